@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO ?= demo-study
+
+.PHONY: demo test check format test-kill recipe docs clean
+
+demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
+	$(BIN)/sayso demo $(DEMO)
+
+test: check  ## everything that must hold, in less than 15 minutes
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-kill: $(INSTALLED)  ## the quick demo killed at 20 random moments gives the same result
+	$(BIN)/python -m pytest tests/kill --kills 20
+
+recipe: $(INSTALLED)  ## the longer tiny-world recipe, up to 45 minutes on 2 cores
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/lee2023_tiny.sh
+
+docs: $(INSTALLED)  ## write docs/cli.md anew from the commands' own help
+	$(BIN)/python docs/make_cli_reference.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .ruff_cache

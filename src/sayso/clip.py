@@ -1,0 +1,322 @@
+"""CLIP as a feature extractor: differentiable preprocessing, and embeddings kept in the study."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from sayso import files
+from sayso.errors import UserError
+from sayso.progress import progress
+from sayso.study import Study
+from sayso.types import Sample, digest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MODES = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers for the two resampling filters that CLIP folders use."""
+
+CHUNK = 128
+"""Images or texts embedded at a time, and images in a shard of the cache. Fixed, because the last
+bits of an embedding can depend on how many rows are computed together."""
+
+
+def to_pixels(image: "Image.Image") -> Float[Tensor, "3 h w"]:
+    """A picture as float RGB in [0, 1]."""
+    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a CLIP folder's preprocessor file asks for, as tensor operations.
+
+    `size_px` is the shortest edge (int) or height and width; None leaves the picture's size. The
+    same steps as transformers' image processor, on floats: without its rounding to 8 bits.
+    """
+
+    size_px: int | tuple[int, int] | None
+    crop_px: tuple[int, int] | None
+    mode: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """Resize, crop and normalise pictures in [0, 1]; differentiable."""
+        images = self._cropped(self._resized(images)) * self.scale
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return (images - mean) / std
+
+    def _resized(self, images: Tensor) -> Tensor:
+        size = _output_size(self.size_px, images.shape[-2], images.shape[-1])
+        if size == tuple(images.shape[-2:]):
+            return images
+        small = F.interpolate(images, size, mode=self.mode, antialias=True, align_corners=False)
+        return small.clamp(0, 1)
+
+    def _cropped(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        crop_h, crop_w = self.crop_px or (height, width)
+        if crop_h > height or crop_w > width:
+            raise UserError(
+                f"the CLIP preprocessor crops {crop_h}×{crop_w} pixels out of {height}×{width}; "
+                "mend size or crop_size in its preprocessor_config.json"
+            )
+        top, left = (height - crop_h) // 2, (width - crop_w) // 2
+        return images[..., top : top + crop_h, left : left + crop_w]
+
+
+def _output_size(size_px: int | tuple[int, int] | None, height: int, width: int) -> tuple[int, int]:
+    if size_px is None:
+        return height, width
+    if isinstance(size_px, tuple):
+        return size_px
+    short = min(height, width)
+    return int(size_px * height / short), int(size_px * width / short)
+
+
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """The preprocessing of a CLIP folder.
+
+    Raises: UserError: if the folder has no preprocessor file or it asks for another filter than
+        bilinear or bicubic.
+    """
+    row = _preprocessor_row(folder)
+    resample = row.get("resample", 3)
+    if resample not in MODES:
+        raise UserError(f"{folder} resizes with filter {resample}; use 2 (bilinear) or 3 (bicubic)")
+    return Preprocessing(
+        size_px=_size(row.get("size", 224)) if row.get("do_resize", True) else None,
+        crop_px=_pair(row.get("crop_size", 224)) if row.get("do_center_crop", True) else None,
+        mode=MODES[resample],
+        scale=255 * row.get("rescale_factor", 1 / 255) if row.get("do_rescale", True) else 255.0,
+        mean=tuple(row["image_mean"]) if row.get("do_normalize", True) else (0.0, 0.0, 0.0),
+        std=tuple(row["image_std"]) if row.get("do_normalize", True) else (1.0, 1.0, 1.0),
+    )
+
+
+def _preprocessor_row(folder: Path) -> files.JsonObject:
+    if (folder / "preprocessor_config.json").is_file():
+        return files.read_json(folder / "preprocessor_config.json")
+    if (folder / "processor_config.json").is_file():
+        return files.read_json(folder / "processor_config.json")["image_processor"]
+    raise UserError(f"{folder} has no preprocessor_config.json; give a whole CLIP folder")
+
+
+def _size(value: int | dict[str, int]) -> int | tuple[int, int]:
+    if isinstance(value, dict):
+        return value["shortest_edge"] if "shortest_edge" in value else _pair(value)
+    return value
+
+
+def _pair(value: int | dict[str, int]) -> tuple[int, int]:
+    return (value["height"], value["width"]) if isinstance(value, dict) else (value, value)
+
+
+class ClipEncoder:
+    """A frozen transformers `CLIPModel` with its tokenizer and preprocessing; see `load`."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, preprocessing: Preprocessing, content_hash: str
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.hash = content_hash
+        self._texts: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, name_or_path: str, device: torch.device | str = "cpu") -> "ClipEncoder":
+        """Load "tinyworld", a folder in transformers' layout, or a hub id; float32.
+
+        Raises: UserError: if there is no such folder or hub id, the weights are not safetensors or
+            not those of a CLIPModel, or the preprocessor file is missing.
+        """
+        folder = resolve_clip(name_or_path)
+        preprocessing = read_preprocessing(folder)
+        model, tokenizer = _load_model(folder)
+        return cls(model.to(device), tokenizer, preprocessing, folder_hash(folder))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding, d."""
+        return self.model.config.projection_dim
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens a text may have, start and end tokens included."""
+        limit = self.model.config.text_config.max_position_embeddings
+        return min(limit, self.tokenizer.model_max_length)
+
+    def images(
+        self, images: "Float[Tensor, 'b 3 h w'] | Sequence[Image.Image]"
+    ) -> Float[Tensor, "b d"]:
+        """Image embeddings after the projection, not normalised.
+
+        Gradients pass through to a tensor that asks for them.
+
+        Args:
+            images: RGB in [0, 1], or pictures of any sizes.
+        """
+        if isinstance(images, Tensor):
+            pixels = self.preprocessing(images.to(self.device, torch.float32))
+        else:
+            rows = [self.preprocessing(to_pixels(image)[None]) for image in images]
+            pixels = torch.cat(rows).to(self.device)
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return self.model.visual_projection(pooled)
+
+    def texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Text embeddings after the projection, not normalised; each text is computed once.
+
+        Raises: UserError: if the tokenizer would cut a text or does not know a word of it.
+        """
+        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        for start in range(0, len(missing), CHUNK):
+            part = missing[start : start + CHUNK]
+            self._texts.update(zip(part, self._embed(part), strict=True))
+        return torch.stack([self._texts[text] for text in texts])
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Raise UserError naming the first text that the tokenizer would cut or not understand."""
+        end = self.tokenizer.eos_token_id
+        for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
+            if len(ids) > self.max_tokens:
+                raise UserError(
+                    f"prompt {text!r} has {len(ids)} tokens, CLIP reads at most {self.max_tokens}; "
+                    "shorten it"
+                )
+            # CLIP reads a text up to its first end token, which also stands for an unknown symbol
+            if end in ids[:-1]:
+                raise UserError(
+                    f"prompt {text!r} has a word that CLIP's tokenizer does not know; rephrase it"
+                )
+
+    @torch.no_grad()
+    def _embed(self, texts: list[str]) -> Tensor:
+        self.check_texts(texts)
+        tokens = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+        return self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+
+
+def resolve_clip(name_or_path: str) -> Path:
+    """The folder of a CLIP: "tinyworld", a path, or a hub id whose files are then fetched.
+
+    Raises: UserError: if it is none of these or has no safetensors weights.
+    """
+    if name_or_path == "tinyworld":
+        from sayso import tinyworld
+
+        folder = tinyworld.paths().clip
+    elif Path(name_or_path).is_dir():
+        folder = Path(name_or_path)
+    else:
+        folder = _download(name_or_path)
+    if not any(folder.glob("model*.safetensors")):
+        raise UserError(
+            f"CLIP folder {folder} has no model.safetensors; only safetensors weights are read: "
+            "convert them with save_pretrained(..., safe_serialization=True)"
+        )
+    return folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"CLIP {name!r} is no folder and could not be fetched ({reason}); "
+            "give tinyworld, a folder or a hub id"
+        ) from None
+
+
+def _load_model(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer, CLIPModel
+
+    kind = files.read_json(folder / "config.json").get("model_type")
+    if kind != "clip":
+        raise UserError(f"{folder} holds a {kind!r} model; give a folder of a CLIPModel")
+    try:
+        loaded: Any = CLIPModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"CLIP folder {folder} cannot be loaded ({reason}); restore it") from None
+    model, facts = loaded
+    if facts["missing_keys"]:
+        raise UserError(
+            f"{folder} lacks weights such as {min(facts['missing_keys'])}; restore the whole folder"
+        )
+    return model, tokenizer
+
+
+def folder_hash(folder: Path) -> str:
+    """A hash of the content of all files that decide what a model folder computes."""
+    parts = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".txt", ".safetensors"):
+            with path.open("rb") as file:
+                parts.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    return digest(parts)
+
+
+@torch.no_grad()
+def embed_samples(
+    study: Study, encoder: ClipEncoder, samples: Sequence[Sample]
+) -> Float[Tensor, "n d"]:
+    """Image embeddings of samples, on the CPU; each is computed once and kept in the study.
+
+    Raises: UserError: if an image that is not embedded yet is missing or damaged.
+    """
+    folder = study.cache / f"clip-{encoder.hash}"
+    known = _read_cache(folder)
+    missing = list({s.id: s for s in samples if s.id not in known}.values())
+    if missing:
+        with progress("embedding images", len(missing)) as advance:
+            for start in range(0, len(missing), CHUNK):
+                part = missing[start : start + CHUNK]
+                known |= _embed_shard(study, encoder, part, folder)
+                advance(len(part))
+    return torch.stack([known[s.id] for s in samples])
+
+
+def _embed_shard(
+    study: Study, encoder: ClipEncoder, samples: list[Sample], folder: Path
+) -> dict[str, Tensor]:
+    vectors = encoder.images([study.image(s) for s in samples]).cpu()
+    shard = {s.id: v.clone() for s, v in zip(samples, vectors, strict=True)}
+    name = digest([s.id for s in samples])
+    files.write_bytes(folder / f"{name}.safetensors", save(shard))
+    return shard
+
+
+def _read_cache(folder: Path) -> dict[str, Tensor]:
+    """All cached embeddings; a damaged shard counts as absent, for it can be computed again."""
+    known: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            known |= load_file(path)
+        except SafetensorError:
+            path.unlink()
+    return known

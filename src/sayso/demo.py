@@ -1,0 +1,131 @@
+"""The demo: the ordinary commands a user would type, one after the other, on the tiny world."""
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sayso.errors import UserError
+from sayso.files import read_json
+from sayso.progress import console
+from sayso.study import Study
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Options of `sayso demo`."""
+
+    quick: bool = False
+    """Prove the path in under a minute, at a size that shows no effect."""
+    seed: int = 0
+    """Seed of everything."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything the demo does; the numbers decide its time and its effect."""
+
+    prompts: str
+    train_images: int
+    pool: int
+    align: str
+    fit: str
+
+
+FULL = Size(
+    prompts="--train 160 --test 64 --fidelity 256",
+    train_images=16,
+    pool=16,
+    align="--max-steps 400 --learning-rate 5e-4",
+    fit="",
+)
+QUICK = Size(
+    prompts="--train 24 --test 16 --fidelity 0",
+    train_images=4,
+    pool=4,
+    align="--max-steps 6 --batch-size 16 --pretraining-images 32 --checkpoint-every 2",
+    fit="--max-epochs 3",
+)
+
+
+def commands(study: str, config: DemoConfig) -> list[str]:
+    """The demo's command lines in order, without the leading "sayso"."""
+    size = QUICK if config.quick else FULL
+    sets = min(4, size.pool)
+    base, tuned = "base", "runs/align-rwr"
+    best = f"{base}@best-of-{size.pool}"
+    lines = [
+        f"new {study} --seed {config.seed}",
+        f"prompts {study} {size.prompts}",
+        f"generate {study} --prompts train --per-prompt {size.train_images}",
+        f"rate {study} --simulated --prompts train",
+        f"fit {study} {size.fit}",
+        f"align {study} {size.align}",
+        f"generate {study} --prompts test --per-prompt {size.pool}",
+        f"generate {study} --prompts test --per-prompt {sets} --best-of {size.pool} "
+        "--reward runs/fit-clip_head",
+        f"generate {study} --prompts test --per-prompt {sets} --model {tuned}",
+    ]
+    if not config.quick:
+        lines += [
+            f"generate {study} --prompts fidelity --per-prompt 1",
+            f"generate {study} --prompts fidelity --per-prompt 1 --model {tuned}",
+        ]
+    for left, right in ((base, tuned), (base, best), (best, tuned)):
+        lines.append(
+            f"rate {study} --simulated --task compare --prompts test --set-size {sets} "
+            f"--left {left} --right {right} --raters 9 --overlap 9"
+        )
+    return [*lines, f"evaluate {study} --model {tuned}", f"report {study}"]
+
+
+def demo(path: Path, config: DemoConfig) -> None:
+    """Run the whole loop in `path`; run again, it resumes, or says that it is finished."""
+    from sayso import cli
+
+    started = time.perf_counter()
+    if _finished(path):
+        console.print(f"The demo in {path} is finished; delete the folder to run it anew.")
+    else:
+        _refuse_foreign(path, config)
+        for line in commands(shlex.quote(str(path)), config):
+            if line.startswith("new ") and (path / "study.json").exists():
+                continue
+            console.print(f"\n[bold]$ sayso {line}[/bold]", highlight=False)
+            cli.run(shlex.split(line))
+        console.print(f"\nThe whole loop took {time.perf_counter() - started:.0f} s.")
+    _show(path, config)
+
+
+def _finished(path: Path) -> bool:
+    return (path / "summary.json").exists()
+
+
+def _refuse_foreign(path: Path, config: DemoConfig) -> None:
+    """A study that the demo did not make, or made with other options, is left alone."""
+    if not path.exists():
+        return
+    study = Study.open(path)
+    if study.info.seed != config.seed or study.info.base_model != "tinyworld":
+        raise UserError(f"{path} is another study; give the demo a path of its own")
+
+
+def _show(path: Path, config: DemoConfig) -> None:
+    """The small table at the end, where the report is, and what to try next."""
+    from rich.table import Table
+
+    summary = read_json(path / "summary.json")
+    table = Table("true to the prompt", "base", "best of n", "aligned")
+    for group in ("count", "colour", "background", "combination", "seen", "unseen", "all"):
+        shares = [summary["alignment"][m][group] for m in ("base", "best_of_n", "aligned")]
+        table.add_row(group, *map(_percent, shares))
+    console.print(table)
+    if config.quick:
+        console.print("This was --quick: it proves the path and shows no effect.")
+    console.print(f"Report: {path / 'report.html'}")
+    console.print("Next: docs/tutorial.md aligns your own model on your own prompts and people.")
+
+
+def _percent(share: Any) -> str:
+    return f"{share:.0%}" if isinstance(share, int | float) else "–"

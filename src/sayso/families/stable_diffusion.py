@@ -1,0 +1,213 @@
+"""Stable Diffusion 1 and 2: U-Net on autoencoder latents, CLIP text states, eps or v prediction."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import diffusers
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from sayso.errors import UserError
+from sayso.files import read_json
+from sayso.policy import Cond, Policy
+from sayso.types import Sampler
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class StableDiffusion(Policy):
+    """A folder that diffusers' StableDiffusionPipeline loads, used without the pipeline."""
+
+    pipelines = ("StableDiffusionPipeline",)
+
+    def __init__(self, unet: Any, vae: Any, text: Any, tokenizer: Any, scheduler: Any) -> None:
+        self.unet, self.vae, self.text = unet, vae, text
+        self.tokenizer, self.scheduler = tokenizer, scheduler
+        self.network = unet
+        self.device = unet.device
+        self.noising: Any = DDPMScheduler.from_config(scheduler.config)
+        self.noising.alphas_cumprod = self.noising.alphas_cumprod.to(self.device)
+        for frozen in (vae, text):
+            frozen.requires_grad_(False).eval()
+        if self.device.type == "cpu":
+            # the fused CPU attention has a slow backward at the short sequences of tiny models
+            unet.set_attn_processor(AttnProcessor())
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device, weights: Path | None = None) -> Self:
+        index = read_json(path / "model_index.json")
+        unet: Any = _model(UNet2DConditionModel, path, "unet")
+        same = unet.config.in_channels == unet.config.out_channels
+        if unet.config.time_cond_proj_dim is not None or not same:
+            raise UserError(f"{path}/unet is distilled or for inpainting; give a plain base model")
+        vae = _model(getattr(diffusers, index["vae"][1]), path, "vae")
+        text = _model(CLIPTextModel, path, "text_encoder")
+        tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
+        scheduler_class = getattr(diffusers, index["scheduler"][1])
+        scheduler = scheduler_class.from_pretrained(path, subfolder="scheduler")
+        policy = cls(unet.to(device), vae.to(device), text.to(device), tokenizer, scheduler)
+        if weights is not None:
+            policy.load_weights(weights)
+        return policy
+
+    # text and images
+
+    def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
+        channels = len(self.vae.config.block_out_channels)
+        factor = 2 ** (channels - 1)
+        if image_size_px <= 0 or image_size_px % factor:
+            raise UserError(f"image_size_px {image_size_px} is no multiple of {factor}; choose one")
+        side = image_size_px // factor
+        return (self.unet.config.in_channels, side, side)
+
+    def check_prompts(self, texts: Sequence[str]) -> None:
+        limit = self.tokenizer.model_max_length
+        for text, ids in zip(texts, self.tokenizer(list(texts)).input_ids, strict=True):
+            if len(ids) > limit:
+                raise UserError(
+                    f"prompt {text!r} has {len(ids) - 2} tokens and would be cut; "
+                    f"the model reads {limit - 2}: shorten it"
+                )
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> Cond:
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", max_length=self.tokenizer.model_max_length,
+            truncation=True, return_tensors="pt",
+        )  # fmt: skip
+        masked = getattr(self.text.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(self.device) if masked else None
+        return {"states": self.text(tokens.input_ids.to(self.device), attention_mask=mask)[0]}
+
+    @torch.no_grad()
+    def encode_images(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        encoded = self.vae.encode(images.to(self.device) * 2 - 1)
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return latents.float() * self.vae.config.scaling_factor
+
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    # diffusion
+
+    def _timestep(self, t: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """The trained timestep in which t lies: t uniform in [0, 1) gives each the same share."""
+        n = self.noising.config.num_train_timesteps
+        return (t * n).long().clamp(0, n - 1)
+
+    def add_noise(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        return self.noising.add_noise(latents, noise, self._timestep(t))
+
+    def target(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        match self.noising.config.prediction_type:
+            case "epsilon":
+                return noise
+            case "v_prediction":
+                return self.noising.get_velocity(latents, noise, self._timestep(t))
+            case other:
+                raise UserError(
+                    f"prediction_type {other!r} is not known; use epsilon or v_prediction"
+                )
+
+    def predict(
+        self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
+    ) -> Float[Tensor, "b c h w"]:
+        return self.network(noisy, self._timestep(t), cond["states"], return_dict=False)[0]
+
+    @torch.inference_mode()
+    def sample(
+        self, cond: Cond, uncond: Cond, seeds: Sequence[int], sampler: Sampler
+    ) -> Float[Tensor, "b c h w"]:
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(sampler.num_inference_steps, device=self.device)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shape = (1, *self.latent_shape(sampler.image_size_px))
+        latents = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        latents = latents * scheduler.init_noise_sigma
+        states, guided = cond["states"], sampler.guidance_scale > 1
+        if guided:
+            states = torch.cat([uncond["states"].expand_as(states), states])
+        extra = _accepted(scheduler.step, eta=sampler.eta, generator=generators)
+        for index in scheduler.timesteps:
+            inputs = scheduler.scale_model_input(latents, index)
+            prediction = self.network(inputs.repeat(1 + guided, 1, 1, 1), index, states).sample
+            if guided:
+                without, within = prediction.chunk(2)
+                prediction = without + sampler.guidance_scale * (within - without)
+            latents = scheduler.step(prediction, index, latents, **extra, return_dict=False)[0]
+        return latents
+
+    # weights
+
+    def add_lora(self, rank: int, seed: int) -> None:
+        from peft import LoraConfig
+
+        self.unet.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.unet.add_adapter(config)
+
+    def save_weights(self, folder: Path) -> None:
+        if not getattr(self.unet, "peft_config", None):
+            self.unet.save_pretrained(folder / "unet")
+            return
+        from diffusers import StableDiffusionPipeline
+        from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+        from peft import get_peft_model_state_dict
+
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
+        StableDiffusionPipeline.save_lora_weights(str(folder), unet_lora_layers=layers)
+
+    def load_weights(self, folder: Path) -> None:
+        if (folder / LORA_FILE).exists():
+            self._merge_lora(folder)
+        elif (folder / "unet").is_dir():
+            saved: Any = _model(UNet2DConditionModel, folder, "unet")
+            self.unet.load_state_dict(saved.state_dict())
+        else:
+            raise UserError(f"{folder} holds neither unet/ nor {LORA_FILE}; repeat the align run")
+
+    def _merge_lora(self, folder: Path) -> None:
+        self.unet.load_lora_adapter(folder / LORA_FILE, prefix="unet")
+        self.unet.fuse_lora()
+        self.unet.unload_lora()
+
+
+def _model(kind: Any, path: Path, part: str) -> Any:
+    """Load one part of the folder in fp32, from safetensors only."""
+    if not any((path / part).glob("*.safetensors")):
+        raise UserError(
+            f"{path / part} holds no .safetensors weights (pickled ones are not read, they can run "
+            "code); save the model with safe_serialization=True"
+        )
+    disable_progress_bar()
+    return kind.from_pretrained(
+        path / part, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
+    )
+
+
+def _accepted(step: Any, **offered: Any) -> dict[str, Any]:
+    """The keyword arguments that a scheduler's step knows."""
+    known = inspect.signature(step).parameters
+    return {name: value for name, value in offered.items() if name in known}

@@ -1,0 +1,328 @@
+"""The vote store: append-only ratings and comparisons in SQLite or PostgreSQL. No torch.
+
+A vote is a row that is never changed and never deleted. Who thinks again adds a row that names the
+old one in `supersedes`; the constraints leave at most one live row per item, rater and question,
+whoever writes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, ProgrammingError
+from sqlalchemy.pool import NullPool
+
+from sayso import vote_tables as tables
+from sayso.errors import UserError
+from sayso.types import Choice, Comparison, Question, Rating, Value, digest
+
+if TYPE_CHECKING:
+    from sayso.study import Study
+
+BUSY_TIMEOUT_S = 10.0
+_CHUNK = 500  # ids in one query; SQLite allows some thousands of variables
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What the raters say of one image: how many marked it good, bad, or skipped it."""
+
+    good: int
+    bad: int
+    skip: int
+    simulated: bool
+
+    @property
+    def value(self) -> Value:
+        """The majority of good and bad; "skip" if there is none."""
+        if self.good == self.bad:
+            return "skip"
+        return "good" if self.good > self.bad else "bad"
+
+
+class Feedback:
+    """Ratings and comparisons in a database, opened at first use.
+
+    A SQLite file that does not exist reads as empty and is made by the first vote.
+
+    Args:
+        url: "sqlite:///path" or "postgresql://user@host/name".
+        busy_timeout_s: how long to wait while another program writes.
+    """
+
+    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        try:
+            self._url = make_url(url)
+        except ArgumentError:
+            raise UserError(f"{url!r} is no database address; give {_ALLOWED}") from None
+        if self._url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise UserError(f"database {self._url.drivername!r} is not supported; give {_ALLOWED}")
+        if self._url.get_backend_name() == "sqlite" and self._url.database in (
+            None,
+            "",
+            ":memory:",
+        ):
+            raise UserError(f"{url!r} names no file; give {_ALLOWED}")
+        if self._url.drivername == "postgresql":
+            self._url = self._url.set(drivername="postgresql+psycopg")
+        self._busy_timeout_s = busy_timeout_s
+
+    # writing
+
+    def add_ratings(self, ratings: Sequence[Rating]) -> int:
+        """Store ratings, all or none; what is stored already is left as it is.
+
+        Returns: how many were new.
+        Raises: UserError: if an id is stored with another body, if the rater has rated the image
+            already and the rating does not supersede that one, or if the store cannot be written.
+        """
+        for rating in ratings:
+            _check(rating, get_args(Value))
+        return self._add(tables.ratings, ratings)
+
+    def add_comparisons(self, comparisons: Sequence[Comparison]) -> int:
+        """Store comparisons; see `add_ratings`."""
+        for comparison in comparisons:
+            _check(comparison, get_args(Choice))
+        return self._add(tables.comparisons, comparisons)
+
+    def _add(self, table: Table, votes: Sequence[Rating] | Sequence[Comparison]) -> int:
+        rows: dict[str, dict[str, Any]] = {}
+        for row in map(_row, votes):
+            _refuse_other_body(row, rows.setdefault(row["id"], row))
+        if not rows:
+            return 0
+        with self._transaction(write=True) as db:
+            for old in _stored(db, table, list(rows)):
+                _refuse_other_body(rows.pop(old["id"]), old)
+            if rows:
+                db.execute(insert(table), list(rows.values()))
+        return len(rows)
+
+    # reading
+
+    def ratings(self, simulated: bool | None = None) -> list[Rating]:
+        """The live ratings, oldest first: of people (False), of programs (True), or of both."""
+        return [_rating(row) for row in self._live(tables.ratings, simulated)]
+
+    def comparisons(self, simulated: bool | None = None) -> list[Comparison]:
+        """The live comparisons, oldest first; see `ratings`."""
+        return [_comparison(row) for row in self._live(tables.comparisons, simulated)]
+
+    def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
+        """The live ratings counted per sample id: of people or of simulated raters, never both."""
+        labels: dict[str, Label] = {}
+        for rating in self.ratings(simulated):
+            if rating.question != question:
+                continue
+            old = labels.get(rating.sample_id, Label(0, 0, 0, simulated))
+            more = getattr(old, rating.value) + 1
+            labels[rating.sample_id] = replace(old, **{rating.value: more})
+        return labels
+
+    def kind_in_use(self) -> bool:
+        """The `simulated` to read with: False (people) if any person rated, else True."""
+        return not self.ratings(simulated=False)
+
+    def _live(self, table: Table, simulated: bool | None) -> list[Mapping[str, Any]]:
+        if self._absent:
+            return []
+        later = table.alias()
+        query = (
+            select(table)
+            .where(~select(later.c.seq).where(later.c.supersedes == table.c.id).exists())
+            .order_by(table.c.seq)
+        )
+        if simulated is not None:
+            query = query.where(table.c.simulated == simulated)
+        with self._transaction(write=False) as db:
+            return [dict(row) for row in db.execute(query).mappings()]
+
+    # the database
+
+    @property
+    def _file(self) -> Path | None:
+        """SQLite's file."""
+        return Path(str(self._url.database)) if self._url.get_backend_name() == "sqlite" else None
+
+    @property
+    def _absent(self) -> bool:
+        return self._file is not None and not self._file.exists()
+
+    @cached_property
+    def _engine(self) -> Engine:
+        if self._file is None:
+            return _postgresql(self._url)
+        engine = create_engine(self._url, poolclass=NullPool)
+        event.listen(engine, "connect", self._configure)
+        event.listen(engine, "begin", _begin)
+        return engine
+
+    def _configure(self, connection: Any, _record: object) -> None:
+        # the driver must not begin transactions by itself: `_begin` does
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout={int(self._busy_timeout_s * 1000)}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @contextmanager
+    def _transaction(self, write: bool) -> Iterator[Connection]:
+        with self._user_errors():
+            self._ready()
+            with self._engine.execution_options(immediate=write).begin() as db:
+                yield db
+
+    _checked = False
+
+    def _ready(self) -> None:
+        """Make the tables if there are none, and refuse those of a newer version."""
+        if self._checked:
+            return
+        if self._absent or not self._has_tables():
+            with self._engine.execution_options(immediate=True).begin() as db:
+                tables.create(db)
+        with self._engine.begin() as db:
+            version = tables.version(db)
+        if version > tables.VERSION:
+            raise UserError(
+                f"the votes in {self._name} have format {version}, this sayso reads up to "
+                f"{tables.VERSION}; upgrade sayso"
+            )
+        self._checked = True
+
+    def _has_tables(self) -> bool:
+        with self._engine.connect() as db:
+            return tables.exist(db)
+
+    @property
+    def _name(self) -> str:
+        return str(self._file or self._url.render_as_string(hide_password=True))
+
+    @contextmanager
+    def _user_errors(self) -> Iterator[None]:
+        """What the machine refuses is for the user to mend, in one line."""
+        try:
+            yield
+        except IntegrityError as error:
+            raise UserError(
+                f"a vote was refused by {self._name}: each rater has one live vote per item and "
+                f"question, and a vote is superseded once ({_first_line(error)})"
+            ) from None
+        except (ProgrammingError, DataError):
+            raise  # a bug of ours, not of the machine
+        except DatabaseError as error:
+            raise UserError(_explain(self._name, _first_line(error))) from None
+
+
+_ALLOWED = "sqlite:///PATH or postgresql://USER@HOST/NAME"
+
+
+def _postgresql(url: Any) -> Engine:
+    try:
+        return create_engine(url, pool_pre_ping=True)
+    except ModuleNotFoundError:
+        raise UserError("PostgreSQL needs one more package; install psycopg[binary]") from None
+
+
+def _begin(connection: Connection) -> None:
+    write = connection.get_execution_options().get("immediate", False)
+    # a write lock taken at once can wait its turn; one taken later fails when two readers upgrade
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _first_line(error: DatabaseError) -> str:
+    return (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
+
+
+_REASONS: Mapping[str, str] = {
+    "readonly": "is read-only; make it writable, or copy the study",
+    "read-only": "is read-only; make it writable, or copy the study",
+    "locked": "is locked by another program; close it and repeat the command",
+    "busy": "is locked by another program; close it and repeat the command",
+    "full": "cannot grow, the disk is full; make room and repeat the command",
+    "unable to open": "cannot be opened; check the folder and its permissions",
+    "disk i/o": "cannot be read or written; check the disk and its permissions",
+    "not a database": "is not a database; restore it",
+    "malformed": "is damaged; restore it",
+}
+
+
+def _explain(name: str, message: str) -> str:
+    for sign, reason in _REASONS.items():
+        if sign in message.lower():
+            return f"the vote store {name} {reason} ({message})"
+    return f"the vote store {name} cannot be used ({message}); check its address and that it runs"
+
+
+# rows
+
+
+def _check(vote: Rating | Comparison, values: tuple[str, ...]) -> None:
+    kind = type(vote).__name__.lower()
+    if vote.value not in values:
+        raise UserError(f"{kind} {vote.id} has value {vote.value!r}; allowed: {', '.join(values)}")
+    if vote.question not in get_args(Question):
+        allowed = ", ".join(get_args(Question))
+        raise UserError(f"{kind} {vote.id} has question {vote.question!r}; allowed: {allowed}")
+    if not vote.id or not vote.rater:
+        raise UserError(f"{kind} {vote.id!r} of rater {vote.rater!r} needs an id and a rater")
+
+
+def _row(vote: Rating | Comparison) -> dict[str, Any]:
+    row = asdict(vote)
+    if isinstance(vote, Comparison):
+        row["left_ids"], row["right_ids"] = list(vote.left_ids), list(vote.right_ids)
+        row["pair"] = digest(sorted([row["left_ids"], row["right_ids"]]))
+    times = {"shown_at": float(vote.shown_at), "answered_at": float(vote.answered_at)}
+    return {**row, **times, "shown": dict(vote.shown)}
+
+
+def _stored(db: Connection, table: Table, ids: list[str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for i in range(0, len(ids), _CHUNK):
+        query = select(table).where(table.c.id.in_(ids[i : i + _CHUNK]))
+        found += [dict(row) for row in db.execute(query).mappings()]
+    return found
+
+
+def _refuse_other_body(row: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    if digest({key: old[key] for key in row}) != digest(row):
+        raise UserError(
+            f"vote {row['id']} is stored with another body; votes never change: give the new one "
+            "its own id and let it supersede the old"
+        )
+
+
+def _rating(row: Mapping[str, Any]) -> Rating:
+    return Rating(**{f.name: row[f.name] for f in fields(Rating)})
+
+
+def _comparison(row: Mapping[str, Any]) -> Comparison:
+    plain = {f.name: row[f.name] for f in fields(Comparison)}
+    sides = {key: tuple(plain[key]) for key in ("left_ids", "right_ids")}
+    return Comparison(**{**plain, **sides})
+
+
+# against the study
+
+
+def check_feedback(study: "Study") -> None:
+    """Refuse ratings of images that are gone.
+
+    Raises: UserError: naming the first rating whose sample has no record or no image file.
+    """
+    paths = {sample.id: sample.path for sample in study.samples()}
+    for rating in study.feedback.ratings():
+        path = paths.get(rating.sample_id)
+        if path is None or not (study.path / path).is_file():
+            what = f"{study.path / path}" if path else f"sample {rating.sample_id}"
+            raise UserError(
+                f"rating {rating.id} by {rating.rater} is for an image that is gone: {what}; "
+                "restore it from a backup of the study"
+            )

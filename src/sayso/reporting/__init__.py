@@ -1,0 +1,1 @@
+"""What `sayso report` is made of: numbers gathered, pictures chosen, plots drawn, one page."""

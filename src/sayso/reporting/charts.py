@@ -1,0 +1,182 @@
+"""Plots as inline SVG. Bars stretch with the page (no text inside); line plots scale whole.
+
+Colours are CSS classes of style.css, so that plots follow the light and the dark theme.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 360, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 40
+
+
+def bar(share: float, low: float, high: float, kind: str) -> Markup:
+    """One share in [0, 1] as a bar with its interval as a whisker; `kind` picks the colour."""
+    ends = "".join(_line(f"{x:.2%}", "22%", f"{x:.2%}", "78%", "whisker") for x in (low, high))
+    across = (f"{low:.2%}", "50%", f"{high:.2%}", "50%")
+    return Markup(
+        '<svg class="bar" aria-hidden="true" width="100%" height="16">'
+        f'<rect class="track" width="100%" height="100%" rx="3"/>'
+        f'<rect class="{escape(kind)}" width="{share:.2%}" height="100%" rx="3"/>'
+        f"{_line(*across, 'halo')}{_line(*across, 'whisker')}{ends}</svg>"
+    )
+
+
+def stacked(parts: Sequence[tuple[str, float]]) -> Markup:
+    """Shares in [0, 1] one after the other; each part is (CSS class, share)."""
+    pieces, start = [], 0.0
+    for kind, share in parts:
+        place = f'x="{start:.2%}" width="{share:.2%}" height="100%"'
+        pieces.append(f'<rect class="{escape(kind)}" {place}/>')
+        if start > 0 and share > 0:
+            pieces.append(_line(f"{start:.2%}", "0", f"{start:.2%}", "100%", "gap"))
+        start += share
+    inside = "".join(pieces)
+    return Markup(
+        '<svg class="stack" aria-hidden="true" width="100%" height="22">'
+        f'<rect class="track" width="100%" height="100%"/>{inside}</svg>'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points of one line or cloud, in data units; `intervals` gives (low, high) of y a point."""
+
+    kind: str
+    points: Sequence[tuple[float, float]]
+    intervals: Sequence[tuple[float, float]] = ()
+    line: bool = True
+    dots: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis: its words, its range (None: that of the data) and whether in percent."""
+
+    label: str
+    low: float | None = None
+    high: float | None = None
+    percent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """An axis whose range and ticks are settled."""
+
+    axis: Axis
+    low: float
+    high: float
+    ticks: Sequence[float]
+
+    def fraction(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
+
+def plot(series: Sequence[Series], x: Axis, y: Axis, title: str, diagonal: bool = False) -> Markup:
+    """A plot with two axes and a few ticks; `title` is what a screen reader says."""
+    across = _fitted(x, [p[0] for s in series for p in s.points])
+    up = _fitted(y, [v for s in series for p in _extent(s) for v in p])
+    inside = [_axes(across, up)]
+    if diagonal:
+        inside.append(_line(*_place(across, up, 0, 0), *_place(across, up, 1, 1), "ideal"))
+    inside += [_drawn(s, across, up) for s in series]
+    return Markup(
+        f'<svg class="plot" role="img" aria-label="{escape(title)}" '
+        f'viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(inside)}</svg>'
+    )
+
+
+def smooth(points: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
+    """Means of neighbouring points, so that at most `most` remain; few points stay as they are."""
+    size = ceil(len(points) / most) if points else 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(_mean(p[0] for p in g), _mean(p[1] for p in g)) for g in groups]
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = list(values)
+    return sum(kept) / len(kept)
+
+
+def _extent(series: Series) -> Sequence[tuple[float, ...]]:
+    return series.intervals or [(p[1],) for p in series.points]
+
+
+def _fitted(axis: Axis, values: Sequence[float]) -> _Scale:
+    """Fill in the range and the ticks that were left open."""
+    low = axis.low if axis.low is not None else min(values, default=0.0)
+    high = axis.high if axis.high is not None else max(values, default=1.0)
+    high = high if high > low else low + (abs(low) or 1.0)
+    step = _step(high - low)
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    low = low if axis.low is not None else first * step
+    high = high if axis.high is not None else last * step
+    ticks = [n * step for n in range(first, last + 1) if low - 1e-9 <= n * step <= high + 1e-9]
+    return _Scale(axis, low, high, ticks)
+
+
+def _step(span: float) -> float:
+    """A round tick distance that gives three to six ticks."""
+    rough = span / 4
+    power = 10.0 ** floor(log10(rough))
+    return next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
+
+
+def _place(x: _Scale, y: _Scale, px: float, py: float) -> tuple[float, float]:
+    """Data to picture units."""
+    return (
+        round(_LEFT + x.fraction(px) * (WIDTH - _LEFT - _RIGHT), 1),
+        round(HEIGHT - _BOTTOM - y.fraction(py) * (HEIGHT - _TOP - _BOTTOM), 1),
+    )
+
+
+def _axes(x: _Scale, y: _Scale) -> str:
+    bottom, parts = HEIGHT - _BOTTOM, []
+    for tick in y.ticks:
+        height = _place(x, y, x.low, tick)[1]
+        parts.append(_line(_LEFT, height, WIDTH - _RIGHT, height, "grid"))
+        parts.append(_text(_LEFT - 6, height + 4, _label(tick, y.axis), "end"))
+    for tick in x.ticks:
+        along = _place(x, y, tick, y.low)[0]
+        parts.append(_line(along, bottom, along, bottom + 4, "axis"))
+        anchor = "end" if along > WIDTH - 24 else "middle"
+        parts.append(_text(along, bottom + 17, _label(tick, x.axis), anchor))
+    parts.append(_line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "axis"))
+    parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 5, x.axis.label, "middle", "name"))
+    middle = (_TOP + bottom) / 2
+    parts.append(_text(11, middle, y.axis.label, "middle", "name", f"rotate(-90 11 {middle:g})"))
+    return "".join(parts)
+
+
+def _label(value: float, axis: Axis) -> str:
+    if axis.percent:
+        return f"{value:.0%}"
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:,.6g}".replace(",", " ")
+
+
+def _drawn(series: Series, x: _Scale, y: _Scale) -> str:
+    places = [_place(x, y, *point) for point in series.points]
+    kind, parts = escape(series.kind), []
+    for (px, _), (low, high) in zip(series.points, series.intervals, strict=False):
+        parts.append(_line(*_place(x, y, px, low), *_place(x, y, px, high), f"interval {kind}"))
+    if series.line and places:
+        path = " ".join(f"{a:g},{b:g}" for a, b in places)
+        parts.append(f'<polyline class="curve {kind}" points="{path}"/>')
+    if series.dots:
+        parts += [f'<circle class="dot {kind}" cx="{a:g}" cy="{b:g}" r="3.5"/>' for a, b in places]
+    return "".join(parts)
+
+
+def _line(x1: float | str, y1: float | str, x2: float | str, y2: float | str, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+
+
+def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick", turn: str = "") -> str:
+    turned = f' transform="{turn}"' if turn else ""
+    place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
+    return f'<text class="{kind}" {place}{turned}>{escape(words)}</text>'

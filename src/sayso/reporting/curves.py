@@ -1,0 +1,62 @@
+"""The line plots of the report."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+from sayso.files import JsonObject
+from sayso.reporting.charts import Axis, Series, plot, smooth
+from sayso.run import Run
+
+_LEAST_IN_BIN = 5
+
+
+def calibration_plot(quality: JsonObject) -> Markup | None:
+    """Share of true images against the reward that promised them, seen and unseen objects apart."""
+    series = [_reliability(quality[s], s) for s in ("seen", "unseen") if _bins(quality, s)]
+    if not series:
+        return None
+    axes = Axis("reward", 0.0, 1.0), Axis("share that is true", 0.0, 1.0, percent=True)
+    return plot(series, *axes, "Calibration of the reward", diagonal=True)
+
+
+def _bins(quality: JsonObject, split: str) -> list[dict[str, Any]]:
+    """The bins with enough images to say something."""
+    table = quality.get(split, {}).get("calibration", [])
+    return [row for row in table if isinstance(row, dict) and row["n"] >= _LEAST_IN_BIN]
+
+
+def _reliability(part: JsonObject, split: str) -> Series:
+    rows = _bins({split: part}, split)
+    return Series(
+        split,
+        [(row["score"], row["target"]) for row in rows],
+        [(row["target_low"], row["target_high"]) for row in rows],
+        dots=True,
+    )
+
+
+def fit_plot(run: Run | None) -> Markup | None:
+    """Squared error of the reward on learned and on held-out prompts, by epoch."""
+    names = {"squared_error": "base", "heldout_squared_error": "aligned"}
+    rows = run.history() if run else []
+    lines = [
+        Series(kind, _points(rows, name)) for name, kind in names.items() if _points(rows, name)
+    ]
+    if not lines:
+        return None
+    return plot(lines, Axis("epoch"), Axis("squared error", low=0.0), "Learning the reward")
+
+
+def training_plot(run: Run | None, name: str, label: str) -> Markup | None:
+    """One logged number of the alignment by step; many steps are averaged into few points."""
+    points = _points(run.history(), name) if run else []
+    if len(points) < 2:
+        return None
+    kind = "aligned" if name == "loss" else "best"
+    low = 0.0 if name == "learning_rate" else None
+    return plot([Series(kind, smooth(points))], Axis("step"), Axis(label, low=low), label)
+
+
+def _points(rows: list[JsonObject], name: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]

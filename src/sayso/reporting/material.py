@@ -1,0 +1,166 @@
+"""What a study holds for its report, and what is missing and how to make it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from sayso.errors import UserError
+from sayso.files import JsonObject, read_json, read_lines
+from sayso.run import Run
+from sayso.study import Study
+
+SESSION_GAP_S = {"people": 300.0, "simulated": 10.0}
+"""Votes further apart than this belong to two sittings; the pause between them is not counted."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that the report reads. `evaluation` names a run of evaluate; "" takes the newest one."""
+
+    study: Study
+    evaluation: str = ""
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Every run, in the order in which they were started."""
+        found = [Run(path.parent) for path in self.study.path.glob("runs/*/config.json")]
+        return sorted(found, key=lambda run: (environment(run).get("started_at", 0), run.name))
+
+    @cached_property
+    def evaluate_run(self) -> Run | None:
+        """The evaluation that the report tells of.
+
+        Raises: UserError: if the one asked for is not there or not finished.
+        """
+        if self.evaluation:
+            run = self.study.find_run(self.evaluation)
+            _ = run.result
+            if not run.path.name.startswith("evaluate"):
+                raise UserError(f"{run.name} is no run of evaluate; name one, such as evaluate-rwr")
+            return run
+        return self._newest("evaluate")
+
+    @cached_property
+    def align_run(self) -> Run | None:
+        """The run that made the tuned model of the evaluation; without one, the newest."""
+        return self._of_evaluation("model") or self._newest("align")
+
+    @cached_property
+    def fit_run(self) -> Run | None:
+        """The run that made the reward of the evaluation; without one, the newest."""
+        return self._of_evaluation("reward") or self._newest("fit")
+
+    def _newest(self, stage: str) -> Run | None:
+        own = [r for r in self.runs if r.path.name.split("-")[0] == stage and r.finished]
+        return own[-1] if own else None
+
+    def _of_evaluation(self, field: str) -> Run | None:
+        name = str(self.evaluate_run.config.get(field, "")) if self.evaluate_run else ""
+        found = [run for run in self.runs if run.name == name and run.finished]
+        return found[0] if found else None
+
+    @cached_property
+    def result(self) -> JsonObject:
+        """The evaluation's result; empty without one."""
+        return self.evaluate_run.result if self.evaluate_run else {}
+
+    @cached_property
+    def scores(self) -> list[JsonObject]:
+        """The evaluation's line of every image."""
+        return read_lines(self.evaluate_run.path / "scores.jsonl") if self.evaluate_run else []
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Role ("base", "best_of_n", "aligned") → model."""
+        return self.result.get("models", {})
+
+    @cached_property
+    def feedback(self) -> JsonObject:
+        """Live ratings counted, of the kind that training used: people, or simulated raters."""
+        store = self.study.feedback
+        people = {"people": False, "simulated": True}
+        chosen = self.fit_run.result.get("raters") if self.fit_run else None
+        simulated = people[chosen] if chosen in people else store.kind_in_use()
+        votes = [r for r in store.ratings(simulated) if r.question == "alignment"]
+        counts = {value: sum(r.value == value for r in votes) for value in ("good", "bad", "skip")}
+        kind = "none" if not votes else "simulated" if simulated else "people"
+        raters = len({r.rater for r in votes})
+        return {"ratings": len(votes), **counts, "kind": kind, "raters": raters}
+
+    @cached_property
+    def simulated(self) -> bool:
+        """Some number on the page comes from simulated raters."""
+        rows = self.result.get("comparisons", [])
+        return self.feedback["kind"] == "simulated" or any(row["simulated"] for row in rows)
+
+    @cached_property
+    def images(self) -> dict[str, int]:
+        """How many images were drawn, by model; a selection draws none of its own."""
+        counts: dict[str, int] = {}
+        for sample in self.study.samples():
+            if "@" not in sample.model:
+                counts[sample.model] = counts.get(sample.model, 0) + 1
+        return counts
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """What each stage took, all its runs together, in the order of the loop."""
+        found: dict[str, float] = {}
+        for run in self.runs:
+            took = run.result.get("seconds") if run.finished else None
+            if isinstance(took, int | float):
+                stage = run.path.name.split("-")[0]
+                found[stage] = found.get(stage, 0.0) + took
+        found["rate"] = found.get("rate", 0.0) + self._rating_seconds()
+        order = ("prompts", "generate", "rate", "fit", "align", "evaluate")
+        return {stage: found[stage] for stage in order if found.get(stage)}
+
+    def _rating_seconds(self) -> float:
+        """Time between votes, without the pauses between sittings; the stage keeps no run."""
+        total, store = 0.0, self.study.feedback
+        for kind, gap_s in SESSION_GAP_S.items():
+            simulated = kind == "simulated"
+            votes = [*store.ratings(simulated), *store.comparisons(simulated)]
+            times = sorted({t for v in votes for t in (v.shown_at, v.answered_at)})
+            gaps = [b - a for a, b in pairwise(times)]
+            total += sum(gap for gap in gaps if gap <= gap_s)
+        return total
+
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Part of the report → what is not there yet and the command that makes it."""
+        path, model = self.study.path, self.align_run.name if self.align_run else "runs/align-rwr"
+        lacks = {
+            "images": (not self.images, f"No images yet: sayso generate {path}"),
+            "feedback": (not self.feedback["ratings"], f"No ratings yet: sayso rate {path}"),
+            "fit": (self.fit_run is None, f"No reward learned yet: sayso fit {path}"),
+            "align": (self.align_run is None, f"No model tuned yet: sayso align {path}"),
+            "evaluate": (
+                self.evaluate_run is None,
+                f"Not evaluated yet: sayso evaluate {path} --model {model}",
+            ),
+            "comparison": (
+                not self.result.get("comparisons"),
+                f"No side-by-side comparisons: sayso rate {path} --task compare --left base "
+                f"--right {model}, then evaluate again under another --name",
+            ),
+            "best_of_n": (
+                "best_of_n" not in self.models,
+                f"No best-of-n selection: sayso generate {path} --prompts test --best-of 16 "
+                "--reward runs/fit-clip_head",
+            ),
+        }
+        return {part: text for part, (absent, text) in lacks.items() if absent}
+
+
+def environment(run: Run) -> JsonObject:
+    """A run's env.json; empty if it has none."""
+    path = run.path / "env.json"
+    return read_json(path) if path.exists() else {}
+
+
+def number(value: Any) -> float | None:
+    """A number as it is; None for what was skipped or is not there."""
+    return float(value) if isinstance(value, int | float) else None

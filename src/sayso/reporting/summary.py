@@ -1,0 +1,82 @@
+"""summary.json: the study's headline numbers; null where there is none (yet)."""
+
+from typing import Any
+
+from sayso.reporting.material import Material, number
+from sayso.types import CATEGORIES
+
+ROLES = ("base", "aligned", "best_of_n")
+GROUPS = (*CATEGORIES, "seen", "unseen", "all")
+
+
+def summarise(material: Material) -> dict[str, Any]:
+    """The summary of a study, with at least the fields that docs/study-folder.md lists."""
+    seconds = {stage: round(value, 3) for stage, value in material.seconds.items()}
+    return {
+        "seconds": {"total": round(sum(seconds.values()), 3), **seconds},
+        "feedback": material.feedback,
+        "reward": _reward(material.result.get("reward_quality", {})),
+        "alignment": _alignment(material.result),
+        "comparison": _comparison(comparison(material.result, "aligned", "base", "alignment")),
+        "fidelity": _fidelity(material.result.get("fidelity", {})),
+        "models": dict(material.models),
+        "missing": material.missing,
+    }
+
+
+def _reward(quality: dict[str, Any]) -> dict[str, Any]:
+    fields = {"accuracy": "accuracy", "auc": "auc", "clip_auc": "clip_auc", "n": "n"}
+    return {
+        name: {s: number(quality.get(s, {}).get(field)) for s in ("seen", "unseen")}
+        for name, field in fields.items()
+    }
+
+
+def _alignment(result: dict[str, Any]) -> dict[str, Any]:
+    shares = result.get("alignment", {})
+    overall = result.get("paired", {}).get("all", {})
+    found = {role: _shares(shares.get(role, {}), "value") for role in ROLES}
+    counts = {role: _shares(shares.get(role, {}), "n") for role in ROLES}
+    return found | {
+        "n": overall.get("n"),
+        "p_value": overall.get("p_value"),
+        "n_by_group": counts,
+        "judge": result.get("judge"),
+    }
+
+
+def _shares(shares: dict[str, Any], field: str) -> dict[str, float | None]:
+    names = [*GROUPS, *(n for n in shares if n not in GROUPS and "/" not in n and n != "skipped")]
+    return {name: shares.get(name, {}).get(field) for name in names}
+
+
+def comparison(
+    result: dict[str, Any], first: str, second: str, question: str
+) -> dict[str, Any] | None:
+    """The counted votes on two roles and a question: people's if any, else simulated raters'."""
+    models = result.get("models", {})
+    rows = [
+        row
+        for row in result.get("comparisons", [])
+        if (row["first"], row["second"]) == (models.get(first), models.get(second))
+        and row["question"] == question
+    ]
+    return min(rows, key=lambda row: row["simulated"], default=None)
+
+
+def _comparison(row: dict[str, Any] | None) -> dict[str, Any]:
+    if row is None:
+        return dict.fromkeys(("win", "tie", "lose", "undecided", "net", "n_prompts", "kind"))
+    shares = {name: row[name]["value"] for name in ("win", "tie", "lose", "undecided")}
+    kind = "simulated" if row["simulated"] else "people"
+    return shares | {"net": row["net"], "n_prompts": row["n_prompts"], "kind": kind}
+
+
+def _fidelity(fidelity: dict[str, Any]) -> dict[str, Any]:
+    distances = {r: number(fidelity.get(r, {}).get("frechet")) for r in ("base", "aligned")}
+    return distances | {
+        "ratio": number(fidelity.get("ratio")),
+        "n": fidelity.get("n"),
+        "features": fidelity.get("features"),
+        "skipped": fidelity.get("skipped"),
+    }

@@ -1,0 +1,205 @@
+"""Stage `align`: fine-tune the model on what people, or the reward learned from them, like."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sayso.devices import MixedPrecision, make_accelerator
+from sayso.errors import UserError
+from sayso.progress import console
+from sayso.run import Run
+from sayso.study import Study
+from sayso.train_options import TrainOptions
+from sayso.types import Prompt, Sample
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sayso.aligner import Aligner
+    from sayso.policy import Policy
+    from sayso.training_data import TrainingRows
+
+
+@dataclass(frozen=True)
+class AlignConfig(TrainOptions):
+    """Options of `sayso align`; the aligner's own come with it."""
+
+    aligner: str = "rwr"
+    """The algorithm: a file of aligners/, or your own, such as ./mine.py."""
+    name: str = ""
+    """Name of the run; default: the aligner's."""
+    reward: str = "runs/fit-clip_head"
+    """What to maximise: a run of fit, or a reward that needs no training such as clip_score."""
+    model: str = "base"
+    """The model to start from, whose images are trained on: base, or an earlier align run."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters to train in place of the whole network; 0 = the whole network, as
+    in the paper."""
+    pretraining_images: int = 1024
+    """How many pre-training images to use, at most; the paper's 625,000."""
+    seed: int | None = None
+    """Seed of the training; default: the study's."""
+    mixed_precision: MixedPrecision = "auto"
+    """Number format of the network's arithmetic; auto = bf16 where the machine has it."""
+
+    def check(self) -> None:
+        super().check()
+        for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
+
+
+def plan(study: Study, config: AlignConfig) -> dict[str, object]:
+    """What would be done: rows, images a step, passes over the data."""
+    samples, _ = _training_samples(study, config.model)
+    seen = config.max_steps * config.batch_size
+    return {
+        "own images": len(samples),
+        "images a step": config.batch_size,
+        "images in all": seen,
+        "passes over the own images, about": round(seen / len(samples), 1),
+        "checkpoints": (config.max_steps - 1) // config.checkpoint_every,
+    }
+
+
+def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -> Run:
+    """Fine-tune `config.model` and write the tuned weights to `runs/align-<name>/weights`.
+
+    Args:
+        study: its samples of the model on "train" prompts are the data.
+        config: how to train.
+        aligner: the algorithm with its options; None = the one `config.aligner` names, with its
+            defaults.
+    Raises: UserError: if data, reward or pre-training images that the aligner needs are missing,
+        if a reward, loss or gradient is not finite, or an option is out of range.
+    """
+    from sayso.aligner import load_aligner
+
+    config.check()
+    aligner = aligner or load_aligner(config.aligner)()
+    options: Any = aligner
+    samples, prompts = _training_samples(study, config.model)
+    marks = _marks(study, samples)
+    _check_needs(study, config, aligner, marks)
+    name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
+    run = study.run("align", name, {**asdict(config), "options": asdict(options)})
+    if run.finished:
+        console.print(f"{run.name} is finished")
+        return run
+    _train(study, config, aligner, run, (samples, prompts, marks))
+    return run
+
+
+def _train(
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    run: Run,
+    data: tuple[list[Sample], dict[str, Prompt], Mapping[str, float]],
+) -> None:
+    from sayso.aligner import Context
+    from sayso.models import load_policy
+    from sayso.train import train
+
+    accelerator = make_accelerator(config.mixed_precision)
+    seed = study.info.seed if config.seed is None else config.seed
+    policy = load_policy(study, config.model, accelerator.device)
+    with accelerator.local_main_process_first():
+        rows = _rows(study, config, aligner, policy, accelerator, *data)
+    if config.lora_rank:
+        policy.add_lora(config.lora_rank, seed)
+    context = Context(rows, config.batch_size, config.max_steps, seed)
+    result = train(policy, aligner, context, config, run, accelerator)
+    if accelerator.is_main_process:
+        run.finish(result | _facts(rows, policy))
+
+
+def _training_samples(study: Study, model: str) -> tuple[list[Sample], dict[str, Prompt]]:
+    """The model's images for "train" prompts, and the prompts by id."""
+    prompts = {prompt.id: prompt for prompt in study.prompts("train")}
+    samples = [s for s in study.samples(model) if s.prompt_id in prompts]
+    if not samples:
+        raise UserError(
+            f"there are no images of {model!r} for train prompts; make some with: "
+            f"sayso generate {study.path} --model {model}"
+        )
+    return samples, prompts
+
+
+def _marks(study: Study, samples: list[Sample]) -> dict[str, float]:
+    """Share of good among good and bad ratings, by sample id; of people, if any person rated."""
+    store = study.feedback
+    labels = store.labels(store.kind_in_use())
+    counts = {s.id: labels[s.id] for s in samples if s.id in labels}
+    return {i: c.good / (c.good + c.bad) for i, c in counts.items() if c.good + c.bad}
+
+
+def _check_needs(
+    study: Study, config: AlignConfig, aligner: "Aligner", marks: Mapping[str, float]
+) -> None:
+    """Compare what the aligner needs with what is there, before any model loads."""
+    needs, name = aligner.required(), type(aligner).__name__
+    if "data" in needs:
+        for word, count in {
+            "good": sum(m > 0.5 for m in marks.values()),
+            "bad": sum(m < 0.5 for m in marks.values()),
+        }.items():
+            if not count:
+                raise UserError(
+                    f"aligner {name} needs ratings of both kinds, and no image of {config.model!r} "
+                    f"is rated {word}; rate more images: sayso rate {study.path}"
+                )
+    if "reward" in needs and config.reward.startswith("runs/"):
+        _ = study.find_run(config.reward).result
+    if "pretraining" in needs and not study.info.pretraining:
+        raise UserError(
+            f"aligner {name} needs pre-training images and the study names none; give "
+            "--pretraining-weight 0, or make the study with --pretraining FOLDER"
+        )
+
+
+def _rows(
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    policy: "Policy",
+    accelerator: "Accelerator",
+    samples: list[Sample],
+    prompts: Mapping[str, Prompt],
+    marks: Mapping[str, float],
+) -> "TrainingRows":
+    """The table of training rows; only what the aligner needs is computed."""
+    from sayso.training_data import load_latents, make_rows, marks_of, pretraining_rows
+
+    needs = aligner.required()
+    texts = [prompts[sample.prompt_id].text for sample in samples]
+    policy.check_prompts(list(dict.fromkeys(texts)))
+    rewards = [float("nan")] * len(samples)
+    if "reward" in needs:
+        rewards = _rewards(study, config.reward, samples, texts, accelerator)
+    natural = None
+    if "pretraining" in needs:
+        natural = pretraining_rows(study, policy, config.pretraining_images, accelerator.autocast())
+    own = (load_latents(study, samples), texts)
+    return make_rows(policy, own, marks_of(samples, marks), rewards, natural)
+
+
+def _rewards(
+    study: Study, name: str, samples: list[Sample], texts: list[str], accelerator: "Accelerator"
+) -> list[float]:
+    from sayso.reward import load_reward
+
+    reward = load_reward(study, name, accelerator.device)
+    return reward.score_samples(study, samples, texts).tolist()
+
+
+def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, float]:
+    """What the training had to do with, for result.json."""
+    mark = rows.mark[: rows.n_own]
+    return {
+        "own_images": rows.n_own,
+        "rated_images": int(mark.isfinite().sum()),
+        "good_images": int((mark > 0.5).sum()),
+        "pretraining_images": len(rows.pretraining),
+        "trainable_weights": sum(p.numel() for p in policy.trainable().values()),
+    }

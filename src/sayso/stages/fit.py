@@ -1,0 +1,235 @@
+"""Stage `fit`: learn a reward from the ratings."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+from sayso.errors import UserError
+from sayso.feedback import Label, check_feedback
+from sayso.progress import console
+from sayso.run import Run
+from sayso.study import Study
+from sayso.types import Prompt, Sample
+
+if TYPE_CHECKING:
+    from sayso.reward import TrainableReward
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Which reward learns, and from which ratings."""
+
+    reward: str = "clip_head"
+    """The reward to train: clip_head, or your own ./mine.py."""
+    name: str = ""
+    """Name of the run, runs/fit-NAME; default: the reward's."""
+    raters: Literal["auto", "people", "simulated"] = "auto"
+    """Whose ratings count; auto: people's if there are any, else those of simulated raters. Both
+    are never mixed."""
+    heldout_fraction: float = 0.15
+    """Share of the rated prompts kept from training, to stop in time and to measure; in (0, 1)."""
+
+
+class Data(NamedTuple):
+    """The ratings of train prompts, one row per image; images with skips alone are left out.
+
+    `targets` is the share of good among the marks of each image. `ignored` counts rated images of
+    test prompts, which a reward must not learn from.
+    """
+
+    samples: list[Sample]
+    prompts: list[Prompt]
+    labels: list[Label]
+    targets: list[float]
+    simulated: bool
+    skipped: int
+    ignored: int
+
+
+def fit(
+    study: Study, config: FitConfig | None = None, reward: "TrainableReward | None" = None
+) -> Run:
+    """Train a reward on the study's ratings and measure it on held-out prompts.
+
+    result.json holds held-out accuracy, AUC, Brier score, pair accuracy and calibration, the same
+    on the training rows, and how many ratings, images and prompts there were.
+
+    Raises: UserError: if an option is out of range, an image is gone, there are no good or no bad
+        ratings or only one prompt, a prompt is too long for CLIP, or the loss is not finite.
+    """
+    from sayso.devices import make_accelerator
+    from sayso.reward import RatedSamples, load_trainable_reward
+
+    config = config or FitConfig()
+    reward = reward or load_trainable_reward(config.reward)()
+    data = collect(study, config)
+    heldout = _heldout(study, config, data)
+    reward.prepare(study, make_accelerator("no").device)
+    run = study.run("fit", _run_name(config), {**asdict(config), "options": asdict(reward)})
+    if run.finished:
+        console.print(f"{run.name} is finished; nothing to do")
+        return run
+    started = time.perf_counter()
+    rated = RatedSamples(data.samples, data.prompts, data.targets, heldout)
+    facts = reward.fit(study, rated, run)
+    scores = reward.score_samples(study, data.samples, [p.text for p in data.prompts]).numpy()
+    measured = _measure(data, np.array(heldout), scores)
+    run.finish(
+        {**_counts(data, heldout), **measured, **facts, "seconds": time.perf_counter() - started}
+    )
+    _say(run)
+    return run
+
+
+def plan(study: Study, config: FitConfig) -> dict[str, object]:
+    """How many ratings, images and prompts there are, and how many of them are held out."""
+    data = collect(study, config)
+    heldout = _heldout(study, config, data)
+    return _counts(data, heldout)
+
+
+def _heldout(study: Study, config: FitConfig, data: Data) -> list[bool]:
+    ids = [p.id for p in data.prompts]
+    return hold_out(ids, data.targets, config.heldout_fraction, study.info.seed)
+
+
+def _run_name(config: FitConfig) -> str:
+    return config.name or Path(config.reward).stem
+
+
+def collect(study: Study, config: FitConfig) -> Data:
+    """Read and check the ratings.
+
+    Raises: UserError: if an option is out of range, an image is gone, or no image or every image
+        is good.
+    """
+    if not 0 < config.heldout_fraction < 1:
+        raise UserError(
+            f"heldout_fraction {config.heldout_fraction} is not in (0, 1); 0.15 is usual"
+        )
+    if config.raters not in ("auto", "people", "simulated"):
+        raise UserError(f"raters {config.raters!r}; choose auto, people or simulated")
+    check_feedback(study)
+    auto = study.feedback.kind_in_use() if config.raters == "auto" else False
+    data = _rows(study, simulated=auto or config.raters == "simulated")
+    _refuse_one_kind(data)
+    return data
+
+
+def _rows(study: Study, *, simulated: bool) -> Data:
+    labels = study.feedback.labels(simulated)
+    prompts = {p.id: p for p in study.prompts()}
+    rated = [(s, prompts[s.prompt_id], labels[s.id]) for s in study.samples() if s.id in labels]
+    train = [row for row in rated if row[1].split == "train"]
+    marked = [(s, p, v) for s, p, v in train if v.good + v.bad]
+    return Data(
+        samples=[s for s, _, _ in marked],
+        prompts=[p for _, p, _ in marked],
+        labels=[v for _, _, v in marked],
+        targets=[v.good / (v.good + v.bad) for _, _, v in marked],
+        simulated=simulated,
+        skipped=sum(v.skip for _, _, v in train),
+        ignored=len(rated) - len(train),
+    )
+
+
+def _refuse_one_kind(data: Data) -> None:
+    who = "simulated raters" if data.simulated else "people"
+    good, bad = sum(v.good for v in data.labels), sum(v.bad for v in data.labels)
+    if not good or not bad:
+        kind = "good or bad" if good == bad else "bad" if good else "good"
+        raise UserError(
+            f"{good} good and {bad} bad ratings of train prompts by {who}, no {kind} ones; a "
+            "reward learns from both; rate more images with sayso rate"
+        )
+
+
+def hold_out(
+    prompt_ids: Sequence[str], targets: Sequence[float], fraction: float, seed: int
+) -> list[bool]:
+    """Choose whole prompts to hold out, so that no image of a learned prompt is measured on.
+
+    Prompts are taken in random order until `fraction` of them is held out (at least one); one that
+    the training rows cannot spare, for the rest would be all good or all bad, is passed over.
+
+    Returns: for each row whether it is held out.
+    Raises: UserError: if no prompt can be spared.
+    """
+    prompts = list(dict.fromkeys(prompt_ids))
+    wanted = max(1, round(fraction * len(prompts)))
+    held: set[str] = set()
+    for i in np.random.default_rng([seed, 4]).permutation(len(prompts)):
+        if len(held) < wanted and _varied(prompt_ids, targets, held | {prompts[i]}):
+            held.add(prompts[i])
+    if not held:
+        raise UserError(
+            f"the ratings cover {len(prompts)} prompts and none can be held out to measure on; "
+            "rate images of more prompts"
+        )
+    return [p in held for p in prompt_ids]
+
+
+def _varied(prompt_ids: Sequence[str], targets: Sequence[float], held: set[str]) -> bool:
+    rest = [t for p, t in zip(prompt_ids, targets, strict=True) if p not in held]
+    return any(t > 0 for t in rest) and any(t < 1 for t in rest)
+
+
+def _counts(data: Data, heldout: Sequence[bool]) -> dict[str, object]:
+    good, bad = sum(v.good for v in data.labels), sum(v.bad for v in data.labels)
+    return {
+        "raters": "simulated" if data.simulated else "people",
+        "n": {
+            "ratings": good + bad + data.skipped,
+            "good": good,
+            "bad": bad,
+            "skip": data.skipped,
+            "images": len(data.samples),
+            "images_heldout": sum(heldout),
+            "images_of_test_prompts_ignored": data.ignored,
+            "prompts": len({p.id for p in data.prompts}),
+            "prompts_heldout": len({p.id for p, h in zip(data.prompts, heldout, strict=True) if h}),
+        },
+    }
+
+
+def _measure(data: Data, heldout: ndarray, scores: ndarray) -> dict[str, object]:
+    targets = np.array(data.targets)
+    ids = np.array([p.id for p in data.prompts])
+    parts = {"heldout": heldout, "train": ~heldout}
+    return {name: _quality(targets[m], scores[m], ids[m]) for name, m in parts.items()}
+
+
+def _quality(targets: ndarray, scores: ndarray, prompt_ids: ndarray) -> dict[str, object]:
+    """Metrics of one part; those on good and bad leave out images on which the raters are split."""
+    from sayso import metrics
+
+    clear = targets != 0.5
+    good, of_clear, ids = targets[clear] > 0.5, scores[clear], prompt_ids[clear]
+    both = bool(good.any() and (~good).any())
+    pairs, n_pairs = metrics.pair_accuracy(good, of_clear, ids.tolist())
+    table = metrics.calibration(targets, scores)
+    return {
+        "n": len(targets),
+        "n_good": int(good.sum()),
+        "accuracy": metrics.accuracy(good, of_clear) if len(good) else None,
+        "auc": metrics.roc_auc(good, of_clear) if both else None,
+        "pair_accuracy": pairs if n_pairs else None,
+        "n_pairs": n_pairs,
+        "brier": metrics.brier(targets, scores),
+        "calibration_error": metrics.calibration_error(table),
+        "calibration": [asdict(row) for row in table],
+    }
+
+
+def _say(run: Run) -> None:
+    result, heldout = run.result, run.result["heldout"]
+    auc = "–" if heldout["auc"] is None else f"{heldout['auc']:.2f}"
+    console.print(
+        f"{run.name}: AUC {auc}, Brier score {heldout['brier']:.3f} on {heldout['n']} images of "
+        f"{result['n']['prompts_heldout']} held-out prompts; raters: {result['raters']}"
+    )

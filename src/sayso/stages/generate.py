@@ -1,0 +1,246 @@
+"""Stage `generate`: draw images for prompts, or keep the best of many by a reward."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sayso import files
+from sayso.devices import MixedPrecision, make_accelerator
+from sayso.errors import UserError
+from sayso.progress import console, progress
+from sayso.run import Run
+from sayso.study import PromptChoice, Study
+from sayso.types import Prompt, Sample, Sampler, digest, sample_id
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sayso.policy import Policy
+
+Drawing = tuple[Prompt, Sample]
+"""One image to draw: its prompt and the record it will have."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Options of `sayso generate`."""
+
+    model: str = "base"
+    """The model that draws: base, or an align run such as runs/align-rwr."""
+    prompts: PromptChoice = "train"
+    """Which prompts."""
+    per_prompt: int = 4
+    """Images per prompt; their seeds are the same for every model."""
+    best_of: int = 0
+    """Draw this many per prompt and keep the best `per_prompt` by reward, as the images of the
+    model <model>@best-of-<n>; 0 = off."""
+    reward: str = ""
+    """The reward that picks the best: a run of fit such as runs/fit-clip_head."""
+    name: str = ""
+    """Name of the run; default: <model>-<prompts>."""
+    batch_size: int = 64
+    """Images drawn at once on one device."""
+    num_inference_steps: int = 0
+    """Sampling steps; 0 = the study's."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; default: the study's."""
+    eta: float | None = None
+    """Noise put in while sampling, from 0 to 1; default: the study's."""
+    image_size_px: int = 0
+    """Width and height; 0 = the study's."""
+    mixed_precision: MixedPrecision = "auto"
+    """Number format of the network's arithmetic; auto = bf16 where the machine has it."""
+
+    def check(self) -> None:
+        """Raises: UserError: naming the first option that is out of range."""
+        for name in ("per_prompt", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} is too small; give 1 or more")
+        if self.best_of and self.best_of < self.per_prompt:
+            raise UserError(
+                f"best_of {self.best_of} cannot leave per_prompt {self.per_prompt} images; "
+                "draw more or keep fewer"
+            )
+        if self.best_of and not self.reward:
+            raise UserError("best_of needs a reward to choose by; give --reward runs/fit-clip_head")
+
+    def sampler(self, study: Study) -> Sampler:
+        """The study's sampler with this config's changes."""
+        given = {
+            "num_inference_steps": self.num_inference_steps or None,
+            "guidance_scale": self.guidance_scale,
+            "eta": self.eta,
+            "image_size_px": self.image_size_px or None,
+        }
+        changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
+        return replace(study.info.sampler, **changes)
+
+    @property
+    def drawn_model(self) -> str:
+        """The model under whose name the images are kept."""
+        return f"{self.model}@best-of-{self.best_of}" if self.best_of else self.model
+
+
+def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
+    """What would be done: images, those there already, network evaluations, disk."""
+    drawings = _drawings(study, config)
+    missing = sum(len(batch) for batch in _missing(study, config, drawings))
+    sampler = config.sampler(study)
+    return {
+        "images": len(drawings),
+        "still to draw": missing,
+        "images at once": config.batch_size,
+        "network evaluations per image": sampler.num_inference_steps
+        * (2 if sampler.guidance_scale > 1 else 1),
+        "disk, at most, MB": round(missing * 3 * sampler.image_size_px**2 / 1e6, 1),
+    }
+
+
+def generate(study: Study, config: GenerateConfig) -> Run:
+    """Draw the missing images of the plan and keep pictures, final latents and records.
+
+    The plan is cut into batches; a batch is kept whole or not at all, so that what is drawn does
+    not depend on where an earlier run was stopped.
+
+    Raises: UserError: if a prompt does not fit the tokenizer (before anything is drawn), the model
+        or reward is unknown, or an option is out of range.
+    """
+    config.check()
+    drawings = _drawings(study, config)
+    run = study.run("generate", config.name or _run_name(config), asdict(config))
+    if run.finished:
+        console.print(f"{run.name} is finished")
+        return run
+    started = time.perf_counter()
+    batches = _missing(study, config, drawings)
+    drawn = sum(map(len, batches))
+    if batches:
+        _draw_all(study, config, batches)
+    drawing_s = time.perf_counter() - started
+    kept = _keep_best(study, config, drawings) if config.best_of else len(drawings)
+    run.finish({
+        "n": kept, "drawn": drawn, "seconds": time.perf_counter() - started,
+        "images_per_s": drawn / drawing_s,
+    })  # fmt: skip
+    return run
+
+
+def _run_name(config: GenerateConfig) -> str:
+    model = config.drawn_model.removeprefix("runs/").replace("/", "-")
+    return f"{model}-{config.prompts}"
+
+
+def _drawings(study: Study, config: GenerateConfig) -> list[Drawing]:
+    """The plan: prompts in file order, seeds that are the same for every model."""
+    prompts = study.prompts(config.prompts)
+    if not prompts:
+        raise UserError(f"{study.path} has no {config.prompts!r} prompts; choose other --prompts")
+    sampler = config.sampler(study)
+    return [
+        (prompt, _record(study, prompt, config.model, seed, sampler))
+        for prompt in prompts
+        for seed in _seeds(study, prompt, config.best_of or config.per_prompt)
+    ]
+
+
+def _seeds(study: Study, prompt: Prompt, n: int) -> list[int]:
+    return [int(digest([study.info.seed, prompt.id, k]), 16) % 2**31 for k in range(n)]
+
+
+def _record(study: Study, prompt: Prompt, model: str, seed: int, sampler: Sampler) -> Sample:
+    own_id = sample_id(prompt.id, model, seed, sampler)
+    return Sample(own_id, prompt.id, model, seed, sampler, study.image_path(own_id), "")
+
+
+def _missing(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[list[Drawing]]:
+    """The batches of the plan, without what is there already."""
+    there = {sample.id for sample in study.samples(config.model)}
+    batches = [
+        [drawing for drawing in drawings[i : i + config.batch_size] if drawing[1].id not in there]
+        for i in range(0, len(drawings), config.batch_size)
+    ]
+    return [_with_shard(study, batch) for batch in batches if batch]
+
+
+def _with_shard(study: Study, batch: list[Drawing]) -> list[Drawing]:
+    shard = study.latents_path(digest([sample.id for _, sample in batch]))
+    return [(prompt, replace(sample, latents=shard)) for prompt, sample in batch]
+
+
+def _draw_all(study: Study, config: GenerateConfig, batches: list[list[Drawing]]) -> None:
+    """Draw the batches, one per process at a time; the main process writes them in order."""
+    from accelerate.utils import gather_object
+
+    from sayso.models import load_policy
+
+    accelerator = make_accelerator(config.mixed_precision)
+    policy = load_policy(study, config.model, accelerator.device)
+    policy.check_prompts([prompt.text for batch in batches for prompt, _ in batch])
+    policy.latent_shape(config.sampler(study).image_size_px)
+    policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
+    with progress(f"drawing {config.model}", sum(map(len, batches))) as advance:
+        for together in _chunks(batches, accelerator.num_processes):
+            mine = together[accelerator.process_index : accelerator.process_index + 1]
+            drawn = [_draw(policy, batch, accelerator) for batch in mine]
+            for batch, done in zip(together, gather_object(drawn), strict=True):
+                if accelerator.is_main_process:
+                    _keep(study, batch, *done)
+                advance(len(batch))
+
+
+def _chunks(batches: list[list[Drawing]], size: int) -> Iterator[list[list[Drawing]]]:
+    for start in range(0, len(batches), size):
+        yield batches[start : start + size]
+
+
+def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator") -> Any:
+    """Latents in fp16, as they are kept, and pixels of a batch, on the CPU."""
+    import torch
+
+    sampler = batch[0][1].sampler
+    texts = list(dict.fromkeys(prompt.text for prompt, _ in batch))
+    rows = torch.tensor([texts.index(prompt.text) for prompt, _ in batch])
+    with torch.inference_mode(), accelerator.autocast():
+        cond = {key: v[rows] for key, v in policy.encode_prompts(texts).items()}
+        uncond = policy.encode_prompts([sampler.negative_prompt])
+        latents = policy.sample(cond, uncond, [sample.seed for _, sample in batch], sampler)
+        images = policy.decode(latents)
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return latents.half().cpu(), pixels.cpu()
+
+
+def _keep(study: Study, batch: Sequence[Drawing], latents: Any, pixels: Any) -> None:
+    from PIL import Image
+
+    samples = [sample for _, sample in batch]
+    images = [Image.fromarray(picture.numpy()) for picture in pixels]
+    shard = {s.id: row.clone() for s, row in zip(samples, latents, strict=True)}
+    study.add_samples(samples, images, shard)
+
+
+def _keep_best(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> int:
+    """Record the best images of every prompt once more, as those of the selection's model."""
+    from sayso.reward import load_reward
+
+    by_id = {sample.id: sample for sample in study.samples(config.model)}
+    samples = [by_id[sample.id] for _, sample in drawings]
+    texts = [prompt.text for prompt, _ in drawings]
+    reward = load_reward(study, config.reward)
+    scores = reward.score_samples(study, samples, texts).tolist()
+    best: list[Sample] = []
+    for start in range(0, len(samples), config.best_of):
+        # ties go to the earlier seed, so the choice is the same on every machine
+        order = sorted(range(start, start + config.best_of), key=lambda i: (-scores[i], i))
+        best += [samples[i] for i in order[: config.per_prompt]]
+    there = {sample.id for sample in study.samples(config.drawn_model)}
+    chosen = [_selected(sample, config.drawn_model) for sample in best]
+    new = [asdict(sample) for sample in chosen if sample.id not in there]
+    files.append_lines(study.path / "samples.jsonl", new)
+    return len(chosen)
+
+
+def _selected(sample: Sample, model: str) -> Sample:
+    """The same picture under the selection's name."""
+    own_id = sample_id(sample.prompt_id, model, sample.seed, sample.sampler)
+    return replace(sample, id=own_id, model=model)

@@ -1,0 +1,184 @@
+"""Stage `prompts`: write prompts.jsonl from a set, or from the user's own file."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sayso.errors import UserError
+from sayso.files import JsonObject, read_lines
+from sayso.prompts import Sizes, load_grammar, make_prompt, make_prompts, share_out
+from sayso.run import Run
+from sayso.study import Study
+from sayso.types import SPLITS, Prompt
+
+FIDELITY = 256
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """Which prompts the study has. A study keeps its prompts: its images belong to them."""
+
+    set: str = ""
+    """Set of prompts: tinyworld, lee2023, or a JSON file with a grammar; default: tinyworld."""
+    file: str = ""
+    """Your own prompts in place of a set: a .txt file with one a line, or a .jsonl file with
+    text, and if you like category, slots and split (train, seen, unseen)."""
+    train: int | None = None
+    """Prompts for rating and training; default: the set's own number."""
+    test: int | None = None
+    """Test prompts, half with objects of training and half with objects that training never
+    shows; default: the set's own number. Of a .txt file: lines held out for tests."""
+    fidelity: int | None = None
+    """Captions of held-out pre-training images, to measure naturalness; default: 256, or 0 if the
+    study has no pre-training images."""
+    seed: int | None = None
+    """Seed of the choice; default: the study's."""
+
+
+def prompts(study: Study, config: PromptsConfig) -> Run:
+    """Write the study's prompts.
+
+    Raises: UserError: if the study has other prompts already, or the file or the numbers are bad.
+    """
+    if config.set and config.file:
+        raise UserError(f"both --set {config.set} and --file {config.file} given; give one")
+    _refuse_others(study, asdict(config))
+    made = [*_own(study, config), *_captions(study, config)]
+    _refuse_repeats(made)
+    run = study.run("prompts", "", asdict(config))
+    if run.finished and study.prompts() != made:
+        raise UserError(
+            f"{config.file or config.set} or prompts.jsonl has changed since; restore it"
+        )
+    if not run.finished:
+        study.write_prompts(made)
+        run.finish(_counts(made))
+    return run
+
+
+def plan(study: Study, config: PromptsConfig) -> dict[str, object]:
+    """How many prompts there would be, by split."""
+    return dict(_counts([*_own(study, config), *_captions(study, config)]))
+
+
+def _counts(made: list[Prompt]) -> Mapping[str, int]:
+    return {split: sum(p.split == split for p in made) for split in SPLITS}
+
+
+def _refuse_others(study: Study, config: JsonObject) -> None:
+    path = study.path / "runs" / "prompts"
+    same = (path / "config.json").is_file() and Run(path).config == config
+    if study.has_prompts and not same:
+        raise UserError(
+            f"{study.path} has prompts already, made with other options; its images belong to "
+            "them: repeat the old options, or make another study with sayso new"
+        )
+
+
+def _own(study: Study, config: PromptsConfig) -> list[Prompt]:
+    seed = study.info.seed if config.seed is None else config.seed
+    if config.file:
+        return _from_file(Path(config.file), config, seed)
+    grammar = load_grammar(config.set or "tinyworld")
+    return make_prompts(grammar, _sizes(config), seed)
+
+
+def _sizes(config: PromptsConfig) -> Sizes:
+    """The set's own numbers of prompts, each replaced where an option says otherwise."""
+    grammar = load_grammar(config.set or "tinyworld")
+    if grammar.sizes and config.train is None and config.test is None:
+        return grammar.sizes
+    own = {
+        split: sum(grammar.sizes.get(split, {}).values()) for split in ("train", "seen", "unseen")
+    }
+    train = own["train"] if config.train is None else config.train
+    test = own["seen"] + own["unseen"] if config.test is None else config.test
+    return share_out(grammar, train=train, seen=test - test // 2, unseen=test // 2)
+
+
+def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
+    n = config.fidelity
+    if n is None:
+        n = FIDELITY if study.info.pretraining else 0
+    if not n:
+        return []
+    from sayso.pretraining import open_pretraining
+
+    captions = open_pretraining(study).heldout_captions(n)
+    return [make_prompt(c, "fidelity", "fidelity", n=i + 1) for i, c in enumerate(captions)]
+
+
+# the user's own file
+
+
+def _from_file(path: Path, config: PromptsConfig, seed: int) -> list[Prompt]:
+    if not path.is_file():
+        raise UserError(f"prompt file {path} does not exist; give a .txt or .jsonl file")
+    if config.train is not None or (config.test is not None and path.suffix == ".jsonl"):
+        raise UserError("--train and --test choose from a set; leave them out with a file of yours")
+    found = _jsonl(path) if path.suffix == ".jsonl" else _text(path, config.test or 0, seed)
+    if not any(p.split == "train" for p in found):
+        raise UserError(f"{path} has no train prompts; give at least one")
+    return found
+
+
+def _text(path: Path, test: int, seed: int) -> list[Prompt]:
+    try:
+        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    texts = list(dict.fromkeys(line for line in lines if line))
+    if test < 0 or (test and test >= len(texts)):
+        raise UserError(f"--test {test} does not leave train prompts of {len(texts)}; give fewer")
+    tests = set(np.random.default_rng([seed, 2]).permutation(len(texts))[:test].tolist())
+    return [make_prompt(t, "seen" if i in tests else "train") for i, t in enumerate(texts)]
+
+
+def _jsonl(path: Path) -> list[Prompt]:
+    return [_row(f"{path} line {n}", row) for n, row in enumerate(read_lines(path), 1)]
+
+
+def _row(where: str, row: JsonObject) -> Prompt:
+    allowed = ("text", "category", "slots", "split")
+    odd = sorted(row.keys() - set(allowed))
+    if odd:
+        raise UserError(f"{where} has unknown field {odd[0]!r}; allowed are {', '.join(allowed)}")
+    text, category = row.get("text"), row.get("category", "custom")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where} has no text; give the prompt as a string under 'text'")
+    if not isinstance(category, str) or not category:
+        raise UserError(f"{where} has category {category!r}; give a word")
+    split = row.get("split", "train")
+    if split not in ("train", "seen", "unseen"):
+        raise UserError(f"{where} has split {split!r}; choose one of train, seen, unseen")
+    return make_prompt(" ".join(text.split()), split, category, _slots(where, row.get("slots", {})))
+
+
+def _slots(where: str, slots: object) -> dict[str, str | int]:
+    types = {"object": str, "count": int, "colour": str, "background": str}
+    if not isinstance(slots, dict):
+        raise UserError(f"{where} has slots {slots!r}; give an object such as {{'object': 'dog'}}")
+    for key, value in slots.items():
+        if key not in types:
+            raise UserError(f"{where} has unknown slot {key!r}; allowed are {', '.join(types)}")
+        if not isinstance(value, types[key]) or isinstance(value, bool) or value in ("", 0):
+            raise UserError(
+                f"{where} has slot {key} {value!r}; give a {types[key].__name__}"
+                f"{' of 1 or more' if key == 'count' else ''}"
+            )
+    return dict(slots)
+
+
+def _refuse_repeats(made: list[Prompt]) -> None:
+    where: dict[str, str] = {}
+    for prompt in made:
+        if prompt.split == "fidelity":
+            continue
+        if prompt.text in where:
+            raise UserError(
+                f"prompt {prompt.text!r} occurs twice (split {where[prompt.text]} and "
+                f"{prompt.split}); a text belongs to one split: delete one"
+            )
+        where[prompt.text] = prompt.split

@@ -1,0 +1,42 @@
+"""Stage `report`: report.html, one page that carries everything with it, and summary.json."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sayso.errors import UserError
+from sayso.progress import console
+from sayso.study import Study
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the report tells of."""
+
+    evaluation: str = ""
+    """The run of evaluate to tell of, such as runs/evaluate-rwr; default: the newest."""
+    prompts_shown: int = 16
+    """How many test prompts are shown with their images, at most; drawn at random by the seed."""
+
+
+def report(study: Study, config: ReportConfig | None = None) -> Path:
+    """Write report.html and summary.json from what the study holds so far.
+
+    Parts whose stage has not run say what is missing and the command that makes it.
+
+    Returns: the path of report.html.
+    Raises: UserError: if the evaluation asked for is not there, or an image to show is damaged.
+    """
+    from sayso.reporting.material import Material
+    from sayso.reporting.page import render
+    from sayso.reporting.summary import summarise
+
+    config = config or ReportConfig()
+    if config.prompts_shown < 0:
+        raise UserError(f"prompts_shown {config.prompts_shown} is negative; give 0 or more")
+    material = Material(study, config.evaluation)
+    summary = summarise(material)
+    html = render(material, summary, config.prompts_shown)
+    study.write_summary(summary)
+    path = study.write_report(html)
+    console.print(f"report: {path}")
+    return path

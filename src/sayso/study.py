@@ -1,0 +1,207 @@
+"""Study: the only code that knows the file names of a study folder (format: docs/study-folder.md)."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sayso import files
+from sayso.errors import UserError, unknown_name
+from sayso.run import Run, open_run
+from sayso.types import SPLITS, Prompt, Sample, Sampler
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sayso.feedback import Feedback
+
+PromptChoice = Literal["train", "seen", "unseen", "test", "fidelity", "all"]
+"""How stages name a part of the prompts; "test" is seen and unseen together."""
+
+FORMAT = 1
+"""Version of the study folder's format that this package writes; newer ones are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyInfo:
+    """What study.json holds. Models are "tinyworld", a folder, or a hub id."""
+
+    name: str
+    seed: int = 0
+    base_model: str = "tinyworld"
+    clip_model: str = "tinyworld"
+    pretraining: str = "tinyworld"
+    sampler: Sampler = field(default_factory=Sampler)
+    feedback_url: str = ""
+    format: int = FORMAT
+
+
+class Study:
+    """A study folder. Stages read files of it and write others; nothing else passes between them."""
+
+    def __init__(self, path: Path, info: StudyInfo) -> None:
+        self.path = path
+        self.info = info
+
+    @classmethod
+    def create(cls, path: Path, info: StudyInfo) -> "Study":
+        """Make a new study folder.
+
+        Raises: UserError: if there is something at `path` already.
+        """
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; a study is a folder: choose another path")
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} exists and is not empty; choose another path")
+        path.mkdir(parents=True, exist_ok=True)
+        files.write_json(path / "study.json", asdict(info))
+        return cls(path, info)
+
+    @classmethod
+    def open(cls, path: Path) -> "Study":
+        """Open an existing study folder.
+
+        Raises: UserError: if there is none, it is a file, or of a newer format.
+        """
+        if path.is_file():
+            raise UserError(f"{path} is a file; give the study's folder")
+        if not (path / "study.json").is_file():
+            raise UserError(f"no study at {path}; make one with: sayso new {path}")
+        return cls(path, _parse_info(path, files.read_json(path / "study.json")))
+
+    # prompts
+
+    def prompts(self, which: PromptChoice = "all") -> list[Prompt]:
+        """The prompts in file order: of one split, "test" (seen and unseen) or "all".
+
+        Raises: UserError: if the study has no prompts at all.
+        """
+        rows = files.read_lines(self.path / "prompts.jsonl")
+        if not rows:
+            raise UserError(f"{self.path} has no prompts; make some with: sayso prompts {self.path}")
+        prompts = [Prompt(**row) for row in rows]
+        splits = {"all": SPLITS, "test": ("seen", "unseen")}.get(which, (which,))
+        return [p for p in prompts if p.split in splits]
+
+    @property
+    def has_prompts(self) -> bool:
+        return (self.path / "prompts.jsonl").exists()
+
+    def write_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Write prompts.jsonl whole."""
+        lines = [json.dumps(asdict(p), ensure_ascii=False) for p in prompts]
+        files.write_bytes(self.path / "prompts.jsonl", ("\n".join(lines) + "\n").encode())
+
+    # samples
+
+    def samples(self, model: str | None = None) -> list[Sample]:
+        """The generated images' records, oldest first; of one model if named."""
+        rows = files.read_lines(self.path / "samples.jsonl")
+        samples = [Sample(**{**row, "sampler": Sampler(**row["sampler"])}) for row in rows]
+        return [s for s in samples if model is None or s.model == model]
+
+    def add_samples(
+        self,
+        samples: Sequence[Sample],
+        images: Sequence["Image.Image"],
+        latents: Mapping[str, Any],
+    ) -> None:
+        """Keep one batch: images, then the shard of latents, then the records.
+
+        The records come last and in one write, so a crash leaves no record without its files.
+        `latents` maps sample id → tensor [c, h, w]; all samples of the batch name the same shard.
+        """
+        from safetensors.torch import save
+
+        for sample, image in zip(samples, images, strict=True):
+            files.save_image(self.path / sample.path, lambda p, i=image: i.save(p, "PNG"))
+        files.write_bytes(self.path / samples[0].latents, save(dict(latents)))
+        files.append_lines(self.path / "samples.jsonl", [asdict(s) for s in samples])
+
+    def image_path(self, sample_id: str) -> str:
+        """Where the image of a sample lives, relative to the study."""
+        return f"images/{sample_id[:2]}/{sample_id}.png"
+
+    def latents_path(self, batch_id: str) -> str:
+        """Where the shard of latents of a batch lives, relative to the study."""
+        return f"latents/{batch_id}.safetensors"
+
+    def image(self, sample: Sample) -> "Image.Image":
+        """The image, decoded, RGB.
+
+        Raises: UserError: if the file is missing or not a whole picture.
+        """
+        from PIL import Image
+
+        path = self.path / sample.path
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except FileNotFoundError:
+            raise UserError(
+                f"image {path} is gone; restore it, or delete its line in samples.jsonl and generate again"
+            ) from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                f"image {path} is damaged ({error}); restore it, or delete it and its line in "
+                "samples.jsonl and generate again"
+            ) from None
+
+    # feedback and runs
+
+    @cached_property
+    def feedback(self) -> "Feedback":
+        """The vote store: SQLite in the study, or the database that study.json names."""
+        from sayso.feedback import Feedback
+
+        return Feedback(self.info.feedback_url or f"sqlite:///{self.path / 'feedback.db'}")
+
+    def run(self, stage: str, name: str, config: Mapping[str, Any]) -> Run:
+        """The run folder `runs/<stage>-<name>`, made or resumed (see `open_run`)."""
+        plain = json.loads(json.dumps(dict(config), default=str))
+        path = self.path / "runs" / (f"{stage}-{name}" if name else stage)
+        return open_run(path, plain, self.info.seed)
+
+    def find_run(self, name: str) -> Run:
+        """The existing run called `name`, e.g. "runs/fit-clip_head" or "fit-clip_head".
+
+        Raises: UserError: if there is none (the nearest is named).
+        """
+        path = self.path / "runs" / Path(name).name
+        if not (path / "config.json").exists():
+            known = [p.parent.name for p in self.path.glob("runs/*/config.json")]
+            if known:
+                raise unknown_name("run", name, known)
+            raise UserError(f"unknown run {name!r}: {self.path} has no runs yet")
+        return Run(path)
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what can be computed again: embeddings of prompts and images."""
+        return self.path / "cache"
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Write summary.json, the study's headline numbers."""
+        files.write_json(self.path / "summary.json", summary)
+
+    def write_report(self, html: str) -> Path:
+        """Write report.html and say where."""
+        files.write_bytes(self.path / "report.html", html.encode())
+        return self.path / "report.html"
+
+
+def _parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
+    version = row.get("format")
+    if not isinstance(version, int):
+        raise UserError(f"{path / 'study.json'} has no format number; restore it")
+    if version > FORMAT:
+        raise UserError(
+            f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
+        )
+    known = {f.name for f in fields(StudyInfo)}
+    if row.keys() != known:
+        odd = ", ".join(sorted(row.keys() ^ known))
+        raise UserError(f"{path / 'study.json'} has missing or unknown fields: {odd}; mend them")
+    return StudyInfo(**{**row, "sampler": Sampler(**row["sampler"])})

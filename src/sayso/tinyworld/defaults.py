@@ -1,0 +1,21 @@
+"""What a study of the tiny world takes for granted: sampler, caption noise, number of prompts."""
+
+from collections.abc import Mapping
+
+from sayso.tinyworld.scenes import CaptionNoise
+from sayso.types import Sampler
+
+SAMPLER = Sampler(num_inference_steps=12, guidance_scale=3.0, eta=0.0, image_size_px=64)
+
+CAPTION_NOISE = CaptionNoise(
+    omit_count=0.35,
+    wrong_count=0.35,
+    omit_colour=0.2,
+    wrong_colour=0.2,
+    omit_background=0.2,
+    wrong_background=0.25,
+)
+"""How careless the captions were that the shipped models learned from."""
+
+PROMPTS: Mapping[str, int] = {"train": 160, "seen": 32, "unseen": 32}
+"""Prompts per split: few enough for a demo of minutes, enough for every value of every slot."""

@@ -1,0 +1,1 @@
+"""How the shipped weights of the tiny world are made; run with `sayso.tinyworld.pretrain`."""

@@ -1,0 +1,151 @@
+"""What aligners learn from: latents, texts, marks, rewards, all computed before the first step."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sayso import files
+from sayso.errors import UserError
+from sayso.policy import Cond, Policy
+from sayso.pretraining import open_pretraining
+from sayso.study import Study
+from sayso.types import Sample, digest
+
+ENCODE_BATCH = 64
+EMPTY = 0
+"""Row of `TrainingRows.conditions` that holds the empty prompt."""
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """One table: first the model's own images, then pre-training images.
+
+    `latents` are final, scaled latents as stored. `text` is the row of `conditions` that belongs
+    to the image. `mark` is the share of good among the people's marks, in [0, 1], NaN where nobody
+    marked the image. `reward` is the learned reward, NaN where there is none. Both are NaN for
+    pre-training images, so that a wrong use shows at once.
+    """
+
+    latents: Tensor
+    text: Tensor
+    mark: Tensor
+    reward: Tensor
+    conditions: Cond
+    n_own: int
+
+    @property
+    def own(self) -> Int[Tensor, " n"]:
+        """Indices of the model's own images."""
+        return torch.arange(self.n_own)
+
+    @property
+    def pretraining(self) -> Int[Tensor, " n"]:
+        """Indices of the pre-training images."""
+        return torch.arange(self.n_own, len(self.text))
+
+
+def make_rows(
+    policy: Policy,
+    own: tuple[Tensor, Sequence[str]],
+    marks: Sequence[float],
+    rewards: Sequence[float],
+    pretraining: tuple[Tensor, Sequence[str]] | None = None,
+) -> TrainingRows:
+    """Join own images and pre-training images (each latents and texts) to one table.
+
+    Every distinct text is encoded once, and the empty prompt.
+    """
+    latents, texts = own
+    more, captions = pretraining or (latents[:0], [])
+    everything = [*texts, *captions]
+    place = {text: i for i, text in enumerate(dict.fromkeys(["", *everything]))}
+    missing = [float("nan")] * len(captions)
+    return TrainingRows(
+        latents=torch.cat([latents, more.to(latents.dtype)]),
+        text=torch.tensor([place[text] for text in everything], dtype=torch.long),
+        mark=torch.tensor([*marks, *missing]),
+        reward=torch.tensor([*rewards, *missing]),
+        conditions=encode_texts(policy, list(place)),
+        n_own=len(texts),
+    )
+
+
+def encode_texts(policy: Policy, texts: Sequence[str]) -> Cond:
+    """Conditions of many texts, on the CPU."""
+    parts = [
+        policy.encode_prompts(texts[i : i + ENCODE_BATCH])
+        for i in range(0, len(texts), ENCODE_BATCH)
+    ]
+    return {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
+
+
+def load_latents(study: Study, samples: Sequence[Sample]) -> Float[Tensor, "n c h w"]:
+    """The stored final latents of the samples, in their order.
+
+    Raises: UserError: if a shard is missing or damaged, or the images differ in size.
+    """
+    found: dict[str, Tensor] = {}
+    for shard in dict.fromkeys(sample.latents for sample in samples):
+        found |= _read_shard(study, shard, [s.id for s in samples if s.latents == shard])
+    shapes = {tuple(found[sample.id].shape) for sample in samples}
+    if len(shapes) != 1:
+        raise UserError(f"the images have latents of {len(shapes)} sizes; generate one size only")
+    return torch.stack([found[sample.id] for sample in samples])
+
+
+def _read_shard(study: Study, shard: str, ids: Iterable[str]) -> dict[str, Tensor]:
+    try:
+        with safe_open(study.path / shard, framework="pt") as tensors:
+            return {sample_id: tensors.get_tensor(sample_id) for sample_id in ids}
+    except (FileNotFoundError, SafetensorError) as error:
+        raise UserError(
+            f"latents {study.path / shard} are missing or damaged ({error}); restore the file, or "
+            "delete its lines in samples.jsonl and generate again"
+        ) from None
+
+
+def pretraining_rows(
+    study: Study, policy: Policy, n: int, precision: AbstractContextManager[Any] | None = None
+) -> tuple[Float[Tensor, "n c h w"], list[str]]:
+    """Latents and captions of the first `n` pre-training images; encoded once, kept in the cache.
+
+    Args:
+        study: names the images and the size.
+        policy: its autoencoder encodes them.
+        n: how many.
+        precision: autocast context to encode in; None = fp32.
+    Raises: UserError: if the study has no usable pre-training images.
+    """
+    info = study.info
+    key = digest([info.base_model, info.pretraining, info.seed, info.sampler.image_size_px, n])
+    path = study.cache / f"pretraining-{key}.safetensors"
+    if not path.exists():
+        captions, images = open_pretraining(study).train(n)
+        with precision or nullcontext():
+            latents = _encode_images(policy, images)
+        files.write_bytes(path, save({"latents": latents}, {"captions": json.dumps(captions)}))
+    with safe_open(path, framework="pt") as cached:
+        return cached.get_tensor("latents"), json.loads(cached.metadata()["captions"])
+
+
+def _encode_images(policy: Policy, images: Sequence[Any]) -> Float[Tensor, "n c h w"]:
+    parts = []
+    for start in range(0, len(images), ENCODE_BATCH):
+        pixels = np.stack([np.asarray(image) for image in images[start : start + ENCODE_BATCH]])
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        parts.append(policy.encode_images(batch).cpu())
+    return torch.cat(parts)
+
+
+def marks_of(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[float]:
+    """The share of good for each sample, NaN where there is none."""
+    return [shares.get(sample.id, float("nan")) for sample in samples]

@@ -1,0 +1,117 @@
+"""The vocabulary on one page: what passes between stages. No torch, no file names."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Split = Literal["train", "seen", "unseen", "fidelity"]
+Value = Literal["good", "bad", "skip"]
+Question = Literal["alignment", "fidelity"]
+Choice = Literal["left", "right", "tie"]
+
+SPLITS: tuple[Split, ...] = ("train", "seen", "unseen", "fidelity")
+CATEGORIES = ("count", "colour", "background", "combination")
+"""The paper's four prompt groups, in its order. A user's own prompts may name any category."""
+
+
+def digest(value: object, length: int = 16) -> str:
+    """First `length` hex digits of the SHA-256 of a JSON value; the same on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Text given to the model.
+
+    `slots` holds what the text asks for: object (str) and, where asked, count (int ≥ 1), colour
+    (str), background (str); empty for free text. `split`: "train" prompts feed rating and
+    training; "seen" and "unseen" are test prompts, never trained on, with objects that do or do
+    not occur in training; "fidelity" prompts are captions of held-out pre-training images, drawn
+    only to measure the distance to those images.
+    """
+
+    id: str
+    text: str
+    category: str
+    slots: Mapping[str, str | int]
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How an image is drawn, in diffusers' names."""
+
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    eta: float = 0.0
+    image_size_px: int = 512
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One generated image and its record.
+
+    `model` is "base" or a run such as "runs/align-rwr". `path` is relative to the study.
+    `latents` names the safetensors shard (relative to the study) that keeps the final latents
+    under the sample's id.
+    """
+
+    id: str
+    prompt_id: str
+    model: str
+    seed: int
+    sampler: Sampler
+    path: str
+    latents: str
+
+
+def sample_id(prompt_id: str, model: str, seed: int, sampler: Sampler) -> str:
+    """The id of a sample: a hash of all that determines its pixels, so repeating finds it again."""
+    fields = [getattr(sampler, name) for name in Sampler.__slots__]
+    return digest([prompt_id, model, seed, fields])
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """One image judged by one rater.
+
+    `simulated` raters are programs and are never mixed with people. `shown` records what the
+    rater saw (position, neighbours); `supersedes` is the id of the rating this one replaces.
+    Times are seconds since the epoch (UTC).
+    """
+
+    id: str
+    sample_id: str
+    rater: str
+    question: Question
+    value: Value
+    simulated: bool
+    shown_at: float
+    answered_at: float
+    reason: str = ""
+    shown: Mapping[str, object] = field(default_factory=dict[str, object])
+    supersedes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two sets of images of one prompt compared by one rater; who stood left is stored."""
+
+    id: str
+    prompt_id: str
+    left_ids: tuple[str, ...]
+    right_ids: tuple[str, ...]
+    left_model: str
+    right_model: str
+    rater: str
+    question: Question
+    value: Choice
+    simulated: bool
+    shown_at: float
+    answered_at: float
+    shown: Mapping[str, object] = field(default_factory=dict[str, object])
+    supersedes: str | None = None

@@ -1,0 +1,103 @@
+"""The tables of the vote store, the same on SQLite and PostgreSQL.
+
+The constraints alone keep the promise of one live vote per item, rater and question: the first
+vote on an item is unique (partial index), a vote is superseded at most once (unique), and only by
+one of the same rater on the same item and question (foreign key over all of them).
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Connection,
+    Double,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    insert,
+    inspect,
+    select,
+)
+
+VERSION = 1
+"""Format of these tables; a store of a newer one is refused."""
+
+metadata = MetaData()
+_SEQ = BigInteger().with_variant(Integer, "sqlite")
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+
+def _vote_table(name: str, item: list[Column[str]], *more: Column[object]) -> Table:
+    """A table of votes on the item that the columns `item` identify."""
+    key = [*(column.name for column in item), "rater", "question", "simulated"]
+    table = Table(
+        name,
+        metadata,
+        Column("seq", _SEQ, primary_key=True, autoincrement=True),
+        Column("id", Text, nullable=False, unique=True),
+        *item,
+        *more,
+        Column("rater", Text, nullable=False),
+        Column("question", Text, nullable=False),
+        Column("value", Text, nullable=False),
+        Column("simulated", Boolean, nullable=False),
+        Column("shown_at", Double, nullable=False),
+        Column("answered_at", Double, nullable=False),
+        Column("shown", JSON, nullable=False),
+        Column("supersedes", Text, unique=True),
+        UniqueConstraint("id", *key, name=f"{name}_identity"),
+        ForeignKeyConstraint(
+            ["supersedes", *key],
+            [f"{name}.{column}" for column in ("id", *key)],
+            name=f"{name}_supersedes",
+        ),
+        CheckConstraint("supersedes <> id", name=f"{name}_not_itself"),
+        sqlite_autoincrement=True,
+    )
+    first = [table.c[column] for column in key if column != "simulated"]
+    alone = table.c.supersedes.is_(None)
+    Index(f"{name}_first", *first, unique=True, sqlite_where=alone, postgresql_where=alone)
+    return table
+
+
+ratings = _vote_table(
+    "ratings",
+    [Column("sample_id", Text, nullable=False)],
+    Column("reason", Text, nullable=False),
+)
+comparisons = _vote_table(
+    "comparisons",
+    [
+        Column("prompt_id", Text, nullable=False),
+        Column("pair", Text, nullable=False),  # hash of the two sets, whichever stood left
+    ],
+    Column("left_model", Text, nullable=False),
+    Column("right_model", Text, nullable=False),
+    Column("left_ids", JSON, nullable=False),
+    Column("right_ids", JSON, nullable=False),
+)
+
+
+def exist(db: Connection) -> bool:
+    """Whether the database holds a vote store."""
+    return inspect(db).has_table("schema_version")
+
+
+def create(db: Connection) -> None:
+    """Make the tables; harmless if another program was faster."""
+    if exist(db):
+        return
+    metadata.create_all(db)
+    db.execute(insert(schema_version).values(version=VERSION))
+
+
+def version(db: Connection) -> int:
+    """The format of the tables in the database."""
+    return int(db.execute(select(schema_version.c.version)).scalar_one())

@@ -1,0 +1,38 @@
+"""Shared fixtures. Shapes in signatures are checked while tests run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+install_import_hook("sayso", "beartype.beartype")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=2, help="how often the kill test kills the demo")
+
+
+def run_sayso(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """The real command line in a process of its own."""
+    command = [sys.executable, "-m", "sayso", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="session")
+def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that `sayso demo --quick` has made; shared, not to be changed."""
+    path = tmp_path_factory.mktemp("demo") / "study"
+    done = run_sayso("demo", path, "--quick")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture
+def study_path(finished_demo: Path, tmp_path: Path) -> Path:
+    """A copy of the finished quick demo that a test may damage."""
+    return Path(shutil.copytree(finished_demo, tmp_path / "study"))

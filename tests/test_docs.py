@@ -1,0 +1,60 @@
+"""The documents say what the code does: commands, flags, plug-ins and links exist."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from sayso.cli import COMMANDS
+from sayso.plugins import plugin_names
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = ROOT / "docs" / "cli.md"
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Every `sayso …` line of the code blocks and recipes, continuation lines joined."""
+    joined = text.replace("\\\n", " ")
+    lines = re.findall(r"^\s*(?:\$ )?sayso (\w+.*)$", joined, flags=re.MULTILINE)
+    return [line.split("#")[0].split() for line in lines]
+
+
+def test_command_reference_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/make_cli_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert REFERENCE.read_text() == module.reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "recipes").glob("*.sh")], ids=lambda p: p.name)
+def test_documented_commands_and_flags_exist(page: Path) -> None:
+    sections = REFERENCE.read_text().split("## sayso ")
+    helps = {section.split()[0]: section for section in sections[1:]}
+    for words in command_lines(page.read_text()):
+        assert words[0] in COMMANDS, f"{page.name}: sayso {words[0]}"
+        for flag in (w.split("=")[0] for w in words if w.startswith("--")):
+            assert flag in helps[words[0]] or flag in ("--config", "--help"), f"{page.name}: {flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} → {target}"
+
+
+@pytest.mark.parametrize("kind", ["aligner", "reward"])
+def test_every_plugin_has_its_page(kind: str) -> None:
+    pages = {p.stem for p in (ROOT / "docs" / f"{kind}s").glob("*.md")}
+    assert pages == set(plugin_names(kind))
+
+
+def test_makefile_targets_of_the_readme_exist() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = re.findall(r"`?make ([a-z-]+)`?", (ROOT / "README.md").read_text())
+    assert {"demo", "test"} <= set(named)
+    assert set(named) <= set(targets)

@@ -1,0 +1,85 @@
+"""The whole loop through the real command line on the tiny world."""
+
+import json
+from pathlib import Path
+
+from conftest import run_sayso
+
+SUMMARY = {
+    "seconds": ["total"],
+    "feedback": ["ratings", "good", "bad", "skip"],
+    "comparison": ["win", "tie", "lose", "net", "n_prompts"],
+    "fidelity": ["base", "aligned", "ratio", "n"],
+}
+GROUPS = ["count", "colour", "background", "combination", "seen", "unseen", "all"]
+
+
+def summary_of(study: Path) -> dict[str, dict[str, object]]:
+    return json.loads((study / "summary.json").read_text())
+
+
+def test_summary_has_every_field(finished_demo: Path) -> None:
+    summary = summary_of(finished_demo)
+    for part, names in SUMMARY.items():
+        assert set(names) <= summary[part].keys(), part
+    for name in ("accuracy", "auc", "clip_auc"):
+        assert {"seen", "unseen"} <= summary["reward"][name].keys()
+    for model in ("base", "aligned", "best_of_n"):
+        assert set(GROUPS) <= summary["alignment"][model].keys()
+    assert {"n", "p_value"} <= summary["alignment"].keys()
+
+
+def test_numbers_add_up(finished_demo: Path) -> None:
+    summary = summary_of(finished_demo)
+    feedback, comparison = summary["feedback"], summary["comparison"]
+    assert feedback["ratings"] == feedback["good"] + feedback["bad"] + feedback["skip"]
+    assert feedback["ratings"] == 24 * 4
+    assert comparison["win"] + comparison["tie"] + comparison["lose"] == 1 or abs(
+        comparison["win"] + comparison["tie"] + comparison["lose"] - 1
+    ) < 1e-9
+    assert comparison["net"] == comparison["win"] - comparison["lose"]
+    assert comparison["n_prompts"] == 16
+
+
+def test_every_run_has_its_papers(finished_demo: Path) -> None:
+    runs = sorted((finished_demo / "runs").iterdir())
+    assert {"fit-clip_head", "align-rwr", "evaluate-align-rwr"} <= {run.name for run in runs}
+    for run in runs:
+        env = json.loads((run / "env.json").read_text())
+        assert env["packages"]["torch"]
+        assert (run / "result.json").exists(), run.name
+        assert not (run / "checkpoints").exists(), run.name
+
+
+def test_report_is_one_file_without_outside_requests(finished_demo: Path) -> None:
+    html = (finished_demo / "report.html").read_text()
+    assert "simulated" in html
+    assert 'src="http' not in html
+    assert "@import" not in html
+    assert "<script" not in html
+
+
+def test_raters_are_marked_as_simulated(finished_demo: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(finished_demo / "feedback.db") as database:
+        for table in ("ratings", "comparisons"):
+            rows = database.execute(f"SELECT DISTINCT rater, simulated FROM {table}").fetchall()
+            assert rows
+            assert all("simulated" in rater and flag for rater, flag in rows)
+
+
+def test_repeating_says_finished(finished_demo: Path) -> None:
+    before = (finished_demo / "summary.json").read_bytes()
+    done = run_sayso("demo", finished_demo, "--quick")
+    assert done.returncode == 0
+    assert "finished" in done.stderr
+    assert (finished_demo / "summary.json").read_bytes() == before
+
+
+def test_demo_leaves_other_studies_alone(tmp_path: Path) -> None:
+    study = tmp_path / "mine"
+    assert run_sayso("new", study, "--seed", 5).returncode == 0
+    done = run_sayso("demo", study, "--quick")
+    assert done.returncode == 2
+    assert "another study" in done.stderr
