@@ -39,9 +39,7 @@ def tiny_clip(folder: Path, seed: int = 0) -> Path:
     }  # fmt: skip
     vision = {"image_size": 16, "patch_size": 8}
     CLIPModel(
-        CLIPConfig(
-            text_config=tower | text, vision_config=tower | vision, projection_dim=WIDTH
-        )
+        CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=WIDTH)
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(

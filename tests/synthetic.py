@@ -1,4 +1,4 @@
-"""A study with pictures of drawn scenes and invented votes, to test evaluation and report quickly."""
+"""A study with drawn scenes and invented votes, to test evaluation and report quickly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sayso import files
 from sayso.prompts import load_grammar, make_prompts, share_out
 from sayso.stages.evaluate import EvaluateConfig
 from sayso.study import Study, StudyInfo
@@ -27,11 +28,15 @@ class Marks:
     true: dict[str, bool]
 
 
-def make_study(path: Path, train: int = 8, test: int = 16, per_prompt: int = 4) -> tuple[Study, Marks]:
+def make_study(
+    path: Path, train: int = 8, test: int = 16, per_prompt: int = 4
+) -> tuple[Study, Marks]:
     """A study with images of all models for its prompts, and the truth of each image."""
     info = StudyInfo(name=path.name, seed=7, sampler=SAMPLER)
     study = Study.create(path, info)
-    sizes = share_out(load_grammar("tinyworld"), train=train, seen=test - test // 2, unseen=test // 2)
+    sizes = share_out(
+        load_grammar("tinyworld"), train=train, seen=test - test // 2, unseen=test // 2
+    )
     study.write_prompts(make_prompts(load_grammar("tinyworld"), sizes, seed=7))
     marks = Marks({})
     add_images(study, marks, BASE, study.prompts("train"), per_prompt)
@@ -94,9 +99,7 @@ def add_comparisons(study: Study, marks: Marks, raters: int = 9) -> None:
     votes = []
     for left, right in ((BASE, ALIGNED), (BASE, BEST), (BEST, ALIGNED)):
         for prompt in study.prompts("test"):
-            sides = [
-                tuple(s.id for s in study_samples(study, m, prompt)) for m in (left, right)
-            ]
+            sides = [tuple(s.id for s in study_samples(study, m, prompt)) for m in (left, right)]
             for question in ("alignment", "fidelity"):
                 votes += _votes(marks, prompt, (left, right), sides, question, raters)
     study.feedback.add_comparisons(votes)
@@ -141,14 +144,14 @@ def add_runs(study: Study) -> None:
     generate = study.run("generate", "base-train", {"model": "base", "prompts": "train"})
     generate.finish({"seconds": 41.0, "images": 32})
     fit = study.run("fit", "clip_head", {"reward": "clip_head", "options": {"temperature": 2.0}})
-    fit.log_many([
+    files.append_lines(fit.path / "log.jsonl", [
         {"step": e, "squared_error": 0.25 / e + 0.05, "heldout_squared_error": 0.25 / e**0.7 + 0.08}
         for e in range(1, 18)
     ])  # fmt: skip
     fit.finish({"raters": "simulated", "seconds": 9.2})
     align = study.run("align", "rwr", {"aligner": "rwr", "batch_size": 64, "max_steps": 400})
     rng = np.random.default_rng(0)
-    align.log_many([
+    files.append_lines(align.path / "log.jsonl", [
         {"step": s, "loss": 0.2 + 0.1 / s**0.3 + float(rng.normal(0, 0.01)),
          "learning_rate": 5e-4 * min(1, s / 20, (401 - s) / 133)}
         for s in range(1, 401)

@@ -53,8 +53,8 @@ def test_preprocessing_equals_transformers(
     expected = torch.tensor(np.array(theirs(image, return_tensors="np")["pixel_values"]))
     ours = read_preprocessing(tmp_path)(to_pixels(image)[None])
     assert ours.shape == expected.shape
-    # they round to 8 bits after resizing: one level is 1/255 before the division by about 0.26
-    assert (ours - expected).abs().max() < 1.01 / 255 / 0.26
+    # they round to 8 bits after each of two passes; a level is 1/255 before dividing by about 0.26
+    assert (ours - expected).abs().max() < 1.5 / 255 / 0.26
 
 
 def test_old_and_new_preprocessor_files_read_the_same(tmp_path: Path) -> None:
@@ -123,14 +123,17 @@ def test_gradient_reaches_the_pixels(encoder: ClipEncoder) -> None:
 def test_texts_do_not_depend_on_their_company(encoder: ClipEncoder, folder: Path) -> None:
     alone = ClipEncoder.load(str(folder)).texts(["a dog"])
     together = encoder.texts(["a dog", "five white dogs in the city", "a dog"])
-    torch.testing.assert_close(together[0], alone[0])
-    assert torch.equal(together[0], together[2])
+    assert torch.equal(together[0], alone[0])
+    many = ClipEncoder.load(str(folder)).texts([f"{n} dogs" for n in range(70)] + ["a dog"])
+    assert torch.equal(many[-1], alone[0])
 
 
 def test_long_prompt_is_refused_not_cut(encoder: ClipEncoder) -> None:
     fits = "a" * (MAX_TOKENS - 2)
     assert encoder.texts([fits]).isfinite().all()
-    with pytest.raises(UserError, match=f"{MAX_TOKENS + 1} tokens, CLIP reads at most {MAX_TOKENS}"):
+    with pytest.raises(
+        UserError, match=f"{MAX_TOKENS + 1} tokens, CLIP reads at most {MAX_TOKENS}"
+    ):
         encoder.texts(["a dog", fits + "a"])
 
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from sayso.errors import UserError
-from sayso.tinyworld import judge_training
+from sayso.tinyworld import judge_training, paths
 from sayso.tinyworld.judge import Judge, as_images, judge_features
-from sayso.tinyworld.judge_check import ATTRIBUTES, accuracy
+from sayso.tinyworld.judge_check import ATTRIBUTES, accuracy, load_autoencoder, reconstruct
 from sayso.tinyworld.judge_training import JudgeTraining, _bumps, mixed_items
 from sayso.tinyworld.raters import SimulatedRater, decision_rng, make_raters
 from sayso.tinyworld.reading import Detection, Reading, Verdict, is_true, verdict
@@ -229,6 +229,15 @@ def test_judge_reads_fresh_pictures(judge: Judge) -> None:
     shares = accuracy(judge.read(as_images([render(s, rng) for s in scenes])), scenes)
     assert {name: share for name, share in shares.items() if share < 0.99} == {}
     assert set(shares) == set(ATTRIBUTES)
+
+
+def test_judge_reads_pictures_from_the_shipped_autoencoder(judge: Judge) -> None:
+    rng = np.random.default_rng(997)
+    scenes = [random_scene(rng) for _ in range(200)]
+    images = as_images([render(s, rng) for s in scenes])
+    through = reconstruct(images, load_autoencoder(paths().pipeline / "vae"))
+    shares = accuracy(judge.read(through), scenes)
+    assert {name: share for name, share in shares.items() if share < 0.97} == {}
 
 
 def test_judge_reads_mixed_and_empty_pictures(judge: Judge) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,11 @@ MODES = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for the two resampling filters that CLIP folders use."""
 
 CHUNK = 128
-"""Images or texts embedded at a time, and images in a shard of the cache. Fixed, because the last
-bits of an embedding can depend on how many rows are computed together."""
+"""Images embedded at a time, and in a shard of the cache. Fixed, because the last bits of an
+embedding can depend on how many rows are computed together."""
+
+TEXT_ROWS = 32
+"""Texts embedded at a time, for the same reason."""
 
 
 def to_pixels(image: "Image.Image") -> Float[Tensor, "3 h w"]:
@@ -188,9 +192,9 @@ class ClipEncoder:
         Raises: UserError: if the tokenizer would cut a text or does not know a word of it.
         """
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        for start in range(0, len(missing), CHUNK):
-            part = missing[start : start + CHUNK]
-            self._texts.update(zip(part, self._embed(part), strict=True))
+        if missing:
+            self.check_texts(missing)
+            self._texts |= self._embed(missing)
         return torch.stack([self._texts[text] for text in texts])
 
     def check_texts(self, texts: Sequence[str]) -> None:
@@ -208,10 +212,25 @@ class ClipEncoder:
                     f"prompt {text!r} has a word that CLIP's tokenizer does not know; rephrase it"
                 )
 
+    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+        """Embed in batches of one shape, so that a text's company cannot change its last bits."""
+        found: dict[str, Tensor] = {}
+        lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        by_length = sorted(zip(texts, lengths, strict=True), key=lambda pair: -(-pair[1] // 16))
+        for sixteens, group in groupby(by_length, key=lambda pair: -(-pair[1] // 16)):
+            same = [text for text, _ in group]
+            for start in range(0, len(same), TEXT_ROWS):
+                part = same[start : start + TEXT_ROWS]
+                vectors = self._embed_rows(part, min(16 * sixteens, self.max_tokens))
+                found |= dict(zip(part, vectors, strict=False))
+        return found
+
     @torch.no_grad()
-    def _embed(self, texts: list[str]) -> Tensor:
-        self.check_texts(texts)
-        tokens = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.device)
+    def _embed_rows(self, texts: list[str], length: int) -> Tensor:
+        rows = texts + texts[-1:] * (TEXT_ROWS - len(texts))
+        tokens = self.tokenizer(
+            rows, padding="max_length", max_length=length, return_tensors="pt"
+        ).to(self.device)
         return self.model.text_projection(self.model.text_model(**tokens).pooler_output)
 
 
@@ -251,10 +270,14 @@ def _download(name: str) -> Path:
 
 def _load_model(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, CLIPModel
+    from transformers.utils import logging
 
     kind = files.read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise UserError(f"{folder} holds a {kind!r} model; give a folder of a CLIPModel")
+    # a bar for the moment of loading would only break ours
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         loaded: Any = CLIPModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -263,6 +286,9 @@ def _load_model(folder: Path) -> tuple[Any, Any]:
     except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"CLIP folder {folder} cannot be loaded ({reason}); restore it") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     model, facts = loaded
     if facts["missing_keys"]:
         raise UserError(

@@ -1,6 +1,9 @@
 """Device, number format and processes, through accelerate."""
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal
+
+from sayso.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -13,11 +16,34 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
 
     Args:
         mixed_precision: "auto" takes bf16 where the machine computes it natively, else fp32.
+    Raises: UserError: if the machine cannot compute in that format.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    # accelerate keeps one state for the whole process; another stage may want another precision
+    AcceleratorState._reset_state()
     chosen = best_precision() if mixed_precision == "auto" else mixed_precision
-    return Accelerator(mixed_precision=chosen)
+    try:
+        return Accelerator(mixed_precision=chosen)
+    except ValueError as error:
+        raise UserError(
+            f"mixed_precision {chosen} does not work here ({error}); use auto or no"
+        ) from None
+
+
+def main_process_first() -> AbstractContextManager[None]:
+    """A block that the main process of a launch runs before the others do."""
+    from accelerate import PartialState
+
+    return PartialState().main_process_first()
+
+
+def is_main_process() -> bool:
+    """Whether this process of a launch is the one that writes files."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def best_precision() -> Literal["no", "bf16"]:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -36,7 +35,7 @@ class Policy(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, path: Path, device: torch.device, weights: Path | None = None) -> Self:
+    def load(cls, path: Path, device: torch.device, weights: Path | None = None) -> "Policy":
         """Load a folder in diffusers' layout, and a run's weights over it.
 
         Raises: UserError: if the folder cannot be used.

@@ -45,12 +45,14 @@ class Reward(ABC):
         """
 
     @abstractmethod
-    def score(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, "b"]:
+    def score(
+        self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+    ) -> Float[Tensor, " b"]:
         """Score each image, RGB in [0, 1], against its own prompt."""
 
     def score_samples(
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]
-    ) -> Float[Tensor, "n"]:
+    ) -> Float[Tensor, " n"]:
         """Score stored samples against their texts, on the CPU, without gradients.
 
         Raises: UserError: if a score is not finite (the first sample is named) or an image is
@@ -101,10 +103,12 @@ class ClipReward(Reward):
     @abstractmethod
     def score_embeddings(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b"]:
+    ) -> Float[Tensor, " b"]:
         """Score pairs of CLIP embeddings (projected, not normalised) on the reward's device."""
 
-    def score(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, "b"]:
+    def score(
+        self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+    ) -> Float[Tensor, " b"]:
         """Score each image, RGB in [0, 1], against its own prompt; differentiable to the images."""
         return self.score_embeddings(self.clip.images(images), self.clip.texts(prompts))
 

@@ -38,7 +38,7 @@ def train(
     options: TrainOptions,
     run: Run,
     accelerator: Accelerator,
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Train the policy's network and leave the averaged weights in `run.weights` and in the policy.
 
     Resumes from the run's latest checkpoint; on the same machine the result is bit for bit that of

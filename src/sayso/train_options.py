@@ -42,6 +42,7 @@ class TrainOptions:
             raise UserError(f"decay_fraction {self.decay_fraction} is not in [0, 1]; try 0.33")
         if not 0 < self.learning_rate < float("inf"):
             raise UserError(f"learning_rate {self.learning_rate} must be above 0; try 1e-5")
+        self.micro_batch(processes=1)
 
     def micro_batch(self, processes: int) -> int:
         """Rows a process computes at once.

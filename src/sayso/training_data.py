@@ -1,7 +1,7 @@
 """What aligners learn from: latents, texts, marks, rewards, all computed before the first step."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -142,10 +142,5 @@ def _encode_images(policy: Policy, images: Sequence[Any]) -> Float[Tensor, "n c 
     for start in range(0, len(images), ENCODE_BATCH):
         pixels = np.stack([np.asarray(image) for image in images[start : start + ENCODE_BATCH]])
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        parts.append(policy.encode_images(batch).cpu())
+        parts.append(policy.encode_images(batch).cpu().contiguous())
     return torch.cat(parts)
-
-
-def marks_of(samples: Sequence[Sample], shares: Mapping[str, float]) -> list[float]:
-    """The share of good for each sample, NaN where there is none."""
-    return [shares.get(sample.id, float("nan")) for sample in samples]

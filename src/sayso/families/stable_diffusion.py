@@ -4,12 +4,13 @@ import copy
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import diffusers
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -20,6 +21,8 @@ from sayso.files import read_json
 from sayso.policy import Cond, Policy
 from sayso.types import Sampler
 
+SMALL_LATENTS = 32
+"""Side of latents up to which attention matrices are small enough to be written out."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -38,12 +41,14 @@ class StableDiffusion(Policy):
         self.noising.alphas_cumprod = self.noising.alphas_cumprod.to(self.device)
         for frozen in (vae, text):
             frozen.requires_grad_(False).eval()
-        if self.device.type == "cpu":
-            # the fused CPU attention has a slow backward at the short sequences of tiny models
+        if self.device.type == "cpu" and _is_small(unet):
+            # the fused CPU attention has a slow backward at short sequences (1.5× a whole step)
             unet.set_attn_processor(AttnProcessor())
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, weights: Path | None = None) -> Self:
+    def load(
+        cls, path: Path, device: torch.device, weights: Path | None = None
+    ) -> "StableDiffusion":
         index = read_json(path / "model_index.json")
         unet: Any = _model(UNet2DConditionModel, path, "unet")
         same = unet.config.in_channels == unet.config.out_channels
@@ -194,6 +199,11 @@ class StableDiffusion(Policy):
         self.unet.unload_lora()
 
 
+def _is_small(unet: Any) -> bool:
+    size = unet.config.sample_size
+    return isinstance(size, int) and size <= SMALL_LATENTS
+
+
 def _model(kind: Any, path: Path, part: str) -> Any:
     """Load one part of the folder in fp32, from safetensors only."""
     if not any((path / part).glob("*.safetensors")):
@@ -201,10 +211,16 @@ def _model(kind: Any, path: Path, part: str) -> Any:
             f"{path / part} holds no .safetensors weights (pickled ones are not read, they can run "
             "code); save the model with safe_serialization=True"
         )
+    verbosity = diffusers_logging.get_verbosity()
+    # extra fields in a config are no news to the user
+    diffusers_logging.set_verbosity_error()
     disable_progress_bar()
-    return kind.from_pretrained(
-        path / part, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
-    )
+    try:
+        return kind.from_pretrained(
+            path / part, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
 
 
 def _accepted(step: Any, **offered: Any) -> dict[str, Any]:

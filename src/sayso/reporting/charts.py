@@ -9,11 +9,12 @@ from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 360, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 40
+Number = int | float
+WIDTH, HEIGHT = 366, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 40
 
 
-def bar(share: float, low: float, high: float, kind: str) -> Markup:
+def bar(share: Number, low: Number, high: Number, kind: str) -> Markup:
     """One share in [0, 1] as a bar with its interval as a whisker; `kind` picks the colour."""
     ends = "".join(_line(f"{x:.2%}", "22%", f"{x:.2%}", "78%", "whisker") for x in (low, high))
     across = (f"{low:.2%}", "50%", f"{high:.2%}", "50%")
@@ -46,8 +47,8 @@ class Series:
     """Points of one line or cloud, in data units; `intervals` gives (low, high) of y a point."""
 
     kind: str
-    points: Sequence[tuple[float, float]]
-    intervals: Sequence[tuple[float, float]] = ()
+    points: Sequence[tuple[Number, Number]]
+    intervals: Sequence[tuple[Number, Number]] = ()
     line: bool = True
     dots: bool = False
 
@@ -57,8 +58,8 @@ class Axis:
     """One axis: its words, its range (None: that of the data) and whether in percent."""
 
     label: str
-    low: float | None = None
-    high: float | None = None
+    low: Number | None = None
+    high: Number | None = None
     percent: bool = False
 
 
@@ -67,11 +68,11 @@ class _Scale:
     """An axis whose range and ticks are settled."""
 
     axis: Axis
-    low: float
-    high: float
-    ticks: Sequence[float]
+    low: Number
+    high: Number
+    ticks: Sequence[Number]
 
-    def fraction(self, value: float) -> float:
+    def fraction(self, value: Number) -> float:
         return (value - self.low) / (self.high - self.low)
 
 
@@ -89,23 +90,23 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, title: str, diagonal: bool 
     )
 
 
-def smooth(points: Sequence[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
+def smooth(points: Sequence[tuple[Number, Number]], most: int = 120) -> list[tuple[float, float]]:
     """Means of neighbouring points, so that at most `most` remain; few points stay as they are."""
     size = ceil(len(points) / most) if points else 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(_mean(p[0] for p in g), _mean(p[1] for p in g)) for g in groups]
 
 
-def _mean(values: Iterable[float]) -> float:
+def _mean(values: Iterable[Number]) -> float:
     kept = list(values)
     return sum(kept) / len(kept)
 
 
-def _extent(series: Series) -> Sequence[tuple[float, ...]]:
+def _extent(series: Series) -> Sequence[tuple[Number, ...]]:
     return series.intervals or [(p[1],) for p in series.points]
 
 
-def _fitted(axis: Axis, values: Sequence[float]) -> _Scale:
+def _fitted(axis: Axis, values: Sequence[Number]) -> _Scale:
     """Fill in the range and the ticks that were left open."""
     low = axis.low if axis.low is not None else min(values, default=0.0)
     high = axis.high if axis.high is not None else max(values, default=1.0)
@@ -118,14 +119,14 @@ def _fitted(axis: Axis, values: Sequence[float]) -> _Scale:
     return _Scale(axis, low, high, ticks)
 
 
-def _step(span: float) -> float:
+def _step(span: Number) -> float:
     """A round tick distance that gives three to six ticks."""
     rough = span / 4
     power = 10.0 ** floor(log10(rough))
     return next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
 
 
-def _place(x: _Scale, y: _Scale, px: float, py: float) -> tuple[float, float]:
+def _place(x: _Scale, y: _Scale, px: Number, py: Number) -> tuple[Number, Number]:
     """Data to picture units."""
     return (
         round(_LEFT + x.fraction(px) * (WIDTH - _LEFT - _RIGHT), 1),
@@ -151,7 +152,7 @@ def _axes(x: _Scale, y: _Scale) -> str:
     return "".join(parts)
 
 
-def _label(value: float, axis: Axis) -> str:
+def _label(value: Number, axis: Axis) -> str:
     if axis.percent:
         return f"{value:.0%}"
     if value and abs(value) < 1e-3:
@@ -172,11 +173,11 @@ def _drawn(series: Series, x: _Scale, y: _Scale) -> str:
     return "".join(parts)
 
 
-def _line(x1: float | str, y1: float | str, x2: float | str, y2: float | str, kind: str) -> str:
+def _line(x1: Number | str, y1: Number | str, x2: Number | str, y2: Number | str, kind: str) -> str:
     return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
 
 
-def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick", turn: str = "") -> str:
+def _text(x: Number, y: Number, words: str, anchor: str, kind: str = "tick", turn: str = "") -> str:
     turned = f' transform="{turn}"' if turn else ""
     place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
     return f'<text class="{kind}" {place}{turned}>{escape(words)}</text>'

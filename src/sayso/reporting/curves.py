@@ -45,7 +45,7 @@ def fit_plot(run: Run | None) -> Markup | None:
     ]
     if not lines:
         return None
-    return plot(lines, Axis("epoch"), Axis("squared error", low=0.0), "Learning the reward")
+    return plot(lines, Axis("epoch", low=0.0), Axis("squared error", low=0.0), "Learning the reward")
 
 
 def training_plot(run: Run | None, name: str, label: str) -> Markup | None:
@@ -55,8 +55,12 @@ def training_plot(run: Run | None, name: str, label: str) -> Markup | None:
         return None
     kind = "aligned" if name == "loss" else "best"
     low = 0.0 if name == "learning_rate" else None
-    return plot([Series(kind, smooth(points))], Axis("step"), Axis(label, low=low), label)
+    return plot([Series(kind, smooth(points))], Axis("step", low=0.0), Axis(label, low=low), label)
 
 
 def _points(rows: list[JsonObject], name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+    return [
+        (float(row["step"]), float(row[name]))
+        for row in rows
+        if isinstance(row.get(name), int | float)
+    ]

@@ -112,7 +112,7 @@ class Material:
             took = run.result.get("seconds") if run.finished else None
             if isinstance(took, int | float):
                 stage = run.path.name.split("-")[0]
-                found[stage] = found.get(stage, 0.0) + took
+                found[stage] = found.get(stage, 0.0) + float(took)
         found["rate"] = found.get("rate", 0.0) + self._rating_seconds()
         order = ("prompts", "generate", "rate", "fit", "align", "evaluate")
         return {stage: found[stage] for stage in order if found.get(stage)}
@@ -132,9 +132,14 @@ class Material:
     def missing(self) -> dict[str, str]:
         """Part of the report → what is not there yet and the command that makes it."""
         path, model = self.study.path, self.align_run.name if self.align_run else "runs/align-rwr"
+        simulated = " --simulated" if self.study.info.base_model == "tinyworld" else ""
+        compare = f"sayso rate {path}{simulated} --task compare --left base --right {model}"
         lacks = {
             "images": (not self.images, f"No images yet: sayso generate {path}"),
-            "feedback": (not self.feedback["ratings"], f"No ratings yet: sayso rate {path}"),
+            "feedback": (
+                not self.feedback["ratings"],
+                f"No ratings yet: sayso rate {path}{simulated}",
+            ),
             "fit": (self.fit_run is None, f"No reward learned yet: sayso fit {path}"),
             "align": (self.align_run is None, f"No model tuned yet: sayso align {path}"),
             "evaluate": (
@@ -143,8 +148,7 @@ class Material:
             ),
             "comparison": (
                 not self.result.get("comparisons"),
-                f"No side-by-side comparisons: sayso rate {path} --task compare --left base "
-                f"--right {model}, then evaluate again under another --name",
+                f"No side-by-side comparisons, to be made before an evaluation: {compare}",
             ),
             "best_of_n": (
                 "best_of_n" not in self.models,
@@ -161,6 +165,6 @@ def environment(run: Run) -> JsonObject:
     return read_json(path) if path.exists() else {}
 
 
-def number(value: Any) -> float | None:
+def number(value: Any) -> int | float | None:
     """A number as it is; None for what was skipped or is not there."""
-    return float(value) if isinstance(value, int | float) else None
+    return value if isinstance(value, int | float) else None

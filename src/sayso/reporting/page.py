@@ -71,7 +71,7 @@ def _environment() -> Environment:
 
 def _roles(material: Material) -> list[dict[str, str]]:
     """The models in the order of the columns, with their names and colours."""
-    names = {"base": "before", "best_of_n": words.best_of(material), "aligned": "after"}
+    names = {"base": "before", "aligned": "after", "best_of_n": words.best_of(material)}
     return [
         {"role": role, "name": name, "kind": KINDS[role]}
         for role, name in names.items()

@@ -25,10 +25,9 @@ def summarise(material: Material) -> dict[str, Any]:
 
 
 def _reward(quality: dict[str, Any]) -> dict[str, Any]:
-    fields = {"accuracy": "accuracy", "auc": "auc", "clip_auc": "clip_auc", "n": "n"}
     return {
-        name: {s: number(quality.get(s, {}).get(field)) for s in ("seen", "unseen")}
-        for name, field in fields.items()
+        field: {s: number(quality.get(s, {}).get(field)) for s in ("seen", "unseen")}
+        for field in ("accuracy", "auc", "clip_auc", "n")
     }
 
 
@@ -45,7 +44,7 @@ def _alignment(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shares(shares: dict[str, Any], field: str) -> dict[str, float | None]:
+def _shares(shares: dict[str, Any], field: str) -> dict[str, Any]:
     names = [*GROUPS, *(n for n in shares if n not in GROUPS and "/" not in n and n != "skipped")]
     return {name: shares.get(name, {}).get(field) for name in names}
 

@@ -1,7 +1,6 @@
 """The sentences of the report, and how it writes numbers."""
 
 import math
-import os
 from typing import Any
 
 from sayso.reporting.material import Material
@@ -120,6 +119,7 @@ def lead(material: Material) -> str:
         f"Over all {change['n']} test images from {change['n_prompts']} prompts never used in "
         f"training – same prompts, same seeds, {who} – the share drawn right changed by {across}; "
         f"McNemar's p {p_value(change['p_value'])}."
+        + (" That is too few images to show an effect." if change["n"] < _FEW_IMAGES else "")
     )
 
 
@@ -144,13 +144,9 @@ def facts(summary: dict[str, Any]) -> list[dict[str, str]]:
         found.append(_fact(f"{near['ratio']:.2f}", "distance to natural images", basis))
     if summary["seconds"]["total"]:
         found.append(
-            _fact(seconds(summary["seconds"]["total"]), "the whole loop", _machine())
+            _fact(seconds(summary["seconds"]["total"]), "the whole loop", "all stages together")
         )
     return found
-
-
-def _machine() -> str:
-    return f"all stages, {os.cpu_count()} processors"
 
 
 def _fact(value: str, name: str, basis: str) -> dict[str, str]:
@@ -162,8 +158,8 @@ def limits(material: Material) -> list[str]:
     result, found = material.result, []
     if material.simulated:
         found.append(
-            "The raters are simulated: programs that read the tiny world's pictures and err on "
-            "purpose, at rates of their own. No person judged anything counted here as simulated."
+            "Where it says simulated, no person was asked: programs read the tiny world's pictures "
+            "and err on purpose, at rates of their own."
         )
     change = result.get("paired", {}).get("all", {})
     if change and change["n"] < _FEW_IMAGES:

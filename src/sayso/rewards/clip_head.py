@@ -8,12 +8,14 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sayso import files
 from sayso.clip import embed_samples
+from sayso.devices import best_precision
 from sayso.errors import UserError
 from sayso.progress import progress
 from sayso.prompts import Grammar, altered, load_grammar
@@ -23,7 +25,7 @@ from sayso.study import Study
 from sayso.types import Prompt
 
 
-def squared_error(score: Float[Tensor, "b"], target: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+def squared_error(score: Float[Tensor, " b"], target: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """(y − r)² of each image's target y and score r, both in [0, 1].
 
     Source: Lee et al. 2023, arXiv 2302.12192, L_MSE.
@@ -33,7 +35,7 @@ def squared_error(score: Float[Tensor, "b"], target: Float[Tensor, "b"]) -> Floa
 
 def prompt_classification_loss(
     scores: Float[Tensor, "b n"], *, temperature: float
-) -> Float[Tensor, "b"]:
+) -> Float[Tensor, " b"]:
     """Cross-entropy of telling an image's true prompt from altered ones.
 
     −log P(0 | x), P(i | x) = exp(r(x, z_i) / T) / Σ_j exp(r(x, z_j) / T).
@@ -67,12 +69,13 @@ class Head(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b"]:
+    ) -> Float[Tensor, " b"]:
         """The score of each pair, in [0, 1]."""
         scale = math.sqrt(images.shape[1])
         images, texts = (F.normalize(x, dim=1) * scale for x in (images, texts))
         parts = [images, texts, images * texts] if self.interaction else [images, texts]
-        return torch.sigmoid(self.layers(torch.cat(parts, dim=1)))[:, 0]
+        # in half precision a sigmoid has steps of 1/256
+        return torch.sigmoid(self.layers(torch.cat(parts, dim=1)).float())[:, 0]
 
 
 @dataclass
@@ -106,6 +109,9 @@ class ClipHead(ClipReward, TrainableReward):
     patience: int = 6
     """Epochs without a better held-out error after which training stops; not given in the paper."""
 
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Number format of the arithmetic while learning; auto = bf16 where the machine has it."""
+
     differentiable: ClassVar[bool] = True
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
@@ -114,6 +120,7 @@ class ClipHead(ClipReward, TrainableReward):
         wrong = {
             "hidden_width": self.hidden_width < 1,
             "joining": self.joining not in ("concatenation", "interaction"),
+            "mixed_precision": self.mixed_precision not in ("auto", "no", "bf16"),
             "prompt_classification_weight": not 0 <= self.prompt_classification_weight < math.inf,
             "temperature": not 0 < self.temperature < math.inf,
             "n_altered": self.n_altered < 0,
@@ -128,7 +135,7 @@ class ClipHead(ClipReward, TrainableReward):
 
     def score_embeddings(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b"]:
+    ) -> Float[Tensor, " b"]:
         """The trained head's score of each pair, in [0, 1]."""
         return self.head(images, texts)
 
@@ -151,7 +158,7 @@ class ClipHead(ClipReward, TrainableReward):
         self.new_head(seed=0)
         try:
             self.head.load_state_dict(load_file(weights / "model.safetensors"))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"{weights} cannot be loaded ({reason}); delete the run and fit again"
@@ -192,6 +199,8 @@ class _Fit:
         self.optimizer = torch.optim.AdamW(
             reward.head.parameters(), reward.learning_rate, weight_decay=reward.weight_decay
         )
+        chosen = reward.mixed_precision
+        self.bf16 = (best_precision() if chosen == "auto" else chosen) == "bf16"
         self.step = 0
 
     def run(self) -> dict[str, object]:
@@ -222,7 +231,8 @@ class _Fit:
 
     def _update(self, rows: Tensor) -> dict[str, float]:
         self.step += 1
-        losses = self._losses(rows)
+        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.bf16):
+            losses = self._losses(rows)
         weight = self.reward.prompt_classification_weight
         loss = losses["squared_error"] + weight * losses.get("prompt_classification_loss", 0)
         if not loss.isfinite():
@@ -284,6 +294,7 @@ class _Fit:
             "steps": self.step,
             "parameters": sum(p.numel() for p in self.reward.head.parameters()),
             "prompt_classification": self.classifies,
+            "bf16": self.bf16,
             "clip": {"width": self.reward.clip.width, "hash": self.reward.clip.hash},
         }
 

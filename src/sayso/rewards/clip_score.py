@@ -23,6 +23,6 @@ class ClipScore(ClipReward):
 
     def score_embeddings(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b"]:
+    ) -> Float[Tensor, " b"]:
         """The cosine of each pair."""
         return F.cosine_similarity(images, texts, dim=1)

@@ -1,16 +1,15 @@
 """Stage `align`: fine-tune the model on what people, or the reward learned from them, like."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sayso.devices import MixedPrecision, make_accelerator
+from sayso.devices import MixedPrecision, main_process_first, make_accelerator
 from sayso.errors import UserError
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
 from sayso.train_options import TrainOptions
-from sayso.types import Prompt, Sample
+from sayso.types import Sample
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,13 +50,13 @@ class AlignConfig(TrainOptions):
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     """What would be done: rows, images a step, passes over the data."""
-    samples, _ = _training_samples(study, config.model)
+    own = len(_own_images(study, config.model).samples)
     seen = config.max_steps * config.batch_size
     return {
-        "own images": len(samples),
+        "own images": own,
         "images a step": config.batch_size,
         "images in all": seen,
-        "passes over the own images, about": round(seen / len(samples), 1),
+        "passes over the own images, about": round(seen / own, 1),
         "checkpoints": (config.max_steps - 1) // config.checkpoint_every,
     }
 
@@ -78,24 +77,20 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     config.check()
     aligner = aligner or load_aligner(config.aligner)()
     options: Any = aligner
-    samples, prompts = _training_samples(study, config.model)
-    marks = _marks(study, samples)
-    _check_needs(study, config, aligner, marks)
+    images = _own_images(study, config.model)
+    _check_needs(study, config, aligner, images.marks)
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
-    run = study.run("align", name, {**asdict(config), "options": asdict(options)})
+    with main_process_first():
+        run = study.run("align", name, {**asdict(config), "options": asdict(options)})
     if run.finished:
         console.print(f"{run.name} is finished")
         return run
-    _train(study, config, aligner, run, (samples, prompts, marks))
+    _train(study, config, aligner, run, images)
     return run
 
 
 def _train(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    run: Run,
-    data: tuple[list[Sample], dict[str, Prompt], Mapping[str, float]],
+    study: Study, config: AlignConfig, aligner: "Aligner", run: Run, images: "_OwnImages"
 ) -> None:
     from sayso.aligner import Context
     from sayso.models import load_policy
@@ -103,9 +98,10 @@ def _train(
 
     accelerator = make_accelerator(config.mixed_precision)
     seed = study.info.seed if config.seed is None else config.seed
-    policy = load_policy(study, config.model, accelerator.device)
     with accelerator.local_main_process_first():
-        rows = _rows(study, config, aligner, policy, accelerator, *data)
+        rewards = _rewards(study, config, aligner, images, accelerator)
+        policy = load_policy(study, config.model, accelerator.device)
+        rows = _rows(study, config, aligner, policy, accelerator, images, rewards)
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
     context = Context(rows, config.batch_size, config.max_steps, seed)
@@ -114,35 +110,40 @@ def _train(
         run.finish(result | _facts(rows, policy))
 
 
-def _training_samples(study: Study, model: str) -> tuple[list[Sample], dict[str, Prompt]]:
-    """The model's images for "train" prompts, and the prompts by id."""
-    prompts = {prompt.id: prompt for prompt in study.prompts("train")}
-    samples = [s for s in study.samples(model) if s.prompt_id in prompts]
+class _OwnImages(NamedTuple):
+    """The model's images for "train" prompts, their texts, and people's marks."""
+
+    samples: list[Sample]
+    texts: list[str]
+    marks: list[float]
+
+
+def _own_images(study: Study, model: str) -> _OwnImages:
+    texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
+    samples = [s for s in study.samples(model) if s.prompt_id in texts]
     if not samples:
         raise UserError(
             f"there are no images of {model!r} for train prompts; make some with: "
             f"sayso generate {study.path} --model {model}"
         )
-    return samples, prompts
+    return _OwnImages(samples, [texts[s.prompt_id] for s in samples], _marks(study, samples))
 
 
-def _marks(study: Study, samples: list[Sample]) -> dict[str, float]:
-    """Share of good among good and bad ratings, by sample id; of people, if any person rated."""
+def _marks(study: Study, samples: list[Sample]) -> list[float]:
+    """Share of good among good and bad ratings, NaN if none; of people, if any person rated."""
     store = study.feedback
     labels = store.labels(store.kind_in_use())
-    counts = {s.id: labels[s.id] for s in samples if s.id in labels}
-    return {i: c.good / (c.good + c.bad) for i, c in counts.items() if c.good + c.bad}
+    counts = [(labels[s.id].good, labels[s.id].bad) if s.id in labels else (0, 0) for s in samples]
+    return [good / (good + bad) if good + bad else float("nan") for good, bad in counts]
 
 
-def _check_needs(
-    study: Study, config: AlignConfig, aligner: "Aligner", marks: Mapping[str, float]
-) -> None:
+def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: list[float]) -> None:
     """Compare what the aligner needs with what is there, before any model loads."""
     needs, name = aligner.required(), type(aligner).__name__
     if "data" in needs:
         for word, count in {
-            "good": sum(m > 0.5 for m in marks.values()),
-            "bad": sum(m < 0.5 for m in marks.values()),
+            "good": sum(m > 0.5 for m in marks),
+            "bad": sum(m < 0.5 for m in marks),
         }.items():
             if not count:
                 raise UserError(
@@ -158,42 +159,43 @@ def _check_needs(
         )
 
 
+def _rewards(
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    images: _OwnImages,
+    accelerator: "Accelerator",
+) -> list[float]:
+    """The reward of every own image; NaN if the aligner needs none."""
+    if "reward" not in aligner.required():
+        return [float("nan")] * len(images.samples)
+    from sayso.reward import load_reward
+
+    reward = load_reward(study, config.reward, accelerator.device)
+    return reward.score_samples(study, images.samples, images.texts).tolist()
+
+
 def _rows(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
     policy: "Policy",
     accelerator: "Accelerator",
-    samples: list[Sample],
-    prompts: Mapping[str, Prompt],
-    marks: Mapping[str, float],
+    images: _OwnImages,
+    rewards: list[float],
 ) -> "TrainingRows":
-    """The table of training rows; only what the aligner needs is computed."""
-    from sayso.training_data import load_latents, make_rows, marks_of, pretraining_rows
+    """The table of training rows; pre-training images only if the aligner needs them."""
+    from sayso.training_data import load_latents, make_rows, pretraining_rows
 
-    needs = aligner.required()
-    texts = [prompts[sample.prompt_id].text for sample in samples]
-    policy.check_prompts(list(dict.fromkeys(texts)))
-    rewards = [float("nan")] * len(samples)
-    if "reward" in needs:
-        rewards = _rewards(study, config.reward, samples, texts, accelerator)
+    policy.check_prompts(list(dict.fromkeys(images.texts)))
     natural = None
-    if "pretraining" in needs:
+    if "pretraining" in aligner.required():
         natural = pretraining_rows(study, policy, config.pretraining_images, accelerator.autocast())
-    own = (load_latents(study, samples), texts)
-    return make_rows(policy, own, marks_of(samples, marks), rewards, natural)
+    own = (load_latents(study, images.samples), images.texts)
+    return make_rows(policy, own, images.marks, rewards, natural)
 
 
-def _rewards(
-    study: Study, name: str, samples: list[Sample], texts: list[str], accelerator: "Accelerator"
-) -> list[float]:
-    from sayso.reward import load_reward
-
-    reward = load_reward(study, name, accelerator.device)
-    return reward.score_samples(study, samples, texts).tolist()
-
-
-def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, float]:
+def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, int]:
     """What the training had to do with, for result.json."""
     mark = rows.mark[: rows.n_own]
     return {

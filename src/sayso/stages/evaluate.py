@@ -76,11 +76,9 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
 def plan(study: Study, config: EvaluateConfig) -> dict[str, object]:
     """How many images of each model are measured."""
     material = _gather(study, config)
-    counts = {f"images of {m}": len(s) for m, s in material.samples.items()}
-    return {
-        "judge": _judge_name(study, config, material),
-        "prompts": len(material.prompts),
-    } | counts
+    judge = _judge_name(study, config, material) or "ratings of people"
+    counts = {f"images of {model}": len(found) for model, found in material.samples.items()}
+    return {"judge": judge, "prompts": len(material.prompts), **counts}
 
 
 # what is there to measure

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sayso import files
-from sayso.devices import MixedPrecision, make_accelerator
+from sayso.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
 from sayso.errors import UserError
 from sayso.progress import console, progress
+from sayso.prompts import images_per_prompt
 from sayso.run import Run
 from sayso.study import PromptChoice, Study
 from sayso.types import Prompt, Sample, Sampler, digest, sample_id
@@ -31,7 +32,8 @@ class GenerateConfig:
     prompts: PromptChoice = "train"
     """Which prompts."""
     per_prompt: int = 4
-    """Images per prompt; their seeds are the same for every model."""
+    """Images per prompt; their seeds are the same for every model. 0 = the number that the set of
+    prompts says, such as the paper's 60, 30 or 6 by group."""
     best_of: int = 0
     """Draw this many per prompt and keep the best `per_prompt` by reward, as the images of the
     model <model>@best-of-<n>; 0 = off."""
@@ -54,9 +56,9 @@ class GenerateConfig:
 
     def check(self) -> None:
         """Raises: UserError: naming the first option that is out of range."""
-        for name in ("per_prompt", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is too small; give 1 or more")
+        for name, least in {"per_prompt": 1 if self.best_of else 0, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
         if self.best_of and self.best_of < self.per_prompt:
             raise UserError(
                 f"best_of {self.best_of} cannot leave per_prompt {self.per_prompt} images; "
@@ -108,7 +110,8 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     """
     config.check()
     drawings = _drawings(study, config)
-    run = study.run("generate", config.name or _run_name(config), asdict(config))
+    with main_process_first():
+        run = study.run("generate", config.name or _run_name(config), asdict(config))
     if run.finished:
         console.print(f"{run.name} is finished")
         return run
@@ -117,6 +120,8 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     drawn = sum(map(len, batches))
     if batches:
         _draw_all(study, config, batches)
+    if not is_main_process():
+        return run
     drawing_s = time.perf_counter() - started
     kept = _keep_best(study, config, drawings) if config.best_of else len(drawings)
     run.finish({
@@ -137,11 +142,19 @@ def _drawings(study: Study, config: GenerateConfig) -> list[Drawing]:
     if not prompts:
         raise UserError(f"{study.path} has no {config.prompts!r} prompts; choose other --prompts")
     sampler = config.sampler(study)
+    per_prompt = config.best_of or config.per_prompt
+    numbers = {} if per_prompt else _numbers_of_the_set(study, prompts)
     return [
         (prompt, _record(study, prompt, config.model, seed, sampler))
         for prompt in prompts
-        for seed in _seeds(study, prompt, config.best_of or config.per_prompt)
+        for seed in _seeds(study, prompt, per_prompt or numbers[prompt.category])
     ]
+
+
+def _numbers_of_the_set(study: Study, prompts: list[Prompt]) -> dict[str, int]:
+    """Images per prompt by category, as the set of the study's prompts says."""
+    name = study.find_run("prompts").config["set"]
+    return {p.category: images_per_prompt(name, p.category) for p in prompts}
 
 
 def _seeds(study: Study, prompt: Prompt, n: int) -> list[int]:
@@ -176,7 +189,7 @@ def _draw_all(study: Study, config: GenerateConfig, batches: list[list[Drawing]]
 
     accelerator = make_accelerator(config.mixed_precision)
     policy = load_policy(study, config.model, accelerator.device)
-    policy.check_prompts([prompt.text for batch in batches for prompt, _ in batch])
+    policy.check_prompts(list({prompt.text: 0 for batch in batches for prompt, _ in batch}))
     policy.latent_shape(config.sampler(study).image_size_px)
     policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
     with progress(f"drawing {config.model}", sum(map(len, batches))) as advance:

@@ -36,7 +36,7 @@ def report(study: Study, config: ReportConfig | None = None) -> Path:
     material = Material(study, config.evaluation)
     summary = summarise(material)
     html = render(material, summary, config.prompts_shown)
-    study.write_summary(summary)
     path = study.write_report(html)
+    study.write_summary(summary)  # last: its presence means that all is there
     console.print(f"report: {path}")
     return path

@@ -88,7 +88,7 @@ def judge_features(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 128"]:
     return Judge.load().features(images)
 
 
-def as_images(pictures: Sequence[np.ndarray]) -> Float[Tensor, "b 3 64 64"]:
+def as_images(pictures: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
     """Turn uint8 pictures [h, w, 3] into a tensor with values in [0, 1]."""
     stacked = torch.from_numpy(np.stack(pictures))
     return stacked.permute(0, 3, 1, 2).float().div_(255)

@@ -42,13 +42,13 @@ class JudgeCheck:
 
 def check(config: JudgeCheck) -> dict[str, dict[str, float]]:
     """Return the share of right readings, by kind of picture and attribute."""
-    judge = Judge.load(config.judge)
+    judge, autoencoder = Judge.load(config.judge), load_autoencoder(config.autoencoder)
     rng = np.random.default_rng(config.seed)
     scenes = [random_scene(rng) for _ in range(config.n)]
     images = as_images([render(scene, rng) for scene in scenes])
     return {
         "fresh": accuracy(judge.read(images), scenes),
-        "autoencoder": accuracy(judge.read(reconstruct(images, config.autoencoder)), scenes),
+        "autoencoder": accuracy(judge.read(reconstruct(images, autoencoder)), scenes),
     }
 
 
@@ -66,13 +66,9 @@ def accuracy(readings: list[Reading], scenes: list[Scene]) -> dict[str, float]:
 
 @torch.no_grad()
 def reconstruct(
-    images: Float[Tensor, "b 3 h w"], folder: Path, batch_size: int = 100
+    images: Float[Tensor, "b 3 h w"], autoencoder: Any, batch_size: int = 100
 ) -> Float[Tensor, "b 3 h w"]:
-    """Send pictures in [0, 1] through an autoencoder of diffusers and back.
-
-    Raises: UserError: if the folder holds none.
-    """
-    autoencoder = load_autoencoder(folder)
+    """Send pictures in [0, 1] through an autoencoder of diffusers and back."""
     out = []
     for part in images.split(batch_size):
         code = autoencoder.encode(part * 2 - 1)
@@ -82,7 +78,10 @@ def reconstruct(
 
 
 def load_autoencoder(folder: Path) -> Any:
-    """Load whichever autoencoder of diffusers the folder's config names, in fp32."""
+    """Load whichever autoencoder of diffusers the folder's config names, in fp32.
+
+    Raises: UserError: if the folder holds none.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"no autoencoder in {folder}; give its folder with --autoencoder")
     name = read_json(folder / "config.json").get("_class_name", "")
@@ -95,7 +94,11 @@ def load_autoencoder(folder: Path) -> Any:
 def main() -> None:
     """Print the table; the exit code is 1 if any share is below what is needed."""
     config = tyro.cli(JudgeCheck, description=__doc__)
-    shares = check(config)
+    try:
+        shares = check(config)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     table = Table(title=f"The judge on {config.n} pictures never used in training")
     for column in ("pictures", *ATTRIBUTES, "needed"):
         table.add_column(column)

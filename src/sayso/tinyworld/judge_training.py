@@ -277,6 +277,7 @@ def _save(network: JudgeNetwork, folder: Path) -> None:
         for name, value in network.state_dict().items()
     }
     save_file(half, folder / WEIGHTS, {"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 if __name__ == "__main__":

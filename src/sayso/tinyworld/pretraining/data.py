@@ -67,7 +67,7 @@ def scenes(work: Path, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def to_pixels(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
     """Return images in [−1, 1], channels last in memory (faster convolutions on CPUs)."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    pixels = torch.tensor(images).permute(0, 3, 1, 2)
     return pixels.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 

@@ -1,0 +1,35 @@
+"""Writes trained parts as the folders that diffusers and transformers load unchanged."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from sayso.tinyworld.pretraining import clip
+from sayso.tinyworld.pretraining.denoiser import NOISE_SCHEDULE, Denoiser
+from sayso.tinyworld.pretraining.tokens import build_tokenizer
+from sayso.tinyworld.scenes import VOCABULARY
+
+
+def save_pipeline(folder: Path, vae: Any, denoiser: Denoiser) -> None:
+    """Write the Stable Diffusion folder in fp16 safetensors."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=denoiser.text_encoder,
+        tokenizer=build_tokenizer(VOCABULARY),
+        unet=denoiser.unet,
+        scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def save_clip(folder: Path, model: Any) -> None:
+    """Write the CLIP folder in fp16 safetensors, with tokenizer and image preprocessing."""
+    model.half().save_pretrained(folder)
+    build_tokenizer(VOCABULARY).save_pretrained(folder)
+    clip.build_processor().save_pretrained(folder)

@@ -1,0 +1,21 @@
+"""Every aligner and family found on disk keeps its contract."""
+
+from pathlib import Path
+
+import pytest
+from models import tiny_pipeline
+
+from sayso.aligner import load_aligner
+from sayso.plugins import load_plugin, plugin_names
+from sayso.policy import Policy
+from sayso.testing import check_aligner, check_family
+
+
+@pytest.mark.parametrize("name", plugin_names("aligner"))
+def test_aligner(name: str) -> None:
+    check_aligner(load_aligner(name))
+
+
+@pytest.mark.parametrize("name", plugin_names("family"))
+def test_family(name: str, tmp_path: Path) -> None:
+    check_family(load_plugin("family", name, Policy), tiny_pipeline(tmp_path / "sd"), 32)

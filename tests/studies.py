@@ -1,0 +1,36 @@
+"""A study of a few prompts on a random tiny model, for tests of single stages."""
+
+from pathlib import Path
+
+from models import tiny_pipeline
+
+from sayso.stages.generate import GenerateConfig, generate
+from sayso.study import Study, StudyInfo
+from sayso.types import Prompt, Rating, Sampler, digest
+
+TEXTS = ("a dog", "two cats", "red sea")
+SAMPLER = Sampler(num_inference_steps=2, guidance_scale=3.0, image_size_px=32)
+
+
+def random_study(folder: Path, pretraining: str = "tinyworld") -> Study:
+    """Three train prompts and one test prompt, no images yet."""
+    base = tiny_pipeline(folder / "model")
+    info = StudyInfo("s", 7, str(base), "tinyworld", pretraining, SAMPLER)
+    study = Study.create(folder / "study", info)
+    train = [Prompt(f"p{i}", text, "count", {}, "train") for i, text in enumerate(TEXTS)]
+    study.write_prompts([*train, Prompt("q", "one bird", "count", {}, "seen")])
+    return study
+
+
+def rated_study(folder: Path, good_every: int = 2) -> Study:
+    """Twelve images of train prompts; every `good_every`-th is marked good, the others bad."""
+    study = random_study(folder)
+    generate(study, GenerateConfig(per_prompt=4, batch_size=8))
+    study.feedback.add_ratings([
+        Rating(
+            digest(["rating", s.id]), s.id, "simulated-1", "alignment",
+            "good" if good_every and i % good_every == 0 else "bad", True, 0.0, 1.0,
+        )
+        for i, s in enumerate(study.samples())
+    ])  # fmt: skip
+    return study

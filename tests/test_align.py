@@ -1,0 +1,220 @@
+"""Stage align: needs are checked first, the user's own aligner, LoRA, rounds, caches."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from studies import random_study, rated_study
+
+from sayso import cli
+from sayso.aligners.rwr import RewardWeighted
+from sayso.errors import UserError
+from sayso.families.stable_diffusion import StableDiffusion
+from sayso.models import load_policy
+from sayso.reward import Reward
+from sayso.stages.align import AlignConfig, align, plan
+from sayso.stages.generate import GenerateConfig, generate
+from sayso.study import Study
+from sayso.training_data import pretraining_rows
+
+QUICK = AlignConfig(max_steps=3, batch_size=8, pretraining_images=6, checkpoint_every=2)
+MARKS = RewardWeighted(weight="mark")
+
+MINE = '''
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sayso.aligner import Aligner, Batch, Context
+
+
+@dataclass(frozen=True)
+class Mine(Aligner):
+    """Good images at weight 1, bad ones at a small weight, noise of the first half only."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"data"})
+
+    bad_weight: float = 0.1
+    """Weight of images that people called bad."""
+
+    def batches(self, ctx: Context) -> Iterator[Batch]:
+        mark = ctx.rows.mark[: ctx.rows.n_own]
+        rated = ctx.rows.own[mark.isfinite()]
+        for step in ctx.steps:
+            generator = ctx.generator(step)
+            rows = rated[torch.randint(len(rated), (ctx.batch_size,), generator=generator)]
+            weight = torch.where(mark[rows] > 0.5, 1.0, self.bad_weight)
+            yield ctx.denoising_batch(rows, weight, generator)
+
+    def loss(self, policy, batch):
+        error = policy.denoising_error(batch.latents, batch.cond, batch.t / 2, batch.noise)
+        return (batch.weight * error).mean(), {"error": error.mean()}
+'''
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return rated_study(tmp_path_factory.mktemp("align"))
+
+
+@pytest.fixture
+def study(shared: Study, tmp_path: Path) -> Study:
+    return Study.open(Path(shutil.copytree(shared.path, tmp_path / "study")))
+
+
+def unet(study: Study, model: str) -> dict[str, torch.Tensor]:
+    return load_policy(study, model, torch.device("cpu")).network.state_dict()
+
+
+def moved(study: Study, model: str, start: str = "base") -> float:
+    old, new = unet(study, start), unet(study, model)
+    return max(float((old[name] - new[name]).abs().max()) for name in old)
+
+
+def test_align_trains_the_unet_and_generate_uses_it(study: Study) -> None:
+    run = align(study, QUICK, MARKS)
+    assert run.name == "runs/align-rwr"
+    assert run.result["steps"] == 3
+    assert run.result["own_images"] == 12
+    assert run.result["good_images"] == 6
+    assert run.result["pretraining_images"] == 6
+    assert run.config["options"]["weight"] == "mark"
+    assert 0 < moved(study, run.name) < 0.01
+    generate(study, GenerateConfig(model=run.name, per_prompt=1, prompts="seen"))
+    assert study.samples(run.name)[0].seed == _seed_of_base(study)
+
+
+def _seed_of_base(study: Study) -> int:
+    generate(study, GenerateConfig(per_prompt=1, prompts="seen"))
+    return next(s.seed for s in study.samples("base") if s.prompt_id == "q")
+
+
+def test_finished_run_is_left_alone_and_another_config_is_refused(study: Study) -> None:
+    run = align(study, QUICK, MARKS)
+    before = (run.weights / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    align(study, QUICK, MARKS)
+    assert (run.weights / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="max_steps 3 → 4"):
+        align(study, dataclasses.replace(QUICK, max_steps=4), MARKS)
+    with pytest.raises(UserError, match="options"):
+        align(study, QUICK, RewardWeighted(weight="mark", prompt_dropout=0.2))
+
+
+def test_lora_round_upon_full_round(study: Study) -> None:
+    first = align(study, QUICK, MARKS)
+    generate(study, GenerateConfig(model=first.name))
+    pairs = zip(study.feedback.ratings(), study.samples(first.name), strict=True)
+    labels = [dataclasses.replace(r, id=r.id + "2", sample_id=s.id) for r, s in pairs]
+    study.feedback.add_ratings(labels)
+    config = dataclasses.replace(QUICK, model=first.name, lora_rank=2, name="two")
+    second = align(study, config, MARKS)
+    assert second.result["trainable_weights"] < first.result["trainable_weights"] / 10
+    assert [p.name for p in second.weights.iterdir()] == ["pytorch_lora_weights.safetensors"]
+    assert moved(study, second.name, first.name) > 0
+
+
+def test_own_aligner_in_a_file_trains_through_the_command_line(
+    study: Study, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE)
+    assert len(MINE.strip().splitlines()) <= 40
+    cli.run([
+        "align", str(study.path), "--aligner", str(mine), "--bad-weight", "0.2",
+        "--max-steps", "2", "--batch-size", "4",
+    ])  # fmt: skip
+    run = study.find_run("runs/align-mine")
+    assert run.finished
+    assert run.config["options"] == {"bad_weight": 0.2}
+    assert moved(study, run.name) > 0
+
+
+def test_rewards_weigh_when_the_aligner_wants_them(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    class Fixed(Reward):
+        def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            return torch.zeros(len(images))
+
+    monkeypatch.setattr("sayso.reward.load_reward", lambda *a: seen.append(a[1]) or Fixed())
+    nothing = RewardWeighted(pretraining_weight=0.0)
+    run = align(study, dataclasses.replace(QUICK, reward="clip_score"), nothing)
+    assert seen == ["clip_score"]
+    assert moved(study, run.name) == 0
+
+
+def test_nan_reward_stops_before_training(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Reward):
+        def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            return torch.full((len(images),), float("nan"))
+
+    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: Broken())
+    with pytest.raises(UserError, match="NaN or infinite"):
+        align(study, dataclasses.replace(QUICK, reward="clip_score"))
+    assert not (study.path / "runs/align-rwr/log.jsonl").exists()
+
+
+@pytest.mark.parametrize(("good_every", "word"), [(0, "good"), (1, "bad")])
+def test_one_kind_of_rating_is_refused(tmp_path: Path, good_every: int, word: str) -> None:
+    study = rated_study(tmp_path, good_every)
+    with pytest.raises(UserError, match=f"no image of 'base' is rated {word}"):
+        align(study, QUICK, MARKS)
+    assert not (study.path / "runs/align-rwr").exists()
+
+
+def test_missing_things_are_named_before_a_model_loads(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StableDiffusion, "load", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match=r"unknown run 'runs/fit-clip_head'"):
+        align(study, QUICK)
+    with pytest.raises(UserError, match="unknown aligner 'rwx': did you mean 'rwr'"):
+        align(study, dataclasses.replace(QUICK, aligner="rwx"))
+    with pytest.raises(UserError, match="no images of 'runs/align-x' for train prompts"):
+        align(study, dataclasses.replace(QUICK, model="runs/align-x"))
+    with pytest.raises(UserError, match="batch_size 8 is no multiple"):
+        align(study, dataclasses.replace(QUICK, micro_batch_size=3), MARKS)
+    empty = random_study(tmp_path / "empty", pretraining="")
+    with pytest.raises(UserError, match="no images of 'base'"):
+        align(empty, QUICK, MARKS)
+    bare = Study(study.path, dataclasses.replace(study.info, pretraining=""))
+    with pytest.raises(UserError, match="needs pre-training images"):
+        align(bare, QUICK, MARKS)
+    assert not (study.path / "runs/align-rwr").exists()
+
+
+def test_missing_latents_are_named(study: Study) -> None:
+    shard = study.samples()[0].latents
+    (study.path / shard).unlink()
+    with pytest.raises(UserError, match=f"{shard} are missing or damaged"):
+        align(study, QUICK, MARKS)
+
+
+def test_pretraining_images_are_encoded_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(study, "base", torch.device("cpu"))
+    first, captions = pretraining_rows(study, policy, 5)
+    assert first.shape == (5, 4, 16, 16)
+    assert len(captions) == 5
+    monkeypatch.setattr(StableDiffusion, "encode_images", lambda *_: pytest.fail("encoded again"))
+    again, same = pretraining_rows(study, policy, 5)
+    assert torch.equal(first, again)
+    assert captions == same
+
+
+def test_plan_counts(study: Study) -> None:
+    sizes = plan(study, QUICK)
+    assert sizes["images in all"] == 24
+    assert sizes["passes over the own images, about"] == 2.0
+
+
+def test_saved_average_is_what_load_policy_gives(study: Study) -> None:
+    run = align(study, QUICK, MARKS)
+    saved = load_file(run.weights / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(saved[n], v) for n, v in unet(study, run.name).items())

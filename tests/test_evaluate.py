@@ -1,0 +1,291 @@
+"""Evaluation: the numbers by hand on invented images, and the stage on a synthetic study."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic as syn
+import torch
+
+from sayso import evaluation, features, scoring
+from sayso.errors import UserError
+from sayso.evaluation import Scored
+from sayso.run import Run
+from sayso.side_by_side import side_by_side
+from sayso.stages.evaluate import EvaluateConfig, evaluate, plan
+from sayso.study import Study
+from sayso.tinyworld.reading import Detection, Reading
+from sayso.types import Comparison, Prompt
+
+
+def row(i: int, true: bool | None, model: str = "base", **more: object) -> Scored:
+    """Image i: two images a prompt, prompts in turn seen and unseen."""
+    split = "seen" if i // 2 % 2 == 0 else "unseen"
+    return Scored(f"{model}{i}", model, f"p{i // 2}", i, split, "count", true, **more)  # type: ignore[arg-type]
+
+
+# the numbers
+
+
+def test_shares_by_group_count_what_is_marked() -> None:
+    rows = [row(i, i % 4 == 0) for i in range(16)] + [row(16, None)]
+    found = evaluation.shares(rows)
+    assert found["all"]["value"] == 4 / 16
+    assert found["all"]["n"] == 16
+    assert found["seen"]["n"] + found["unseen"]["n"] == 16
+    assert found["count/seen"] == found["seen"]
+    assert found["all"]["low"] < 0.25 < found["all"]["high"]
+    assert "colour" not in found
+
+
+def test_shares_without_marks_say_why() -> None:
+    assert "no image is marked" in evaluation.shares([row(0, None)])["skipped"]
+
+
+def test_pairs_need_the_same_prompt_and_seed() -> None:
+    base = [row(i, True) for i in range(8)]
+    aligned = [row(i, True, "runs/a") for i in (5, 2, 99)]
+    left, right = evaluation.pair_up(base, aligned)
+    assert [r.seed for r in left] == [2, 5]
+    assert [r.id for r in right] == ["runs/a2", "runs/a5"]
+
+
+def test_change_counts_fixed_and_broken_images() -> None:
+    before = [False] * 12 + [True] * 4
+    after = [True] * 9 + [False] * 3 + [True] * 3 + [False]
+    base = [row(i, t) for i, t in enumerate(before)]
+    aligned = [row(i, t, "runs/a") for i, t in enumerate(after)]
+    found = evaluation.paired(base, aligned, seed=0)["all"]
+    assert (found["fixed"], found["broken"]) == (9, 1)
+    assert (found["stayed_true"], found["stayed_false"]) == (3, 3)
+    # exact McNemar: 2 · P(at most 1 of 10 at ½) = 2 · 11 / 1024
+    assert found["p_value"] == pytest.approx(22 / 1024)
+    assert found["difference"]["value"] == pytest.approx(8 / 16)
+    assert found["difference"]["low"] < 0.5 < found["difference"]["high"]
+    assert found["n_prompts"] == 8
+
+
+def test_reward_quality_by_hand() -> None:
+    rewards = [0.9, 0.2, 0.8, 0.6, 0.3, 0.7]
+    marks = [True, False, True, False, False, True]
+    rows = [
+        replace(row(i, m), reward=r, clip=1 - r)
+        for i, (m, r) in enumerate(zip(marks, rewards, strict=True))
+    ]
+    found = evaluation.reward_quality(rows, calibrated=True)["all"]
+    assert found["auc"] == 1.0
+    assert found["clip_auc"] == 0.0
+    assert found["accuracy"] == pytest.approx(5 / 6)
+    assert found["pair_accuracy"] == 1.0
+    assert found["n_pairs"] == 3
+    expected = np.mean([(m - r) ** 2 for m, r in zip(marks, rewards, strict=True)])
+    assert found["brier"] == pytest.approx(expected)
+
+
+def test_reward_quality_says_what_it_lacks() -> None:
+    rows = [replace(row(i, True), reward=0.5, clip=0.1) for i in range(4)]
+    found = evaluation.reward_quality(rows, calibrated=False)["all"]
+    assert "needs both kinds" in found["auc"]["skipped"]
+    assert "not a probability" in found["calibration"]["skipped"]
+    assert "skipped" in found["pair_accuracy"]
+    assert "skipped" in evaluation.reward_quality([row(0, True)], calibrated=True)
+
+
+@pytest.mark.parametrize(("after_true", "suspect"), [(0.0, True), (1.0, False)])
+def test_reward_that_rises_while_truth_falls_is_suspect(after_true: float, suspect: bool) -> None:
+    base = [replace(row(i, i % 3 == 0), reward=0.4) for i in range(60)]
+    aligned = [replace(row(i, bool(after_true), "runs/a"), reward=0.8) for i in range(60)]
+    scores = {"base": evaluation.mean_scores(base), "aligned": evaluation.mean_scores(aligned)}
+    found = evaluation.optimisation(scores, evaluation.paired(base, aligned, seed=0))
+    assert found["reward_gain"] == pytest.approx(0.4)
+    assert found["suspect"] is suspect
+
+
+def vote(prompt: str, left: str, right: str, value: str, i: int, simulated: bool) -> Comparison:
+    return Comparison(
+        f"{prompt}{i}", prompt, ("a",), ("b",), left, right, f"r{i}", "alignment", value,
+        simulated, 0.0, 0.0,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_sides_are_turned_to_the_tuned_model() -> None:
+    """One prompt won by the tuned model from both sides, one lost, one with people undecided."""
+    tuned = "runs/align-rwr"
+    votes = [vote("p1", "base", tuned, "right", i, True) for i in range(2)]
+    votes += [vote("p1", tuned, "base", "left", i, True) for i in range(2, 3)]
+    votes += [vote("p2", tuned, "base", "right", i, True) for i in range(3)]
+    votes += [
+        vote("p1", tuned, "base", v, i, False) for i, v in enumerate(("left", "right", "tie"))
+    ]
+    votes += [
+        vote("p9", tuned, "base", "left", 9, True),
+        vote("p1", tuned, "other", "left", 8, True),
+    ]
+    people, programs = side_by_side(votes, ["base", tuned], ["p1", "p2"])
+    assert (people["simulated"], programs["simulated"]) == (False, True)
+    assert (programs["first"], programs["second"]) == (tuned, "base")
+    assert programs["win"]["value"] == programs["lose"]["value"] == 0.5
+    assert (programs["n_prompts"], programs["raters"], programs["votes"]) == (2, 3, 6)
+    assert people["undecided"]["value"] == 1.0
+
+
+def test_distances_refuse_too_few_images_for_the_features() -> None:
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=(15, 8)), rng.normal(size=(16, 8))
+    assert "needs at least 16" in features.distances(few, few, "kid")["frechet"]["skipped"]
+    whole = features.distances(many, many, "kid")
+    assert whole["frechet"] == pytest.approx(0, abs=1e-6)
+    assert (whole["precision"], whole["recall"], whole["n"]) == (1.0, 1.0, 16)
+    assert features.ratio({"frechet": 3.0}, {"frechet": 2.0}) == 1.5
+    assert "skipped" in features.ratio({"frechet": {"skipped": ""}}, {"frechet": 2.0})
+
+
+def test_what_the_judge_saw_in_words() -> None:
+    cats = [Detection("cat", "red", 1, 1, 1, 0, 0)] * 2 + [Detection("cat", "blue", 1, 1, 1, 0, 0)]
+    assert scoring.in_words(Reading(tuple(cats), "on the moon", 1.0)) == (
+        "2 × red cat, 1 × blue cat, on the moon"
+    )
+    assert scoring.in_words(Reading((), "in the sea", 1.0)) == "nothing, in the sea"
+
+
+# the stage
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic study with people's ratings of the test images."""
+    study, marks = syn.make_study(tmp_path_factory.mktemp("evaluate") / "study")
+    syn.add_ratings(study, marks, simulated=False, which="test")
+    syn.add_comparisons(study, marks)
+    syn.add_runs(study)
+    return study.path
+
+
+@pytest.fixture
+def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A copy that a test may change; its rewards are the pictures' brightness."""
+    study = Study.open(Path(shutil.copytree(made, tmp_path / "study")))
+    (tmp_path / "brightness.py").write_text(syn.REWARD_FILE)
+    own = str(tmp_path / "brightness.py")
+    load = scoring.load_reward
+    monkeypatch.setattr(scoring, "load_reward", lambda s, name, device: load(s, own, device))
+    return study
+
+
+CONFIG = EvaluateConfig(model=syn.ALIGNED, judge="none", reward="clip_score")
+
+
+def test_the_stage_measures_and_keeps_every_image(study: Study) -> None:
+    run = evaluate(study, CONFIG)
+    result = run.result
+    lines = [json.loads(line) for line in (run.path / "scores.jsonl").read_text().splitlines()]
+    assert run.name == "runs/evaluate-align-rwr"
+    assert len(lines) == 3 * 16 * 4
+    assert {line["model"] for line in lines} == set(result["models"].values())
+    one = lines[5]
+    pixels = np.asarray(study.image(next(s for s in study.samples() if s.id == one["id"])))
+    assert one["reward"] == one["clip"] == pytest.approx(pixels.mean() / 255, abs=1e-5)
+    marked = [x["true"] for x in lines if x["model"] == "base" and x["true"] is not None]
+    assert result["alignment"]["base"]["all"]["value"] == pytest.approx(np.mean(marked))
+    assert result["alignment"]["base"]["all"]["n"] == len(marked)
+    assert len(result["comparisons"]) == 6
+    assert all(c["n_prompts"] == 16 and c["simulated"] for c in result["comparisons"])
+    assert "no fidelity prompts" in result["fidelity"]["skipped"]
+    assert result["judge"] == "ratings of people"
+
+
+def test_repeating_gives_the_same_numbers(study: Study) -> None:
+    one = evaluate(study, CONFIG)
+    two = evaluate(study, replace(CONFIG, name="again"))
+    assert {**one.result, "seconds": 0} == {**two.result, "seconds": 0}
+    before = (one.path / "result.json").read_bytes()
+    evaluate(study, CONFIG)
+    assert (one.path / "result.json").read_bytes() == before
+
+
+def test_only_seeds_of_both_models_are_compared(study: Study) -> None:
+    """The base may have drawn more: its further images test the reward, not the alignment."""
+    path = study.path / "samples.jsonl"
+    lines = path.read_text().splitlines()
+    tuned = [i for i, line in enumerate(lines) if '"runs/align-rwr"' in line]
+    path.write_text("\n".join(line for i, line in enumerate(lines) if i not in tuned[::2]) + "\n")
+    images = evaluate(study, CONFIG).result["images"]
+    assert images == {"base": 32, "best_of_n": 64, "aligned": 32}
+
+
+def test_plan_counts_the_images(study: Study) -> None:
+    assert plan(study, CONFIG) == {
+        "judge": "ratings of people", "prompts": 16, "images of base": 64,
+        f"images of {syn.BEST}": 64, f"images of {syn.ALIGNED}": 64,
+    }  # fmt: skip
+
+
+def test_fidelity_compares_what_was_drawn_for_captions(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features that are just a few mean colours: equal images have distance 0 to themselves."""
+    from sayso.pretraining import open_pretraining
+
+    captions, natural = open_pretraining(study).heldout(8)
+    prompts = [Prompt(f"f{i}", c, "fidelity", {}, "fidelity") for i, c in enumerate(captions)]
+    study.write_prompts([*study.prompts(), *prompts])
+    monkeypatch.setattr(syn, "_scene", lambda *_: None)
+    for model in (syn.BASE, syn.ALIGNED):
+        pictures = iter(natural if model == syn.BASE else natural[::-1])
+        monkeypatch.setattr(syn, "render", lambda *_, p=pictures: np.asarray(next(p)))
+        syn.add_images(study, syn.Marks({}), model, prompts, 1)
+    space = features.FeatureSpace("colours", lambda x: x.mean(dim=(2, 3)), "kid")
+    monkeypatch.setattr(features, "feature_space", lambda *_: space)
+    found = features.fidelity(study, syn.ALIGNED)
+    assert found["base"]["frechet"] == pytest.approx(0, abs=1e-6)
+    assert (found["n"], found["dimensions"]) == (8, 3)
+    assert found["natural"]["frechet"] > 1e-4
+    assert found["base"]["precision"] == 1.0
+
+
+def test_feature_space_stacks_pictures_in_order() -> None:
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(130)]
+    rows = features.FeatureSpace("red", lambda x: x.mean(dim=(2, 3)), "kid")(pictures)
+    assert torch.allclose(torch.from_numpy(rows[:, 0] * 255), torch.arange(130.0), atol=1e-3)
+
+
+# the user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "base"}, "not a tuned model"),
+        ({"model": "runs/align-rwrr"}, "did you mean 'align-rwr'"),
+        ({"reward": "runs/fit-clip_heat"}, "did you mean 'fit-clip_head'"),
+        ({"best_of": "base@best-of-64"}, "no images of base@best-of-64"),
+        ({"prompts": "fidelity"}, "no fidelity prompts"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(
+    study: Study, change: dict[str, str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        evaluate(study, replace(CONFIG, **change))
+    assert not (study.path / "runs" / "evaluate-align-rwr").exists()
+
+
+def test_a_judge_that_does_not_know_the_prompt_is_refused(study: Study) -> None:
+    own = [replace(p, slots={"object": "zebra"}) for p in study.prompts()]
+    study.write_prompts(own)
+    with pytest.raises(UserError, match="does not know"):
+        evaluate(study, replace(CONFIG, judge="tinyworld"))
+    assert plan(study, replace(CONFIG, judge="auto"))["judge"] != "tinyworld"
+
+
+def test_an_unfinished_run_holds_no_result(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = next(s for s in study.samples(syn.ALIGNED))
+    (study.path / sample.path).unlink()
+    with pytest.raises(UserError, match="is gone"):
+        evaluate(study, CONFIG)
+    assert not Run(study.path / "runs" / "evaluate-align-rwr").finished

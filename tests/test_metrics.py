@@ -1,0 +1,284 @@
+"""Metrics equal numbers derived by hand, and scikit-learn's, statsmodels' or SciPy's."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import linalg, stats
+from sklearn.metrics import brier_score_loss, roc_auc_score
+from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from sayso import metrics
+
+RNG = np.random.default_rng(0)
+
+
+# shares and paired comparisons
+
+
+def test_wilson_by_hand() -> None:
+    # z = 1.96: centre (0.5 + 0.019208) / (1 + 0.038416), half 1.96 √(0.0025 + 0.00009604) / 1.0384
+    found = metrics.wilson(50, 100)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.40383, 0.59617), abs=1e-5)
+    none = metrics.wilson(0, 10)
+    assert none.low == 0
+    assert none.high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_equals_statsmodels(n: int, share: float, confidence: float) -> None:
+    k = round(share * n)
+    found = metrics.wilson(k, n, confidence)
+    expected = proportion_confint(k, n, alpha=1 - confidence, method="wilson")
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-9)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_wilson_refuses(k: int, n: int) -> None:
+    with pytest.raises(ValueError, match="successes"):
+        metrics.wilson(k, n)
+
+
+def test_mcnemar_by_hand() -> None:
+    # 6 gained, 1 lost: 2 (C(7,0) + C(7,1)) / 2^7
+    before = np.array([False] * 6 + [True] + [True] * 5 + [False] * 8)
+    after = np.array([True] * 6 + [False] + [True] * 5 + [False] * 8)
+    assert metrics.mcnemar(before, after) == pytest.approx(16 / 128)
+    assert metrics.mcnemar(before, before) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mcnemar_equals_statsmodels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before, after = rng.random(80) < 0.3, rng.random(80) < 0.5
+    table = [[np.sum(a & b) for b in (after, ~after)] for a in (before, ~before)]
+    expected = their_mcnemar(np.array(table), exact=True).pvalue
+    assert metrics.mcnemar(before, after) == pytest.approx(expected)
+
+
+def test_paired_difference_with_one_image_a_prompt_is_scipys_bootstrap() -> None:
+    before, after = RNG.normal(0, 1, 40), RNG.normal(0.4, 1, 40)
+    ids = [f"p{i:02}" for i in range(40)]
+    found = metrics.paired_difference(before, after, ids, seed=5, resamples=4000)
+    theirs = stats.bootstrap(
+        (after - before,), np.mean, method="BCa", n_resamples=4000, rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert found.value == pytest.approx(np.mean(after - before))
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+    assert found.low < found.value < found.high
+    again = metrics.paired_difference(before, after, ids, seed=5, resamples=4000)
+    assert again == found
+
+
+def test_paired_difference_resamples_prompts_not_images() -> None:
+    """Ten copies of every image of a prompt add no information, so the interval keeps its width."""
+    change = RNG.integers(-1, 2, 30).astype(float)
+    ids = [str(i) for i in range(30)]
+    one = metrics.paired_difference(np.zeros(30), change, ids, seed=1)
+    ten = metrics.paired_difference(
+        np.zeros(300), np.repeat(change, 10), np.repeat(ids, 10).tolist(), seed=1
+    )
+    assert (ten.low, ten.high) == pytest.approx((one.low, one.high), abs=1e-9)
+    images = metrics.paired_difference(
+        np.zeros(300), np.repeat(change, 10), [str(i) for i in range(300)], seed=1
+    )
+    assert images.high - images.low < 0.5 * (ten.high - ten.low)
+
+
+def test_paired_difference_weighs_images_alike() -> None:
+    ids = ["a", "b", "b", "b"]
+    found = metrics.paired_difference(np.zeros(4), np.array([1.0, 0, 0, 0]), ids, seed=0)
+    assert found.value == 0.25
+
+
+def test_paired_difference_corners() -> None:
+    same = metrics.paired_difference(np.zeros(4, bool), np.ones(4, bool), list("aabb"), seed=0)
+    assert (same.low, same.value, same.high) == (1, 1, 1)
+    with pytest.raises(ValueError, match="at least 2"):
+        metrics.paired_difference(np.zeros(2), np.ones(2), ["a", "a"], seed=0)
+
+
+def test_win_tie_lose_at_two_thirds_of_nine() -> None:
+    votes = [
+        [1] * 6 + [-1] * 3,  # exactly two thirds: a win
+        [1] * 5 + [0] * 4,  # five of nine: nobody
+        [-1] * 7 + [0] * 2,
+        [0] * 6 + [1] * 3,
+        [1] * 9,
+    ]
+    found = metrics.win_tie_lose(votes)
+    shares = [getattr(found, k).value for k in ("win", "tie", "lose", "undecided")]
+    assert shares == [0.4, 0.2, 0.2, 0.2]
+    assert found.net == pytest.approx(0.2)
+    assert found.n_prompts == 5
+    assert found.win == metrics.wilson(2, 5)
+
+
+@pytest.mark.parametrize("votes", [[], [[1], []], [[1, 2]]])
+def test_win_tie_lose_refuses(votes: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="vote"):
+        metrics.win_tie_lose(votes)
+
+
+def test_win_tie_lose_refuses_thresholds_two_sides_could_reach() -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        metrics.win_tie_lose([[1, -1]], threshold=0.5)
+
+
+# how good a reward is
+
+
+def test_auc_by_hand_with_a_tie() -> None:
+    # pairs (good, bad): 0.9>0.5, 0.9>0.1, 0.5=0.5, 0.5>0.1 → 3.5 of 4
+    good = np.array([True, True, False, False])
+    assert metrics.roc_auc(good, np.array([0.9, 0.5, 0.5, 0.1])) == 3.5 / 4
+    with pytest.raises(ValueError, match="needs both"):
+        metrics.roc_auc(np.array([True]), np.array([0.3]))
+
+
+@pytest.mark.parametrize("digits", [1, 8])
+def test_reward_metrics_equal_scikit_learn(digits: int) -> None:
+    good = RNG.random(200) < 0.4
+    scores = np.clip(0.3 * good + RNG.random(200) * 0.7, 0, 1).round(digits)
+    assert metrics.roc_auc(good, scores) == pytest.approx(roc_auc_score(good, scores))
+    assert metrics.brier(good, scores) == pytest.approx(brier_score_loss(good, scores))
+
+
+def test_accuracy_counts_the_threshold_as_good() -> None:
+    good = np.array([True, True, False, False])
+    assert metrics.accuracy(good, np.array([0.5, 0.4, 0.49, 0.9])) == 0.5
+    assert metrics.accuracy(good, np.array([0.5, 0.4, 0.49, 0.9]), threshold=0.4) == 0.5
+    assert metrics.accuracy(good, np.array([0.95, 0.91, 0.49, 0.9]), threshold=0.91) == 1.0
+
+
+def test_pair_accuracy_compares_within_a_prompt() -> None:
+    good = np.array([True, False, False, True, False, True])
+    scores = np.array([0.6, 0.5, 0.6, 0.1, 0.3, 0.9])
+    # a: 0.6>0.5 right, 0.6=0.6 half; b: 0.1<0.3 wrong; c has no bad image
+    share, n = metrics.pair_accuracy(good, scores, ["a", "a", "a", "b", "b", "c"])
+    assert (share, n) == (1.5 / 3, 3)
+    share, n = metrics.pair_accuracy(good, scores, list("abcdef"))
+    assert math.isnan(share)
+    assert n == 0
+
+
+def test_calibration_by_hand() -> None:
+    scores = np.array([0.05, 0.15, 0.18, 1.0, 0.95])
+    targets = np.array([0.0, 1.0, 0.0, 1.0, 0.5])
+    table = metrics.calibration(targets, scores)
+    assert [row.n for row in table] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert (table[1].score, table[1].target) == pytest.approx((0.165, 0.5))
+    assert (table[2].score, table[2].target) == (None, None)
+    assert (table[9].low, table[9].high) == (0.9, 1.0)
+    # (1·0.05 + 2·0.335 + 2·0.225) / 5
+    assert metrics.calibration_error(table) == pytest.approx((0.05 + 0.67 + 0.45) / 5)
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.calibration_error(metrics.calibration(np.array([]), np.array([])))
+
+
+# fidelity and diversity
+
+
+def test_frechet_distance_of_shifted_and_scaled_rows() -> None:
+    # one dimension: (μ_a − μ_b)² + (σ_a − σ_b)²
+    a = np.array([-1.0, 1.0, -1.0, 1.0])[:, None]
+    sigma = math.sqrt(4 / 3)
+    assert metrics.frechet_distance(a, 3 * a + 5) == pytest.approx(25 + (2 * sigma) ** 2)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
+
+
+def test_frechet_distance_equals_the_textbook_formula() -> None:
+    a, b = RNG.normal(size=(60, 5)) @ RNG.normal(size=(5, 5)), RNG.normal(0.3, 2, size=(50, 5))
+    s, t = np.cov(a.T), np.cov(b.T)
+    shift = a.mean(0) - b.mean(0)
+    expected = shift @ shift + np.trace(s + t - 2 * linalg.sqrtm(s @ t).real)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_flat_rows() -> None:
+    """Features that do not vary, or depend on each other, make singular covariances."""
+    a = RNG.normal(size=(40, 2)) @ np.array([[1.0, 2, 0], [1, -1, 0]])
+    assert metrics.frechet_distance(a, a + np.array([0, 0, 2])) == pytest.approx(4, abs=1e-6)
+
+
+def test_frechet_distance_refuses_few_rows() -> None:
+    with pytest.raises(
+        ValueError, match="9 rows of 5 features; a Fréchet distance needs at least 10"
+    ):
+        metrics.frechet_distance(RNG.normal(size=(20, 5)), RNG.normal(size=(9, 5)))
+
+
+def slow_mmd(a, b, kernel) -> float:
+    """The unbiased estimate as its definition says, with loops."""
+    n, m = len(a), len(b)
+    own = sum(kernel(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    own += sum(kernel(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return own - 2 * sum(kernel(x, y) for x in a for y in b) / (n * m)
+
+
+def test_kid_by_hand() -> None:
+    # d = 1, a = {0, 1}, b = {1, 2}: k(0,1) = 1, k(1,2) = 27, cross (1 + 1 + 8 + 27) / 4
+    a, b = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])
+    assert metrics.kid(a, b) == pytest.approx(1 + 27 - 2 * 37 / 4)
+
+
+def test_kid_and_cmmd_equal_their_definitions() -> None:
+    a, b = RNG.normal(size=(9, 4)), RNG.normal(0.5, 1, size=(7, 4))
+    expected = slow_mmd(a, b, lambda x, y: (x @ y / 4 + 1) ** 3)
+    assert metrics.kid(a, b) == pytest.approx(expected)
+    unit_a, unit_b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    expected = slow_mmd(unit_a, unit_b, lambda x, y: np.exp(-((x - y) ** 2).sum() / 200))
+    assert metrics.cmmd(a, b) == pytest.approx(1000 * expected)
+    assert metrics.cmmd(3 * a, b) == pytest.approx(metrics.cmmd(a, b))
+
+
+def test_kernel_distances_are_unbiased_and_grow() -> None:
+    same = [metrics.kid(*np.random.default_rng(s).normal(size=(2, 30, 3))) for s in range(200)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / math.sqrt(200)
+    a = RNG.normal(size=(50, 3))
+    assert metrics.kid(a, a[::-1] + 2) > metrics.kid(a, a[::-1] + 1) > 0
+    with pytest.raises(ValueError, match="at least 2"):
+        metrics.kid(a[:1], a)
+
+
+def test_precision_and_recall_by_hand() -> None:
+    # k = 1: real balls reach 1, 1 and 9; generated ones 0.5, 0.5 and 19
+    real = np.array([[0.0], [1.0], [10.0]])
+    generated = np.array([[0.5], [1.0], [20.0]])
+    precision, recall = metrics.precision_recall(real, generated, k=1)
+    assert precision == pytest.approx(2 / 3)
+    assert recall == 1.0
+    apart = metrics.precision_recall(real, generated + 1000, k=1)
+    assert apart == (0.0, 0.0)
+    with pytest.raises(ValueError, match="more than k = 3"):
+        metrics.precision_recall(real, generated)
+
+
+def test_dropped_modes_cost_recall_and_not_precision() -> None:
+    real = np.concatenate([RNG.normal(c, 0.1, (50, 2)) for c in (0, 5)])
+    precision, recall = metrics.precision_recall(real, RNG.normal(0, 0.1, (100, 2)))
+    assert precision > 0.9
+    assert recall < 0.55
+
+
+def test_vendi_score_counts_what_is_different() -> None:
+    basis = np.eye(6)
+    assert metrics.vendi_score(basis) == pytest.approx(6)
+    assert metrics.vendi_score(basis[[0] * 8]) == pytest.approx(1)
+    assert metrics.vendi_score(basis[[0, 1, 0, 1]] * 7) == pytest.approx(2)
+    # shares 3/4 and 1/4: exp of their entropy
+    expected = math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    assert metrics.vendi_score(basis[[0, 0, 0, 1]]) == pytest.approx(expected)
+
+
+def test_vendi_score_is_the_same_by_either_gram_matrix() -> None:
+    rows = RNG.normal(size=(12, 5))
+    padded = np.concatenate([rows, np.zeros((12, 20))], axis=1)
+    assert metrics.vendi_score(rows) == pytest.approx(metrics.vendi_score(padded))
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.vendi_score(np.zeros((0, 3)))

@@ -1,0 +1,180 @@
+"""Stable Diffusion: our sampler equals the pipeline's, our error equals diffusers' formula."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+)
+from models import tiny_pipeline
+from torch.nn import functional as F
+
+from sayso.errors import UserError
+from sayso.families.stable_diffusion import StableDiffusion
+from sayso.models import family, resolve
+from sayso.types import Sampler
+
+CPU = torch.device("cpu")
+TEXTS = ["a red dog", "two cats", "on the moon"]
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def prediction_type(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, prediction_type: str) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("sd") / "p", prediction_type=prediction_type)
+
+
+@pytest.fixture(scope="module")
+def policy(folder: Path) -> StableDiffusion:
+    return StableDiffusion.load(folder, CPU)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "eta", "guidance"),
+    [(DPMSolverMultistepScheduler, 0.0, 4.0), (DDIMScheduler, 0.0, 4.0), (DDIMScheduler, 0.7, 4.0),
+     (DDIMScheduler, 0.0, 1.0), (DDPMScheduler, 0.0, 3.0)],
+)  # fmt: skip
+def test_sample_equals_the_pipeline(
+    folder: Path, scheduler: type, eta: float, guidance: float
+) -> None:
+    policy = StableDiffusion.load(folder, CPU)
+    policy.scheduler = scheduler.from_config(policy.scheduler.config)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    seeds = [3, 14, 159]
+    theirs = pipeline(
+        TEXTS, num_inference_steps=6, guidance_scale=guidance, eta=eta, height=32, width=32,
+        negative_prompt=["blue"] * 3, output_type="latent",
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images  # fmt: skip
+    ours = policy.sample(
+        policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"]), seeds,
+        Sampler(6, guidance, eta, 32),
+    )  # fmt: skip
+    assert theirs.std() > 0.1
+    assert (ours - theirs).abs().max() <= 1e-4
+
+
+def test_denoising_error_equals_diffusers_training_loss(
+    folder: Path, policy: StableDiffusion
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 8, 4, 16, 16, generator=generator).unbind(0)
+    timesteps = torch.tensor([0, 1, 250, 499, 500, 750, 998, 999])
+    cond = policy.encode_prompts([TEXTS[i % 3] for i in range(8)])
+
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    target = noise
+    if scheduler.config.prediction_type == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, timesteps)
+    with torch.no_grad():
+        prediction = policy.unet(noisy, timesteps, cond["states"]).sample
+        theirs = F.mse_loss(prediction.float(), target.float(), reduction="mean")
+        ours = policy.denoising_error(latents, cond, (timesteps + 0.5) / 1000, noise)
+    assert ours.shape == (8,)
+    assert abs(ours.mean() - theirs) <= 1e-6
+
+
+def test_every_timestep_is_reached_equally_often(policy: StableDiffusion) -> None:
+    t = (torch.arange(5000) + 0.5) / 5000
+    assert torch.equal(policy._timestep(t).bincount(), torch.full((1000,), 5))
+    assert policy._timestep(torch.tensor([0.0, 1.0])).tolist() == [0, 999]
+
+
+def test_plain_attention_equals_the_fused_one(policy: StableDiffusion, folder: Path) -> None:
+    fused = StableDiffusion.load(folder, CPU)
+    fused.unet.set_default_attn_processor()
+    noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([0.1, 0.9])
+    cond = policy.encode_prompts(TEXTS[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(policy.predict(noisy, t, cond), fused.predict(noisy, t, cond))
+
+
+def test_encoding_equals_the_pipeline(folder: Path, policy: StableDiffusion) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    theirs, _ = pipeline.encode_prompt(TEXTS, CPU, 1, False)
+    assert torch.equal(policy.encode_prompts(TEXTS)["states"], theirs)
+    latents = torch.randn(2, 4, 16, 16)
+    decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    images = pipeline.image_processor.postprocess(decoded.detach(), output_type="pt")
+    torch.testing.assert_close(policy.decode(latents), images)
+    encoded = pipeline.vae.encode(images * 2 - 1).latent_dist.mean
+    theirs = encoded * pipeline.vae.config.scaling_factor
+    torch.testing.assert_close(policy.encode_images(images), theirs)
+
+
+def test_lora_weights_load_in_diffusers(
+    folder: Path, policy: StableDiffusion, tmp_path: Path
+) -> None:
+    tuned = StableDiffusion.load(folder, CPU)
+    tuned.add_lora(rank=4, seed=0)
+    assert all("lora" in name for name in tuned.trainable())
+    with torch.no_grad():
+        for parameter in tuned.trainable().values():
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    tuned.save_weights(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
+
+    noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([0.1, 0.9])
+    cond = policy.encode_prompts(TEXTS[:2])
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.load_lora_weights(tmp_path)
+    with torch.no_grad():
+        ours = tuned.predict(noisy, t, cond)
+        theirs = pipeline.unet(noisy, policy._timestep(t), cond["states"]).sample
+        merged = StableDiffusion.load(folder, CPU, tmp_path)
+        assert (ours - policy.predict(noisy, t, cond)).abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(merged.predict(noisy, t, cond), ours, rtol=1e-4, atol=1e-5)
+    assert not any("lora" in name for name in merged.trainable())
+
+
+def test_full_weights_load_in_diffusers(
+    policy: StableDiffusion, folder: Path, tmp_path: Path
+) -> None:
+    policy.save_weights(tmp_path)
+    unet = type(policy.unet).from_pretrained(tmp_path / "unet")
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    for name, value in policy.unet.state_dict().items():
+        assert torch.equal(value, unet.state_dict()[name])
+
+
+def test_long_prompt_is_refused_with_the_limit(policy: StableDiffusion) -> None:
+    policy.check_prompts(["a" * 38])
+    with pytest.raises(UserError, match=r"'a{39}' has 39 tokens .* reads 38"):
+        policy.check_prompts(["a", "a" * 39])
+
+
+def test_odd_size_is_refused(policy: StableDiffusion) -> None:
+    assert policy.latent_shape(32) == (4, 16, 16)
+    with pytest.raises(UserError, match="33 is no multiple of 2"):
+        policy.latent_shape(33)
+
+
+def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "vae" / "diffusion_pytorch_model.safetensors").rename(copy / "vae" / "model.bin")
+    with pytest.raises(UserError, match=r"no \.safetensors weights"):
+        StableDiffusion.load(copy, CPU)
+
+
+def test_models_are_found(folder: Path, tmp_path: Path) -> None:
+    assert resolve(str(folder)) == folder
+    assert family(folder) is StableDiffusion
+    with pytest.raises(UserError, match="no model at"):
+        resolve(str(tmp_path))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(UserError, match="is a FluxPipeline; sayso can load StableDiffusion"):
+        family(tmp_path)

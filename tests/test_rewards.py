@@ -1,0 +1,230 @@
+"""Rewards: formulas by hand, gradients, saving and loading, names."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from clips import colour_study, rate_all, tiny_clip
+
+from sayso.clip import to_pixels
+from sayso.errors import UserError
+from sayso.reward import Reward, load_reward, load_trainable_reward
+from sayso.rewards.clip_head import ClipHead, Head, prompt_classification_loss, squared_error
+from sayso.rewards.clip_score import ClipScore
+from sayso.stages.fit import FitConfig, fit
+from sayso.study import Study
+
+QUICK = {"hidden_width": 32, "max_epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Study:
+    """A study with a finished fit; shared, not to be changed."""
+    study = colour_study(tmp_path_factory.mktemp("study") / "study", clip, train=12)
+    rate_all(study)
+    fit(study, FitConfig(), ClipHead(**QUICK))
+    return study
+
+
+# formulas
+
+
+def test_squared_error_by_hand() -> None:
+    found = squared_error(torch.tensor([0.25, 1.0, 0.5]), torch.tensor([1.0, 1.0, 0.75]))
+    assert found.tolist() == [0.5625, 0.0, 0.0625]
+
+
+def test_prompt_classification_by_hand() -> None:
+    # T = 2: −ln(e^½ / (e^½ + 1 + e^¼)) and −ln(1/3)
+    scores = torch.tensor([[1.0, 0.0, 0.5], [0.3, 0.3, 0.3]])
+    found = prompt_classification_loss(scores, temperature=2.0)
+    root = math.exp(0.5)
+    assert found[0].item() == pytest.approx(-math.log(root / (root + 1 + math.exp(0.25))))
+    assert found[1].item() == pytest.approx(math.log(3))
+
+
+def test_prompt_classification_without_altered_prompts_is_zero() -> None:
+    scores = torch.tensor([[0.8, -math.inf, -math.inf], [0.8, 0.2, -math.inf]], requires_grad=True)
+    found = prompt_classification_loss(scores, temperature=2.0)
+    assert found[0].item() == 0
+    assert found[1].item() == pytest.approx(math.log(1 + math.exp(-0.3)), rel=1e-6)
+    found.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+
+
+def test_true_and_altered_prompts_both_carry_gradient() -> None:
+    scores = torch.tensor([[0.6, 0.4, 0.5]], requires_grad=True)
+    prompt_classification_loss(scores, temperature=2.0).sum().backward()
+    assert scores.grad is not None
+    true, *altered = scores.grad[0].tolist()
+    assert true < 0
+    assert all(g > 0 for g in altered)
+    assert sum(scores.grad[0].tolist()) == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("interaction", [False, True])
+def test_head_sees_directions_not_lengths(interaction: bool) -> None:
+    torch.manual_seed(0)
+    head = Head(8, 16, interaction=interaction)
+    images, texts = torch.randn(5, 8), torch.randn(5, 8)
+    scores = head(images, texts)
+    assert ((scores > 0) & (scores < 1)).all()
+    torch.testing.assert_close(head(images * 7, texts / 3), scores)
+    assert head.layers[0].in_features == (24 if interaction else 16)
+    assert not torch.allclose(head(texts, images), scores)
+
+
+# the rewards
+
+
+def rewards(study: Study) -> list[Reward]:
+    return [load_reward(study, name) for name in ("clip_score", "runs/fit-clip_head")]
+
+
+def test_clip_score_is_the_cosine(study: Study) -> None:
+    reward = load_reward(study, "clip_score")
+    assert isinstance(reward, ClipScore)
+    samples = study.samples()[:3]
+    images = torch.stack([to_pixels(study.image(s)) for s in samples])
+    text, pixels = reward.clip.texts(["a red cat"] * 3), reward.clip.images(images)
+    expected = (text * pixels).sum(1) / (text.norm(dim=1) * pixels.norm(dim=1))
+    torch.testing.assert_close(reward.score(images, ["a red cat"] * 3), expected)
+
+
+def test_stored_samples_score_like_their_pixels(study: Study) -> None:
+    prompts = {p.id: p.text for p in study.prompts()}
+    samples = study.samples()[:9]
+    texts = [prompts[s.prompt_id] for s in samples]
+    images = torch.stack([to_pixels(study.image(s)) for s in samples])
+    for reward in rewards(study):
+        scores = reward.score_samples(study, samples, texts)
+        torch.testing.assert_close(scores, reward.score(images, texts), rtol=0, atol=1e-5)
+        assert not scores.requires_grad
+        low, high = reward.range
+        assert ((scores >= low) & (scores <= high)).all()
+        assert len(reward.score_samples(study, [], [])) == 0
+
+
+def test_rewards_are_differentiable_to_the_image(study: Study) -> None:
+    """The gradient of the score equals its slope, and a step along it raises the score."""
+    image = to_pixels(study.image(study.samples()[1]))[None] * 0.8 + 0.1
+    for reward in rewards(study):
+        assert reward.differentiable
+        pixels = image.clone().requires_grad_()
+        before = reward.score(pixels, ["a red colored apple"])
+        before.sum().backward()
+        slope = pixels.grad
+        assert slope is not None
+        step = 1e-2 * slope / slope.norm()
+        with torch.no_grad():
+            after = reward.score(image + step, ["a red colored apple"])
+        gained = float((after - before).item())
+        assert gained == pytest.approx(float((slope * step).sum()), rel=0.1)
+
+
+def test_loaded_reward_scores_as_it_did_after_training(study: Study, tmp_path: Path) -> None:
+    prompts = {p.id: p.text for p in study.prompts()}
+    samples = study.samples()
+    texts = [prompts[s.prompt_id] for s in samples]
+    head = ClipHead(**QUICK)
+    run = fit(study, FitConfig(name="again"), head)
+    expected = head.score_samples(study, samples, texts)
+    found = load_reward(study, run.name).score_samples(study, samples, texts)
+    assert torch.equal(found, expected)
+    assert torch.equal(load_reward(study, "fit-again").score_samples(study, samples, texts), found)
+
+
+def test_a_reward_that_is_nan_names_the_sample(study: Study) -> None:
+    @dataclass
+    class Broken(Reward):
+        def score(self, images, prompts):
+            return torch.where(images.mean((1, 2, 3)) > 0.5, float("nan"), 1.0)
+
+    broken = Broken()
+    samples = study.samples()
+    means = torch.stack([to_pixels(study.image(s)).mean() for s in samples])
+    first = samples[int((means > 0.5).nonzero()[0])]
+    with pytest.raises(UserError, match=f"Broken is NaN or infinite for sample {first.id}"):
+        broken.score_samples(study, samples, [""] * len(samples))
+
+
+# names
+
+
+def test_unknown_reward_names_the_nearest(study: Study) -> None:
+    with pytest.raises(UserError, match="did you mean 'runs/fit-clip_head'"):
+        load_reward(study, "runs/fit-clip_hed")
+    with pytest.raises(UserError, match="did you mean 'clip_score'"):
+        load_reward(study, "clip_scor")
+    with pytest.raises(UserError, match="unknown reward 'prompts'"):
+        load_reward(study, "prompts")
+    with pytest.raises(UserError, match="has to learn first: run sayso fit --reward clip_head"):
+        load_reward(study, "clip_head")
+    with pytest.raises(UserError, match="did you mean 'clip_head'"):
+        load_trainable_reward("clip_hed")
+    with pytest.raises(UserError, match="has nothing to learn; fit one of clip_head"):
+        load_trainable_reward("clip_score")
+
+
+def test_own_reward_file(study: Study, tmp_path: Path) -> None:
+    file = tmp_path / "brightness.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from sayso.reward import Reward\n\n\n"
+        "@dataclass\n"
+        "class Brightness(Reward):\n"
+        "    power: float = 1.0\n\n"
+        "    def score(self, images, prompts):\n"
+        "        return images.mean((1, 2, 3)) ** self.power\n"
+    )
+    samples = study.samples()[:70]
+    scores = load_reward(study, str(file)).score_samples(study, samples, [""] * len(samples))
+    expected = torch.stack([to_pixels(study.image(s)).mean() for s in samples])
+    torch.testing.assert_close(scores, expected)
+
+
+def test_unfinished_fit_is_refused(study: Study) -> None:
+    study.run("fit", "half", {"reward": "clip_head", "options": {}})
+    with pytest.raises(UserError, match="not finished; repeat the sayso fit"):
+        load_reward(study, "runs/fit-half")
+
+
+def test_reward_of_another_clip_is_refused(clip: Path, tmp_path: Path) -> None:
+    own = Path(tmp_path / "clip")
+    tiny_clip(own)
+    study = colour_study(tmp_path / "study", own, train=4)
+    rate_all(study)
+    fit(study, FitConfig(), ClipHead(**QUICK))
+    tiny_clip(own, seed=5)
+    with pytest.raises(UserError, match="trained on another CLIP"):
+        load_reward(study, "runs/fit-clip_head")
+
+
+def test_damaged_weights_are_refused(clip: Path, tmp_path: Path) -> None:
+    study = colour_study(tmp_path / "study", clip, train=4)
+    rate_all(study)
+    run = fit(study, FitConfig(), ClipHead(**QUICK))
+    weights = run.weights / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_reward(study, run.name)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0}, {"n_altered": -1}, {"learning_rate": math.nan}, {"patience": 0},
+        {"prompt_classification_weight": -0.1}, {"batch_size": 0}, {"hidden_width": 0},
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_named(options: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        ClipHead(**options)

@@ -1,0 +1,258 @@
+"""The loop: schedule, exact micro-batches, exact resume, nothing learned from reward 0."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_pipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sayso.aligner import Batch, Context
+from sayso.aligners.rwr import RewardWeighted
+from sayso.devices import make_accelerator
+from sayso.errors import UserError
+from sayso.families.stable_diffusion import StableDiffusion
+from sayso.policy import Policy
+from sayso.run import Run, open_run
+from sayso.testing import ToyPolicy, toy_rows
+from sayso.train import learning_rate_at, train
+from sayso.train_options import TrainOptions
+from sayso.training_data import TrainingRows, make_rows
+
+SMALL = TrainOptions(max_steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2)
+
+
+class Stop(Exception):
+    """Stands for a kill between two steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interrupted(RewardWeighted):
+    at: int = 3
+
+    def batches(self, ctx: Context) -> Iterator[Batch]:
+        for step, batch in zip(ctx.steps, super().batches(ctx), strict=True):
+            if step == self.at:
+                raise Stop
+            yield batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(RewardWeighted):
+    at: int = 3
+    what: str = "loss"
+
+    def batches(self, ctx: Context) -> Iterator[Batch]:
+        for step, batch in zip(ctx.steps, super().batches(ctx), strict=True):
+            bad = torch.full_like(batch.weight, step == self.at)
+            yield dataclasses.replace(batch, extra={"bad": bad})
+
+    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, scalars = super().loss(policy, batch)
+        if batch.extra["bad"][0] == 0:
+            return loss, scalars
+        # the square root of 0 is fine and its gradient is not
+        poison = loss * float("nan") if self.what == "loss" else (loss - loss.detach()).sqrt()
+        return loss + poison, scalars
+
+
+def run_toy(
+    path: Path, options: TrainOptions = SMALL, aligner: RewardWeighted | None = None,
+    rows: TrainingRows | None = None,
+) -> tuple[ToyPolicy, Run]:  # fmt: skip
+    policy, run = ToyPolicy(), open_run(path, {}, 0)
+    context = Context(rows or toy_rows(), options.batch_size, options.max_steps, seed=1)
+    acc = make_accelerator("no")
+    run.finish(train(policy, aligner or RewardWeighted(), context, options, run, acc))
+    return policy, run
+
+
+def weights_of(policy: Policy) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in policy.network.named_parameters()}
+
+
+def test_learning_rate_by_hand() -> None:
+    options = TrainOptions(max_steps=12, warmup_steps=4, decay_fraction=0.5, learning_rate=1.0)
+    rates = [learning_rate_at(step, options) for step in range(12)]
+    warm, flat, fall = [0.25, 0.5, 0.75], [1.0] * 4, [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert rates == pytest.approx(warm + flat + fall)
+    constant = dataclasses.replace(options, warmup_steps=0, decay_fraction=0.0)
+    assert {learning_rate_at(step, constant) for step in range(12)} == {1.0}
+
+
+def test_training_lowers_the_loss_and_logs_every_step(tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, max_steps=60, learning_rate=1e-2)
+    _, run = run_toy(tmp_path / "r", options)
+    assert [row["step"] for row in run.history()] == list(range(1, 61))
+    assert {"loss", "error", "grad_norm", "learning_rate", "images_per_s"} < run.history()[0].keys()
+    assert run.result["loss_last"] < 0.8 * run.result["loss_first"]
+    assert not run.checkpoints.exists()
+
+
+@pytest.mark.parametrize("micro", [1, 2, 8])
+def test_micro_batches_change_nothing(tmp_path: Path, micro: int) -> None:
+    whole, _ = run_toy(tmp_path / "whole")
+    cut, _ = run_toy(tmp_path / "cut", dataclasses.replace(SMALL, micro_batch_size=micro))
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(cut)[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_average_by_hand(tmp_path: Path) -> None:
+    """The result is the moving average of the weights after each step."""
+    options = dataclasses.replace(SMALL, max_steps=2, decay_fraction=0.0)
+    start = weights_of(ToyPolicy())
+    last = [
+        weights_of(
+            run_toy(tmp_path / str(n), dataclasses.replace(options, max_steps=n, ema_decay=0.0))[0]
+        )
+        for n in (1, 2)
+    ]
+    mean, _ = run_toy(tmp_path / "mean", options)
+    for name, value in weights_of(mean).items():
+        first = 0.1 * start[name] + 0.9 * last[0][name]
+        by_hand = (2 / 11) * first + (9 / 11) * last[1][name]
+        torch.testing.assert_close(value, by_hand, rtol=1e-5, atol=1e-7)
+
+
+def test_reward_zero_changes_nothing(tmp_path: Path) -> None:
+    rows = toy_rows()
+    rows = dataclasses.replace(rows, reward=torch.zeros_like(rows.reward))
+    before = weights_of(ToyPolicy())
+    for draw in ("uniform", "reward"):
+        nothing = RewardWeighted(pretraining_weight=0.0, draw=draw)
+        policy, run = run_toy(tmp_path / draw, aligner=nothing, rows=rows)
+        assert all(torch.equal(before[n], p) for n, p in weights_of(policy).items())
+        saved = load_file(run.weights / "toy.safetensors")
+        assert all(torch.equal(before[n], p) for n, p in saved.items())
+
+
+def test_weight_decay_shrinks_even_then(tmp_path: Path) -> None:
+    """Why weight_decay is 0 by default."""
+    rows = toy_rows()
+    rows = dataclasses.replace(rows, reward=torch.zeros_like(rows.reward))
+    options = dataclasses.replace(SMALL, weight_decay=0.01)
+    policy, _ = run_toy(tmp_path / "r", options, RewardWeighted(pretraining_weight=0.0), rows)
+    before = weights_of(ToyPolicy())["0.weight"]
+    assert 0.99 < weights_of(policy)["0.weight"].norm() / before.norm() < 1
+
+
+@pytest.mark.parametrize("what", ["loss", "grad_norm"])
+def test_nan_stops_and_keeps_the_good_checkpoint(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "r"
+    with pytest.raises(
+        UserError, match=rf"{what} is (nan|inf) at step 4: .*checkpoint of step 2 is kept"
+    ):
+        run_toy(path, aligner=Poisoned(what=what))
+    run = Run(path)
+    assert run.latest_checkpoint == run.checkpoints / "2"
+    assert not run.finished
+    assert not run.weights.exists()
+    assert all(
+        v.isfinite().all() for v in load_file(run.checkpoints / "2/weights.safetensors").values()
+    )
+    with pytest.raises(UserError, match="at step 1: training stopped, nothing was saved"):
+        run_toy(tmp_path / "first", aligner=Poisoned(at=0))
+
+
+def test_checkpoints_have_no_pickle_and_only_two_stay(tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, max_steps=9)
+    with pytest.raises(Stop):
+        run_toy(tmp_path / "r", options, Interrupted(at=7))
+    run = Run(tmp_path / "r")
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["4", "6"]
+    kinds = {p.suffix for p in run.checkpoints.rglob("*") if p.is_file()}
+    assert kinds == {".safetensors", ".json"}
+
+
+def sd_policy(folder: Path, lora_rank: int) -> StableDiffusion:
+    policy = StableDiffusion.load(folder, torch.device("cpu"))
+    if lora_rank:
+        policy.add_lora(lora_rank, seed=5)
+    return policy
+
+
+def run_sd(folder: Path, path: Path, aligner: RewardWeighted, lora_rank: int = 0) -> Run:
+    policy = sd_policy(folder, lora_rank)
+    latents = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+    rows = make_rows(
+        policy, (latents[:12], ["a dog", "two cats"] * 6), [1.0, 0.0] * 6, [0.9, 0.2] * 6,
+        (latents[12:], ["sea"] * 4),
+    )  # fmt: skip
+    run = open_run(path, {}, 0)
+    acc = make_accelerator("bf16")
+    run.finish(train(policy, aligner, Context(rows, 8, 6, 1), SMALL, run, acc))
+    return run
+
+
+def fingerprint(run: Run) -> dict[str, str]:
+    return {
+        str(p.relative_to(run.weights)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(run.weights.rglob("*.safetensors"))
+    }
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_resumed_run_is_bit_identical(tmp_path: Path, lora_rank: int) -> None:
+    folder = tiny_pipeline(tmp_path / "sd")
+    whole = run_sd(folder, tmp_path / "whole", RewardWeighted(), lora_rank)
+    with pytest.raises(Stop):
+        run_sd(folder, tmp_path / "cut", Interrupted(at=3), lora_rank)
+    assert Run(tmp_path / "cut").latest_checkpoint is not None
+    resumed = run_sd(folder, tmp_path / "cut", RewardWeighted(), lora_rank)
+    assert fingerprint(resumed) == fingerprint(whole)
+    assert len(fingerprint(whole)) == 1
+    timeless = [
+        [{k: v for k, v in row.items() if k != "images_per_s"} for row in run.history()]
+        for run in (whole, resumed)
+    ]
+    assert timeless[0] == timeless[1]
+    assert len(timeless[0]) == 6
+
+
+def test_sd_reward_zero_changes_nothing(tmp_path: Path) -> None:
+    folder = tiny_pipeline(tmp_path / "sd")
+    nothing = RewardWeighted(pretraining_weight=0.0, reward_threshold=1.0)
+    run = run_sd(folder, tmp_path / "r", nothing)
+    before = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    after = load_file(run.weights / "unet/diffusion_pytorch_model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+BAD_OPTIONS = {
+    "max_steps 0 is too small": {"max_steps": 0},
+    "batch_size 8 is no multiple of 1 processes × micro_batch_size 3": {"micro_batch_size": 3},
+    "ema_decay 1.0 is not in": {"ema_decay": 1.0},
+    "decay_fraction 2.0 is not in": {"decay_fraction": 2.0},
+    "learning_rate nan must be": {"learning_rate": float("nan")},
+}
+
+
+@pytest.mark.parametrize("message", BAD_OPTIONS)
+def test_bad_options(message: str) -> None:
+    options = dataclasses.replace(SMALL, **BAD_OPTIONS[message])
+    with pytest.raises(UserError, match=message):
+        options.check()
+
+
+def _train_in_process(folder: str) -> None:
+    policy = ToyPolicy()
+    context = Context(toy_rows(), SMALL.batch_size, SMALL.max_steps, seed=1)
+    run = Run(Path(folder))
+    train(policy, RewardWeighted(), context, SMALL, run, make_accelerator("no"))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    from accelerate import debug_launcher
+
+    one, _ = run_toy(tmp_path / "one")
+    open_run(tmp_path / "two", {}, 0)
+    debug_launcher(_train_in_process, (str(tmp_path / "two"),), num_processes=2)
+    two = load_file(tmp_path / "two" / "weights" / "toy.safetensors")
+    for name, value in weights_of(one).items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
