@@ -204,7 +204,10 @@ def test_full_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "300k") as disk:
         study = disk / "study"
         assert run_sayso("new", study).returncode == 0
-        assert run_sayso("prompts", study, "--train", 24, "--test", 16, "--fidelity", 0).returncode == 0
+        assert (
+            run_sayso("prompts", study, "--train", 24, "--test", 16, "--fidelity", 0).returncode
+            == 0
+        )
         refused("generate", study, "--batch-size", 8, says="disk is full")
         rows = (study / "samples.jsonl").read_text().splitlines()
         assert all((study / json.loads(row)["path"]).exists() for row in rows)

@@ -16,7 +16,9 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def pipeline():
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(paths().pipeline)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        paths().pipeline, torch_dtype=torch.float32
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -84,7 +86,7 @@ def test_tokenizer_spells_unknown_words_and_cuts_at_16(pipeline):
 
 
 def test_clip_finds_the_caption_of_a_picture(fresh_scenes):
-    model = transformers.CLIPModel.from_pretrained(paths().clip)
+    model = transformers.CLIPModel.from_pretrained(paths().clip, dtype=torch.float32)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(paths().clip)
     processor = transformers.CLIPImageProcessor.from_pretrained(paths().clip)
     scenes, images = fresh_scenes

@@ -117,7 +117,8 @@ def overview() -> str:
         "Align text-to-image models on people's say-so.\n\n"
         f"commands, in the order of the loop:\n{rows}\n\n"
         "`sayso COMMAND --help` shows the options of a command.\n"
-        "`--dry-run` prints what would be done; `--config FILE` starts from an earlier run's config.json."
+        "`--dry-run` prints what would be done; `--config FILE` takes the options of an earlier "
+        "run's config.json."
     )
 
 

@@ -1,4 +1,4 @@
-"""Durable file primitives: whole files appear under their name or not at all; lines are appended whole."""
+"""Durable files: a file appears whole under its name or not at all; lines are appended whole."""
 
 import json
 import os
@@ -86,7 +86,8 @@ def _parse_line(path: Path, number: int, line: str) -> JsonObject:
         value = None
     if not isinstance(value, dict) or not line.endswith("\n"):
         raise UserError(
-            f"{path} line {number} is half written or not JSON; delete that line and repeat the command"
+            f"{path} line {number} is half written or not JSON; delete that line and repeat the "
+            "command"
         )
     return value
 

@@ -100,7 +100,11 @@ def _arguments_class(name: str, parts: dict[str, Any]) -> type:
         ("study", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the study's folder")]),
     ]  # type: ignore[list-item]
     flat += [
-        (key, Annotated[type(value), tyro.conf.OmitArgPrefixes], dataclasses.field(default_factory=lambda v=value: v))
+        (
+            key,
+            Annotated[type(value), tyro.conf.OmitArgPrefixes],
+            dataclasses.field(default_factory=lambda v=value: v),
+        )
         for key, value in parts.items()
     ]
     dry = Annotated[bool, tyro.conf.arg(help="print what would be done, and do nothing")]

@@ -1,4 +1,4 @@
-"""Plug-ins by file name: aligners, rewards and families are one file each, here or the user's own."""
+"""Plug-ins by file name: aligners, rewards, families are one file each, here or the user's."""
 
 import importlib
 import importlib.util

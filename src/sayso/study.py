@@ -1,4 +1,4 @@
-"""Study: the only code that knows the file names of a study folder (format: docs/study-folder.md)."""
+"""Study: the only code that knows file names; docs/study-folder.md has the format."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ class StudyInfo:
 
 
 class Study:
-    """A study folder. Stages read files of it and write others; nothing else passes between them."""
+    """A study folder: stages read files of it and write others, and nothing else passes."""
 
     def __init__(self, path: Path, info: StudyInfo) -> None:
         self.path = path
@@ -80,7 +80,9 @@ class Study:
         """
         rows = files.read_lines(self.path / "prompts.jsonl")
         if not rows:
-            raise UserError(f"{self.path} has no prompts; make some with: sayso prompts {self.path}")
+            raise UserError(
+                f"{self.path} has no prompts; make some with: sayso prompts {self.path}"
+            )
         prompts = [Prompt(**row) for row in rows]
         splits = {"all": SPLITS, "test": ("seen", "unseen")}.get(which, (which,))
         return [p for p in prompts if p.split in splits]
@@ -141,7 +143,8 @@ class Study:
                 return image.convert("RGB")
         except FileNotFoundError:
             raise UserError(
-                f"image {path} is gone; restore it, or delete its line in samples.jsonl and generate again"
+                f"image {path} is gone; restore it, or delete its line in samples.jsonl and "
+                "generate again"
             ) from None
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(

@@ -45,7 +45,9 @@ def fit_plot(run: Run | None) -> Markup | None:
     ]
     if not lines:
         return None
-    return plot(lines, Axis("epoch", low=0.0), Axis("squared error", low=0.0), "Learning the reward")
+    return plot(
+        lines, Axis("epoch", low=0.0), Axis("squared error", low=0.0), "Learning the reward"
+    )
 
 
 def training_plot(run: Run | None, name: str, label: str) -> Markup | None:

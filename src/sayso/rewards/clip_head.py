@@ -50,20 +50,32 @@ def prompt_classification_loss(
     return -F.log_softmax(scores / temperature, dim=1)[:, 0]
 
 
+COSINES = 16
+"""How many inputs of the head carry the cosine with `interaction`."""
+
+
 class Head(nn.Module):
     """Two hidden layers and a sigmoid over a joined pair of CLIP embeddings.
 
     Each embedding is scaled to length √d, so that its numbers are about 1 in size whatever CLIP's
-    own scale is. `interaction` adds the product of the two, number by number.
+    own scale is. `interaction` first takes off the mean embedding of the training rows, then adds
+    the product and the distance of the two, number by number, and CLIP's own cosine.
     """
 
-    def __init__(self, width: int, hidden_width: int, *, interaction: bool) -> None:
+    image_mean: Tensor
+    text_mean: Tensor
+
+    def __init__(
+        self, width: int, hidden_width: int, *, interaction: bool, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.interaction = interaction
-        joined = (3 if interaction else 2) * width
+        joined = 4 * width + COSINES if interaction else 2 * width
+        self.register_buffer("image_mean", torch.zeros(width))
+        self.register_buffer("text_mean", torch.zeros(width))
         self.layers = nn.Sequential(
-            nn.Linear(joined, hidden_width), nn.ReLU(),
-            nn.Linear(hidden_width, hidden_width), nn.ReLU(),
+            nn.Linear(joined, hidden_width), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden_width, hidden_width), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(hidden_width, 1),
         )  # fmt: skip
 
@@ -72,8 +84,14 @@ class Head(nn.Module):
     ) -> Float[Tensor, " b"]:
         """The score of each pair, in [0, 1]."""
         scale = math.sqrt(images.shape[1])
-        images, texts = (F.normalize(x, dim=1) * scale for x in (images, texts))
-        parts = [images, texts, images * texts] if self.interaction else [images, texts]
+        cosine = F.cosine_similarity(images, texts, dim=1)[:, None]
+        images = F.normalize(F.normalize(images, dim=1) - self.image_mean, dim=1) * scale
+        texts = F.normalize(F.normalize(texts, dim=1) - self.text_mean, dim=1) * scale
+        parts = [images, texts]
+        if self.interaction:
+            # repeated, so that one number among hundreds is not drowned by their noise
+            more = (10 * cosine - 5).expand(-1, COSINES)
+            parts += [images * texts, (images - texts).abs(), more]
         # in half precision a sigmoid has steps of 1/256
         return torch.sigmoid(self.layers(torch.cat(parts, dim=1)).float())[:, 0]
 
@@ -89,7 +107,9 @@ class ClipHead(ClipReward, TrainableReward):
     """Units in each of the two hidden layers."""
     joining: Literal["concatenation", "interaction"] = "concatenation"
     """How image and text embedding meet: concatenation as in the paper, or interaction, which adds
-    their product, number by number."""
+    their product, their distance and CLIP's cosine: better where ratings are few."""
+    dropout: float = 0.0
+    """Share of hidden units left out at random while training, in [0, 1); the paper has none."""
     prompt_classification_weight: float = 0.5
     """Weight of telling the true prompt from altered ones, the paper's λ; 0 switches it off."""
     temperature: float = 2.0
@@ -123,6 +143,7 @@ class ClipHead(ClipReward, TrainableReward):
             "mixed_precision": self.mixed_precision not in ("auto", "no", "bf16"),
             "prompt_classification_weight": not 0 <= self.prompt_classification_weight < math.inf,
             "temperature": not 0 < self.temperature < math.inf,
+            "dropout": not 0 <= self.dropout < 1,
             "n_altered": self.n_altered < 0,
             "learning_rate": not 0 < self.learning_rate < math.inf,
             "weight_decay": not 0 <= self.weight_decay < math.inf,
@@ -168,14 +189,16 @@ class ClipHead(ClipReward, TrainableReward):
         """Start from random weights."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            head = Head(
-                self.clip.width, self.hidden_width, interaction=self.joining == "interaction"
-            )
-        self.head = head.to(self.clip.device).requires_grad_(False)
+            interaction = self.joining == "interaction"
+            width, dropout = self.clip.width, self.dropout
+            head = Head(width, self.hidden_width, interaction=interaction, dropout=dropout)
+        self.head = head.to(self.clip.device).requires_grad_(False).eval()
 
     def fit(self, study: Study, data: RatedSamples, run: Run) -> dict[str, object]:
         """Train the head with AdamW; the epoch with the smallest held-out squared error is kept."""
-        facts = _Fit(self, study, data, run).run()
+        with torch.random.fork_rng():
+            torch.manual_seed(study.info.seed)
+            facts = _Fit(self, study, data, run).run()
         with files.new_folder(run.weights) as folder:
             save_file(self.head.state_dict(), folder / "model.safetensors")
             files.write_json(folder / "config.json", {**asdict(self), "clip_hash": self.clip.hash})
@@ -196,6 +219,8 @@ class _Fit:
         self.grammar = _grammar(reward, study)
         self.rng = np.random.default_rng([study.info.seed, 3])
         reward.new_head(study.info.seed)
+        if reward.joining == "interaction":
+            self._centre()
         self.optimizer = torch.optim.AdamW(
             reward.head.parameters(), reward.learning_rate, weight_decay=reward.weight_decay
         )
@@ -221,11 +246,19 @@ class _Fit:
         head.requires_grad_(False)
         return self._facts(best_epoch, epoch)
 
+    def _centre(self) -> None:
+        """Give the head the mean embeddings of the rows that are not held out."""
+        head, rows = self.reward.head, ~self.heldout.to(self.images.device)
+        head.image_mean.copy_(F.normalize(self.images[rows], dim=1).mean(0))
+        head.text_mean.copy_(F.normalize(self.texts[rows], dim=1).mean(0))
+
     def _epoch(self) -> dict[str, float]:
         """One pass over the rows that are not held out; the mean of each loss."""
         rows = torch.nonzero(~self.heldout)[:, 0].numpy()
         batches = torch.from_numpy(self.rng.permutation(rows)).split(self.reward.batch_size)
+        self.reward.head.train()
         logged = [self._update(batch) for batch in batches]
+        self.reward.head.eval()
         names = dict.fromkeys(name for losses in logged for name in losses)
         return {n: float(np.mean([row[n] for row in logged if n in row])) for n in names}
 

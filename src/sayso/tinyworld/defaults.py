@@ -9,13 +9,13 @@ SAMPLER = Sampler(num_inference_steps=12, guidance_scale=3.0, eta=0.0, image_siz
 
 CAPTION_NOISE = CaptionNoise(
     omit_count=0.35,
-    wrong_count=0.35,
+    wrong_count=0.5,
     omit_colour=0.2,
-    wrong_colour=0.2,
+    wrong_colour=0.42,
     omit_background=0.2,
-    wrong_background=0.25,
+    wrong_background=0.4,
 )
-"""How careless the captions were that the shipped models learned from."""
+"""How careless the captions were that the shipped denoiser learned from last."""
 
 PROMPTS: Mapping[str, int] = {"train": 160, "seen": 32, "unseen": 32}
 """Prompts per split: few enough for a demo of minutes, enough for every value of every slot."""

@@ -1,12 +1,12 @@
 """`python -m sayso.tinyworld.pretrain`: makes the shipped pipeline and CLIP from nothing.
 
-About an hour on two cores. Interrupted, it continues where the work folder says.
+About an hour on two quiet cores. Interrupted, it continues where the work folder says.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import tyro
 from diffusers import AutoencoderTiny
 
@@ -64,11 +64,16 @@ def _autoencoder(config: PretrainConfig) -> AutoencoderTiny:
             )
         images, _ = data.scenes(config.work, config.seed, config.autoencoder_plan.images)
         autoencoder.balance(vae, images[:1000])
+        with progress("decoder", config.autoencoder_plan.hardening_steps, unit="steps") as advance:
+            autoencoder.harden(
+                vae, config.work, config.seed, config.autoencoder_plan, _report(advance)
+            )
         vae.save_pretrained(finished)
     return AutoencoderTiny.from_pretrained(finished).eval()
 
 
-def _report(advance):  # type: ignore[no-untyped-def]
+def _report(advance: Callable[..., None]) -> Callable[[int, str], None]:
+    """Turn a bar's `advance` into a report of the steps done so far."""
     seen = 0
 
     def report(step: int, note: str) -> None:
@@ -80,5 +85,4 @@ def _report(advance):  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    torch.set_float32_matmul_precision("high")
     pretrain(tyro.cli(PretrainConfig, description=__doc__))

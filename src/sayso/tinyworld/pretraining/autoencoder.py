@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from sayso.tinyworld.pretraining import data
 from sayso.tinyworld.pretraining.checkpoints import Checkpoint, learning_rate_factor
@@ -105,9 +105,7 @@ def _gather(conv: nn.Conv2d, side: int) -> None:
         conv.weight[target, source, 1 + y, 1 + x] = 1
 
 
-def loss(
-    decoded: Float[Tensor, "b 3 h w"], pixels: Float[Tensor, "b 3 h w"]
-) -> Float[Tensor, ""]:
+def loss(decoded: Float[Tensor, "b 3 h w"], pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
     """Squared and absolute error, and the absolute error of the edges.
 
     The edge term keeps outlines sharp that a squared error alone would blur.

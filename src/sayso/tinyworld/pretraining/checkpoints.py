@@ -1,6 +1,5 @@
 """Interrupted training continues: state goes to disk under a temporary name, then is renamed."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +35,7 @@ class Checkpoint:
         temporary = self.file.with_suffix(".tmp")
         state = {name: part.state_dict() for name, part in self.parts.items()}
         torch.save({"step": step, **state}, temporary)
-        os.replace(temporary, self.file)
+        temporary.replace(self.file)
         self._saved_at = time.monotonic()
 
     def maybe_save(self, step: int) -> None:

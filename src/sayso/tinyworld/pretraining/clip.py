@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from sayso.tinyworld.pretraining import data, denoiser
@@ -19,6 +19,9 @@ from sayso.tinyworld.scenes import CaptionNoise
 
 _PROJECTION = 128
 _MEAN = _STD = 0.5
+
+
+MOSTLY_RIGHT = CaptionNoise(0.15, 0.1, 0.1, 0.1, 0.1, 0.1)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ClipPlan:
     decoded: int = 8_000
     muon_lr: float = 0.01
     adam_lr: float = 1e-3
-    noise: CaptionNoise = CaptionNoise(0.15, 0.1, 0.1, 0.1, 0.1, 0.1)
+    noise: CaptionNoise = MOSTLY_RIGHT
 
 
 def build(tokenizer: Any) -> Any:

@@ -14,9 +14,10 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from sayso.tinyworld.defaults import CAPTION_NOISE
 from sayso.tinyworld.pretraining import autoencoder, data
 from sayso.tinyworld.pretraining.checkpoints import Checkpoint, learning_rate_factor
 from sayso.tinyworld.pretraining.optimizers import Pair
@@ -41,6 +42,9 @@ CAREFUL = CaptionNoise(
 )
 
 
+VERY_CARELESS = CaptionNoise(0.35, 0.5, 0.2, 0.55, 0.2, 0.5)
+
+
 @dataclass(frozen=True)
 class DenoiserPlan:
     """How the denoiser is trained.
@@ -59,8 +63,8 @@ class DenoiserPlan:
     adam_lr: float = 1e-3
     prompt_dropout: float = 0.1
     ema_decay: float = 0.998
-    very_careless: CaptionNoise = CaptionNoise(0.35, 0.5, 0.2, 0.55, 0.2, 0.5)
-    careless: CaptionNoise = CaptionNoise(0.35, 0.5, 0.2, 0.42, 0.2, 0.4)
+    very_careless: CaptionNoise = VERY_CARELESS
+    careless: CaptionNoise = CAPTION_NOISE
 
     def captions_at(self, step: int) -> CaptionNoise:
         """Return how careless the captions of a step are."""
@@ -161,9 +165,7 @@ def train(
     average = Denoiser(tokenizer).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     optimizer = Pair(model, plan.muon_lr, plan.adam_lr)
-    checkpoint = Checkpoint(
-        work / "denoiser.pt", model=model, average=average, optimizer=optimizer
-    )
+    checkpoint = Checkpoint(work / "denoiser.pt", model=model, average=average, optimizer=optimizer)
     scheduler = DDPMScheduler(**NOISE_SCHEDULE)
     total = 0.0
     for step in range(checkpoint.load(), plan.steps):

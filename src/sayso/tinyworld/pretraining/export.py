@@ -1,5 +1,6 @@
 """Writes trained parts as the folders that diffusers and transformers load unchanged."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def save_pipeline(folder: Path, vae: Any, denoiser: Denoiser) -> None:
     )
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    _forget_origin(folder / "vae" / "config.json")
+
+
+def _forget_origin(file: Path) -> None:
+    """Remove the folder that diffusers noted the part was loaded from."""
+    config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def save_clip(folder: Path, model: Any) -> None:

@@ -1,6 +1,7 @@
 """A word-level vocabulary in CLIP's byte-pair format: every word of the grammar is one token."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from transformers import CLIPTokenizer
@@ -40,7 +41,7 @@ def _split(word: str, merges: list[tuple[str, str]]) -> list[str]:
     pieces = [*word[:-1], word[-1] + _END]
     rank = {pair: i for i, pair in enumerate(merges)}
     while True:
-        pairs = [(rank.get(pair, -1), pair) for pair in zip(pieces, pieces[1:], strict=False)]
+        pairs = [(rank.get(pair, -1), pair) for pair in pairwise(pieces)]
         known = [pair for pair in pairs if pair[0] >= 0]
         if not known:
             return pieces
