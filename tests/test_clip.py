@@ -128,6 +128,14 @@ def test_texts_do_not_depend_on_their_company(encoder: ClipEncoder, folder: Path
     assert torch.equal(many[-1], alone[0])
 
 
+def test_embeddings_are_fp32_under_anybodys_autocast(folder: Path, encoder: ClipEncoder) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        other = ClipEncoder.load(str(folder))
+        text, image = other.texts(["a dog"]), other.images([picture(32, 32)])
+    assert torch.equal(text, encoder.texts(["a dog"]))
+    assert torch.equal(image, encoder.images([picture(32, 32)]))
+
+
 def test_long_prompt_is_refused_not_cut(encoder: ClipEncoder) -> None:
     fits = "a" * (MAX_TOKENS - 2)
     assert encoder.texts([fits]).isfinite().all()

@@ -183,8 +183,9 @@ class ClipEncoder:
         else:
             rows = [self.preprocessing(to_pixels(image)[None]) for image in images]
             pixels = torch.cat(rows).to(self.device)
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        return self.model.visual_projection(pooled)
+        with self._full_precision():
+            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+            return self.model.visual_projection(pooled)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """Text embeddings after the projection, not normalised; each text is computed once.
@@ -231,7 +232,12 @@ class ClipEncoder:
         tokens = self.tokenizer(
             rows, padding="max_length", max_length=length, return_tensors="pt"
         ).to(self.device)
-        return self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+        with self._full_precision():
+            return self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+
+    def _full_precision(self) -> torch.autocast:
+        """Kept embeddings must not depend on whose autocast they were first asked for in."""
+        return torch.autocast(self.device.type, enabled=False)
 
 
 def resolve_clip(name_or_path: str) -> Path:

@@ -96,9 +96,9 @@ def _plugin_class(plugin: str, name: str) -> type:
 
 def _arguments_class(name: str, parts: dict[str, Any]) -> type:
     """One dataclass of all flags: the study's path, --dry-run, and the parts without prefix."""
-    flat: list[tuple[str, Any, Any]] = [
+    flat: list[Any] = [
         ("study", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the study's folder")]),
-    ]  # type: ignore[list-item]
+    ]
     flat += [
         (
             key,

@@ -81,8 +81,8 @@ class _Loop:
         self.run, self.accelerator, self.step = run, acc, 0
         self.micro = options.micro_batch(acc.num_processes)
         self.named = policy.trainable()
-        self.parameters = list(self.named.values())
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.parameters: list[Tensor] = [*self.named.values()]
+        self.average: list[Tensor] = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
             self.parameters, options.learning_rate, weight_decay=options.weight_decay, fused=True
         )
@@ -185,7 +185,8 @@ class _Log:
         if not self.unread:
             return
         table = torch.stack([torch.stack(list(s.values())) for *_, s in self.unread])
-        values = self.accelerator.reduce(table, "mean").tolist()
+        means: Any = self.accelerator.reduce(table, "mean")
+        values = means.tolist()
         speed = sum(images for _, _, images, _ in self.unread) / (time.perf_counter() - self.since)
         for (step, rate, _, scalars), row in zip(self.unread, values, strict=True):
             named = dict(zip(scalars, row, strict=True))

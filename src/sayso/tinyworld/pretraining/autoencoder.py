@@ -55,8 +55,10 @@ def build() -> Any:
                 nn.init.zeros_(module.bias)
     for module in model.modules():
         if isinstance(module, AutoencoderTinyBlock):
-            nn.init.zeros_(module.conv[-1].weight)
-    return model.to(memory_format=torch.channels_last)
+            branch: Any = module.conv
+            nn.init.zeros_(branch[-1].weight)
+    whole: Any = model
+    return whole.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -74,9 +76,10 @@ def start_from_components(model: Any, images: UInt8[np.ndarray, "n 64 64 3"]) ->
     variance, vectors = variance[::-1][:LATENT_CHANNELS], vectors[:, ::-1][:, :LATENT_CHANNELS]
     std = variance**0.25 / np.sqrt(np.mean(variance**0.5)) * _STD
     projection = (vectors / np.sqrt(variance) * std).T
-    first, half, quarter, eighth, last = [
+    convolutions: list[Any] = [
         layer for layer in model.encoder.layers if isinstance(layer, nn.Conv2d)
     ]
+    first, half, quarter, eighth, last = convolutions
     first.weight[:3] = torch.eye(3, LATENT_CHANNELS)[:, :3, None, None] * _centre(3)
     _gather(half, 1)
     _gather(quarter, 2)

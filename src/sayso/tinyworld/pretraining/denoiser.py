@@ -213,5 +213,6 @@ def _loss(
 
 @torch.no_grad()
 def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    ours = [p for p in average.parameters() if p.is_floating_point()]
-    torch._foreach_lerp_(ours, list(model.parameters()), 1 - decay)
+    ours: list[Tensor] = [p for p in average.parameters() if p.is_floating_point()]
+    theirs: list[Tensor] = [*model.parameters()]
+    torch._foreach_lerp_(ours, theirs, 1 - decay)

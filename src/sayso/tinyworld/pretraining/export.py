@@ -15,7 +15,8 @@ from sayso.tinyworld.scenes import VOCABULARY
 
 def save_pipeline(folder: Path, vae: Any, denoiser: Denoiser) -> None:
     """Write the Stable Diffusion folder in fp16 safetensors."""
-    pipeline = StableDiffusionPipeline(
+    build: Any = StableDiffusionPipeline
+    pipeline = build(
         vae=vae,
         text_encoder=denoiser.text_encoder,
         tokenizer=build_tokenizer(VOCABULARY),

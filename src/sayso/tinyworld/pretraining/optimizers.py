@@ -57,7 +57,9 @@ class Pair:
     """Muon and AdamW as one optimizer whose learning rates move together."""
 
     def __init__(self, model: nn.Module, muon_lr: float, adam_lr: float) -> None:
-        matrices = [p for name, p in model.named_parameters() if _is_hidden_matrix(name, p)]
+        matrices: list[Tensor] = [
+            p for name, p in model.named_parameters() if _is_hidden_matrix(name, p)
+        ]
         ids = {id(p) for p in matrices}
         others = [p for p in model.parameters() if id(p) not in ids and p.requires_grad]
         self.model = model

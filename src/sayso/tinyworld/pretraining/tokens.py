@@ -26,7 +26,8 @@ def build_tokenizer(words: Sequence[str]) -> Any:
     names += dict.fromkeys(left + right for left, right in merges)
     names += [_START_OF_TEXT, _END_OF_TEXT]
     vocabulary = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    build: Any = CLIPTokenizer  # its annotation leaves out pairs, which its vocabulary file needs
+    return build(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def _byte_letters() -> list[str]:
