@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from studies import SAMPLER, TEXTS, random_study
 
 from sayso.errors import UserError
+from sayso.prompts import images_per_prompt
 from sayso.reward import Reward
 from sayso.stages import generate as stage
 from sayso.stages.generate import GenerateConfig, generate, plan
@@ -135,7 +136,9 @@ def test_best_of_keeps_the_top_by_reward(study: Study, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"per_prompt": 0}, "per_prompt 0 is too small"),
+        ({"per_prompt": -1}, "per_prompt -1 is too small"),
+        ({"batch_size": 0}, "batch_size 0 is too small"),
+        ({"per_prompt": 0, "best_of": 4, "reward": "x"}, "per_prompt 0 is too small"),
         ({"best_of": 2, "reward": "x"}, "best_of 2 cannot leave per_prompt 4"),
         ({"best_of": 8}, "best_of needs a reward"),
         ({"prompts": "unseen"}, "no 'unseen' prompts"),
@@ -162,3 +165,11 @@ def test_sampler_options_change_the_samplers_fields_only(study: Study) -> None:
     expected = dataclasses.replace(SAMPLER, num_inference_steps=3, guidance_scale=1.0, eta=0.5)
     assert config.sampler(study) == expected
     assert GenerateConfig().sampler(study) == SAMPLER
+
+
+def test_per_prompt_zero_draws_the_sets_own_numbers(study: Study) -> None:
+    study.run("prompts", "", {"set": "lee2023"})
+    groups = ["count", "colour", "background"]
+    study.write_prompts([Prompt(group, "a dog", group, {}, "train") for group in groups])
+    expected = sum(images_per_prompt("lee2023", group) for group in groups)
+    assert plan(study, GenerateConfig(per_prompt=0))["images"] == expected > 3

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import run_sayso
 
 SUMMARY = {
@@ -34,11 +35,8 @@ def test_numbers_add_up(finished_demo: Path) -> None:
     feedback, comparison = summary["feedback"], summary["comparison"]
     assert feedback["ratings"] == feedback["good"] + feedback["bad"] + feedback["skip"]
     assert feedback["ratings"] == 24 * 4
-    assert (
-        comparison["win"] + comparison["tie"] + comparison["lose"] == 1
-        or abs(comparison["win"] + comparison["tie"] + comparison["lose"] - 1) < 1e-9
-    )
-    assert comparison["net"] == comparison["win"] - comparison["lose"]
+    assert sum(comparison[name] for name in ("win", "tie", "lose", "undecided")) == pytest.approx(1)
+    assert comparison["net"] == pytest.approx(comparison["win"] - comparison["lose"])
     assert comparison["n_prompts"] == 16
 
 

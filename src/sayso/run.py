@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -59,11 +59,11 @@ class Run:
         steps = [p for p in self.checkpoints.glob("[0-9]*") if p.is_dir()]
         return max(steps, key=lambda p: int(p.name), default=None)
 
-    def log(self, step: int, **scalars: float) -> None:
+    def log(self, step: int, **scalars: int | float) -> None:
         """Append one line of named scalars."""
         self.log_many([{"step": step, **scalars}])
 
-    def log_many(self, rows: list[dict[str, float]]) -> None:
+    def log_many(self, rows: Sequence[Mapping[str, int | float]]) -> None:
         files.append_lines(self.path / "log.jsonl", rows)
 
     def history(self) -> list[JsonObject]:
