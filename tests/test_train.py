@@ -237,22 +237,3 @@ def test_bad_options(message: str) -> None:
     options = dataclasses.replace(SMALL, **BAD_OPTIONS[message])
     with pytest.raises(UserError, match=message):
         options.check()
-
-
-def _train_in_process(folder: str) -> None:
-    policy = ToyPolicy()
-    context = Context(toy_rows(), SMALL.batch_size, SMALL.max_steps, seed=1)
-    run = Run(Path(folder))
-    train(policy, RewardWeighted(), context, SMALL, run, make_accelerator("no"))
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    from accelerate import debug_launcher
-
-    one, _ = run_toy(tmp_path / "one")
-    open_run(tmp_path / "two", {}, 0)
-    debug_launcher(_train_in_process, (str(tmp_path / "two"),), num_processes=2)
-    two = load_file(tmp_path / "two" / "weights" / "toy.safetensors")
-    for name, value in weights_of(one).items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)

@@ -33,7 +33,7 @@ class Size:
     fit: str
 
 
-FIT = "--joining interaction --dropout 0.5 --weight-decay 0.1 --hidden-width 512"
+FIT = "--joining interaction --dropout 0.7 --weight-decay 0.3 --hidden-width 256"
 """The paper's head overfits on a hundred prompts; this one less."""
 
 FULL = Size(

@@ -59,11 +59,13 @@ class Head(nn.Module):
 
     Each embedding is scaled to length √d, so that its numbers are about 1 in size whatever CLIP's
     own scale is. `interaction` first takes off the mean embedding of the training rows, then adds
-    the product and the distance of the two, number by number, and CLIP's own cosine.
+    the product and the distance of the two, number by number, and CLIP's own cosine, which also
+    goes straight to the output: what the head learns is a correction of it.
     """
 
     image_mean: Tensor
     text_mean: Tensor
+    cosine_mean: Tensor
 
     def __init__(
         self, width: int, hidden_width: int, *, interaction: bool, dropout: float = 0.0
@@ -73,6 +75,8 @@ class Head(nn.Module):
         joined = 4 * width + COSINES if interaction else 2 * width
         self.register_buffer("image_mean", torch.zeros(width))
         self.register_buffer("text_mean", torch.zeros(width))
+        self.register_buffer("cosine_mean", torch.zeros(1))
+        self.cosine_weight = nn.Parameter(torch.ones(1)) if interaction else 0.0
         self.layers = nn.Sequential(
             nn.Linear(joined, hidden_width), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(hidden_width, hidden_width), nn.ReLU(), nn.Dropout(dropout),
@@ -84,16 +88,16 @@ class Head(nn.Module):
     ) -> Float[Tensor, " b"]:
         """The score of each pair, in [0, 1]."""
         scale = math.sqrt(images.shape[1])
-        cosine = F.cosine_similarity(images, texts, dim=1)[:, None]
+        cosine = 10 * (F.cosine_similarity(images, texts, dim=1)[:, None] - self.cosine_mean)
         images = F.normalize(F.normalize(images, dim=1) - self.image_mean, dim=1) * scale
         texts = F.normalize(F.normalize(texts, dim=1) - self.text_mean, dim=1) * scale
         parts = [images, texts]
         if self.interaction:
             # repeated, so that one number among hundreds is not drowned by their noise
-            more = (10 * cosine - 5).expand(-1, COSINES)
-            parts += [images * texts, (images - texts).abs(), more]
+            parts += [images * texts, (images - texts).abs(), cosine.expand(-1, COSINES)]
+        logits = self.layers(torch.cat(parts, dim=1)) + self.cosine_weight * cosine
         # in half precision a sigmoid has steps of 1/256
-        return torch.sigmoid(self.layers(torch.cat(parts, dim=1)).float())[:, 0]
+        return torch.sigmoid(logits.float())[:, 0]
 
 
 @dataclass
@@ -251,6 +255,8 @@ class _Fit:
         head, rows = self.reward.head, ~self.heldout.to(self.images.device)
         head.image_mean.copy_(F.normalize(self.images[rows], dim=1).mean(0))
         head.text_mean.copy_(F.normalize(self.texts[rows], dim=1).mean(0))
+        cosines = F.cosine_similarity(self.images[rows], self.texts[rows], dim=1)
+        head.cosine_mean.copy_(cosines.mean())
 
     def _epoch(self) -> dict[str, float]:
         """One pass over the rows that are not held out; the mean of each loss."""
