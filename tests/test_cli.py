@@ -65,6 +65,7 @@ def test_bad_value_is_one_line(tmp_path: Path) -> None:
 def test_config_file_then_flags(tmp_path: Path) -> None:
     study = tmp_path / "study"
     cli.run(["new", str(study)])
+    cli.run(["prompts", str(study), "--train", "24", "--test", "16", "--fidelity", "0"])
     config = tmp_path / "config.json"
     config.write_text('{"per_prompt": 3, "batch_size": 5}')
     done = sayso("generate", str(study), "--config", str(config), "--batch-size", "7", "--dry-run")

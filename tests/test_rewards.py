@@ -11,7 +11,13 @@ from clips import colour_study, rate_all, tiny_clip
 from sayso.clip import to_pixels
 from sayso.errors import UserError
 from sayso.reward import Reward, load_reward, load_trainable_reward
-from sayso.rewards.clip_head import ClipHead, Head, prompt_classification_loss, squared_error
+from sayso.rewards.clip_head import (
+    COSINES,
+    ClipHead,
+    Head,
+    prompt_classification_loss,
+    squared_error,
+)
 from sayso.rewards.clip_score import ClipScore
 from sayso.stages.fit import FitConfig, fit
 from sayso.study import Study
@@ -78,7 +84,7 @@ def test_head_sees_directions_not_lengths(interaction: bool) -> None:
     scores = head(images, texts)
     assert ((scores > 0) & (scores < 1)).all()
     torch.testing.assert_close(head(images * 7, texts / 3), scores)
-    assert head.layers[0].in_features == (24 if interaction else 16)
+    assert head.layers[0].in_features == (4 * 8 + COSINES if interaction else 16)
     assert not torch.allclose(head(texts, images), scores)
 
 

@@ -110,16 +110,18 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     """
     config.check()
     drawings = _drawings(study, config)
+    batches = _missing(study, config, drawings)
+    # loaded before the run is opened: what the model refuses must leave no run behind
+    drawer = _load(study, config, batches) if batches else None
     with main_process_first():
         run = study.run("generate", config.name or _run_name(config), asdict(config))
     if run.finished:
         console.print(f"{run.name} is finished")
         return run
     started = time.perf_counter()
-    batches = _missing(study, config, drawings)
     drawn = sum(map(len, batches))
-    if batches:
-        _draw_all(study, config, batches)
+    if drawer:
+        _draw_all(study, config, batches, *drawer)
     if not is_main_process():
         return run
     drawing_s = time.perf_counter() - started
@@ -181,10 +183,10 @@ def _with_shard(study: Study, batch: list[Drawing]) -> list[Drawing]:
     return [(prompt, replace(sample, latents=shard)) for prompt, sample in batch]
 
 
-def _draw_all(study: Study, config: GenerateConfig, batches: list[list[Drawing]]) -> None:
-    """Draw the batches, one per process at a time; the main process writes them in order."""
-    from accelerate.utils import gather_object
-
+def _load(
+    study: Study, config: GenerateConfig, batches: list[list[Drawing]]
+) -> "tuple[Policy, Accelerator]":
+    """The policy, after it has seen that it can draw these prompts at this size."""
     from sayso.models import load_policy
 
     accelerator = make_accelerator(config.mixed_precision)
@@ -192,6 +194,19 @@ def _draw_all(study: Study, config: GenerateConfig, batches: list[list[Drawing]]
     policy.check_prompts(list({prompt.text: 0 for batch in batches for prompt, _ in batch}))
     policy.latent_shape(config.sampler(study).image_size_px)
     policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
+    return policy, accelerator
+
+
+def _draw_all(
+    study: Study,
+    config: GenerateConfig,
+    batches: list[list[Drawing]],
+    policy: "Policy",
+    accelerator: "Accelerator",
+) -> None:
+    """Draw the batches, one per process at a time; the main process writes them in order."""
+    from accelerate.utils import gather_object
+
     with progress(f"drawing {config.model}", sum(map(len, batches))) as advance:
         for together in _chunks(batches, accelerator.num_processes):
             mine = together[accelerator.process_index : accelerator.process_index + 1]
