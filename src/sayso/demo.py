@@ -37,8 +37,8 @@ FIT = "--joining interaction --dropout 0.7 --weight-decay 0.3 --hidden-width 256
 """The paper's head overfits on a hundred prompts; this one less."""
 
 FULL = Size(
-    prompts="--train 128 --test 64 --fidelity 256",
-    train_images=12,
+    prompts="--train 160 --test 64 --fidelity 256",
+    train_images=16,
     pool=8,
     fit=FIT,
     align="--max-steps 350 --draw reward --weight product",

@@ -30,7 +30,7 @@ class NewConfig:
     num_inference_steps: int | None = None
     """Sampling steps; default: 12 for tinyworld, else 20."""
     guidance_scale: float | None = None
-    """Classifier-free guidance; default: 4.0 for tinyworld, else 7.5."""
+    """Classifier-free guidance; default: 3.0 for tinyworld, else 7.5."""
     eta: float = 0.0
     """Noise put in while sampling: 0 none, 1 as in DDPM."""
     image_size_px: int | None = None
