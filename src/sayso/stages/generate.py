@@ -215,6 +215,8 @@ def _draw_all(
                 if accelerator.is_main_process:
                     _keep(study, batch, *done)
                 advance(len(batch))
+    # whoever goes on must find the last batch written
+    accelerator.wait_for_everyone()
 
 
 def _chunks(batches: list[list[Drawing]], size: int) -> Iterator[list[list[Drawing]]]:
