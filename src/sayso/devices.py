@@ -25,7 +25,7 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
     AcceleratorState._reset_state()
     chosen = best_precision() if mixed_precision == "auto" else mixed_precision
     try:
-        return Accelerator(mixed_precision=chosen)
+        return Accelerator(mixed_precision=chosen, cpu=_only_cpu())
     except ValueError as error:
         raise UserError(
             f"mixed_precision {chosen} does not work here ({error}); use auto or no"
@@ -36,14 +36,27 @@ def main_process_first() -> AbstractContextManager[None]:
     """A block that the main process of a launch runs before the others do."""
     from accelerate import PartialState
 
-    return PartialState().main_process_first()
+    return PartialState(cpu=_only_cpu()).main_process_first()
 
 
 def is_main_process() -> bool:
     """Whether this process of a launch is the one that writes files."""
     from accelerate import PartialState
 
-    return PartialState().is_main_process
+    return PartialState(cpu=_only_cpu()).is_main_process
+
+
+def _only_cpu() -> bool:
+    """Whether there is nothing but the CPU.
+
+    accelerate must be told: else processes launched on a CPU do not find each other, and each
+    takes itself for the main one.
+    """
+    import torch
+
+    if hasattr(torch, "accelerator"):  # torch ≥ 2.6
+        return not torch.accelerator.is_available()
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def best_precision() -> Literal["no", "bf16"]:

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sayso.tinyworld.defaults import CAPTION_NOISE
 from sayso.tinyworld.pretraining import autoencoder, data
-from sayso.tinyworld.pretraining.checkpoints import Checkpoint, learning_rate_factor
+from sayso.tinyworld.pretraining.checkpoints import Checkpoint
 from sayso.tinyworld.pretraining.optimizers import Pair
 from sayso.tinyworld.pretraining.tokens import MAX_TOKENS
 from sayso.tinyworld.scenes import CaptionNoise
@@ -49,15 +49,20 @@ VERY_CARELESS = CaptionNoise(0.35, 0.5, 0.2, 0.55, 0.2, 0.5)
 class DenoiserPlan:
     """How the denoiser is trained.
 
-    The learning rate falls to 0 at `restart_at`, then again from half its height to the end.
-    Captions are careful before `careless_from`, `very_careless` before the restart, `careless`
-    after it.
+    `rates` are (step, factor on the learning rates), joined by straight lines: three times up and
+    down to 0. Captions are careful before `careless_from`, `very_careless` before `mild_from`, and
+    from then on `careless`.
     """
 
     scenes: int = 48_000
-    steps: int = 5_300
+    steps: int = 9_500
+    rates: tuple[tuple[int, float], ...] = (
+        (0, 0.0), (150, 1.0), (2_100, 1.0), (4_200, 0.0),
+        (4_250, 0.5), (5_300, 0.0),
+        (5_350, 0.6), (6_500, 0.6), (9_500, 0.0),
+    )  # fmt: skip
     careless_from: int = 3_000
-    restart_at: int = 4_200
+    mild_from: int = 4_200
     batch_size: int = 64
     muon_lr: float = 0.01
     adam_lr: float = 1e-3
@@ -70,14 +75,12 @@ class DenoiserPlan:
         """Return how careless the captions of a step are."""
         if step < self.careless_from:
             return CAREFUL
-        return self.very_careless if step < self.restart_at else self.careless
+        return self.very_careless if step < self.mild_from else self.careless
 
     def rate_at(self, step: int) -> float:
         """Return the factor on the learning rates at a step."""
-        if step < self.restart_at:
-            return learning_rate_factor(step, self.restart_at, 150, 0.5)
-        done, length = step - self.restart_at, self.steps - self.restart_at
-        return 0.5 * learning_rate_factor(done, length, 50, 0.9)
+        steps, factors = zip(*self.rates, strict=True)
+        return float(np.interp(step + 1, steps, factors))
 
 
 def build_unet() -> Any:

@@ -1,0 +1,66 @@
+"""Two processes started by accelerate give what one gives."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from studies import rated_study
+
+from sayso.study import Study
+from sayso.training_data import load_latents
+
+WORK = """
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+
+from sayso.aligners.sft import GoodImages
+from sayso.stages.align import AlignConfig, align
+from sayso.stages.generate import GenerateConfig, generate
+from sayso.study import Study
+
+study = Study.open(Path(sys.argv[1]))
+config = AlignConfig(aligner="sft", max_steps=3, batch_size=8, mixed_precision="no")
+generate(study, GenerateConfig(prompts="seen", per_prompt=9, batch_size=4, mixed_precision="no"))
+align(study, config, GoodImages())
+print("processes:", PartialState().num_processes)
+"""
+
+
+def work(study: Path, *launcher: str) -> str:
+    script = study.parent / "work.py"
+    script.write_text(WORK)
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(study)],
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    one = rated_study(tmp_path).path
+    two = Path(shutil.copytree(one, tmp_path / "two"))
+    assert "processes: 1" in work(one)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    assert work(two, *launcher).count("processes: 2") == 2
+
+    first, second = Study.open(one), Study.open(two)
+    assert first.samples() == second.samples()
+    drawn = [study.samples("base")[-9:] for study in (first, second)]
+    torch.testing.assert_close(load_latents(first, drawn[0]), load_latents(second, drawn[1]))
+    weights = "weights/unet/diffusion_pytorch_model.safetensors"
+    ours, theirs = (load_file(s.find_run("runs/align-sft").path / weights) for s in (first, second))
+    before = load_file(tmp_path / "model/unet/diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(before[name], ours[name]) for name in before)
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-5)
+    logs = [s.find_run("runs/align-sft").history() for s in (first, second)]
+    for a, b in zip(*logs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
