@@ -46,8 +46,16 @@ def test_every_run_has_its_papers(finished_demo: Path) -> None:
     for run in runs:
         env = json.loads((run / "env.json").read_text())
         assert env["packages"]["torch"]
+        if run.name.split("-")[0] in ("generate", "fit", "align", "evaluate"):
+            assert env["device"].startswith("cpu")
+            assert env["processors"] >= 1
+            assert all(len(h) == 64 for m in env["loaded"] for h in m["sha256"].values())
         assert (run / "result.json").exists(), run.name
         assert not (run / "checkpoints").exists(), run.name
+    env = json.loads((finished_demo / "runs/align-rwr/env.json").read_text())
+    names = [Path(m["folder"]).name for m in env["loaded"]]
+    assert names == ["pipeline", "clip", "weights"]
+    assert [m["licence"] for m in env["loaded"]] == ["apache-2.0", "apache-2.0", None]
 
 
 def test_report_is_one_file_without_outside_requests(finished_demo: Path) -> None:

@@ -70,11 +70,19 @@ def load_policy(study: Study, model: str, device: torch.device) -> Policy:
         device: where the policy lives.
     Raises: UserError: for an unknown or unfinished run, or a selection such as "base@best-of-16".
     """
-    folder = resolve(study.info.base_model)
+    folder, *runs = model_folders(study, model)
     policy = family(folder).load(folder, device)
-    for weights in weight_folders(study, model):
+    for weights in runs:
         policy.load_weights(weights)
     return policy
+
+
+def model_folders(study: Study, model: str) -> list[Path]:
+    """The folder of the base model, and those of the weights that are laid over it.
+
+    Raises: UserError: as `load_policy`.
+    """
+    return [resolve(study.info.base_model), *weight_folders(study, model)]
 
 
 def weight_folders(study: Study, model: str) -> list[Path]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sayso.clip import ClipEncoder, embed_samples, to_pixels
+from sayso.clip import ClipEncoder, embed_samples, resolve_clip, to_pixels
 from sayso.errors import UserError, unknown_name
 from sayso.plugins import load_plugin, plugin_names
 from sayso.run import Run
@@ -168,6 +168,17 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     return reward
 
 
+def reward_folders(study: Study, name: str) -> list[Path]:
+    """The folders of the weights that `load_reward` reads: CLIP's, and those of the fit if any."""
+    if name in plugin_names("reward") or name.endswith(".py"):
+        plugin, runs = name, []
+    else:
+        run = _fit_run(study, name)
+        plugin, runs = run.config["reward"], [run.weights]
+    uses_clip = issubclass(load_plugin("reward", plugin, Reward), ClipReward)
+    return [resolve_clip(study.info.clip_model), *runs] if uses_clip else runs
+
+
 def load_trainable_reward(name: str) -> type[TrainableReward]:
     """The class of the reward plug-in `name` that the stage `fit` can train.
 
@@ -185,7 +196,7 @@ def _is_trainable(plugin: str) -> bool:
 
 
 def _fit_run(study: Study, name: str) -> Run:
-    fits = [Run(p.parent).name for p in study.path.glob("runs/fit-*/config.json")]
+    fits = [run.name for run in study.runs("fit")]
     full_name = f"runs/{Path(name).name}"
     if full_name not in fits:
         fixed = [p for p in plugin_names("reward") if not _is_trainable(p)]

@@ -59,6 +59,11 @@ class Run:
         steps = [p for p in self.checkpoints.glob("[0-9]*") if p.is_dir()]
         return max(steps, key=lambda p: int(p.name), default=None)
 
+    def add_environment(self, facts: JsonObject) -> None:
+        """Add to env.json what is known only once the models are loaded."""
+        path = self.path / "env.json"
+        files.write_json(path, {**files.read_json(path), **facts})
+
     def log(self, step: int, **scalars: int | float) -> None:
         """Append one line of named scalars."""
         self.log_many([{"step": step, **scalars}])

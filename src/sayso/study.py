@@ -167,6 +167,11 @@ class Study:
         path = self.path / "runs" / (f"{stage}-{name}" if name else stage)
         return open_run(path, plain, self.info.seed)
 
+    def runs(self, stage: str = "") -> list[Run]:
+        """The runs there are, of one stage if named, by name."""
+        found = sorted(self.path.glob(f"runs/{stage + '-' if stage else ''}*/config.json"))
+        return [Run(config.parent) for config in found]
+
     def find_run(self, name: str) -> Run:
         """The existing run called `name`, e.g. "runs/fit-clip_head" or "fit-clip_head".
 
@@ -174,7 +179,7 @@ class Study:
         """
         path = self.path / "runs" / Path(name).name
         if not (path / "config.json").exists():
-            known = [p.parent.name for p in self.path.glob("runs/*/config.json")]
+            known = [run.path.name for run in self.runs()]
             if known:
                 raise unknown_name("run", name, known)
             raise UserError(f"unknown run {name!r}: {self.path} has no runs yet")

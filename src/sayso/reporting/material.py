@@ -25,8 +25,9 @@ class Material:
     @cached_property
     def runs(self) -> list[Run]:
         """Every run, in the order in which they were started."""
-        found = [Run(path.parent) for path in self.study.path.glob("runs/*/config.json")]
-        return sorted(found, key=lambda run: (environment(run).get("started_at", 0), run.name))
+        return sorted(
+            self.study.runs(), key=lambda run: (environment(run).get("started_at", 0), run.name)
+        )
 
     @cached_property
     def evaluate_run(self) -> Run | None:

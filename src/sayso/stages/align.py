@@ -102,12 +102,26 @@ def _train(
         rewards = _rewards(study, config, aligner, images, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
         rows = _rows(study, config, aligner, policy, accelerator, images, rewards)
+    _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
     context = Context(rows, config.batch_size, config.max_steps, seed)
     result = train(policy, aligner, context, config, run, accelerator)
     if accelerator.is_main_process:
         run.finish(result | _facts(rows, policy))
+
+
+def _note_environment(
+    study: Study, config: AlignConfig, aligner: "Aligner", run: Run, accelerator: "Accelerator"
+) -> None:
+    from sayso.models import model_folders
+    from sayso.provenance import computed_on, loaded
+    from sayso.reward import reward_folders
+
+    if accelerator.is_main_process:
+        rewards = reward_folders(study, config.reward) if "reward" in aligner.required() else []
+        folders = [*model_folders(study, config.model), *rewards]
+        run.add_environment({**computed_on(accelerator), "loaded": loaded(folders)})
 
 
 class _OwnImages(NamedTuple):

@@ -64,6 +64,7 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
     if run.finished:
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run
+    _note_environment(study, config, judge, run)
     started = time.perf_counter()
     rows = _score(study, config, material, judge)
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
@@ -71,6 +72,17 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
     result = _result(study, config, material, judge, rows)
     run.finish(result | {"seconds": time.perf_counter() - started})
     return run
+
+
+def _note_environment(study: Study, config: EvaluateConfig, judge: str, run: Run) -> None:
+    from sayso.devices import make_accelerator
+    from sayso.provenance import computed_on, loaded
+    from sayso.reward import reward_folders
+    from sayso.tinyworld import paths
+
+    rewards = reward_folders(study, config.reward) if config.reward else []
+    folders = [*rewards, *([paths().judge] if judge else [])]
+    run.add_environment({**computed_on(make_accelerator("no")), "loaded": loaded(folders)})
 
 
 def plan(study: Study, config: EvaluateConfig) -> dict[str, object]:

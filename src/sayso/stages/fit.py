@@ -62,18 +62,23 @@ def fit(
     Raises: UserError: if an option is out of range, an image is gone, there are no good or no bad
         ratings or only one prompt, a prompt is too long for CLIP, or the loss is not finite.
     """
+    from sayso.clip import resolve_clip
     from sayso.devices import make_accelerator
+    from sayso.provenance import computed_on, loaded
     from sayso.reward import RatedSamples, load_trainable_reward
 
     config = config or FitConfig()
     reward = reward or load_trainable_reward(config.reward)()
     data = collect(study, config)
     heldout = _heldout(study, config, data)
-    reward.prepare(study, make_accelerator("no").device)
+    accelerator = make_accelerator("no")
+    reward.prepare(study, accelerator.device)
     run = study.run("fit", _run_name(config), {**asdict(config), "options": asdict(reward)})
     if run.finished:
         console.print(f"{run.name} is finished; nothing to do")
         return run
+    clip = [resolve_clip(study.info.clip_model)]
+    run.add_environment({**computed_on(accelerator), "loaded": loaded(clip)})
     started = time.perf_counter()
     rated = RatedSamples(data.samples, data.prompts, data.targets, heldout)
     facts = reward.fit(study, rated, run)

@@ -118,6 +118,8 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     if run.finished:
         console.print(f"{run.name} is finished")
         return run
+    if is_main_process():
+        _note_environment(study, config, run, drew=bool(drawer))
     started = time.perf_counter()
     drawn = sum(map(len, batches))
     if drawer:
@@ -131,6 +133,17 @@ def generate(study: Study, config: GenerateConfig) -> Run:
         "images_per_s": drawn / drawing_s,
     })  # fmt: skip
     return run
+
+
+def _note_environment(study: Study, config: GenerateConfig, run: Run, *, drew: bool) -> None:
+    from sayso.models import model_folders
+    from sayso.provenance import computed_on, loaded
+    from sayso.reward import reward_folders
+
+    folders = model_folders(study, config.model) if drew else []
+    rewards = reward_folders(study, config.reward) if config.best_of else []
+    device = computed_on(make_accelerator(config.mixed_precision))
+    run.add_environment({**device, "loaded": loaded([*folders, *rewards])})
 
 
 def _run_name(config: GenerateConfig) -> str:

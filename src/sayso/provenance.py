@@ -1,0 +1,57 @@
+"""What a run was computed with: the device, and hash and licence of every model that was loaded."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sayso.files import JsonObject
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def computed_on(accelerator: "Accelerator") -> JsonObject:
+    """The device, its number format and the number of processes and of processors."""
+    import torch
+
+    device = accelerator.device
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"{device} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "platform": platform.platform(),
+        "mixed_precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
+
+
+def loaded(folders: Iterable[Path]) -> list[JsonObject]:
+    """Folder, licence and the SHA-256 of each safetensors file of every model folder."""
+    return [
+        {"folder": str(folder), "licence": licence(folder), "sha256": hashes(folder)}
+        for folder in folders
+    ]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """File name within the folder → SHA-256, for the weights."""
+    return {
+        str(path.relative_to(folder)): _sha256(path)
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
+
+
+def licence(folder: Path) -> str | None:
+    """The licence that the folder's model card (README.md) names, or None."""
+    from huggingface_hub import ModelCard
+
+    card = folder / "README.md"
+    return ModelCard.load(card, ignore_metadata_errors=True).data.license if card.exists() else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
