@@ -49,7 +49,7 @@ def licence(folder: Path) -> str | None:
     from huggingface_hub import ModelCard
 
     card = folder / "README.md"
-    return ModelCard.load(card, ignore_metadata_errors=True).data.license if card.exists() else None
+    return ModelCard.load(card).data.to_dict().get("license") if card.exists() else None
 
 
 def _sha256(path: Path) -> str:
