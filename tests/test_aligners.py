@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sayso.aligner import Context, load_aligner, stratified
-from sayso.aligners.rwr import RewardWeighted, reward_weighted_loss, row_weights
+from sayso.aligners.rwr import (
+    RewardWeighted,
+    even_over_prompts,
+    reward_weighted_loss,
+    row_weights,
+)
 from sayso.aligners.sft import GoodImages
 from sayso.errors import UserError
 from sayso.testing import ToyPolicy, check_aligner, toy_rows
@@ -36,6 +41,14 @@ def test_row_weights_by_hand() -> None:
     loss = reward_weighted_loss(error, weight).mean()
     torch.testing.assert_close(loss, torch.tensor((0.5 * 4 + 1 * 2) / 2 + 0.3 * (1 + 3) / 2))
     assert row_weights(torch.tensor([0.5, 1.0]), 0, 0.3).tolist() == [0.5, 1.0]
+
+
+def test_even_over_prompts_by_hand() -> None:
+    weight = torch.tensor([1.0, 0.0, 0.5, 0.5, 0.04, 0.0, 0.0, 0.0])
+    prompt = torch.tensor([7, 7, 3, 3, 9, 9, 4, 4])
+    even = even_over_prompts(weight, prompt) / weight.mean()
+    # prompt 9 has a mean of 0.02, prompt 4 nothing: neither is lifted as if it had a good image
+    torch.testing.assert_close(even, torch.tensor([2.0, 0, 1, 1, 0.4, 0, 0, 0]))
 
 
 def test_batch_has_the_asked_share_of_pretraining_rows() -> None:
@@ -167,7 +180,12 @@ def test_fraction_that_leaves_no_own_image_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"draw": "reward"}, {"weight": "product", "reward_threshold": 0.3}, {"unrated": False}],
+    [
+        {"draw": "reward"},
+        {"weight": "product", "reward_threshold": 0.3},
+        {"unrated": False},
+        {"even": True},
+    ],
 )
 def test_rwr_options_keep_the_contract(options: dict[str, object]) -> None:
     check_aligner(RewardWeighted, **options)

@@ -41,7 +41,8 @@ FULL = Size(
     train_images=16,
     pool=8,
     fit=FIT,
-    align="--max-steps 350 --draw reward --weight product",
+    align="--max-steps 350 --draw reward --weight product --even "
+    "--pretraining-weight 0.05 --prompt-dropout 0.2",
 )
 QUICK = Size(
     prompts="--train 24 --test 16 --fidelity 0",
@@ -68,7 +69,7 @@ def commands(study: str, config: DemoConfig) -> list[str]:
         f"generate {study} --prompts test --per-prompt {size.pool}",
         f"generate {study} --prompts test --per-prompt {sets} --best-of {size.pool} "
         "--reward runs/fit-clip_head",
-        f"generate {study} --prompts test --per-prompt {sets} --model {tuned}",
+        f"generate {study} --prompts test --per-prompt {size.pool} --model {tuned}",
     ]
     if not config.quick:
         lines += [

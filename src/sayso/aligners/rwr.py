@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligner import Aligner, Batch, Context, stratified
@@ -41,6 +41,29 @@ def row_weights(
     return torch.cat([own * (b / len(own)), natural])
 
 
+LEAST_MEAN = 0.1
+"""A prompt whose images have a smaller mean weight is not lifted further: it has no good image."""
+
+
+def even_over_prompts(
+    weight: Float[Tensor, " n"], prompt: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Weights after which every prompt counts alike, however many of its images are good.
+
+    Each weight is divided by the mean weight of its prompt (by 0.1 at least) and multiplied by the
+    mean of all, which stays nearly the same. Without it easy prompts, which have more good images,
+    pull the model towards what they ask for.
+
+    Args:
+        weight: weight per image, ≥ 0.
+        prompt: which prompt each image was drawn for.
+    """
+    _, place = prompt.unique(return_inverse=True)
+    n = torch.bincount(place)
+    mean = torch.zeros(len(n)).index_add(0, place, weight) / n
+    return weight / mean.clamp(min=LEAST_MEAN)[place] * weight.mean()
+
+
 @dataclass(frozen=True)
 class RewardWeighted(Aligner):
     """Fine-tune on own images, each weighted by its reward, and on pre-training images.
@@ -61,6 +84,9 @@ class RewardWeighted(Aligner):
     """How own images are drawn: all alike and then weighted, as the paper does; or in proportion
     to their weight and then all with the mean weight: the same expected gradient, and no step is
     spent on images that hardly count."""
+    even: bool = False
+    """Weight images so that every prompt counts alike; without it, as in the paper, a prompt counts
+    as much as its images are good."""
     pretraining_weight: float = 0.15
     """Weight of the loss on pre-training images; the paper's beta, which it does not give."""
     pretraining_fraction: float = 0.125
@@ -114,6 +140,8 @@ class RewardWeighted(Aligner):
         use = rated if not self.unrated or self.weight == "mark" else torch.ones_like(rated)
         _check_weights(weight[use])
         cut = torch.where(weight < self.reward_threshold, 0.0, weight)
+        if self.even:
+            cut[use] = even_over_prompts(cut[use], rows.text[: rows.n_own][use])
         return rows.own[use], cut[use]
 
     def _n_pretraining(self, batch_size: int) -> int:

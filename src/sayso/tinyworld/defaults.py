@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from sayso.tinyworld.scenes import CaptionNoise
 from sayso.types import Sampler
 
-SAMPLER = Sampler(num_inference_steps=12, guidance_scale=3.0, eta=0.0, image_size_px=64)
+SAMPLER = Sampler(num_inference_steps=10, guidance_scale=3.0, eta=0.0, image_size_px=64)
 
 CAPTION_NOISE = CaptionNoise(
     omit_count=0.35,
-    wrong_count=0.5,
+    wrong_count=0.57,
     omit_colour=0.2,
     wrong_colour=0.42,
     omit_background=0.2,

@@ -1,6 +1,6 @@
 """`python -m sayso.tinyworld.pretrain`: makes the shipped pipeline and CLIP from nothing.
 
-About an hour on two quiet cores. Interrupted, it continues where the work folder says.
+Up to two hours on two quiet cores. Interrupted, it continues where the work folder says.
 """
 
 from collections.abc import Callable

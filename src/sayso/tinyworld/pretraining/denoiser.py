@@ -49,17 +49,18 @@ VERY_CARELESS = CaptionNoise(0.35, 0.5, 0.2, 0.55, 0.2, 0.5)
 class DenoiserPlan:
     """How the denoiser is trained.
 
-    `rates` are (step, factor on the learning rates), joined by straight lines: three times up and
+    `rates` are (step, factor on the learning rates), joined by straight lines: four times up and
     down to 0. Captions are careful before `careless_from`, `very_careless` before `mild_from`, and
     from then on `careless`.
     """
 
     scenes: int = 48_000
-    steps: int = 9_500
+    steps: int = 10_000
     rates: tuple[tuple[int, float], ...] = (
         (0, 0.0), (150, 1.0), (2_100, 1.0), (4_200, 0.0),
         (4_250, 0.5), (5_300, 0.0),
         (5_350, 0.6), (6_500, 0.6), (9_500, 0.0),
+        (9_530, 0.3), (9_700, 0.3), (10_000, 0.0),
     )  # fmt: skip
     careless_from: int = 3_000
     mild_from: int = 4_200
