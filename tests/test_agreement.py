@@ -22,7 +22,7 @@ def textbook_alpha(votes: list[list[int]]) -> float:
     """Krippendorff 2011, by the matrix of coincidences; each list is an item's values."""
     units = [unit for unit in votes if len(unit) > 1]
     values = sorted({value for unit in units for value in unit})
-    coincidences = {pair: 0.0 for pair in itertools.product(values, values)}
+    coincidences = dict.fromkeys(itertools.product(values, values), 0.0)
     for unit in units:
         for i, j in itertools.permutations(range(len(unit)), 2):
             coincidences[unit[i], unit[j]] += 1 / (len(unit) - 1)
@@ -221,9 +221,7 @@ def test_bootstrap_repeats_with_its_seed_and_corners() -> None:
     draws = [list(bootstrap.draws(clusters, 3, seed)) for seed in (1, 1, 2)]
     same = [np.array_equal(a, b) for (a, _), (b, _) in zip(draws[0], draws[1], strict=True)]
     assert all(same)
-    assert any(
-        not np.array_equal(a, b) for (_, a), (_, b) in zip(draws[0], draws[2], strict=True)
-    )
+    assert any(not np.array_equal(a, b) for (_, a), (_, b) in zip(draws[0], draws[2], strict=True))
     assert all(r.sum() == 5 and p.sum() == 9 for r, p in draws[0])
     lonely = bootstrap.bootstrap(lambda r, p: np.array([0.5]), Clusters(9, 1), seed=0)
     assert lonely[0].plain() == {"value": 0.5, "low": None, "high": None}

@@ -55,6 +55,11 @@ def is_check(vote: Rating | Comparison) -> bool:
     return vote.shown.get(ATTENTION) is not None
 
 
+def fingerprint(votes: Iterable[Rating | Comparison]) -> str:
+    """Changes with every vote; the order does not matter."""
+    return digest(sorted(vote.id for vote in votes))
+
+
 def of_ratings(ratings: Iterable[Rating], prompt_of: Mapping[str, str]) -> list[Ballot]:
     """The ballots of ratings on one question.
 

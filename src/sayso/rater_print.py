@@ -76,7 +76,9 @@ def _show_careless(result: JsonObject) -> None:
     if not spoken:
         console.print("\nNo rater is careless by the rules.")
         return
-    console.print(f"\nCareless by the rules: {escape(', '.join(result['careless']))}", highlight=False)
+    console.print(
+        f"\nCareless by the rules: {escape(', '.join(result['careless']))}", highlight=False
+    )
     for rule in RULES:
         if rule in spoken:
             console.print(f"  {rule}: {RULES[rule]}", highlight=False)
@@ -87,8 +89,8 @@ def _show_labels(labels: Mapping[str, Any]) -> None:
         console.print(f"Labels of several raters: {labels['skipped']}")
         return
     console.print(
-        f"Labels of {labels['images']} images with two raters or more: the majority is undecided on "
-        f"{labels['undecided_by_majority']}, Dawid–Skene says otherwise on {labels['changed']}",
+        f"Labels of {labels['images']} images with two raters or more: the majority is undecided "
+        f"on {labels['undecided_by_majority']}, Dawid–Skene says otherwise on {labels['changed']}",
         highlight=False,
     )
     for source, methods in labels["truth"].items():

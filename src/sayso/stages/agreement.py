@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from sayso.ballots import GOLD
+from sayso.ballots import GOLD, fingerprint
 from sayso.errors import UserError
 from sayso.labels import METHODS, judgements
 from sayso.progress import console
@@ -19,7 +19,7 @@ from sayso.rater_report import (
 )
 from sayso.run import Run
 from sayso.study import Study
-from sayso.types import Comparison, Prompt, Question, Rating, Sample, digest
+from sayso.types import Comparison, Prompt, Question, Rating, Sample
 
 QUESTIONS: tuple[Question, ...] = ("alignment", "fidelity")
 
@@ -56,8 +56,7 @@ class _Votes(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Changes with every vote."""
-        return digest(sorted(v.id for v in (*self.ratings, *self.comparisons)))
+        return fingerprint([*self.ratings, *self.comparisons])
 
 
 def agreement(study: Study, config: AgreementConfig | None = None) -> Run:
