@@ -81,7 +81,7 @@ def test_the_shares_are_those_of_the_metric() -> None:
 
 
 def test_correlated_votes_widen_the_interval() -> None:
-    """120 prompts × 9 votes for either side: 3.0 points if votes were alone, 5.5 at correlation 0.3.
+    """120 prompts × 9 votes for either side: 3.0 points without, 5.5 with a correlation of 0.3.
 
     1.96 √(1/4 / 1080) = 0.030, times √(1 + 8 · 0.3); signs of normals that share 0.454 of their
     spread have correlation 2/π · arcsin 0.454 = 0.3. Resampling raters and prompts stays on the

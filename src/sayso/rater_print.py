@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -34,7 +35,7 @@ def title(section: Mapping[str, Any]) -> str:
 
 def _agreement(section: Mapping[str, Any]) -> Table:
     answers = list(section["groups"]["all"]["rates"])
-    table = _table("prompts", "alpha", "kappa", "pairs alike", *answers, "items", "of 2+ raters")
+    table = _table("prompts", "alpha", "kappa", "alike", *answers, "items", "by 2+")
     for name, group in section["groups"].items():
         rates = [_percent(group["rates"][a]["value"]) for a in answers]
         table.add_row(
@@ -52,7 +53,7 @@ def _agreement(section: Mapping[str, Any]) -> Table:
 def _raters(section: Mapping[str, Any]) -> Table:
     answers = list(section["groups"]["all"]["rates"])
     checks = [c for c in ("gold", "attention") if any(r[c]["n"] for r in section["raters"])]
-    columns = ("votes", "s a vote", *answers, "agrees", "kappa", "skill", *checks, "careless")
+    columns = ("votes", "s/vote", *answers, "agrees", "kappa", "skill", *checks, "careless")
     table = _table("rater", *columns)
     for row in section["raters"]:
         style = "bold red" if row["careless"] else None
@@ -63,7 +64,7 @@ def _raters(section: Mapping[str, Any]) -> Table:
             *(_percent(row["shares"][a]) for a in answers),
             _percent(row["agreement"]),
             _number(row["kappa"]),
-            _interval(row["skill"]),
+            _number(row["skill"]["value"]),
             *(_check(row[c]) for c in checks),
             ", ".join(row["careless"]),
             style=style,
@@ -103,9 +104,12 @@ def _show_labels(labels: Mapping[str, Any]) -> None:
 
 
 def _table(first: str, *columns: str) -> Table:
-    table = Table(first)
+    # narrow enough for 80 columns, whatever the width of the terminal
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(first, no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="left" if column == "careless" else "right")
+        left = column == "careless"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     return table
 
 
@@ -120,7 +124,7 @@ def _percent(value: float | None, digits: int = 0) -> str:
 def _interval(row: Mapping[str, float | None]) -> str:
     ends: Sequence[float | None] = (row["low"], row["high"])
     known = [f"{end:.2f}" for end in ends if end is not None]
-    return _number(row["value"]) + (f" [{' … '.join(known)}]" if len(known) == 2 else "")
+    return _number(row["value"]) + (f" ({' to '.join(known)})" if len(known) == 2 else "")
 
 
 def _check(row: Mapping[str, Any]) -> str:
