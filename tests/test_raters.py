@@ -16,7 +16,7 @@ from sayso.bootstrap import Interval
 from sayso.errors import UserError
 from sayso.rater_report import label_quality, plain
 from sayso.rater_table import RULES, Checks, RaterRow, careless, rater_table
-from sayso.reporting import charts
+from sayso.reporting import charts, words
 from sayso.reporting.material import Material
 from sayso.reporting.summary import summarise
 from sayso.stages.agreement import AgreementConfig, agreement, plan
@@ -360,6 +360,13 @@ def test_report_escapes_raters_names(small: Study) -> None:
     html = report(small).read_text()
     assert "&lt;b&gt;simulated" in html
     assert "<b>simulated" not in html
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(-0.0002, "0.00"), (-0.31, "−0.31"), (1.0, "1.00"), (None, "–")]
+)
+def test_coefficients_near_nought_are_nought(value: float | None, expected: str) -> None:
+    assert words.fixed(value) == expected
 
 
 def test_dot_stands_where_its_value_is() -> None:

@@ -66,6 +66,7 @@ def _environment() -> Environment:
         "percent": words.percent,
         "points": words.points,
         "number": words.number,
+        "fixed": words.fixed,
         "seconds": words.seconds,
         "p_value": words.p_value,
         "range": words.interval,

@@ -107,11 +107,13 @@ def _lead(result: JsonObject) -> str:
         return text
     between = ""
     if alpha["low"] is not None:
-        between = f" (95 % interval {words.number(alpha['low'])} to {words.number(alpha['high'])})"
+        between = (
+            f" (95\u00a0% interval {words.fixed(alpha['low'])} to {words.fixed(alpha['high'])})"
+        )
     alike = words.percent(every["agreement"]["value"])
     return (
         f"{text} Two of them say the same of an image {alike} of the time; beyond chance that is "
-        f"a Krippendorff alpha of {words.number(alpha['value'])}{between}."
+        f"a Krippendorff alpha of {words.fixed(alpha['value'])}{between}."
     )
 
 

@@ -42,6 +42,13 @@ def number(value: Any, digits: int = 2) -> str:
     return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
 
 
+def fixed(value: Any, digits: int = 2) -> str:
+    """−0.0002 → "0.00": a number whose small values mean nothing, as a coefficient near 0."""
+    if not _is_number(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
+
+
 def seconds(value: Any) -> str:
     """195 → "3 min 15 s"."""
     if not _is_number(value):
