@@ -11,6 +11,8 @@ from sayso import ballots, labels
 from sayso.errors import UserError
 from sayso.feedback import Feedback
 from sayso.labels import LabelMethod, soft_labels
+from sayso.stages.align import AlignConfig, _own_images
+from sayso.stages.fit import FitConfig, _heldout, collect
 from sayso.types import Comparison, Rating, Sample, Sampler
 
 
@@ -142,6 +144,50 @@ def test_tables_become_data_frames(store: Feedback) -> None:
     assert table.n_good.sum() == 3
 
 
+# what the reward learns
+
+
+def test_the_reward_learns_the_labels_asked_for(tmp_path: Path) -> None:
+    study = voted.make_study(tmp_path / "s", prompts=12)
+    voted.add_ratings(study)
+    for image in study.samples():
+        (study.path / image.path).parent.mkdir(exist_ok=True)
+        (study.path / image.path).touch()
+    data = {method: collect(study, FitConfig(labels=method)) for method in labels.METHODS}  # type: ignore[arg-type]
+    share, majority, estimate = (data[m] for m in ("share", "majority", "dawid-skene"))
+    assert share.targets == [v.good / (v.good + v.bad) for v in share.labels]
+    assert set(majority.targets) <= {0.0, 0.5, 1.0}
+    assert all(0 < y < 1 for y in estimate.targets)
+    assert [s.id for s in estimate.samples] == [s.id for s in share.samples]
+    train = {p.id for p in study.prompts("train")}
+    ids = {s.id for s in study.samples() if s.prompt_id in train}
+    among_train = study.feedback.soft_labels(True, method="dawid-skene", among=ids)
+    assert estimate.targets == [among_train[s.id] for s in estimate.samples]
+    held = [_heldout(study, FitConfig(labels=m), d) for m, d in data.items()]  # type: ignore[arg-type]
+    assert held[0] == held[1] == held[2]
+
+
+def test_training_on_marks_takes_the_labels_asked_for(tmp_path: Path) -> None:
+    study = voted.make_study(tmp_path / "s", prompts=12)
+    voted.add_ratings(study)
+    share = _own_images(study, AlignConfig()).marks
+    estimate = _own_images(study, AlignConfig(labels="dawid-skene")).marks
+    assert len(share) == len(estimate) == 6 * 8
+    assert {round(y, 3) for y in share if y == y} <= {0.0, 0.333, 0.5, 0.667, 1.0}
+    assert all(0 < y < 1 for y in estimate if y == y)
+    wrong = AlignConfig()
+    object.__setattr__(wrong, "labels", "dawid")
+    with pytest.raises(UserError, match="did you mean 'dawid-skene'"):
+        wrong.check()
+
+
+def test_labels_of_an_unknown_kind_are_refused(tmp_path: Path) -> None:
+    config = FitConfig()
+    object.__setattr__(config, "labels", "shares")
+    with pytest.raises(UserError, match="did you mean 'share'"):
+        collect(voted.make_study(tmp_path / "s"), config)
+
+
 # ballots
 
 
@@ -158,6 +204,8 @@ def test_ballots_turn_sides_into_models() -> None:
     assert (pair.first, pair.second) == ("runs/x", "base")
     assert [b.value for b in found] == ["first", "first", "tie"]
     assert len({b.item for b in found}) == 1
+    elsewhere = replace(vote, prompt_id="q")
+    assert ballots.item_of(elsewhere) != ballots.item_of(vote)
     assert [b.seconds for b in found] == [None] * 3
 
 

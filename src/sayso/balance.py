@@ -11,9 +11,9 @@ import numpy as np
 from numpy import ndarray
 
 from sayso.agreement import Ballot, collect
-from sayso.ballots import pair_of
+from sayso.ballots import item_of, pair_of
 from sayso.bootstrap import bootstrap
-from sayso.types import Comparison, digest
+from sayso.types import Comparison
 
 SUSPECT_BELOW = 0.01
 """p-value under which a side counts as favoured."""
@@ -67,7 +67,7 @@ def _row(votes: Sequence[Comparison], left: Sequence[bool], seed: int) -> dict[s
 def _share(votes: Sequence[Comparison], left: Sequence[bool], seed: int) -> dict[str, Any]:
     """The share with its interval over raters × prompts."""
     ballots = [
-        Ballot(_item(vote), vote.prompt_id, vote.rater, "left" if yes else "right")
+        Ballot(item_of(vote), vote.prompt_id, vote.rater, "left" if yes else "right")
         for vote, yes in zip(votes, left, strict=True)
     ]
     found = collect(ballots, ("left", "right"))
@@ -78,10 +78,6 @@ def _share(votes: Sequence[Comparison], left: Sequence[bool], seed: int) -> dict
         return np.array([weight[found.value == 0].sum() / total if total else math.nan])
 
     return bootstrap(statistic, found.clusters, seed=seed, resamples=RESAMPLES)[0].plain()
-
-
-def _item(vote: Comparison) -> str:
-    return digest(sorted([list(vote.left_ids), list(vote.right_ids)]))
 
 
 def _covers(row: dict[str, Any]) -> bool:

@@ -42,6 +42,11 @@ def pair_of(vote: Comparison) -> Pair:
     return Pair(first, second, vote.question)
 
 
+def item_of(vote: Comparison) -> str:
+    """The prompt and the two sets compared, whichever stood left."""
+    return digest([vote.prompt_id, *sorted([list(vote.left_ids), list(vote.right_ids)])])
+
+
 def verdict(vote: Comparison) -> str:
     """Which model of its pair the rater chose: "first", "second" or "tie"."""
     if vote.value == "tie":
@@ -77,8 +82,7 @@ def of_comparisons(comparisons: Iterable[Comparison]) -> dict[Pair, list[Ballot]
     """The ballots of comparisons by pair of models and question; an item is a pair of sets."""
     found: dict[Pair, list[Ballot]] = {}
     for vote in comparisons:
-        item = digest(sorted([list(vote.left_ids), list(vote.right_ids)]))
-        ballot = _ballot(vote, item, vote.prompt_id, verdict(vote))
+        ballot = _ballot(vote, item_of(vote), vote.prompt_id, verdict(vote))
         found.setdefault(pair_of(vote), []).append(ballot)
     return dict(sorted(found.items(), key=lambda e: (e[0].question, rank(e[0].first), e[0])))
 
