@@ -32,6 +32,12 @@ COMMANDS = {
     "rate": Command(
         "mark images or compare sets of them", "sayso.stages.rate", "rate", "RateConfig"
     ),
+    "agreement": Command(
+        "how far raters agree, and who is careless",
+        "sayso.stages.agreement",
+        "agreement",
+        "AgreementConfig",
+    ),
     "fit": Command(
         "learn the reward from the marks", "sayso.stages.fit", "fit", "FitConfig", "reward"
     ),

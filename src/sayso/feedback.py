@@ -5,7 +5,7 @@ old one in `supersedes`; the constraints leave at most one live row per item, ra
 whoever writes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -18,8 +18,19 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 from sqlalchemy.pool import NullPool
 
 from sayso import vote_tables as tables
+from sayso.ballots import is_check
 from sayso.errors import UserError
-from sayso.types import Choice, Comparison, Question, Rating, Value, digest
+from sayso.labels import LabelMethod, LabelRow, label_rows, preferences, soft_labels
+from sayso.types import (
+    Choice,
+    Comparison,
+    Preference,
+    Question,
+    Rating,
+    Sample,
+    Value,
+    digest,
+)
 
 if TYPE_CHECKING:
     from sayso.study import Study
@@ -114,16 +125,61 @@ class Feedback:
         """The live comparisons, oldest first; see `ratings`."""
         return [_comparison(row) for row in self._live(tables.comparisons, simulated)]
 
+    def votes(self, simulated: bool | None = None) -> list[Rating | Comparison]:
+        """The live ratings, then the live comparisons; see `ratings`."""
+        return [*self.ratings(simulated), *self.comparisons(simulated)]
+
     def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
-        """The live ratings counted per sample id: of people or of simulated raters, never both."""
+        """The live ratings counted per sample id: of people or of simulated raters, never both.
+
+        Checks of attention are no marks of the image and do not count.
+        """
         labels: dict[str, Label] = {}
-        for rating in self.ratings(simulated):
-            if rating.question != question:
-                continue
+        for rating in self._marks(simulated, question):
             old = labels.get(rating.sample_id, Label(0, 0, 0, simulated))
             more = getattr(old, rating.value) + 1
             labels[rating.sample_id] = replace(old, **{rating.value: more})
         return labels
+
+    def soft_labels(
+        self,
+        simulated: bool,
+        question: Question = "alignment",
+        method: LabelMethod = "share",
+        among: Collection[str] | None = None,
+    ) -> dict[str, float]:
+        """Sample id → how good its raters find it, in [0, 1] (see `labels.soft_labels`).
+
+        Args:
+            among: ids of the samples whose ratings count; default: all.
+        """
+        marks = self._marks(simulated, question)
+        return soft_labels([r for r in marks if among is None or r.sample_id in among], method)
+
+    def label_table(
+        self, simulated: bool, question: Question = "alignment", method: LabelMethod = "share"
+    ) -> list[LabelRow]:
+        """What the raters say of each image, one row an image, by sample id."""
+        return label_rows(self._marks(simulated, question), method, simulated, question)
+
+    def preferences(
+        self,
+        samples: Sequence[Sample],
+        simulated: bool,
+        question: Question = "alignment",
+        method: LabelMethod = "share",
+    ) -> list[Preference]:
+        """Every image that its raters find good over every bad one of the same prompt.
+
+        Args:
+            samples: the study's images, which know their prompts.
+        """
+        labels = self.soft_labels(simulated, question, method)
+        return preferences(labels, samples, simulated, question)
+
+    def _marks(self, simulated: bool, question: Question) -> list[Rating]:
+        found = self.ratings(simulated)
+        return [r for r in found if r.question == question and not is_check(r)]
 
     def kind_in_use(self) -> bool:
         """The `simulated` to read with: False (people) if any person rated, else True."""

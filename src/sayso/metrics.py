@@ -9,16 +9,9 @@ from jaxtyping import Bool, Float, Shaped
 from numpy import ndarray
 from scipy import stats
 
+from sayso.bootstrap import Interval
+
 # shares and paired comparisons
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate with its confidence limits."""
-
-    value: float
-    low: float
-    high: float
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:

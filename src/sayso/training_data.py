@@ -30,7 +30,7 @@ class TrainingRows:
     """One table: first the model's own images, then pre-training images.
 
     `latents` are final, scaled latents as stored. `text` is the row of `conditions` that belongs
-    to the image. `mark` is the share of good among the people's marks, in [0, 1], NaN where nobody
+    to the image. `mark` is the label that the people's marks come to, in [0, 1], NaN where nobody
     marked the image. `reward` is the learned reward, NaN where there is none. Both are NaN for
     pre-training images, so that a wrong use shows at once.
     """

@@ -115,3 +115,19 @@ class Comparison:
     answered_at: float
     shown: Mapping[str, object] = field(default_factory=dict[str, object])
     supersedes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Of two images of one prompt, the one that raters find better.
+
+    `certainty` in (0, 1] is the chance that chosen is good and rejected bad, for independent
+    images, as far as the raters' marks say: 1 if all agree.
+    """
+
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    certainty: float
+    simulated: bool
+    question: Question

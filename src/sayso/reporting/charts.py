@@ -3,7 +3,7 @@
 Colours are CSS classes of style.css, so that plots follow the light and the dark theme.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
@@ -24,6 +24,30 @@ def bar(share: Number, low: Number, high: Number, kind: str) -> Markup:
         f'<rect class="{escape(kind)}" width="{share:.2%}" height="100%" rx="3"/>'
         f"{_line(*across, 'halo')}{_line(*across, 'whisker')}{ends}</svg>"
     )
+
+
+def dot(row: Mapping[str, Number | None], kind: str, start: Number, end: Number) -> Markup:
+    """One estimate as a dot with its interval as a whisker, on an axis from `start` to `end`.
+
+    Args:
+        row: value, and low and high or None; what lies outside the axis is drawn at its end.
+        kind: CSS class that gives the colour.
+    """
+    span = (end - start) or 1.0
+
+    def place(value: Number) -> str:
+        return f"{min(1.0, max(0.0, (value - start) / span)):.2%}"
+
+    value, low, high = row["value"], row["low"], row["high"]
+    parts = ['<rect class="track" y="7" width="100%" height="2" rx="1"/>']
+    if start < 0 < end:
+        parts.append(_line(place(0), "1", place(0), "15", "zero"))
+    if low is not None and high is not None:
+        parts.append(_line(place(low), "8", place(high), "8", f"reach {escape(kind)}"))
+    if value is not None:
+        parts.append(f'<circle class="{escape(kind)}" cx="{place(value)}" cy="8" r="4.5"/>')
+    inside = "".join(parts)
+    return Markup(f'<svg class="dot" aria-hidden="true" width="100%" height="16">{inside}</svg>')
 
 
 def stacked(parts: Sequence[tuple[str, float]]) -> Markup:

@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from sayso.ballots import fingerprint
 from sayso.errors import UserError
 from sayso.files import JsonObject, read_json, read_lines
 from sayso.run import Run
@@ -90,11 +91,41 @@ class Material:
         raters = len({r.rater for r in votes})
         return {"ratings": len(votes), **counts, "kind": kind, "raters": raters}
 
+    @property
+    def agreement_kind(self) -> str:
+        """Whose agreement the page tells of: people's if any person voted, else of programs."""
+        store = self.study.feedback
+        return "simulated" if store.kind_in_use() and not store.comparisons(False) else "people"
+
+    @cached_property
+    def agreement(self) -> JsonObject:
+        """The newest result of `agreement` on raters of one kind; empty without one."""
+        runs = [r for r in self.runs if r.path.name.split("-")[0] == "agreement" and r.finished]
+        found = [r.result for r in runs if r.result["raters"] == self.agreement_kind]
+        return found[-1] if found else {}
+
+    @cached_property
+    def agreement_is_stale(self) -> bool:
+        """Votes have come or changed since."""
+        votes = self.study.feedback.votes(self.agreement_kind == "simulated")
+        return bool(self.agreement) and self.agreement["votes"] != fingerprint(votes)
+
+    @cached_property
+    def _voted_twice(self) -> bool:
+        """Some image or pair of sets has votes of two raters, so that they could disagree."""
+        store, simulated = self.study.feedback, self.agreement_kind == "simulated"
+        items = [(v.question, v.sample_id) for v in store.ratings(simulated)]
+        pairs = [
+            (v.question, frozenset((v.left_ids, v.right_ids))) for v in store.comparisons(simulated)
+        ]
+        return len(set(items)) < len(items) or len(set(pairs)) < len(pairs)
+
     @cached_property
     def simulated(self) -> bool:
         """Some number on the page comes from simulated raters."""
         rows = self.result.get("comparisons", [])
-        return self.feedback["kind"] == "simulated" or any(row["simulated"] for row in rows)
+        kinds = (self.feedback["kind"], self.agreement.get("raters"))
+        return "simulated" in kinds or any(row["simulated"] for row in rows)
 
     @cached_property
     def images(self) -> dict[str, int]:
@@ -146,6 +177,10 @@ class Material:
             "evaluate": (
                 self.evaluate_run is None,
                 f"Not evaluated yet: sayso evaluate {path} --model {model}",
+            ),
+            "agreement": (
+                self._voted_twice and not self.agreement,
+                f"How far the raters agree is not counted yet: sayso agreement {path}",
             ),
             "comparison": (
                 not self.result.get("comparisons"),

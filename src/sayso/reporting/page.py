@@ -11,6 +11,8 @@ from markupsafe import Markup
 from sayso.files import JsonObject
 from sayso.reporting import charts, curves, gallery, words
 from sayso.reporting.material import Material, environment
+from sayso.reporting.raters import raters_part
+from sayso.reporting.standings import standings_part
 from sayso.reporting.summary import GROUPS, comparison
 from sayso.run import PACKAGES
 
@@ -24,7 +26,8 @@ KINDS = {"base": "base", "aligned": "aligned", "best_of_n": "best"}
 
 def render(material: Material, summary: dict[str, Any], prompts_shown: int) -> str:
     """The whole page as HTML."""
-    template = _environment().from_string(gallery.template_text("page.html.j2"))
+    page = _environment()
+    template = page.from_string(gallery.template_text("page.html.j2"))
     return template.render(
         style=Markup(gallery.template_text("style.css")),
         study=material.study.info,
@@ -43,6 +46,9 @@ def render(material: Material, summary: dict[str, Any], prompts_shown: int) -> s
         cells=_cells(material.result),
         flow=_flow(material.result),
         battles=_battles(material),
+        spread=_spread,
+        standings=standings_part(page, material),
+        raters=raters_part(page, material),
         reward_plot=curves.calibration_plot(material.result.get("reward_quality", {})),
         fit_plot=curves.fit_plot(material.fit_run),
         loss_plot=curves.training_plot(material.align_run, "loss", "loss"),
@@ -60,12 +66,13 @@ def _environment() -> Environment:
         "percent": words.percent,
         "points": words.points,
         "number": words.number,
+        "fixed": words.fixed,
         "seconds": words.seconds,
         "p_value": words.p_value,
         "range": words.interval,
         "reason": words.reason,
     }
-    found.globals |= {"bar": charts.bar, "stacked": charts.stacked}
+    found.globals |= {"bar": charts.bar, "stacked": charts.stacked, "dot": charts.dot}
     return found
 
 
@@ -140,6 +147,11 @@ def _battles(material: Material) -> list[dict[str, Any]]:
                 {"title": title, "rows": [r | {"paper": paper[r["question"]]} for r in rows]}
             )
     return found
+
+
+def _spread(row: dict[str, Any]) -> dict[str, Any]:
+    """The intervals of a comparison over raters and prompts; in an older result over prompts."""
+    return row.get("intervals", row)
 
 
 def _stages(material: Material) -> list[dict[str, Any]]:

@@ -18,6 +18,9 @@ def summarise(material: Material) -> dict[str, Any]:
         "reward": _reward(material.result.get("reward_quality", {})),
         "alignment": _alignment(material.result),
         "comparison": _comparison(comparison(material.result, "aligned", "base", "alignment")),
+        "agreement": _agreement(material.agreement),
+        "bradley_terry": material.result.get("bradley_terry", []),
+        "balance": material.result.get("balance", []),
         "fidelity": _fidelity(material.result.get("fidelity", {})),
         "models": dict(material.models),
         "missing": material.missing,
@@ -65,10 +68,30 @@ def comparison(
 
 def _comparison(row: dict[str, Any] | None) -> dict[str, Any]:
     if row is None:
-        return dict.fromkeys(("win", "tie", "lose", "undecided", "net", "n_prompts", "kind"))
+        fields = ("win", "tie", "lose", "undecided", "net", "n_prompts", "kind", "intervals")
+        return dict.fromkeys(fields)
     shares = {name: row[name]["value"] for name in ("win", "tie", "lose", "undecided")}
     kind = "simulated" if row["simulated"] else "people"
-    return shares | {"net": row["net"], "n_prompts": row["n_prompts"], "kind": kind}
+    intervals = row.get("intervals")
+    facts = {"net": row["net"], "n_prompts": row["n_prompts"], "kind": kind}
+    return shares | facts | {"intervals": intervals}
+
+
+def _agreement(result: dict[str, Any]) -> dict[str, Any]:
+    """Of the marks on alignment; who is careless in any section."""
+    marks = [s for s in result.get("sections", []) if s["task"] == "rate"]
+    if not marks:
+        fields = ("kind", "raters", "images", "alpha", "kappa", "agreement", "labels")
+        return dict.fromkeys(fields) | {"careless": result.get("careless", [])}
+    every = marks[0]["groups"]["all"]
+    return {
+        "kind": result["raters"],
+        "raters": len(marks[0]["raters"]),
+        "images": every["shared_items"],
+        **{name: every[name] for name in ("alpha", "kappa", "agreement")},
+        "labels": result["labels"].get("truth"),
+        "careless": result["careless"],
+    }
 
 
 def _fidelity(fidelity: dict[str, Any]) -> dict[str, Any]:

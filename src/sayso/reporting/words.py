@@ -18,9 +18,9 @@ _FEW_IMAGES = 100
 # numbers
 
 
-def percent(share: Any) -> str:
+def percent(share: Any, digits: int = 0) -> str:
     """0.414 → "41 %"; what is no number → "–". No-break spaces keep number and unit together."""
-    return f"{100 * share:.0f}\u00a0%" if _is_number(share) else "–"
+    return f"{100 * share:.{digits}f}\u00a0%" if _is_number(share) else "–"
 
 
 def points(difference: Any) -> str:
@@ -40,6 +40,13 @@ def number(value: Any, digits: int = 2) -> str:
     if value and abs(value) < 10**-digits:
         return f"{value:.1e}".replace("-", "−")
     return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
+
+
+def fixed(value: Any, digits: int = 2) -> str:
+    """−0.0002 → "0.00": a number whose small values mean nothing, as a coefficient near 0."""
+    if not _is_number(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
 
 
 def seconds(value: Any) -> str:
@@ -89,6 +96,12 @@ def best_of(material: Material) -> str:
     """How the selection is called on the page: "best of 16"."""
     model = material.models.get("best_of_n", "")
     return f"best of {model.rpartition('-')[2]}" if model else "best of n"
+
+
+def model_names(material: Material) -> dict[str, str]:
+    """How the models of the evaluation are called on the page; others keep their names."""
+    names = {"base": "before", "aligned": "after", "best_of_n": best_of(material)}
+    return {model: names[role] for role, model in material.models.items()}
 
 
 def headline(material: Material) -> dict[str, str]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sayso.devices import MixedPrecision, main_process_first, make_accelerator
 from sayso.errors import UserError
+from sayso.labels import LabelMethod, check_method
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -31,6 +32,9 @@ class AlignConfig(TrainOptions):
     """What to maximise: a run of fit, or a reward that needs no training such as clip_score."""
     model: str = "base"
     """The model to start from, whose images are trained on: base, or an earlier align run."""
+    labels: LabelMethod = "share"
+    """What several raters' marks of an image come to: share, majority or dawid-skene; see
+    sayso fit --help."""
     lora_rank: int = 0
     """Rank of low-rank adapters to train in place of the whole network; 0 = the whole network, as
     in the paper."""
@@ -43,6 +47,7 @@ class AlignConfig(TrainOptions):
 
     def check(self) -> None:
         super().check()
+        check_method(self.labels)
         for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
@@ -50,7 +55,7 @@ class AlignConfig(TrainOptions):
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     """What would be done: rows, images a step, passes over the data."""
-    own = len(_own_images(study, config.model).samples)
+    own = len(_own_images(study, config).samples)
     seen = config.max_steps * config.batch_size
     return {
         "own images": own,
@@ -77,7 +82,7 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     config.check()
     aligner = aligner or load_aligner(config.aligner)()
     options: Any = aligner
-    images = _own_images(study, config.model)
+    images = _own_images(study, config)
     _check_needs(study, config, aligner, images.marks)
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     with main_process_first():
@@ -132,7 +137,8 @@ class _OwnImages(NamedTuple):
     marks: list[float]
 
 
-def _own_images(study: Study, model: str) -> _OwnImages:
+def _own_images(study: Study, config: AlignConfig) -> _OwnImages:
+    model = config.model
     texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
     samples = [s for s in study.samples(model) if s.prompt_id in texts]
     if not samples:
@@ -140,15 +146,15 @@ def _own_images(study: Study, model: str) -> _OwnImages:
             f"there are no images of {model!r} for train prompts; make some with: "
             f"sayso generate {study.path} --model {model}"
         )
-    return _OwnImages(samples, [texts[s.prompt_id] for s in samples], _marks(study, samples))
+    marks = _marks(study, samples, config.labels)
+    return _OwnImages(samples, [texts[s.prompt_id] for s in samples], marks)
 
 
-def _marks(study: Study, samples: list[Sample]) -> list[float]:
-    """Share of good among good and bad ratings, NaN if none; of people, if any person rated."""
-    store = study.feedback
-    labels = store.labels(store.kind_in_use())
-    counts = [(labels[s.id].good, labels[s.id].bad) if s.id in labels else (0, 0) for s in samples]
-    return [good / (good + bad) if good + bad else float("nan") for good, bad in counts]
+def _marks(study: Study, samples: list[Sample], method: LabelMethod) -> list[float]:
+    """The label of each image, NaN if nobody marked it; of people, if any person rated."""
+    store, ids = study.feedback, {s.id for s in samples}
+    labels = store.soft_labels(store.kind_in_use(), method=method, among=ids)
+    return [labels.get(s.id, float("nan")) for s in samples]
 
 
 def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: list[float]) -> None:

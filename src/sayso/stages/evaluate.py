@@ -190,7 +190,6 @@ def _result(
 ) -> dict[str, Any]:
     from sayso import evaluation
     from sayso.features import fidelity
-    from sayso.side_by_side import side_by_side
 
     by_role = {
         role: [row for row in rows if row.model == model] for role, model in material.models.items()
@@ -211,9 +210,24 @@ def _result(
         "optimisation": evaluation.optimisation(scores, change),
         "reward_quality": evaluation.reward_quality(drawn, _is_probability(rows)),
         "fidelity": fidelity(study, config.model),
-        "comparisons": side_by_side(
-            study.feedback.comparisons(), set(material.models.values()), set(material.prompts)
-        ),
+        **_compared(study, material),
+    }
+
+
+def _compared(study: Study, material: _Material) -> dict[str, Any]:
+    """The side-by-side votes on the test prompts; strengths take in every model compared there."""
+    from sayso.balance import balance
+    from sayso.ballots import is_check
+    from sayso.side_by_side import side_by_side
+    from sayso.standings import standings
+
+    seed, prompts = study.info.seed, set(material.prompts)
+    counted = [v for v in study.feedback.comparisons() if not is_check(v)]
+    votes = [v for v in counted if v.prompt_id in prompts]
+    return {
+        "comparisons": side_by_side(votes, set(material.models.values()), prompts, seed),
+        "bradley_terry": standings(votes, seed),
+        "balance": balance(votes, seed),
     }
 
 

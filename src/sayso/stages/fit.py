@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from sayso.errors import UserError
 from sayso.feedback import Label, check_feedback
+from sayso.labels import LabelMethod, check_method
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -31,6 +32,11 @@ class FitConfig:
     raters: Literal["auto", "people", "simulated"] = "auto"
     """Whose ratings count; auto: people's if there are any, else those of simulated raters. Both
     are never mixed."""
+    labels: LabelMethod = "share"
+    """What several raters' marks of an image teach: share, the share of good; majority; or
+    dawid-skene, the probability of good with each rater's own errors learned beside it. share
+    assumes no single truth and no rater's rank, and is the paper's label where an image has one
+    rater; take dawid-skene where the answer is a fact and some raters are careless."""
     heldout_fraction: float = 0.15
     """Share of the rated prompts kept from training, to stop in time and to measure; in (0, 1)."""
 
@@ -38,7 +44,8 @@ class FitConfig:
 class Data(NamedTuple):
     """The ratings of train prompts, one row per image; images with skips alone are left out.
 
-    `targets` is the share of good among the marks of each image. `ignored` counts rated images of
+    `targets` are what the reward learns, in [0, 1], made of the marks as the option `labels` says.
+    `ignored` counts rated images of
     test prompts, which a reward must not learn from.
     """
 
@@ -100,7 +107,9 @@ def plan(study: Study, config: FitConfig) -> dict[str, object]:
 
 def _heldout(study: Study, config: FitConfig, data: Data) -> list[bool]:
     ids = [p.id for p in data.prompts]
-    return hold_out(ids, data.targets, config.heldout_fraction, study.info.seed)
+    # by the marks and not by the targets, so that every kind of label is measured on the same rows
+    shares = [v.good / (v.good + v.bad) for v in data.labels]
+    return hold_out(ids, shares, config.heldout_fraction, study.info.seed)
 
 
 def _run_name(config: FitConfig) -> str:
@@ -119,24 +128,27 @@ def collect(study: Study, config: FitConfig) -> Data:
         )
     if config.raters not in ("auto", "people", "simulated"):
         raise UserError(f"raters {config.raters!r}; choose auto, people or simulated")
+    check_method(config.labels)
     check_feedback(study)
     auto = study.feedback.kind_in_use() if config.raters == "auto" else False
-    data = _rows(study, simulated=auto or config.raters == "simulated")
+    data = _rows(study, config.labels, simulated=auto or config.raters == "simulated")
     _refuse_one_kind(data)
     return data
 
 
-def _rows(study: Study, *, simulated: bool) -> Data:
+def _rows(study: Study, method: LabelMethod, *, simulated: bool) -> Data:
     labels = study.feedback.labels(simulated)
     prompts = {p.id: p for p in study.prompts()}
     rated = [(s, prompts[s.prompt_id], labels[s.id]) for s in study.samples() if s.id in labels]
     train = [row for row in rated if row[1].split == "train"]
     marked = [(s, p, v) for s, p, v in train if v.good + v.bad]
+    ids = {s.id for s, _, _ in marked}
+    targets = study.feedback.soft_labels(simulated, method=method, among=ids)
     return Data(
         samples=[s for s, _, _ in marked],
         prompts=[p for _, p, _ in marked],
         labels=[v for _, _, v in marked],
-        targets=[v.good / (v.good + v.bad) for _, _, v in marked],
+        targets=[targets[s.id] for s, _, _ in marked],
         simulated=simulated,
         skipped=sum(v.skip for _, _, v in train),
         ignored=len(rated) - len(train),

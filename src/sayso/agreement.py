@@ -1,0 +1,254 @@
+"""How far raters agree beyond chance: Krippendorff's alpha, Fleiss' kappa, rates of the answers.
+
+Pure functions on arrays; numpy alone, so that the small install can use them. An item is what one
+vote is about: an image, or a pair of sets of images.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+from sayso.bootstrap import Clusters, Interval, bootstrap
+
+
+class Ballot(NamedTuple):
+    """One vote, reduced to what statistics need.
+
+    `seconds` it took, None if not recorded. `gold` and `attention`: whether the vote was right, on
+    an item with a known answer and on a check of attention; None on other items.
+    """
+
+    item: str
+    prompt: str
+    rater: str
+    value: str
+    seconds: float | None = None
+    gold: bool | None = None
+    attention: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Votes on one question as arrays, sorted by item and rater; at most one per item and rater.
+
+    `item`, `rater` and `value` [v] are positions in `items`, `raters` and `classes`; `prompt` [n]
+    is the position in `prompts` of each item's prompt.
+    """
+
+    items: tuple[str, ...]
+    raters: tuple[str, ...]
+    prompts: tuple[str, ...]
+    classes: tuple[str, ...]
+    item: ndarray
+    rater: ndarray
+    value: ndarray
+    prompt: ndarray
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    @property
+    def clusters(self) -> Clusters:
+        """The raters and prompts that a bootstrap draws."""
+        return Clusters(len(self.raters), len(self.prompts))
+
+    def counts(self) -> ndarray:
+        """How often each item got each answer [n, c]."""
+        cell = self.item * len(self.classes) + self.value
+        counts = np.bincount(cell, minlength=len(self.items) * len(self.classes))
+        return counts.reshape(len(self.items), len(self.classes)).astype(float)
+
+    def without(self, answer: str) -> "Votes":
+        """The votes with another answer; items, raters and prompts keep their positions."""
+        if answer not in self.classes:
+            return self
+        gone = self.classes.index(answer)
+        kept = self.value != gone
+        value = self.value[kept]
+        return replace(
+            self,
+            classes=tuple(c for c in self.classes if c != answer),
+            item=self.item[kept],
+            rater=self.rater[kept],
+            value=value - (value > gone),
+        )
+
+
+def collect(ballots: Iterable[Ballot], classes: Sequence[str]) -> Votes:
+    """Turn votes into arrays; an answer that is not among `classes` is left out.
+
+    Raises: ValueError: if a rater voted twice on an item, or an item has two prompts.
+    """
+    rows = sorted((b for b in ballots if b.value in classes), key=lambda b: (b.item, b.rater))
+    if len({(b.item, b.rater) for b in rows}) < len(rows):
+        raise ValueError("a rater has two votes on one item; give live votes only")
+    prompt_of = {b.item: b.prompt for b in rows}
+    if any(prompt_of[b.item] != b.prompt for b in rows):
+        raise ValueError("an item has two prompts")
+    items, item = _positions([b.item for b in rows])
+    raters, rater = _positions([b.rater for b in rows])
+    prompts, prompt = _positions([prompt_of[i] for i in items])
+    value = np.array([classes.index(b.value) for b in rows], dtype=np.intp)
+    return Votes(items, raters, prompts, tuple(classes), item, rater, value, prompt)
+
+
+def _positions(names: Sequence[str]) -> tuple[tuple[str, ...], ndarray]:
+    """The different names in order, and the position of each given one among them."""
+    known = tuple(sorted(set(names)))
+    place = {name: i for i, name in enumerate(known)}
+    return known, np.array([place[name] for name in names], dtype=np.intp)
+
+
+# the statistics
+
+
+def krippendorff_alpha(counts: ndarray) -> float:
+    """Krippendorff's alpha for answers without order: 1 − observed / expected disagreement.
+
+    1 is perfect agreement, 0 what chance gives, below 0 systematic disagreement. Any number of
+    raters an item; items with one vote do not count.
+
+    Args:
+        counts: how often each item got each answer, [n, c], ≥ 0.
+    Returns: NaN if no item has two votes, or all votes are the same: then nothing can be said.
+    Source: Krippendorff 2011, Computing Krippendorff's alpha-reliability.
+    """
+    return float(_unweighted(counts).alpha[0])
+
+
+def fleiss_kappa(counts: ndarray) -> float:
+    """Fleiss' kappa: (P − P_e) / (1 − P_e), P the share of pairs of votes on an item that agree.
+
+    With different numbers of raters an item, every item with two votes or more counts the same, in
+    P and in the shares that give P_e.
+
+    Args:
+        counts: how often each item got each answer, [n, c], ≥ 0.
+    Returns: NaN in the cases of `krippendorff_alpha`.
+    Source: Fleiss 1971, Psychological Bulletin 76.
+    """
+    return float(_unweighted(counts).kappa[0])
+
+
+class _Numbers(NamedTuple):
+    """For each of g groups of items: alpha, kappa, agreement [g], and rates of answers [c, g]."""
+
+    alpha: ndarray
+    kappa: ndarray
+    agreement: ndarray
+    rates: ndarray
+
+
+def _unweighted(counts: ndarray) -> _Numbers:
+    sums = np.asarray(counts, dtype=float).T
+    weight = np.ones(sums.shape[1])
+    return _numbers(sums, sums, weight, weight[:, None], judging=len(sums))
+
+
+def _numbers(
+    sums: ndarray, squares: ndarray, weight: ndarray, groups: ndarray, judging: int
+) -> _Numbers:
+    """The statistics of weighted answers; weights of 1 give the textbook's.
+
+    Every one is a ratio of sums over items, so one product with `groups` serves all groups.
+
+    Args:
+        sums: the weights of the raters who gave each answer, [c, n].
+        squares: the same of their squares, so that a rater drawn twice by a bootstrap is not
+            counted as agreeing with itself, [c, n].
+        weight: of each item, [n].
+        groups: 1 where an item belongs to a group, else 0, [n, g].
+        judging: the first so many answers are judgements.
+    """
+    judged, doubles = sums[:judging], squares[:judging]
+    total = judged.sum(0)
+    pairs = total**2 - doubles.sum(0)
+    kept = weight * (pairs > 0)
+    agree = kept * (judged**2 - doubles).sum(0) / np.where(pairs > 0, pairs, 1)
+    by_item = [kept, agree, kept * total, agree * total]
+    parts = [kept * judged, kept * weight * doubles, kept * judged / np.where(total > 0, total, 1)]
+    found = np.concatenate([np.stack(by_item), *parts, weight * sums]) @ groups
+    n, agreed, votes, agreed_votes = found[:4]
+    pooled, pooled_doubles, shares = found[4 : 4 + 3 * judging].reshape(3, judging, -1)
+    rates = found[4 + 3 * judging :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        agreement = agreed / n
+        same = (pooled**2 - pooled_doubles).sum(0) / (votes**2 - pooled_doubles.sum(0))
+        alpha = _beyond(agreed_votes / votes, same)
+        kappa = _beyond(agreement, ((shares / n) ** 2).sum(0))
+        return _Numbers(alpha, kappa, agreement, rates / rates.sum(0))
+
+
+def _beyond(observed: ndarray, chance: ndarray) -> ndarray:
+    """Agreement beyond chance; NaN where chance alone gives full agreement."""
+    return np.where(chance < 1 - 1e-12, (observed - chance) / (1 - chance), math.nan)
+
+
+# with intervals, by group
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far the raters agree on a group of items.
+
+    `shared_items` have two judgements or more; alpha, kappa and `agreement` (the share of pairs of
+    judgements on an item that are equal) rest on them. `rates` are the shares of each answer.
+    """
+
+    items: int
+    shared_items: int
+    votes: int
+    alpha: Interval
+    kappa: Interval
+    agreement: Interval
+    rates: Mapping[str, Interval]
+
+
+def measure(
+    votes: Votes, groups: Mapping[str, ndarray], *, judging: int, resamples: int, seed: int
+) -> dict[str, Agreement]:
+    """Alpha, kappa, agreement and rates of each group, with intervals over raters × prompts.
+
+    Args:
+        votes: on one question.
+        groups: name → which items belong to it, bool [n].
+        judging: the first so many classes are judgements; the rest (skip) counts in the rates
+            alone, for who skips has said nothing to agree with.
+        resamples, seed: of the bootstrap.
+    """
+    members = np.stack(list(groups.values()), axis=1).astype(float)
+    cell = votes.value * len(votes.items) + votes.item
+    shape = len(votes.classes), len(votes.items)
+
+    def statistic(raters: ndarray, prompts: ndarray) -> ndarray:
+        drawn = raters[votes.rater]
+        sums, squares = (
+            np.bincount(cell, weights=w, minlength=shape[0] * shape[1]).reshape(shape)
+            for w in (drawn, drawn**2)
+        )
+        return np.vstack(_numbers(sums, squares, prompts[votes.prompt], members, judging)).ravel()
+
+    intervals = bootstrap(statistic, votes.clusters, seed=seed, resamples=resamples)
+    counts, n = votes.counts(), len(groups)
+    return {
+        name: _result(votes.classes, counts[mask], judging, intervals[i::n])
+        for i, (name, mask) in enumerate(groups.items())
+    }
+
+
+def _result(
+    classes: Sequence[str], counts: ndarray, judging: int, found: Sequence[Interval]
+) -> Agreement:
+    return Agreement(
+        items=len(counts),
+        shared_items=int((counts[:, :judging].sum(1) >= 2).sum()),
+        votes=int(counts.sum()),
+        alpha=found[0],
+        kappa=found[1],
+        agreement=found[2],
+        rates=dict(zip(classes, found[3:], strict=True)),
+    )

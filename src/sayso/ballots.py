@@ -1,0 +1,103 @@
+"""Ratings and comparisons reduced to ballots, the form in which statistics take votes."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from sayso.agreement import Ballot
+from sayso.types import Comparison, Question, Rating, digest
+
+MARKS = ("good", "bad", "skip")
+"""Answers to one image; the first two are judgements, a skip is none."""
+JUDGING_MARKS = 2
+SIDES = ("first", "second", "tie")
+"""Answers to a comparison, whichever model stood left: all three are judgements."""
+
+GOLD, ATTENTION = "gold", "attention"
+"""Keys of `shown`, written by whoever puts the vote, never seen by the rater before it.
+
+The value under either is the answer expected: good or bad for a rating, left, right or tie for a
+comparison. A gold item is an ordinary one whose answer is known, and its votes count like others.
+An attention item only checks that the rater looks; its votes count for nothing else.
+"""
+LATENCY_MS = "latency_ms"
+"""Key of `shown`: the time the rater took, without the time the page was hidden."""
+
+
+class Pair(NamedTuple):
+    """Two models that were compared on a question; `first` is the tuned one."""
+
+    first: str
+    second: str
+    question: Question
+
+
+def rank(model: str) -> tuple[int, str]:
+    """Order of the models: tuned ones come first, then selections, then the base."""
+    return (2 if model == "base" else 1 if "@" in model else 0, model)
+
+
+def pair_of(vote: Comparison) -> Pair:
+    """The models and the question of a comparison, whichever stood left."""
+    first, second = sorted((vote.left_model, vote.right_model), key=rank)
+    return Pair(first, second, vote.question)
+
+
+def item_of(vote: Comparison) -> str:
+    """The prompt and the two sets compared, whichever stood left."""
+    return digest([vote.prompt_id, *sorted([list(vote.left_ids), list(vote.right_ids)])])
+
+
+def verdict(vote: Comparison) -> str:
+    """Which model of its pair the rater chose: "first", "second" or "tie"."""
+    if vote.value == "tie":
+        return "tie"
+    chosen = vote.left_model if vote.value == "left" else vote.right_model
+    return "first" if chosen == pair_of(vote).first else "second"
+
+
+def is_check(vote: Rating | Comparison) -> bool:
+    """Whether the vote only checks attention, so that it says nothing of the item."""
+    return vote.shown.get(ATTENTION) is not None
+
+
+def fingerprint(votes: Iterable[Rating | Comparison]) -> str:
+    """Changes with every vote; the order does not matter."""
+    return digest(sorted(vote.id for vote in votes))
+
+
+def of_ratings(ratings: Iterable[Rating], prompt_of: Mapping[str, str]) -> list[Ballot]:
+    """The ballots of ratings on one question.
+
+    Args:
+        prompt_of: sample id → prompt id; ratings of other samples are left out.
+    """
+    return [
+        _ballot(vote, vote.sample_id, prompt_of[vote.sample_id], vote.value)
+        for vote in ratings
+        if vote.sample_id in prompt_of
+    ]
+
+
+def of_comparisons(comparisons: Iterable[Comparison]) -> dict[Pair, list[Ballot]]:
+    """The ballots of comparisons by pair of models and question; an item is a pair of sets."""
+    found: dict[Pair, list[Ballot]] = {}
+    for vote in comparisons:
+        ballot = _ballot(vote, item_of(vote), vote.prompt_id, verdict(vote))
+        found.setdefault(pair_of(vote), []).append(ballot)
+    return dict(sorted(found.items(), key=lambda e: (e[0].question, rank(e[0].first), e[0])))
+
+
+def _ballot(vote: Rating | Comparison, item: str, prompt: str, value: str) -> Ballot:
+    right = [None if vote.shown.get(k) is None else vote.shown[k] == vote.value for k in _CHECKS]
+    return Ballot(item, prompt, vote.rater, value, _seconds(vote), *right)
+
+
+_CHECKS = (GOLD, ATTENTION)
+
+
+def _seconds(vote: Rating | Comparison) -> float | None:
+    """The time a vote took; None if it was made in no time, as programs do."""
+    latency_ms = vote.shown.get(LATENCY_MS)
+    if isinstance(latency_ms, int | float):
+        return latency_ms / 1000
+    return vote.answered_at - vote.shown_at if vote.answered_at > vote.shown_at else None

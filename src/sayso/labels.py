@@ -1,0 +1,139 @@
+"""What several raters' marks of one image come to, and preferences between images of a prompt.
+
+numpy alone, so that the small install can use it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sayso import ballots
+from sayso.agreement import Votes, collect
+from sayso.dawid_skene import dawid_skene
+from sayso.errors import UserError, unknown_name
+from sayso.types import Preference, Question, Rating, Sample
+
+LabelMethod = Literal["share", "majority", "dawid-skene"]
+"""How the marks of several raters become one label."""
+
+
+def soft_labels(ratings: Iterable[Rating], method: LabelMethod) -> dict[str, float]:
+    """Each image's label: how good its raters find it, in [0, 1].
+
+    share: good among good and bad. majority: 1 or 0, and 1/2 for a tie. dawid-skene: the
+    probability of good, with every rater's own rates of error learned beside it. Skips count for
+    nothing: who skips could not tell, and an answer nobody gave must not come of it. Checks of
+    attention count for nothing either.
+
+    Args:
+        ratings: live ones on one question, all of people or all of simulated raters.
+    Returns: sample id → label; images with skips alone have none.
+    Raises: UserError: for an unknown method, or dawid-skene where no image has two marks.
+    """
+    check_method(method)
+    marks = judgements(ratings)
+    values = METHODS[method](marks) if len(marks) else []
+    seen = set(marks.item.tolist())
+    return {name: values[i] for i, name in enumerate(marks.items) if i in seen}
+
+
+def check_method(method: str) -> None:
+    """Refuse an unknown way to make labels. Raises: UserError."""
+    if method not in METHODS:
+        raise unknown_name("labels", method, METHODS)
+
+
+def judgements(ratings: Iterable[Rating]) -> Votes:
+    """The good and bad marks as arrays, good first; without skips and checks of attention."""
+    counted = [r for r in ratings if not ballots.is_check(r)]
+    alone = {r.sample_id: r.sample_id for r in counted}
+    return collect(ballots.of_ratings(counted, alone), ballots.MARKS).without("skip")
+
+
+def _share(marks: Votes) -> list[float]:
+    counts = marks.counts()
+    return (counts[:, 0] / counts.sum(1).clip(min=1)).tolist()
+
+
+def _majority(marks: Votes) -> list[float]:
+    return [0.5 if share == 0.5 else float(share > 0.5) for share in _share(marks)]
+
+
+def _probability(marks: Votes) -> list[float]:
+    if not (marks.counts().sum(1) > 1).any():
+        raise UserError(
+            "labels dawid-skene compare raters with each other, and no image has marks of two; "
+            "rate with an overlap of 2 or more (3 is usual), or choose labels share"
+        )
+    return dawid_skene(marks).probabilities[:, 0].tolist()
+
+
+METHODS: Mapping[str, Callable[[Votes], list[float]]] = {
+    "share": _share,
+    "majority": _majority,
+    "dawid-skene": _probability,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """What the raters say of one image.
+
+    `p_good` in [0, 1], None if all skipped; `agreement` is the share of pairs of its judgements
+    that are equal, None with fewer than two.
+    """
+
+    sample_id: str
+    question: Question
+    n_good: int
+    n_bad: int
+    n_skip: int
+    p_good: float | None
+    agreement: float | None
+    simulated: bool
+
+
+def label_rows(
+    ratings: Sequence[Rating], method: LabelMethod, simulated: bool, question: Question
+) -> list[LabelRow]:
+    """The labels of one kind of raters on one question as a table, by sample id."""
+    labels = soft_labels(ratings, method)
+    votes: dict[str, list[str]] = {}
+    for rating in ratings:
+        votes.setdefault(rating.sample_id, []).append(rating.value)
+    rows = []
+    for name in sorted(votes):
+        counts = [votes[name].count(value) for value in ballots.MARKS]
+        agreement = _pairs_alike(*counts[: ballots.JUDGING_MARKS])
+        rows.append(LabelRow(name, question, *counts, labels.get(name), agreement, simulated))
+    return rows
+
+
+def _pairs_alike(good: int, bad: int) -> float | None:
+    n = good + bad
+    return (good * (good - 1) + bad * (bad - 1)) / (n * (n - 1)) if n > 1 else None
+
+
+def preferences(
+    labels: Mapping[str, float], samples: Sequence[Sample], simulated: bool, question: Question
+) -> list[Preference]:
+    """Every good image over every bad one of the same prompt.
+
+    Args:
+        labels: sample id → label in [0, 1]; above 1/2 is good, below bad, 1/2 neither.
+        samples: the images; in their order the preferences come.
+        simulated, question: of the marks behind the labels.
+    """
+    by_prompt: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if labels.get(sample.id, 0.5) != 0.5:
+            by_prompt.setdefault(sample.prompt_id, []).append(sample)
+    return [
+        Preference(
+            prompt, good.id, bad.id, labels[good.id] * (1 - labels[bad.id]), simulated, question
+        )
+        for prompt, group in by_prompt.items()
+        for good in group
+        for bad in group
+        if labels[good.id] > 0.5 > labels[bad.id]
+    ]

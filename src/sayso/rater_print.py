@@ -1,0 +1,131 @@
+"""The result of `sayso agreement` as tables in a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from sayso.files import JsonObject
+from sayso.progress import console
+from sayso.rater_table import RULES
+
+METHOD_NAMES = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
+TRUTHS = {"gold": "gold items", "tinyworld": "the tiny world's judge"}
+
+
+def show(result: JsonObject) -> None:
+    """Print a run's result: for each question the agreement and the raters, then the labels."""
+    who = "simulated raters" if result["raters"] == "simulated" else "people"
+    for section in result["sections"]:
+        console.print(f"\n[bold]{escape(title(section))}[/bold], {who}", highlight=False)
+        console.print(_agreement(section))
+        console.print(_raters(section))
+    _show_careless(result)
+    _show_labels(result["labels"])
+
+
+def title(section: Mapping[str, Any]) -> str:
+    """What was asked, such as "marks, alignment" or "runs/align-rwr against base, fidelity"."""
+    if section["task"] == "rate":
+        return f"marks, {section['question']}"
+    return f"{' against '.join(section['models'])}, {section['question']}"
+
+
+def _agreement(section: Mapping[str, Any]) -> Table:
+    answers = list(section["groups"]["all"]["rates"])
+    table = _table("prompts", "alpha", "kappa", "alike", *answers, "items", "by 2+")
+    for name, group in section["groups"].items():
+        rates = [_percent(group["rates"][a]["value"]) for a in answers]
+        table.add_row(
+            escape(name),
+            _interval(group["alpha"]),
+            _number(group["kappa"]["value"]),
+            _percent(group["agreement"]["value"]),
+            *rates,
+            str(group["items"]),
+            str(group["shared_items"]),
+        )
+    return table
+
+
+def _raters(section: Mapping[str, Any]) -> Table:
+    answers = list(section["groups"]["all"]["rates"])
+    checks = [c for c in ("gold", "attention") if any(r[c]["n"] for r in section["raters"])]
+    columns = ("votes", "s/vote", *answers, "agrees", "kappa", "skill", *checks, "careless")
+    table = _table("rater", *columns)
+    for row in section["raters"]:
+        style = "bold red" if row["careless"] else None
+        table.add_row(
+            escape(row["rater"]),
+            str(row["votes"]),
+            _number(row["seconds"], 1),
+            *(_percent(row["shares"][a]) for a in answers),
+            _percent(row["agreement"]),
+            _number(row["kappa"]),
+            _number(row["skill"]["value"]),
+            *(_check(row[c]) for c in checks),
+            ", ".join(row["careless"]),
+            style=style,
+        )
+    return table
+
+
+def _show_careless(result: JsonObject) -> None:
+    spoken = {rule for s in result["sections"] for r in s["raters"] for rule in r["careless"]}
+    if not spoken:
+        console.print("\nNo rater is careless by the rules.")
+        return
+    console.print(
+        f"\nCareless by the rules: {escape(', '.join(result['careless']))}", highlight=False
+    )
+    for rule in RULES:
+        if rule in spoken:
+            console.print(f"  {rule}: {RULES[rule]}", highlight=False)
+
+
+def _show_labels(labels: Mapping[str, Any]) -> None:
+    if "skipped" in labels:
+        console.print(f"Labels of several raters: {labels['skipped']}")
+        return
+    console.print(
+        f"Labels of {labels['images']} images with two raters or more: the majority is undecided "
+        f"on {labels['undecided_by_majority']}, Dawid–Skene says otherwise on {labels['changed']}",
+        highlight=False,
+    )
+    for source, methods in labels["truth"].items():
+        table = _table(f"against {TRUTHS[source]}", "right", "squared error", "images")
+        for method, name in METHOD_NAMES.items():
+            row = methods[method]
+            error = _number(row["squared_error"], 4)
+            table.add_row(name, _percent(row["accuracy"], 1), error, str(row["n"]))
+        console.print(table)
+
+
+def _table(first: str, *columns: str) -> Table:
+    # narrow enough for 80 columns, whatever the width of the terminal
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        left = column == "careless"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    return table
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:.{digits}%}"
+
+
+def _interval(row: Mapping[str, float | None]) -> str:
+    ends: Sequence[float | None] = (row["low"], row["high"])
+    known = [f"{end:.2f}" for end in ends if end is not None]
+    return _number(row["value"]) + (f" ({' to '.join(known)})" if len(known) == 2 else "")
+
+
+def _check(row: Mapping[str, Any]) -> str:
+    return f"{row['right']} of {row['n']}" if row["n"] else "–"

@@ -1,0 +1,131 @@
+"""The report's part on raters: agreement by group, a row a rater, labels against the truth."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from sayso.files import JsonObject
+from sayso.rater_table import RULES
+from sayso.reporting import gallery, words
+from sayso.reporting.material import Material
+
+KINDS = {"good": "win", "bad": "lose", "skip": "undecided", "first": "win", "second": "lose"}
+"""Answer → CSS class that gives its colour; a tie has its own."""
+SHOWN = 15
+"""Raters shown at once; the rest is folded."""
+METHODS = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
+TRUTHS = {"gold": "items with a known answer", "tinyworld": "the tiny world's judge"}
+
+
+def raters_part(page: Environment, material: Material) -> Markup:
+    """The section as HTML; empty if nobody has voted on what another voted on."""
+    result = material.agreement
+    template = page.from_string(gallery.template_text("raters.html.j2"))
+    sections = [_section(section, material) for section in result.get("sections", [])]
+    return Markup(
+        template.render(
+            absent=material.missing.get("agreement", ""),
+            marks=[s for s in sections if s["task"] == "rate"],
+            battles=[s for s in sections if s["task"] == "compare"],
+            lead=_lead(result),
+            stale=material.agreement_is_stale,
+            spoken=_spoken(result),
+            careless=result.get("careless", []),
+            labels=_labels(result.get("labels", {})),
+            start=_start(result),
+            shown=SHOWN,
+            study=material.study.path,
+        )
+    )
+
+
+def _section(section: Mapping[str, Any], material: Material) -> dict[str, Any]:
+    raters = sorted(section["raters"], key=lambda row: (not row["careless"], row["rater"]))
+    return {
+        **section,
+        "title": _title(section, material),
+        "answers": [(a, KINDS.get(a, a)) for a in section["groups"]["all"]["rates"]],
+        "groups": [_group(name, group) for name, group in section["groups"].items()],
+        "raters": [{**row, "parts": _parts(row["shares"])} for row in raters],
+        "checks": [c for c in ("gold", "attention") if any(r[c]["n"] for r in raters)],
+    }
+
+
+def _title(section: Mapping[str, Any], material: Material) -> str:
+    if section["task"] == "rate":
+        return f"marks, {section['question']}"
+    names = words.model_names(material)
+    first, second = (names.get(model, model) for model in section["models"])
+    return f"{first} against {second}, {section['question']}"
+
+
+def _group(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
+    rates = {answer: rate["value"] for answer, rate in group["rates"].items()}
+    label = "all prompts" if name == "all" else name
+    return {**group, "label": label, "total": name == "all", "parts": _parts(rates)}
+
+
+def _parts(shares: Mapping[str, float | None]) -> list[tuple[str, float]]:
+    """Shares of the answers as parts of a stacked bar."""
+    return [(KINDS.get(answer, answer), share or 0.0) for answer, share in shares.items()]
+
+
+def _start(result: JsonObject) -> float:
+    """Left end of the axis of alpha and skill: 0, or lower if something is."""
+    rows = [
+        row
+        for section in result.get("sections", [])
+        for row in (
+            *(group["alpha"] for group in section["groups"].values()),
+            *(rater["skill"] for rater in section["raters"]),
+        )
+    ]
+    return max(-1.0, min([0.0, *(row["low"] for row in rows if row["low"] is not None)]))
+
+
+def _spoken(result: JsonObject) -> list[tuple[str, str]]:
+    """The rules that speak against some rater, with what they say."""
+    found = {r for s in result.get("sections", []) for row in s["raters"] for r in row["careless"]}
+    return [(rule, text) for rule, text in RULES.items() if rule in found]
+
+
+def _lead(result: JsonObject) -> str:
+    """One or two sentences on how many judged what, and how much alike."""
+    marks = [s for s in result.get("sections", []) if s["task"] == "rate"]
+    if not marks:
+        return ""
+    section, every = marks[0], marks[0]["groups"]["all"]
+    who = "simulated raters" if result["raters"] == "simulated" else "people"
+    text = (
+        f"{words.number(len(section['raters']))} {who} marked {words.number(section['items'])} "
+        f"images, {words.number(every['shared_items'])} of them by two or more."
+    )
+    alpha = every["alpha"]
+    if alpha["value"] is None:
+        return text
+    between = ""
+    if alpha["low"] is not None:
+        between = (
+            f" (95\u00a0% interval {words.fixed(alpha['low'])} to {words.fixed(alpha['high'])})"
+        )
+    alike = words.percent(every["agreement"]["value"])
+    return (
+        f"{text} Two of them say the same of an image {alike} of the time; beyond chance that is "
+        f"a Krippendorff alpha of {words.fixed(alpha['value'])}{between}."
+    )
+
+
+def _labels(labels: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The labels of several raters against each truth that is known."""
+    if not labels or "skipped" in labels:
+        return None
+    tables: Sequence[dict[str, Any]] = [
+        {
+            "source": TRUTHS[source],
+            "rows": [(name, methods[method]) for method, name in METHODS.items()],
+        }
+        for source, methods in labels["truth"].items()
+    ]
+    return {**labels, "tables": tables}

@@ -1,0 +1,247 @@
+"""Agreement: alpha, kappa and rates equal independent implementations; intervals by resampling."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nltk.metrics.agreement import AnnotationTask
+from numpy import ndarray
+from statsmodels.stats import inter_rater
+
+from sayso import agreement, bootstrap
+from sayso.agreement import Ballot, Votes, collect, fleiss_kappa, krippendorff_alpha, measure
+from sayso.bootstrap import Clusters
+
+CLASSES = ("good", "bad", "skip")
+
+
+def textbook_alpha(votes: list[list[int]]) -> float:
+    """Krippendorff 2011, by the matrix of coincidences; each list is an item's values."""
+    units = [unit for unit in votes if len(unit) > 1]
+    values = sorted({value for unit in units for value in unit})
+    coincidences = dict.fromkeys(itertools.product(values, values), 0.0)
+    for unit in units:
+        for i, j in itertools.permutations(range(len(unit)), 2):
+            coincidences[unit[i], unit[j]] += 1 / (len(unit) - 1)
+    margins = {c: sum(coincidences[c, k] for k in values) for c in values}
+    n = sum(margins.values())
+    observed = sum(o for (c, k), o in coincidences.items() if c != k)
+    expected = sum(margins[c] * margins[k] for c in values for k in values if c != k) / (n - 1)
+    return 1 - observed / expected
+
+
+def counted(votes: list[list[int]], classes: int) -> ndarray:
+    return np.array([[unit.count(c) for c in range(classes)] for unit in votes], dtype=float)
+
+
+def random_table(seed: int, ragged: bool) -> tuple[list[list[int]], int]:
+    """Votes with some agreement: each item has a favourite class."""
+    rng = np.random.default_rng(seed)
+    classes, raters = int(rng.integers(2, 5)), int(rng.integers(2, 8))
+    votes = []
+    for _ in range(int(rng.integers(5, 60))):
+        favourite = rng.integers(classes)
+        n = int(rng.integers(0, raters + 1)) if ragged else raters
+        picks = np.where(rng.random(n) < 0.6, favourite, rng.integers(classes, size=n))
+        votes.append(picks.tolist())
+    return votes, classes
+
+
+# against other implementations
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_kappa_equals_statsmodels(seed: int) -> None:
+    votes, classes = random_table(seed, ragged=False)
+    counts = counted(votes, classes)
+    expected = inter_rater.fleiss_kappa(counts, method="fleiss")
+    assert fleiss_kappa(counts) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("ragged", [False, True])
+def test_alpha_equals_nltk_and_the_textbook(seed: int, ragged: bool) -> None:
+    votes, classes = random_table(seed, ragged)
+    found = krippendorff_alpha(counted(votes, classes))
+    rows = [(f"r{r}", f"i{i}", v) for i, unit in enumerate(votes) for r, v in enumerate(unit)]
+    assert found == pytest.approx(AnnotationTask(data=rows).alpha(), abs=1e-9)
+    assert found == pytest.approx(textbook_alpha(votes), abs=1e-9)
+
+
+def test_alpha_by_hand() -> None:
+    """Two raters, ten items, good or bad: o = 4 of 20 disagree, 10 and 10 of each value."""
+    votes = [[0, 0]] * 4 + [[1, 1]] * 4 + [[0, 1]] * 2
+    # D_o = 4/20, D_e = 10 · 10 · 2 / (20 · 19)
+    assert krippendorff_alpha(counted(votes, 2)) == pytest.approx(1 - 0.2 / (200 / 380))
+
+
+@pytest.mark.parametrize("votes", [[[0], [1]], [[0, 0], [0, 0]], [[]]])
+def test_nothing_can_be_said_of_single_or_equal_votes(votes: list[list[int]]) -> None:
+    assert math.isnan(krippendorff_alpha(counted(votes, 2)))
+    assert math.isnan(fleiss_kappa(counted(votes, 2)))
+
+
+def test_alpha_looks_low_on_skewed_answers() -> None:
+    """The same share of pairs alike, 90 %: half good and half bad, or nearly all good."""
+    even = [[0, 0]] * 45 + [[1, 1]] * 45 + [[0, 1]] * 10
+    skewed = [[0, 0]] * 90 + [[0, 1]] * 10
+    assert krippendorff_alpha(counted(even, 2)) > 0.79
+    assert krippendorff_alpha(counted(skewed, 2)) < 0
+
+
+# properties
+
+TABLES = st.integers(0, 10_000).map(lambda seed: random_table(seed, ragged=True))
+
+
+@settings(max_examples=25, deadline=None)
+@given(TABLES, st.randoms(use_true_random=False))
+def test_names_of_classes_and_order_of_items_do_not_matter(table, random) -> None:
+    votes, classes = table
+    counts = counted(votes, classes)
+    columns, rows = list(range(classes)), list(range(len(votes)))
+    random.shuffle(columns)
+    random.shuffle(rows)
+    for statistic in (krippendorff_alpha, fleiss_kappa):
+        expected, found = statistic(counts), statistic(counts[rows][:, columns])
+        assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(TABLES)
+def test_full_agreement_is_one_and_nothing_is_above(table) -> None:
+    votes, classes = table
+    alike = counted([[unit[0]] * len(unit) if unit else [] for unit in votes], classes)
+    for statistic in (krippendorff_alpha, fleiss_kappa):
+        found = statistic(alike)
+        assert math.isnan(found) or found == pytest.approx(1)
+        other = statistic(counted(votes, classes))
+        assert math.isnan(other) or other <= 1 + 1e-12
+
+
+def test_answers_at_random_agree_no_more_than_by_chance() -> None:
+    rng = np.random.default_rng(0)
+    votes = rng.choice(3, size=(2000, 3), p=[0.6, 0.3, 0.1]).tolist()
+    counts = counted(votes, 3)
+    assert krippendorff_alpha(counts) == pytest.approx(0, abs=0.03)
+    assert fleiss_kappa(counts) == pytest.approx(0, abs=0.03)
+
+
+# votes as arrays
+
+
+def ballots(n_items: int = 24, raters: int = 6, overlap: int = 3, seed: int = 0) -> list[Ballot]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n_items):
+        true = rng.random() < 0.5
+        for r in rng.choice(raters, overlap, replace=False):
+            value = "good" if (rng.random() < 0.85) == true else "bad"
+            value = "skip" if rng.random() < 0.1 else value
+            found.append(Ballot(f"i{i:03}", f"p{i // 4}", f"r{r}", value))
+    return found
+
+
+def everything(votes: Votes) -> dict[str, ndarray]:
+    return {"all": np.ones(len(votes.items), dtype=bool)}
+
+
+def test_the_order_of_votes_does_not_matter() -> None:
+    rows = ballots()
+    first, second = collect(rows, CLASSES), collect(rows[::-1], CLASSES)
+    assert first.items == second.items
+    assert np.array_equal(first.rater, second.rater)
+    a = measure(first, everything(first), judging=2, resamples=50, seed=1)
+    assert a == measure(second, everything(second), judging=2, resamples=50, seed=1)
+
+
+def test_two_votes_of_a_rater_on_an_item_are_refused() -> None:
+    with pytest.raises(ValueError, match="two votes on one item"):
+        collect([*ballots(), ballots()[0]], CLASSES)
+    with pytest.raises(ValueError, match="two prompts"):
+        collect([Ballot("i", "p", "a", "good"), Ballot("i", "q", "b", "good")], CLASSES)
+
+
+def test_skips_count_in_the_rates_alone() -> None:
+    rows = ballots()
+    votes = collect(rows, CLASSES)
+    found = measure(votes, everything(votes), judging=2, resamples=0, seed=0)["all"]
+    judged = votes.without("skip")
+    assert judged.classes == ("good", "bad")
+    assert judged.items == votes.items
+    assert found.alpha.value == pytest.approx(krippendorff_alpha(judged.counts()))
+    assert found.kappa.value == pytest.approx(fleiss_kappa(judged.counts()))
+    assert found.shared_items == int((judged.counts().sum(1) > 1).sum())
+    for value, rate in found.rates.items():
+        assert rate.value == pytest.approx(sum(b.value == value for b in rows) / len(rows))
+    assert math.isnan(found.alpha.low)
+
+
+def test_groups_are_measured_on_their_own_items() -> None:
+    votes = collect(ballots(), CLASSES)
+    mask = np.arange(len(votes.items)) % 3 == 0
+    groups = {**everything(votes), "third": mask}
+    found = measure(votes, groups, judging=2, resamples=20, seed=0)
+    assert found["third"].items == 8
+    counts = votes.without("skip").counts()[mask]
+    assert found["third"].alpha.value == pytest.approx(krippendorff_alpha(counts))
+    assert found["third"].alpha.low <= found["third"].alpha.value <= found["third"].alpha.high
+
+
+# the bootstrap
+
+
+def test_a_rater_drawn_twice_does_not_agree_with_itself() -> None:
+    """Weights of 2 on raters and prompts leave every statistic where it is."""
+    votes = collect(ballots(60), CLASSES)
+    sums = votes.counts().T
+    once, ones = np.ones(len(votes.items)), np.ones((len(votes.items), 1))
+    plain = agreement._numbers(sums, sums, once, ones, judging=2)
+    double = agreement._numbers(2 * sums, 4 * sums, 3 * once, ones, judging=2)
+    assert np.allclose(np.vstack(plain), np.vstack(double))
+
+
+def test_bootstrap_of_a_mean_is_as_wide_as_theory_says() -> None:
+    """One rater less than needed: prompts alone are drawn, and the mean's deviation is σ / √n."""
+    x = np.random.default_rng(0).normal(size=400)
+    clusters = Clusters(raters=2, prompts=400)
+    assert clusters.drawn == "prompts"
+    (found,) = bootstrap.bootstrap(
+        lambda r, p: np.array([p @ x / p.sum()]), clusters, seed=0, resamples=2000
+    )
+    assert found.value == pytest.approx(x.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * x.std() / 20, rel=0.08)
+
+
+def test_bootstrap_repeats_with_its_seed_and_corners() -> None:
+    clusters = Clusters(5, 9)
+    draws = [list(bootstrap.draws(clusters, 3, seed)) for seed in (1, 1, 2)]
+    same = [np.array_equal(a, b) for (a, _), (b, _) in zip(draws[0], draws[1], strict=True)]
+    assert all(same)
+    assert any(not np.array_equal(a, b) for (_, a), (_, b) in zip(draws[0], draws[2], strict=True))
+    assert all(r.sum() == 5 and p.sum() == 9 for r, p in draws[0])
+    lonely = bootstrap.bootstrap(lambda r, p: np.array([0.5]), Clusters(9, 1), seed=0)
+    assert lonely[0].plain() == {"value": 0.5, "low": None, "high": None}
+    with pytest.raises(ValueError, match="at least one rater"):
+        bootstrap.bootstrap(lambda r, p: np.array([0.5]), Clusters(0, 1), seed=0)
+
+
+def test_limits_are_left_out_where_most_resamples_have_no_value() -> None:
+    rows = np.array([[np.nan, 1.0], [np.nan, 2.0], [0.5, 3.0]])
+    few, all_of_them = bootstrap.percentiles(np.array([0.5, 2.0]), rows)
+    assert math.isnan(few.low)
+    assert (all_of_them.low, all_of_them.high) == pytest.approx((1.05, 2.95))
+    (outside,) = bootstrap.percentiles(np.array([5.0]), rows[:, 1:])
+    assert (outside.low, outside.high) == (pytest.approx(1.05), 5.0)
+
+
+def test_centred_intervals_stay_in_their_range() -> None:
+    rows = np.array([[0.1, 0.9], [0.3, 1.0], [0.5, 1.0], [0.1, 0.8]])
+    low, high = np.zeros(2), np.ones(2)
+    first, second = bootstrap.centred(np.array([0.2, 0.95]), rows, low, high)
+    assert first.high == pytest.approx(0.2 + 1.96 * rows[:, 0].std())
+    assert first.low == 0.0
+    assert second.high == 1.0

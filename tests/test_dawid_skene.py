@@ -1,0 +1,230 @@
+"""Dawid and Skene's model: it converges, repeats, knows who errs, and finds the hidden truth."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy import ndarray
+
+from sayso.agreement import Ballot, Votes, collect
+from sayso.dawid_skene import RIGHT, WRONG, dawid_skene
+from sayso.rater_report import label_quality, rating_section
+from sayso.rater_table import rater_table
+from sayso.types import Prompt, Rating
+
+CLASSES = ("good", "bad")
+CARELESS = 7
+
+
+def crowd(
+    seed: int, *, items: int = 1200, raters: int = 20, overlap: int = 3, careless: int | None = None
+) -> tuple[list[Ballot], dict[str, bool]]:
+    """Raters who err on 3–8 %, each in its own way, skip 6 %, and perhaps one who does not look.
+
+    Returns: the votes and the hidden truth of each item.
+    """
+    rng = np.random.default_rng(seed)
+    false_good, false_bad = rng.uniform(0.03, 0.08, (2, raters))
+    ballots, truth = [], {}
+    for i in range(items):
+        name, true = f"i{i:04}", bool(rng.random() < 0.45)
+        truth[name] = true
+        for r in rng.choice(raters, overlap, replace=False).tolist():
+            wrong = rng.random() < (false_bad if true else false_good)[r]
+            good = bool(rng.random() < 0.5) if r == careless else true != wrong
+            skips = rng.random() < 0.06
+            value = "skip" if skips and r != careless else "good" if good else "bad"
+            ballots.append(Ballot(name, f"p{i // 8}", f"r{r:02}", value))
+    return ballots, truth
+
+
+def fitted(ballots: list[Ballot]):
+    judged = collect(ballots, (*CLASSES, "skip")).without("skip")
+    return judged, dawid_skene(judged)
+
+
+def majority(votes: Votes) -> ndarray:
+    counts = votes.counts()
+    return np.where(counts[:, 0] == counts[:, 1], 0.5, counts[:, 0] > counts[:, 1])
+
+
+# what it finds
+
+
+def test_three_careful_raters_by_hand() -> None:
+    """One EM step from the start on one item, good twice and bad once, by the formulas."""
+    values = {"a": "good", "b": "good", "c": "bad"}
+    votes = collect([Ballot("i", "p", rater, v) for rater, v in values.items()], CLASSES)
+    model = dawid_skene(votes, max_iterations=1)
+    start = (2 + 1 / 2) / 4
+    shares = np.array([start + 1, 1 - start + 1]) / 3
+    # each rater cast one vote, of which `start` belongs to the class good
+    good_said_good = (start + RIGHT) / (start + RIGHT + WRONG)
+    good_said_bad = (start + WRONG) / (start + RIGHT + WRONG)
+    bad_said_good = (1 - start + WRONG) / (1 - start + RIGHT + WRONG)
+    bad_said_bad = (1 - start + RIGHT) / (1 - start + RIGHT + WRONG)
+    good = shares[0] * good_said_good**2 * good_said_bad
+    bad = shares[1] * bad_said_good**2 * bad_said_bad
+    assert model.probabilities[0, 0] == pytest.approx(good / (good + bad))
+    assert not model.converged
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rates_of_error_are_recovered(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    right = [(0.95, 0.9), (0.7, 0.95), (0.8, 0.7), (0.9, 0.8), (0.5, 0.5)]
+    tables = np.array([[[good, 1 - good], [1 - bad, bad]] for good, bad in right])
+    truth = rng.integers(2, size=3000)
+    ballots = [
+        Ballot(f"i{i:04}", "p", f"r{r}", CLASSES[int(rng.random() > tables[r, t, 0])])
+        for i, t in enumerate(truth)
+        for r in range(5)
+    ]
+    model = dawid_skene(collect(ballots, CLASSES))
+    assert np.abs(model.confusion - tables).max() < 0.05
+    skill, deviation = model.skill()
+    assert skill == pytest.approx(tables[:, 0, 0] + tables[:, 1, 1] - 1, abs=0.06)
+    assert (np.abs(skill - (tables[:, 0, 0] + tables[:, 1, 1] - 1)) < 4 * deviation).all()
+
+
+def test_a_rater_of_few_votes_stays_near_the_prior() -> None:
+    ballots, _ = crowd(0, items=200)
+    newcomer = Ballot("i0000", "p0", "zz", ballots[0].value)
+    _, model = fitted([*ballots, newcomer])
+    assert model.confusion[-1].max() < (RIGHT + 1) / (RIGHT + WRONG + 1) + 1e-9
+    assert model.confusion[-1].diagonal().min() > RIGHT / (RIGHT + WRONG + 1) - 1e-9
+
+
+def test_twenty_raters_one_careless() -> None:
+    """The careless one is found and nobody else; the labels beat the majority's on the truth."""
+    gains = []
+    for seed in range(4):
+        ballots, truth = crowd(seed, careless=CARELESS)
+        judged, model = fitted(ballots)
+        votes = collect(ballots, (*CLASSES, "skip"))
+        rows = rater_table(ballots, votes, judged, model)
+        assert [row.rater for row in rows if row.careless] == [f"r{CARELESS:02}"]
+        assert rows[CARELESS].careless == ("guesses",)
+        assert abs(rows[CARELESS].kappa) < 0.2 < min(r.kappa for r in rows if not r.careless)
+        labels = {
+            "majority": majority(judged).tolist(),
+            "model": model.probabilities[:, 0].tolist(),
+        }
+        found = {
+            method: label_quality(dict(zip(judged.items, values, strict=True)), truth)
+            for method, values in labels.items()
+        }
+        assert found["model"]["squared_error"] < 0.9 * found["majority"]["squared_error"]
+        gains.append(found["model"]["accuracy"] - found["majority"]["accuracy"])
+    assert np.mean(gains) > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nobody_is_called_careless_among_careful_raters(seed: int) -> None:
+    ballots, _ = crowd(100 + seed, items=300)
+    judged, model = fitted(ballots)
+    rows = rater_table(ballots, collect(ballots, (*CLASSES, "skip")), judged, model)
+    assert [row.rater for row in rows if row.careless] == []
+
+
+def test_who_always_answers_the_same_guesses_too() -> None:
+    ballots, _ = crowd(3, careless=CARELESS)
+    ballots = [b._replace(value="good") if b.rater == "r07" else b for b in ballots]
+    judged, model = fitted(ballots)
+    rows = rater_table(ballots, collect(ballots, CLASSES), judged, model)
+    assert [r.rater for r in rows if r.careless] == ["r07"]
+    assert rows[7].kappa == pytest.approx(0, abs=1e-9)
+    assert rows[7].confusion["bad"]["good"] > 0.9
+
+
+# how it behaves
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000))
+def test_it_converges_and_its_objective_never_falls(seed: int) -> None:
+    """Random answers of any number of classes, raters and items, nothing to learn from them."""
+    rng = np.random.default_rng(seed)
+    classes = tuple("abcd"[: rng.integers(2, 5)])
+    raters, items = int(rng.integers(1, 9)), int(rng.integers(1, 40))
+    ballots = [
+        Ballot(f"i{i}", "p", f"r{r}", str(rng.choice(classes)))
+        for i in range(items)
+        for r in range(raters)
+        if rng.random() < 0.7
+    ]
+    votes = collect(ballots, classes)
+    if not ballots:
+        return
+    model = dawid_skene(votes)
+    assert model.converged
+    assert model.probabilities.sum(1) == pytest.approx(1)
+    assert model.confusion.sum(2) == pytest.approx(1)
+    assert 0 < model.probabilities.min() <= model.probabilities.max() < 1
+    steps = np.diff(model.log_posterior)
+    assert (steps > -1e-7).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000))
+def test_raters_and_classes_may_be_renamed(seed: int) -> None:
+    ballots, _ = crowd(seed, items=60, raters=6)
+    names = {f"r{r:02}": f"x{5 - r}" for r in range(6)}
+    other = {"good": "bad", "bad": "good", "skip": "skip"}
+    _, model = fitted(ballots)
+    _, renamed = fitted([b._replace(rater=names[b.rater]) for b in ballots])
+    assert renamed.probabilities == pytest.approx(model.probabilities, abs=1e-6)
+    assert renamed.confusion == pytest.approx(model.confusion[::-1], abs=1e-5)
+    _, swapped = fitted([b._replace(value=other[b.value]) for b in ballots])
+    assert swapped.probabilities == pytest.approx(model.probabilities[:, ::-1], abs=1e-6)
+
+
+def test_the_same_votes_give_the_same_numbers_in_any_order() -> None:
+    ballots, _ = crowd(5, items=200)
+    _, first = fitted(ballots)
+    _, second = fitted(ballots[::-1])
+    assert np.array_equal(first.probabilities, second.probabilities)
+
+
+def test_full_agreement_leaves_little_doubt() -> None:
+    rows = [Ballot(f"i{i:02}", "p", r, CLASSES[i % 2]) for i in range(40) for r in "abc"]
+    model = dawid_skene(collect(rows, CLASSES))
+    assert model.probabilities[::2, 0].min() > 0.999
+    assert model.probabilities[1::2, 0].max() < 0.001
+    assert model.skill()[0].min() > 0.85
+
+
+def test_an_image_that_all_skipped_gets_the_usual_share() -> None:
+    ballots, _ = crowd(1, items=100)
+    ballots += [Ballot("z", "p0", f"r{r:02}", "skip") for r in range(3)]
+    judged, model = fitted(ballots)
+    assert judged.items[-1] == "z"
+    assert model.probabilities[-1] == pytest.approx(model.shares, abs=1e-6)
+
+
+def test_it_needs_votes_and_classes() -> None:
+    with pytest.raises(ValueError, match="0 votes in 2 classes"):
+        dawid_skene(collect([], CLASSES))
+    with pytest.raises(ValueError, match="in 1 classes"):
+        dawid_skene(collect([Ballot("i", "p", "r", "good")], ("good",)))
+
+
+def test_section_names_the_careless_rater_and_the_groups() -> None:
+    ballots, _ = crowd(2, items=400, careless=CARELESS)
+    prompts = [
+        Prompt(f"p{k}", f"text {k}", ("count", "colour")[k % 2], {}, "train") for k in range(50)
+    ]
+    prompt_of = {b.item: prompts[int(b.prompt[1:])] for b in ballots}
+    ratings = [
+        Rating(str(k), b.item, b.rater, "alignment", b.value, True, 0.0, 0.0)  # type: ignore[arg-type]
+        for k, b in enumerate(ballots)
+    ]
+    section = rating_section(ratings, prompt_of, resamples=20)
+    assert section is not None
+    assert [row.rater for row in section.careless] == [f"r{CARELESS:02}"]
+    assert list(section.groups) == ["all", "count", "colour"]
+    assert section.groups["count"].items + section.groups["colour"].items == section.items == 400
+    assert section.over == "raters and prompts"
+    assert section.estimation is not None
+    assert section.estimation["converged"]
+    assert rating_section(ratings, prompt_of, "fidelity") is None

@@ -1,0 +1,223 @@
+"""Labels and preferences from several raters, and what the store gives back as tables."""
+
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import voted
+
+from sayso import ballots, labels
+from sayso.errors import UserError
+from sayso.feedback import Feedback
+from sayso.labels import LabelMethod, soft_labels
+from sayso.stages.align import AlignConfig, _own_images
+from sayso.stages.fit import FitConfig, _heldout, collect
+from sayso.types import Comparison, Rating, Sample, Sampler
+
+
+def mark(sample: str, rater: str, value: str, **more: object) -> Rating:
+    name = f"{sample}{rater}"
+    return Rating(name, sample, rater, "alignment", value, True, 1.0, 2.0, **more)  # type: ignore[arg-type]
+
+
+MARKS = [
+    *(mark("a", r, v) for r, v in zip("xyz", ("good", "good", "bad"), strict=True)),
+    *(mark("b", r, v) for r, v in zip("xyz", ("good", "bad", "skip"), strict=True)),
+    *(mark("c", r, v) for r, v in zip("xyz", ("bad", "bad", "skip"), strict=True)),
+    mark("d", "x", "skip"),
+]
+
+
+def test_share_and_majority_by_hand() -> None:
+    assert soft_labels(MARKS, "share") == {"a": pytest.approx(2 / 3), "b": 0.5, "c": 0.0}
+    assert soft_labels(MARKS, "majority") == {"a": 1.0, "b": 0.5, "c": 0.0}
+
+
+def test_dawid_skene_trusts_who_agrees_with_the_rest(tmp_path: Path) -> None:
+    study = voted.make_study(tmp_path / "s")
+    voted.add_ratings(study)
+    found = study.feedback.soft_labels(simulated=True, method="dawid-skene")
+    assert all(0 < y < 1 for y in found.values())
+    truth = {i: voted.truth(i) for i in found}
+    error = {}
+    for method in ("share", "majority", "dawid-skene"):
+        labelled = study.feedback.soft_labels(simulated=True, method=method)
+        error[method] = sum((y - truth[i]) ** 2 for i, y in labelled.items())
+    assert error["dawid-skene"] < error["majority"]
+    assert error["dawid-skene"] < error["share"]
+
+
+def test_skips_and_checks_of_attention_make_no_label() -> None:
+    check = mark("e", "x", "good", shown={"attention": "good"})
+    again = mark("a", "w", "bad", shown={"attention": "bad"})
+    assert soft_labels([*MARKS, check, again], "share") == soft_labels(MARKS, "share")
+    gold = mark("a", "w", "good", shown={"gold": "good"})
+    assert soft_labels([*MARKS, gold], "share")["a"] == pytest.approx(3 / 4)
+
+
+def test_dawid_skene_needs_two_marks_of_some_image() -> None:
+    alone = [mark("a", "x", "good"), mark("b", "y", "bad"), mark("b", "z", "skip")]
+    with pytest.raises(UserError, match="no image has marks of two"):
+        soft_labels(alone, "dawid-skene")
+    assert soft_labels([], "dawid-skene") == {}
+    with pytest.raises(UserError, match="did you mean 'majority'"):
+        labels.check_method("majorty")
+
+
+@pytest.mark.parametrize("method", labels.METHODS)
+def test_labels_do_not_depend_on_the_order_of_votes(method: LabelMethod) -> None:
+    assert soft_labels(MARKS, method) == soft_labels(MARKS[::-1], method)
+
+
+# preferences
+
+
+def sample(name: str, prompt: str) -> Sample:
+    return Sample(name, prompt, "base", 0, Sampler(), "", "")
+
+
+def test_good_is_preferred_over_bad_of_the_same_prompt() -> None:
+    samples = [sample(n, p) for n, p in (("a", "p"), ("b", "p"), ("c", "p"), ("e", "q"))]
+    more = [mark("e", "x", "bad"), mark("f", "x", "good")]
+    found = labels.preferences(soft_labels([*MARKS, *more], "share"), samples, True, "alignment")
+    assert [(p.prompt_id, p.chosen_id, p.rejected_id) for p in found] == [("p", "a", "c")]
+    assert found[0].certainty == pytest.approx(2 / 3)
+    assert found[0].simulated
+
+
+def test_every_pair_of_a_prompt_is_there_once() -> None:
+    names = [f"s{k}" for k in range(7)]
+    marks = [mark(n, "x", "good" if k < 3 else "bad") for k, n in enumerate(names)]
+    found = labels.preferences(
+        soft_labels(marks, "majority"), [sample(n, "p") for n in names], True, "alignment"
+    )
+    assert len(found) == len({(p.chosen_id, p.rejected_id) for p in found}) == 3 * 4
+    assert {p.certainty for p in found} == {1.0}
+
+
+# the store's tables
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Feedback:
+    store = Feedback(f"sqlite:///{tmp_path / 'feedback.db'}")
+    store.add_ratings(MARKS)
+    return store
+
+
+def test_the_store_reads_labels_as_a_table(store: Feedback) -> None:
+    person = replace(mark("c", "anna", "good"), simulated=False)
+    check = mark("a", "w", "bad", shown={"attention": "bad"})
+    store.add_ratings([person, check])
+    rows = {row.sample_id: row for row in store.label_table(simulated=True)}
+    assert list(rows) == ["a", "b", "c", "d"]
+    a = rows["a"]
+    assert (a.n_good, a.n_bad, a.n_skip) == (2, 1, 0)
+    assert a.p_good == pytest.approx(2 / 3)
+    assert a.agreement == pytest.approx(1 / 3)
+    assert rows["c"].agreement == 1.0
+    assert (rows["d"].n_skip, rows["d"].p_good, rows["d"].agreement) == (1, None, None)
+    (mine,) = store.label_table(simulated=False)
+    assert (mine.sample_id, mine.n_good, mine.simulated) == ("c", 1, False)
+    assert store.labels(simulated=True)["a"].bad == 1
+
+
+def test_the_store_reads_votes_and_preferences_as_tables(store: Feedback) -> None:
+    comparison = Comparison(
+        "v", "p", ("a",), ("b",), "base", "runs/x", "x", "fidelity", "tie", True, 0.0, 1.0
+    )
+    store.add_comparisons([comparison])
+    assert store.votes(simulated=True) == [*MARKS, comparison]
+    assert store.votes(simulated=False) == []
+    samples = [sample(n, "p") for n in "abcd"]
+    (found,) = store.preferences(samples, simulated=True)
+    assert (found.chosen_id, found.rejected_id, found.question) == ("a", "c", "alignment")
+    assert store.preferences(samples, simulated=False) == []
+    assert store.soft_labels(True, among={"c"}) == {"c": 0.0}
+
+
+def test_tables_become_data_frames(store: Feedback) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(store.label_table(simulated=True))
+    assert list(table.columns) == [f.name for f in fields(labels.LabelRow)]
+    assert table.n_good.sum() == 3
+
+
+# what the reward learns
+
+
+def test_the_reward_learns_the_labels_asked_for(tmp_path: Path) -> None:
+    study = voted.make_study(tmp_path / "s", prompts=12)
+    voted.add_ratings(study)
+    for image in study.samples():
+        (study.path / image.path).parent.mkdir(exist_ok=True)
+        (study.path / image.path).touch()
+    data = {method: collect(study, FitConfig(labels=method)) for method in labels.METHODS}  # type: ignore[arg-type]
+    share, majority, estimate = (data[m] for m in ("share", "majority", "dawid-skene"))
+    assert share.targets == [v.good / (v.good + v.bad) for v in share.labels]
+    assert set(majority.targets) <= {0.0, 0.5, 1.0}
+    assert all(0 < y < 1 for y in estimate.targets)
+    assert [s.id for s in estimate.samples] == [s.id for s in share.samples]
+    train = {p.id for p in study.prompts("train")}
+    ids = {s.id for s in study.samples() if s.prompt_id in train}
+    among_train = study.feedback.soft_labels(True, method="dawid-skene", among=ids)
+    assert estimate.targets == [among_train[s.id] for s in estimate.samples]
+    held = [_heldout(study, FitConfig(labels=m), d) for m, d in data.items()]  # type: ignore[arg-type]
+    assert held[0] == held[1] == held[2]
+
+
+def test_training_on_marks_takes_the_labels_asked_for(tmp_path: Path) -> None:
+    study = voted.make_study(tmp_path / "s", prompts=12)
+    voted.add_ratings(study)
+    share = _own_images(study, AlignConfig()).marks
+    estimate = _own_images(study, AlignConfig(labels="dawid-skene")).marks
+    assert len(share) == len(estimate) == 6 * 8
+    assert {round(y, 3) for y in share if y == y} <= {0.0, 0.333, 0.5, 0.667, 1.0}
+    assert all(0 < y < 1 for y in estimate if y == y)
+    wrong = AlignConfig()
+    object.__setattr__(wrong, "labels", "dawid")
+    with pytest.raises(UserError, match="did you mean 'dawid-skene'"):
+        wrong.check()
+
+
+def test_labels_of_an_unknown_kind_are_refused(tmp_path: Path) -> None:
+    config = FitConfig()
+    object.__setattr__(config, "labels", "shares")
+    with pytest.raises(UserError, match="did you mean 'share'"):
+        collect(voted.make_study(tmp_path / "s"), config)
+
+
+# ballots
+
+
+def test_ballots_turn_sides_into_models() -> None:
+    vote = Comparison(
+        "v", "p", ("a",), ("b",), "base", "runs/x", "r", "alignment", "right", True, 0.0, 0.0
+    )
+    turned = replace(
+        vote, id="w", rater="s", left_ids=("b",), right_ids=("a",), left_model="runs/x",
+        right_model="base", value="left",
+    )  # fmt: skip
+    tied = replace(vote, id="u", rater="t", value="tie")
+    (pair, found), = ballots.of_comparisons([vote, turned, tied]).items()  # fmt: skip
+    assert (pair.first, pair.second) == ("runs/x", "base")
+    assert [b.value for b in found] == ["first", "first", "tie"]
+    assert len({b.item for b in found}) == 1
+    elsewhere = replace(vote, prompt_id="q")
+    assert ballots.item_of(elsewhere) != ballots.item_of(vote)
+    assert [b.seconds for b in found] == [None] * 3
+
+
+def test_ballots_know_times_and_checks() -> None:
+    now = time.time()
+    plain = mark("a", "x", "good")
+    timed = replace(plain, shown_at=now, answered_at=now + 9, shown={"latency_ms": 1500})
+    gold = replace(plain, shown={"gold": "bad"})
+    check = replace(plain, shown={"attention": "good"})
+    found = ballots.of_ratings([plain, timed, gold, check], {"a": "p"})
+    assert [b.seconds for b in found] == [1.0, 1.5, 1.0, 1.0]
+    assert [(b.gold, b.attention) for b in found] == [
+        (None, None), (None, None), (False, None), (None, True),
+    ]  # fmt: skip
+    assert ballots.of_ratings([plain], {}) == []
