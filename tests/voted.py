@@ -18,7 +18,7 @@ PROMPTS = [
 ]
 BASE, TUNED = "base", "runs/align-rwr"
 SHOWN = {"task": "t1", "position": 3, "session": "s-secret", "latency_ms": 1234.5, "gold": False,
-         "overlap_target": 3, "app_version": "0.2", "guideline_version": 2, "with": ["x"]}  # fmt: skip
+         "overlap_target": 3, "app_version": "0.2", "guideline_version": 2, "with": 1}  # fmt: skip
 
 
 def voted_study(path: Path, votes: bool = True) -> Study:
@@ -78,7 +78,13 @@ def ratings(study: Study) -> list[Rating]:
 
 
 def comparison(
-    study: Study, key: str, prompt: str, left: list[str], right: list[str], value: str, **more: object
+    study: Study,
+    key: str,
+    prompt: str,
+    left: list[str],
+    right: list[str],
+    value: str,
+    **more: object,
 ) -> Comparison:
     models = {s.id: s.model for s in study.samples()}
     fields = {

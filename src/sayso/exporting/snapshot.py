@@ -169,5 +169,11 @@ def read_votes(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
 
 def plain_times(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with times as whole nanoseconds, which Python's own type cannot hold."""
-    arrays = [c.cast(pa.int64()) if pa.types.is_timestamp(c.type) else c for c in batch.columns]
+    arrays = [_plain(column) for column in batch.columns]
     return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    if not pa.types.is_timestamp(column.type):
+        return column
+    return column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64())
