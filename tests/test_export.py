@@ -112,14 +112,15 @@ def test_repeating_gives_the_same_bytes(study: Study, tmp_path: Path, form: str)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_missing_image_is_an_error(study: Study, tmp_path: Path, form: str):
+def test_missing_image_is_an_error(study: Study, tmp_path: Path, form: str, capsys: Any):
     gone = study.samples()[1]
     (study.path / gone.path).unlink()
     out = tmp_path / "out"
-    done = run_sayso("export", study.path, "--format", form, "--out", out)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert gone.path in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", str(study.path), "--format", form, "--out", str(out)])
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert gone.path in line
     assert [p.name for p in tmp_path.iterdir()] == ["study"]
 
 
@@ -200,6 +201,24 @@ def test_a_file_changed_in_the_export_is_not_lost(study: Study, tmp_path: Path):
     with pytest.raises(UserError, match="differs"):
         written(study, out, "kto")
     assert (out / "README.md").read_text() == "my own words"
+
+
+def test_what_a_killed_export_left_is_removed(study: Study, tmp_path: Path):
+    dead, alive = (tmp_path / f".out.{pid}.tmp" for pid in (2**31 - 1, os.getppid()))
+    dead.mkdir()
+    alive.mkdir()
+    written(study, tmp_path / "out", "kto")
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_the_store_is_read_in_chunks(shared: Study, monkeypatch):
+    everything = list(shared.feedback.stream(simulated=False))
+    monkeypatch.setattr("sayso.feedback._STREAM_CHUNK", 2)
+    assert list(shared.feedback.stream(simulated=False)) == everything
+    live = [vote for vote, live in everything if live]
+    assert live == [*shared.feedback.ratings(False), *shared.feedback.comparisons(False)]
+    assert [vote.id for vote, live in everything if not live] == ["v-first"]
 
 
 def test_vote_on_a_lost_record_is_an_error(study: Study, tmp_path: Path):
@@ -340,7 +359,8 @@ def test_pickapic_from_comparisons(shared: Study, tmp_path: Path, hub: Any):
     train = list(loaded["train"])
     left, right = images_of(shared, "p0")[:2]
     assert [(r["image_0_uid"], r["label_0"], r["label_1"]) for r in train] == [
-        (left, 1.0, 0.0), (right, 0.0, 1.0), (left, 0.0, 1.0), (images_of(shared, "p1")[0], 0.5, 0.5),
+        (left, 1.0, 0.0), (right, 0.0, 1.0), (left, 0.0, 1.0),
+        (images_of(shared, "p1")[0], 0.5, 0.5),
     ]  # fmt: skip
     assert [r["best_image_uid"] for r in train] == [left, left, right, "tie"]
     assert [r["num_example_per_prompt"] for r in train] == [3, 3, 3, 1]
