@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sayso.types import Comparison, Rating, Value, digest
+from sayso.types import Comparison, Question, Rating, Value, digest
 
 ORIGIN = "comparisons"
-Key = tuple[str, str, str, bool]
+Key = tuple[str, str, Question, bool]
 """Sample, rater, question, simulated."""
 
 

@@ -134,7 +134,7 @@ class Feedback:
             )
             with self._transaction(write=False) as db:
                 for row in db.execute(query).mappings():
-                    yield read(row), not row["superseded"]
+                    yield read(dict(row)), not row["superseded"]
 
     def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
         """The live ratings counted per sample id: of people or of simulated raters, never both."""

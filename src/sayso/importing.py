@@ -74,9 +74,12 @@ class TableImport(ABC):
         """What one row becomes; `where` names it for error messages."""
 
 
-def load_import(name: str) -> TableImport:
-    """The importer `name`, or that of the user's own file. Raises: UserError: if unknown."""
-    return load_plugin("import", name, TableImport)()
+def load_import(name: str) -> type[TableImport]:
+    """The class of the importer `name`, or of the user's own file.
+
+    Raises: UserError: for an unknown name.
+    """
+    return load_plugin("import", name, TableImport)
 
 
 class Context:
@@ -96,7 +99,9 @@ class Context:
         rating_column: str = "",
         readable: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        self.study, self.split, self.question = study, split, question
+        self.study = study
+        self.split: Split = split
+        self.question: Question = question
         self.simulated, self.rating_column = simulated, rating_column
         self.readable = readable
         known = study.prompts() if study.has_prompts else []

@@ -60,9 +60,9 @@ class ExportFormat(ABC):
         """
 
 
-def load_format(name: str) -> ExportFormat:
-    """The export format `name`, or that of the user's own file.
+def load_format(name: str) -> type[ExportFormat]:
+    """The class of the export format `name`, or of the user's own file.
 
     Raises: UserError: for an unknown name.
     """
-    return load_plugin("export", name, ExportFormat)()
+    return load_plugin("export", name, ExportFormat)

@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import compute
 
 from sayso.types import Value
+
+# its functions are made while it is imported, so no type checker knows them
+pc: Any = compute
 
 SCHEMA = pa.schema([
     ("sample_id", pa.string()), ("question", pa.string()), ("n_good", pa.int64()),

@@ -22,7 +22,7 @@ class Rated(NamedTuple):
 
     sample: Sample
     prompt: Prompt
-    count: Count
+    marks: Count
 
 
 class Material:
@@ -122,7 +122,7 @@ class Material:
     def kept(self) -> Iterator[Rated]:
         """`rated`, or of these only what most raters call good, as the option `keep` says."""
         everything = list(self.rated())
-        kept = [r for r in everything if self.options.keep == "all" or r.count.majority == "good"]
+        kept = [r for r in everything if self.options.keep == "all" or r.marks.majority == "good"]
         self.leave_out("images_not_good", len(everything) - len(kept))
         if not kept:
             raise self._nothing("most raters call no image good")
@@ -130,12 +130,12 @@ class Material:
 
     def facts(self, rated: Rated) -> dict[str, object]:
         """What is known of a rated image beside its text; the same fields for every image."""
-        sample, prompt, count = rated
+        sample, prompt, marks = rated
         return {
-            "p_good": count.p_good,
-            "n_good": count.n_good,
-            "n_bad": count.n_bad,
-            "n_skip": count.n_skip,
+            "p_good": marks.p_good,
+            "n_good": marks.n_good,
+            "n_bad": marks.n_bad,
+            "n_skip": marks.n_skip,
             "sample_id": sample.id,
             "prompt_id": prompt.id,
             "category": prompt.category,

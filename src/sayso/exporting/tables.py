@@ -68,7 +68,7 @@ class ParquetTable:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        words = [f.name for f in schema if pa.types.is_string(f.type)]
+        words: Any = [f.name for f in schema if pa.types.is_string(f.type)]
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=words)
         self._schema = schema
         self._part: list[Mapping[str, Any]] = []

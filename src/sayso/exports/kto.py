@@ -31,13 +31,13 @@ class KTO(ExportFormat):
     def write(self, material: Material, folder: Path) -> Mapping[str, int]:
         tables = ParquetTables(folder, SCHEMA)
         split_votes = 0
-        for sample, prompt, count in material.rated():
-            if count.majority == "skip":
+        for sample, prompt, marks in material.rated():
+            if marks.majority == "skip":
                 split_votes += 1
                 continue
             content = material.picture(sample)
             image = image_value(content, f"{sample.id}.{material.extension}")
-            row = {"prompt": prompt.text, "image": image, "label": count.majority == "good"}
+            row = {"prompt": prompt.text, "image": image, "label": marks.majority == "good"}
             tables.add(material.split(prompt), row, len(content))
         material.leave_out("images_without_majority", split_votes)
         return tables.close()

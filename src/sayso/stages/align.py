@@ -130,8 +130,8 @@ def _own_images(study: Study, model: str) -> _OwnImages:
     if imported:
         raise UserError(
             f"{imported} images of {model!r} were imported and have no stored latents, which align "
-            "trains on; they can only train a reward: choose a --model whose images were drawn "
-            "with sayso generate, such as base"
+            "trains on; they can only train a reward: choose a --model whose images sayso generate "
+            "drew here"
         )
     return _OwnImages(samples, [texts[s.prompt_id] for s in samples], _marks(study, samples))
 

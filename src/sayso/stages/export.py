@@ -45,7 +45,7 @@ def export(study: Study, config: ExportConfig | None = None) -> Path:
     config = config or ExportConfig()
     config.check()
     need_pyarrow()
-    form = load_format(config.format)
+    form = load_format(config.format)()
     out = _out(study, config)
     _refuse_foreign(out)
     _remove_leftovers(out)

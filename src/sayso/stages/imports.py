@@ -137,7 +137,7 @@ def _open(study: Study, config: ImportConfig) -> "tuple[TableImport, Context]":
         rating_column=config.rating_column,
         readable=_readable(study, config),
     )
-    return load_import(config.format), context
+    return load_import(config.format)(), context
 
 
 def _readable(study: Study, config: ImportConfig) -> Callable[[str], bool]:
