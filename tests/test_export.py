@@ -89,6 +89,7 @@ def test_manifest_holds_counts_and_checksums(shared: Study, tmp_path: Path, form
     assert manifest["counts"]["votes"] == len(people) == 24
     assert manifest["counts"]["live"] == sum(live for _, live in people) == 23
     assert manifest["counts"]["raters"] == 3
+    assert manifest["counts"]["attention"] == 1
     assert manifest["raters"] == "people"
     assert sum(manifest["rows"].values()) > 0
 

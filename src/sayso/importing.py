@@ -1,5 +1,6 @@
 """What an importer of others' tables must offer, and how tables are opened and checked."""
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,6 +107,8 @@ class Context:
         self.readable = readable
         known = study.prompts() if study.has_prompts else []
         self._prompts = {p.text: p for p in known if p.split != "fidelity"}
+        # of images that were decoded once, for a table is read twice and names an image often
+        self._widths: dict[str, int] = {}
 
     def prompt(self, where: str, text: object, category: str) -> Prompt:
         """The study's own prompt of that text if it has one, else a new one of the split asked."""
@@ -125,9 +128,12 @@ class Context:
             raise UserError(
                 f"{where} has no image bytes; a table with links or paths alone cannot be imported"
             )
-        width = decode(where, data).width
+        content_hash = hashlib.sha256(data).hexdigest()
+        if content_hash not in self._widths:
+            self._widths[content_hash] = decode(where, data).width
+        width = self._widths[content_hash]
         name = f"imported/{model.strip().replace('@', ' at ') or 'unknown'}"
-        own_id = digest(["imported", prompt.id, name, digest(data.hex())])
+        own_id = digest(["imported", prompt.id, name, content_hash])
         # how it was drawn is not known; the width stands for the size
         sampler = Sampler(0, 0.0, 0.0, width, "")
         path = self.study.image_path(own_id)
@@ -215,6 +221,10 @@ def _check_type(file: Path, field: pa.Field, kind: Kind) -> None:
         raise UserError(f"{file} has column {field.name!r} of type {field.type}; give {kind}")
 
 
+def _is_words(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
+
+
 def _is_image(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
@@ -223,7 +233,7 @@ _TYPES: Mapping[Kind, Sequence[Callable[[pa.DataType], bool]]] = {
     "text": (
         pa.types.is_string,
         pa.types.is_large_string,
-        pa.types.is_dictionary,
+        _is_words,
         pa.types.is_null,
     ),
     "number": (pa.types.is_integer, pa.types.is_floating, pa.types.is_null),

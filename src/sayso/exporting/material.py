@@ -55,21 +55,26 @@ class Material:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many there are: votes by kind, live votes, raters, images, prompts."""
+        """How many there are: votes by kind, live ones, attention items, raters, images, prompts.
+
+        Only live votes that are no attention items go into other formats than ours.
+        """
         raters: set[str] = set()
         prompts: set[str] = set()
         kinds = {"rating": 0, "comparison": 0}
-        live = 0
-        for row in read_votes(self.votes, ["kind", "rater", "prompt_id", "live"]):
+        live = attention = 0
+        for row in read_votes(self.votes, ["kind", "rater", "prompt_id", "live", "attention"]):
             raters.add(row["rater"])
             prompts.add(row["prompt_id"])
             kinds[row["kind"]] += 1
             live += row["live"]
+            attention += bool(row["attention"])
         return {
             "votes": sum(kinds.values()),
             "ratings": kinds["rating"],
             "comparisons": kinds["comparison"],
             "live": live,
+            "attention": attention,
             "raters": len(raters),
             "images": len(self.samples),
             "prompts": len(prompts),

@@ -1,5 +1,6 @@
 """Pick-a-Pic style tables: each row becomes a comparison of two single images."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -53,7 +54,8 @@ class PickAPic(TableImport):
         if left.sample.id == right.sample.id:
             return Entry(left_out="rows of twice the same image")
         user = row.get("user_id")
-        rater = "pickapic" if user is None else f"pickapic-{int(user)}"
+        known = user is not None and not math.isnan(user)
+        rater = f"pickapic-{int(user)}" if known else "pickapic"
         answered_at = seconds(row.get("created_at") or 0)
         ids = (left.sample.id, right.sample.id)
         vote = Comparison(
