@@ -72,6 +72,17 @@ def test_stored_once_and_superseded(server: str) -> None:
     assert live == {"s0": "bad", **{f"s{i}": "good" for i in range(1, 5)}}
 
 
+def test_all_votes_are_read_in_chunks(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sayso.feedback._STREAM_CHUNK", 2)
+    store = Feedback(server)
+    votes = [replace(vote(i), rater="streamed") for i in range(30, 35)]
+    votes = [replace(v, id=f"stream-{v.id}", sample_id=f"stream-{v.sample_id}") for v in votes]
+    later = replace(votes[0], id="stream-later", value="bad", supersedes=votes[0].id)
+    store.add_ratings([*votes, later])
+    mine = [(v, live) for v, live in store.stream(simulated=False) if v.rater == "streamed"]
+    assert mine == [(v, v is not votes[0]) for v in [*votes, later]]
+
+
 def test_same_id_other_body_is_refused(server: str) -> None:
     store = Feedback(server)
     store.add_ratings([vote(20)])

@@ -50,6 +50,18 @@ COMMANDS = {
     "report": Command(
         "write report.html and summary.json", "sayso.stages.report", "report", "ReportConfig"
     ),
+    "export": Command(
+        "write the votes as tables that others read",
+        "sayso.stages.export",
+        "export",
+        "ExportConfig",
+    ),
+    "import": Command(
+        "take in others' images and preferences",
+        "sayso.stages.imports",
+        "import_table",
+        "ImportConfig",
+    ),
     "demo": Command("the whole loop on the tiny world", "sayso.demo", "demo", "DemoConfig"),
 }
 FOLDER_COMMANDS = ("new", "demo")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sayso.study import Study
 
 BUSY_TIMEOUT_S = 10.0
+_STREAM_CHUNK = 10_000  # rows in memory while all votes are read
 _CHUNK = 500  # ids in one query; SQLite allows some thousands of variables
 
 
@@ -128,6 +129,27 @@ class Feedback:
     def votes(self, simulated: bool | None = None) -> list[Rating | Comparison]:
         """The live ratings, then the live comparisons; see `ratings`."""
         return [*self.ratings(simulated), *self.comparisons(simulated)]
+
+    def stream(self, simulated: bool) -> Iterator[tuple[Rating | Comparison, bool]]:
+        """Every rating, then every comparison, oldest first, each with whether it is live.
+
+        Also those that were superseded. One statement a table is a snapshot of it; rows come in
+        chunks, so memory stays bounded however many there are.
+        """
+        if self._absent:
+            return
+        for table, read in ((tables.ratings, _rating), (tables.comparisons, _comparison)):
+            later = table.alias()
+            superseded = select(later.c.seq).where(later.c.supersedes == table.c.id).exists()
+            query = (
+                select(table, superseded.label("superseded"))
+                .where(table.c.simulated == simulated)
+                .order_by(table.c.seq)
+                .execution_options(yield_per=_STREAM_CHUNK)
+            )
+            with self._transaction(write=False) as db:
+                for row in db.execute(query).mappings():
+                    yield read(dict(row)), not row["superseded"]
 
     def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
         """The live ratings counted per sample id: of people or of simulated raters, never both.

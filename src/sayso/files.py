@@ -13,12 +13,16 @@ from sayso.errors import UserError
 JsonObject = dict[str, Any]
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` atomically and durably (temporary name, fsync, rename)."""
+def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Put `content` at `path` atomically and durably (temporary name, fsync, rename).
+
+    Args:
+        mode: permissions of the file, before the umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda p, flags: os.open(p, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Plug-ins by file name: aligners, rewards, families are one file each, here or the user's."""
+"""Plug-ins by file name: aligners, rewards, families, table formats; one file each, also yours."""
 
 import importlib
 import importlib.util
@@ -12,8 +12,14 @@ from typing import Any, Literal, TypeVar
 from sayso.errors import UserError, unknown_name
 
 T = TypeVar("T")
-Kind = Literal["aligner", "reward", "family"]
-FOLDERS = {"aligner": "aligners", "reward": "rewards", "family": "families"}
+Kind = Literal["aligner", "reward", "family", "export", "import"]
+FOLDERS = {
+    "aligner": "aligners",
+    "reward": "rewards",
+    "family": "families",
+    "export": "exports",
+    "import": "imports",
+}
 
 
 def plugin_names(kind: Kind) -> list[str]:

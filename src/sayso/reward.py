@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,13 +74,13 @@ class Reward(ABC):
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]
     ) -> Tensor:
         """Scores from pixels; overridden where something cached makes it cheaper."""
-        pairs = list(zip(samples, texts, strict=True))
+        pixels = (to_pixels(study.image(sample)) for sample in samples)
+        pairs = zip(pixels, texts, strict=True)
         scores = []
-        for _, same_size in groupby(pairs, key=lambda pair: pair[0].sampler.image_size_px):
-            group = list(same_size)
-            for start in range(0, len(group), BATCH_SIZE):
-                part = group[start : start + BATCH_SIZE]
-                images = torch.stack([to_pixels(study.image(sample)) for sample, _ in part])
+        # imported images may have any shape
+        for _, same_shape in groupby(pairs, key=lambda pair: pair[0].shape):
+            while part := list(islice(same_shape, BATCH_SIZE)):
+                images = torch.stack([image for image, _ in part])
                 scores.append(self.score(images, [text for _, text in part]))
         return torch.cat(scores)
 

@@ -1,7 +1,9 @@
 """Study: the only code that knows file names; docs/study-folder.md has the format."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +98,10 @@ class Study:
         lines = [json.dumps(asdict(p), ensure_ascii=False) for p in prompts]
         files.write_bytes(self.path / "prompts.jsonl", ("\n".join(lines) + "\n").encode())
 
+    def add_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Append prompts to prompts.jsonl."""
+        files.append_lines(self.path / "prompts.jsonl", [asdict(p) for p in prompts])
+
     # samples
 
     def samples(self, model: str | None = None) -> list[Sample]:
@@ -108,18 +114,20 @@ class Study:
         self,
         samples: Sequence[Sample],
         images: Sequence["Image.Image"],
-        latents: Mapping[str, Any],
+        latents: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep one batch: images, then the shard of latents, then the records.
 
         The records come last and in one write, so a crash leaves no record without its files.
         `latents` maps sample id → tensor [c, h, w]; all samples of the batch name the same shard.
+        Images that were not drawn here have none, and their samples name no shard.
         """
-        from safetensors.torch import save
-
         for sample, image in zip(samples, images, strict=True):
             files.save_image(self.path / sample.path, lambda p, i=image: i.save(p, "PNG"))
-        files.write_bytes(self.path / samples[0].latents, save(dict(latents)))
+        if latents is not None:
+            from safetensors.torch import save
+
+            files.write_bytes(self.path / samples[0].latents, save(dict(latents)))
         files.append_lines(self.path / "samples.jsonl", [asdict(s) for s in samples])
 
     def image_path(self, sample_id: str) -> str:
@@ -135,12 +143,27 @@ class Study:
 
         Raises: UserError: if the file is missing or not a whole picture.
         """
+        with self._opened(sample) as image:
+            return image.convert("RGB")
+
+    def image_bytes(self, sample: Sample) -> bytes:
+        """The image's file as it is, after its checksums were verified.
+
+        Raises: UserError: as `image`.
+        """
+        with self._opened(sample) as image:
+            image.verify()
+        return (self.path / sample.path).read_bytes()
+
+    @contextmanager
+    def _opened(self, sample: Sample) -> "Iterator[Image.Image]":
+        """The image for the block; what is wrong with it becomes one line."""
         from PIL import Image
 
         path = self.path / sample.path
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                yield image
         except FileNotFoundError:
             raise UserError(
                 f"image {path} is gone; restore it, or delete its line in samples.jsonl and "
@@ -189,6 +212,17 @@ class Study:
     def cache(self) -> Path:
         """Folder of what can be computed again: embeddings of prompts and images."""
         return self.path / "cache"
+
+    def export_key(self) -> bytes:
+        """The secret that turns raters' names into pseudonyms; made at first use, mode 0600."""
+        path = self.path / "export.key"
+        if not path.exists():
+            files.write_bytes(path, secrets.token_bytes(32), mode=0o600)
+        return path.read_bytes()
+
+    def export_path(self, name: str) -> Path:
+        """Where `sayso export` writes unless told otherwise."""
+        return self.path / "exports" / name
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write summary.json, the study's headline numbers."""

@@ -146,6 +146,13 @@ def _own_images(study: Study, config: AlignConfig) -> _OwnImages:
             f"there are no images of {model!r} for train prompts; make some with: "
             f"sayso generate {study.path} --model {model}"
         )
+    imported = sum(not sample.latents for sample in samples)
+    if imported:
+        raise UserError(
+            f"{imported} images of {model!r} were imported and have no stored latents, which align "
+            "trains on; they can only train a reward: choose a --model whose images sayso generate "
+            "drew here"
+        )
     marks = _marks(study, samples, config.labels)
     return _OwnImages(samples, [texts[s.prompt_id] for s in samples], marks)
 

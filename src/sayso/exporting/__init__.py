@@ -1,0 +1,1 @@
+"""What every export shares: the snapshot of the votes, images, pairs, manifest, dataset card."""

@@ -1,0 +1,79 @@
+"""What the raters say of each image, counted from a snapshot of the votes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import compute
+
+from sayso.types import Value
+
+# its functions are made while it is imported, so no type checker knows them
+pc: Any = compute
+
+SCHEMA = pa.schema([
+    ("sample_id", pa.string()), ("question", pa.string()), ("n_good", pa.int64()),
+    ("n_bad", pa.int64()), ("n_skip", pa.int64()), ("p_good", pa.float64()),
+    ("agreement", pa.float64()),
+])  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Live ratings of one image on one question."""
+
+    sample_id: str
+    question: str
+    n_good: int
+    n_bad: int
+    n_skip: int
+
+    @property
+    def p_good(self) -> float | None:
+        """Share of good among good and bad; None if there are neither."""
+        n = self.n_good + self.n_bad
+        return self.n_good / n if n else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the pairs of raters who say the same, skips apart; None with fewer than two."""
+        n = self.n_good + self.n_bad
+        same = self.n_good * (self.n_good - 1) + self.n_bad * (self.n_bad - 1)
+        return same / (n * (n - 1)) if n > 1 else None
+
+    @property
+    def majority(self) -> Value:
+        """What more raters say of good and bad; "skip" if neither."""
+        if self.n_good == self.n_bad:
+            return "skip"
+        return "good" if self.n_good > self.n_bad else "bad"
+
+
+def count_labels(votes: Path) -> list[Count]:
+    """The counts of each rated image and question, sorted; attention items do not count.
+
+    Only four columns are read, so a million votes need some tens of megabytes.
+    """
+    columns = ["kind", "item_ids", "question", "value", "live", "attention"]
+    table = pq.read_table(votes, columns=columns)
+    wanted = pc.and_(pc.equal(table["kind"], "rating"), table["live"])
+    attention = pc.fill_null(table["attention"], False)
+    table = table.filter(pc.and_(wanted, pc.invert(attention)))
+    counts = {
+        f"n_{value}": pc.cast(pc.equal(table["value"], value), pa.int64())
+        for value in ("good", "bad", "skip")
+    }
+    # a rating is of one image, so its list of items is as long as the table
+    items = {"sample_id": pc.list_flatten(table["item_ids"]), "question": table["question"]}
+    grouped = pa.table({**items, **counts}).group_by(["sample_id", "question"])
+    return list(_sorted(grouped.aggregate([(name, "sum") for name in counts])))
+
+
+def _sorted(table: pa.Table) -> Iterator[Count]:
+    table = table.sort_by([("sample_id", "ascending"), ("question", "ascending")])
+    for row in table.to_pylist():
+        numbers = [row[f"n_{value}_sum"] for value in ("good", "bad", "skip")]
+        yield Count(row["sample_id"], row["question"], *numbers)

@@ -1,0 +1,244 @@
+"""What an importer of others' tables must offer, and how tables are opened and checked."""
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from sayso.errors import UserError
+from sayso.exporting.snapshot import plain_times
+from sayso.plugins import load_plugin
+from sayso.prompts import make_prompt
+from sayso.study import Study
+from sayso.types import Comparison, Prompt, Question, Rating, Sample, Sampler, Split, digest
+
+BATCH = 32
+"""Table rows in memory; each may hold two images."""
+
+Kind = Literal["text", "number", "flag", "time", "image", "any"]
+
+
+class Column(NamedTuple):
+    """What a column must hold, and whether it must be there."""
+
+    kind: Kind
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image as the table has it, and the record it will have."""
+
+    sample: Sample
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one row of a table becomes. `left_out` says why it becomes nothing."""
+
+    prompts: tuple[Prompt, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    ratings: tuple[Rating, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    left_out: str = ""
+
+
+class TableImport(ABC):
+    """One layout of others' tables. A plug-in is one file of `imports/` with one subclass.
+
+    `columns` names all columns that the layout knows; a table with others is refused, for they
+    would be lost without a word.
+    """
+
+    columns: ClassVar[Mapping[str, Column]]
+    derives_ratings: ClassVar[bool] = False
+    """Whether comparisons of two images are all it has, so that marks must follow from them."""
+
+    def entries(self, path: Path, context: "Context") -> Iterator[Entry]:
+        """What the rows of the table become; always the same for the same table.
+
+        Raises: UserError: for an unknown or missing column, a wrong type or a wrong value.
+        """
+        for where, row in read_rows(path, self.columns):
+            yield self.entry(where, row, context)
+
+    @abstractmethod
+    def entry(self, where: str, row: Mapping[str, Any], context: "Context") -> Entry:
+        """What one row becomes; `where` names it for error messages."""
+
+
+def load_import(name: str) -> type[TableImport]:
+    """The class of the importer `name`, or of the user's own file.
+
+    Raises: UserError: for an unknown name.
+    """
+    return load_plugin("import", name, TableImport)
+
+
+class Context:
+    """What importers need to know of the study and the options; makes prompts and records.
+
+    Args:
+        readable: says whether a prompt may be taken in.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        *,
+        split: Split = "train",
+        question: Question = "alignment",
+        simulated: bool = False,
+        rating_column: str = "",
+        readable: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        self.study = study
+        self.split: Split = split
+        self.question: Question = question
+        self.simulated, self.rating_column = simulated, rating_column
+        self.readable = readable
+        known = study.prompts() if study.has_prompts else []
+        self._prompts = {p.text: p for p in known if p.split != "fidelity"}
+        # of images that were decoded once, for a table is read twice and names an image often
+        self._widths: dict[str, int] = {}
+
+    def prompt(self, where: str, text: object, category: str) -> Prompt:
+        """The study's own prompt of that text if it has one, else a new one of the split asked."""
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{where} has no prompt; delete the row")
+        if text not in self._prompts:
+            self._prompts[text] = make_prompt(text, self.split, category)
+        return self._prompts[text]
+
+    def picture(self, where: str, content: object, prompt: Prompt, model: str) -> Picture:
+        """The image and its record; the id is a hash of prompt, model and the file's content.
+
+        Raises: UserError: if the content is no whole picture.
+        """
+        data = content.get("bytes") if isinstance(content, dict) else content
+        if not isinstance(data, bytes):
+            raise UserError(
+                f"{where} has no image bytes; a table with links or paths alone cannot be imported"
+            )
+        content_hash = hashlib.sha256(data).hexdigest()
+        if content_hash not in self._widths:
+            self._widths[content_hash] = decode(where, data).width
+        width = self._widths[content_hash]
+        name = f"imported/{model.strip().replace('@', ' at ') or 'unknown'}"
+        own_id = digest(["imported", prompt.id, name, content_hash])
+        # how it was drawn is not known; the width stands for the size
+        sampler = Sampler(0, 0.0, 0.0, width, "")
+        path = self.study.image_path(own_id)
+        return Picture(Sample(own_id, prompt.id, name, 0, sampler, path, ""), data)
+
+
+def decode(where: str, content: bytes) -> Image.Image:
+    """The picture, decoded whole, RGB. Raises: UserError: if it is damaged."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{where} has a damaged image ({reason}); nothing was imported") from None
+
+
+# tables
+
+
+def table_files(path: Path) -> list[Path]:
+    """The Parquet files at `path`: itself, or all below a folder, by name.
+
+    Raises: UserError: if there are none.
+    """
+    found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise UserError(f"{path} is no Parquet file and no folder of such; give one")
+    return found
+
+
+def read_rows(path: Path, columns: Mapping[str, Column]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of the table and where each stands, times as whole nanoseconds.
+
+    All files' columns are checked before the first row comes.
+    """
+    tables = table_files(path)
+    for file in tables:
+        with _open(file) as table:
+            check_schema(file, table.schema_arrow, columns)
+    for file in tables:
+        yield from _rows(file)
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    with _open(file) as table:
+        try:
+            for batch in table.iter_batches(batch_size=BATCH):
+                for row in plain_times(batch).to_pylist():
+                    number += 1
+                    yield f"{file} row {number}", row
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(file, error) from None
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0]
+    return UserError(f"{file} is no Parquet file or is damaged ({reason}); get it anew")
+
+
+def check_schema(file: Path, schema: pa.Schema, columns: Mapping[str, Column]) -> None:
+    """Refuse unknown columns, missing ones and wrong types, each by name."""
+    unknown = [name for name in schema.names if name not in columns]
+    if unknown:
+        raise UserError(
+            f"{file} has unknown column {unknown[0]!r}; known are {', '.join(columns)}: delete it "
+            "or choose another --format"
+        )
+    for name, column in columns.items():
+        if name in schema.names:
+            _check_type(file, schema.field(name), column.kind)
+        elif column.required:
+            raise UserError(f"{file} has no column {name!r}; choose another --format or add it")
+
+
+def _check_type(file: Path, field: pa.Field, kind: Kind) -> None:
+    if not any(check(field.type) for check in _TYPES[kind]):
+        raise UserError(f"{file} has column {field.name!r} of type {field.type}; give {kind}")
+
+
+def _is_words(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+
+_TYPES: Mapping[Kind, Sequence[Callable[[pa.DataType], bool]]] = {
+    "text": (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        _is_words,
+        pa.types.is_null,
+    ),
+    "number": (pa.types.is_integer, pa.types.is_floating, pa.types.is_null),
+    "flag": (pa.types.is_boolean, pa.types.is_null),
+    "time": (pa.types.is_timestamp, pa.types.is_null),
+    "image": (pa.types.is_binary, pa.types.is_large_binary, _is_image),
+    "any": (lambda _: True,),
+}

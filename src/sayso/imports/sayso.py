@@ -1,0 +1,74 @@
+"""Our own export, taken in again: an empty study then holds the same votes."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sayso.errors import UserError
+from sayso.exporting.manifest import read_manifest
+from sayso.exporting.snapshot import SCHEMA, seconds
+from sayso.importing import Column, Context, Entry, Picture, TableImport, decode, read_rows
+from sayso.types import Comparison, Prompt, Rating, Sample, Sampler
+
+VOTES: Mapping[str, Column] = {name: Column("any", required=True) for name in SCHEMA.names}
+
+
+class Sayso(TableImport):
+    """Everything comes back but raters' names and sessions, which stay pseudonyms.
+
+    Votes keep their ids, images their ids and models; final latents are not in the export. The
+    files must be what manifest.json says.
+    """
+
+    columns: ClassVar[Mapping[str, Column]] = {
+        name: Column("any", required=True)
+        for name in (
+            "sample_id", "sha256", "image", "prompt_id", "prompt", "category", "slots", "split",
+            "model", "base_model", "revision", "seed", "num_inference_steps", "guidance_scale",
+            "eta", "image_size_px", "negative_prompt", "width", "height",
+        )
+    }  # fmt: skip
+
+    def entries(self, path: Path, context: Context) -> Iterator[Entry]:
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder; give the folder that sayso export wrote")
+        manifest = read_manifest(path)
+        if manifest.get("format") != "sayso":
+            raise UserError(f"{path} has format {manifest.get('format')!r}; give it with --format")
+        for where, row in read_rows(path / "images.parquet", self.columns):
+            yield self.entry(where, row, context)
+        for _, row in read_rows(path / "votes.parquet", VOTES):
+            yield _vote(row)
+
+    def entry(self, where: str, row: Mapping[str, Any], context: Context) -> Entry:
+        prompt = Prompt(
+            row["prompt_id"], row["prompt"], row["category"], json.loads(row["slots"]), row["split"]
+        )
+        sampler = Sampler(**{name: row[name] for name in Sampler.__slots__})
+        path = context.study.image_path(row["sample_id"])
+        sample = Sample(row["sample_id"], prompt.id, row["model"], row["seed"], sampler, path, "")
+        content = row["image"]["bytes"]
+        decode(where, content)
+        return Entry((prompt,), (Picture(sample, content),))
+
+
+def _vote(row: Mapping[str, Any]) -> Entry:
+    common = {
+        "id": row["vote_id"],
+        "rater": row["rater"],
+        "question": row["question"],
+        "value": row["value"],
+        "simulated": row["simulated"],
+        "shown_at": seconds(row["shown_at"]),
+        "answered_at": seconds(row["answered_at"]),
+        "shown": json.loads(row["shown"]),
+        "supersedes": row["supersedes"],
+    }
+    if row["kind"] == "rating":
+        reason = row["skip_reason"] or ""
+        return Entry(ratings=(Rating(sample_id=row["item_ids"][0], reason=reason, **common),))
+    sides = {key: tuple(row[key]) for key in ("left_ids", "right_ids")}
+    models = {key: row[key] for key in ("left_model", "right_model")}
+    vote = Comparison(prompt_id=row["prompt_id"], **sides, **models, **common)
+    return Entry(comparisons=(vote,))

@@ -1,0 +1,172 @@
+"""Stage `export`: write the votes as tables that other programs read."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sayso import files
+from sayso.errors import UserError
+from sayso.exporting.formats import ExportOptions, load_format
+from sayso.progress import console
+from sayso.study import Study
+
+if TYPE_CHECKING:
+    from sayso.exporting.formats import ExportFormat
+    from sayso.exporting.material import Material
+
+
+@dataclass(frozen=True)
+class ExportConfig(ExportOptions):
+    """Options of `sayso export`; docs/exports.md says what each format holds and loses."""
+
+    format: str = "sayso"
+    """The layout: sayso (ours, without loss), pickapic, imagerewarddb, hpdv2, hpdv3, imagefolder,
+    webdataset, kto, or your own ./mine.py."""
+    out: str = ""
+    """Folder to write; default: exports/FORMAT in the study."""
+    raters: Literal["auto", "people", "simulated"] = "auto"
+    """Whose votes; auto: people's if there are any, else those of simulated raters. Both are never
+    mixed."""
+    license: str = ""
+    """Licence to state in the dataset card, such as cc-by-4.0; default: unknown."""
+
+
+def export(study: Study, config: ExportConfig | None = None) -> Path:
+    """Write one export, whole or not at all.
+
+    Returns: the folder; with README.md (a dataset card) and manifest.json (counts, checksums).
+    Raises: UserError: if pyarrow is not installed, there is nothing to export, an image that votes
+        are about is missing or damaged, or the folder holds something else already.
+    """
+    config = config or ExportConfig()
+    config.check()
+    need_pyarrow()
+    form = load_format(config.format)()
+    out = _out(study, config)
+    _refuse_foreign(out)
+    _remove_leftovers(out)
+    simulated = _simulated(study, config)
+    with files.new_folder(out) as folder:
+        rows = _write(study, config, form, simulated, folder)
+        _refuse_different(out, folder)
+    console.print(f"{out}: {', '.join(f'{n} rows in {name}' for name, n in rows.items())}")
+    return out
+
+
+def plan(study: Study, config: ExportConfig) -> dict[str, object]:
+    """Where the export would go and whose votes it would hold."""
+    config.check()
+    simulated = _simulated(study, config)
+    votes = sum(1 for _ in study.feedback.stream(simulated))
+    who = "simulated" if simulated else "people"
+    return {"folder": _out(study, config), "votes of": who, "votes": votes}
+
+
+def need_pyarrow() -> None:
+    """Raises: UserError: if the package that reads and writes tables is missing."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(
+            "tables need one more package; install it with: pip install 'sayso[export]'"
+        )
+
+
+def _out(study: Study, config: ExportConfig) -> Path:
+    return Path(config.out) if config.out else study.export_path(Path(config.format).stem)
+
+
+def _simulated(study: Study, config: ExportConfig) -> bool:
+    """Whose votes to read; False is people."""
+    votes = study.feedback
+    there = {simulated: next(votes.stream(simulated), None) for simulated in (False, True)}
+    simulated = config.raters == "simulated"
+    if config.raters == "auto":
+        simulated = there[False] is None
+    if there[simulated] is None:
+        who = {"auto": "anybody", "simulated": "simulated raters"}.get(config.raters, "people")
+        raise UserError(
+            f"{study.path} has no votes of {who}; collect some with sayso rate {study.path}"
+        )
+    return simulated
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse at once what is no export, before any work is done."""
+    if out.is_file():
+        raise UserError(f"{out} is a file; give a folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise UserError(f"{out} exists and is no export; choose another --out")
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Delete what killed exports to the same place left; those of running programs stay."""
+    for folder in out.parent.glob(".*.tmp"):
+        name, _, pid = folder.name[1:].removesuffix(".tmp").rpartition(".")
+        if name == out.name and pid.isdigit() and not _runs(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _refuse_different(out: Path, folder: Path) -> None:
+    """Refuse to replace another export; an equal one, file by file, may be replaced."""
+    from sayso.exporting.manifest import NAME, checksums
+
+    if not (out / NAME).is_file():
+        return
+    same = (out / NAME).read_bytes() == (folder / NAME).read_bytes()
+    if not same or checksums(out) != checksums(folder):
+        raise UserError(
+            f"{out} exists and differs from what would be written now (other votes, options or "
+            "changed files); delete it or choose another --out"
+        )
+
+
+def _write(
+    study: Study, config: ExportConfig, form: "ExportFormat", simulated: bool, folder: Path
+) -> Mapping[str, int]:
+    from sayso.exporting.card import card
+    from sayso.exporting.manifest import write_manifest
+    from sayso.exporting.material import Material
+
+    votes = folder / ".votes.parquet"
+    material = Material(study, config, votes, simulated)
+    counts = material.counts
+    rows = form.write(material, folder)
+    if not rows:
+        raise UserError(
+            f"nothing to export: format {config.format} can hold none of the {counts['votes']} "
+            f"votes (left out: {material.left_out}); choose another --format or --question"
+        )
+    votes.unlink(missing_ok=True)
+    name = Path(config.format).stem
+    text = card(material, form, name, rows, config.license)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_manifest(folder, _facts(config, material, name, rows))
+    return rows
+
+
+def _facts(
+    config: ExportConfig, material: "Material", name: str, rows: Mapping[str, int]
+) -> dict[str, object]:
+    options = {f.name: getattr(config, f.name) for f in fields(ExportOptions)}
+    return {
+        "format": name,
+        "study": material.study.info.name,
+        "raters": "simulated" if material.simulated else "people",
+        "options": options,
+        "counts": material.counts,
+        "rows": dict(rows),
+        "left_out": material.left_out,
+    }
