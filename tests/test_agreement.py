@@ -11,9 +11,9 @@ from nltk.metrics.agreement import AnnotationTask
 from numpy import ndarray
 from statsmodels.stats import inter_rater
 
-from sayso import agreement, bootstrap
-from sayso.agreement import Ballot, Votes, collect, fleiss_kappa, krippendorff_alpha, measure
-from sayso.bootstrap import Clusters
+from sayso.votes import agreement, bootstrap
+from sayso.votes.agreement import Ballot, Votes, collect, fleiss_kappa, krippendorff_alpha, measure
+from sayso.votes.bootstrap import Clusters
 
 CLASSES = ("good", "bad", "skip")
 

@@ -9,7 +9,7 @@ from numpy import ndarray
 from scipy import optimize
 from statsmodels.discrete.conditional_models import ConditionalLogit
 
-from sayso.bradley_terry import connected, davidson, separated
+from sayso.votes.bradley_terry import connected, davidson, separated
 
 
 def games(seed: int, models: int, ties: bool = True) -> tuple[ndarray, ndarray]:

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from sayso.agreement import Ballot, Votes, collect
-from sayso.dawid_skene import RIGHT, WRONG, dawid_skene
-from sayso.rater_report import label_quality, rating_section
-from sayso.rater_table import rater_table
 from sayso.types import Prompt, Rating
+from sayso.votes.agreement import Ballot, Votes, collect
+from sayso.votes.dawid_skene import RIGHT, WRONG, dawid_skene
+from sayso.votes.rater_report import label_quality, rating_section
+from sayso.votes.rater_table import rater_table
 
 CLASSES = ("good", "bad")
 CARELESS = 7

@@ -14,11 +14,11 @@ from sayso import evaluation, features, scoring
 from sayso.errors import UserError
 from sayso.evaluation import Scored
 from sayso.run import Run
-from sayso.side_by_side import side_by_side
 from sayso.stages.evaluate import EvaluateConfig, evaluate, plan
 from sayso.study import Study
 from sayso.tinyworld.reading import Detection, Reading
 from sayso.types import Comparison, Prompt
+from sayso.votes.side_by_side import side_by_side
 
 
 def row(i: int, true: bool | None, model: str = "base", **more: object) -> Scored:

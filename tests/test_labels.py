@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import voted
 
-from sayso import ballots, labels
 from sayso.errors import UserError
 from sayso.feedback import Feedback
-from sayso.labels import LabelMethod, soft_labels
 from sayso.stages.align import AlignConfig, _own_images
 from sayso.stages.fit import FitConfig, _heldout, collect
 from sayso.types import Comparison, Rating, Sample, Sampler
+from sayso.votes import ballots, labels
+from sayso.votes.labels import LabelMethod, soft_labels
 
 
 def mark(sample: str, rater: str, value: str, **more: object) -> Rating:

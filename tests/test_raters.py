@@ -10,12 +10,7 @@ import pytest
 import voted
 
 from sayso import cli, files
-from sayso.agreement import Ballot, collect
-from sayso.ballots import MARKS
-from sayso.bootstrap import Interval
 from sayso.errors import UserError
-from sayso.rater_report import label_quality, plain
-from sayso.rater_table import RULES, Checks, RaterRow, careless, rater_table
 from sayso.reporting import charts, words
 from sayso.reporting.material import Material
 from sayso.reporting.summary import summarise
@@ -23,6 +18,11 @@ from sayso.stages.agreement import AgreementConfig, agreement, plan
 from sayso.stages.report import report
 from sayso.study import Study
 from sayso.types import Rating
+from sayso.votes.agreement import Ballot, collect
+from sayso.votes.ballots import MARKS
+from sayso.votes.bootstrap import Interval
+from sayso.votes.rater_report import label_quality, plain
+from sayso.votes.rater_table import RULES, Checks, RaterRow, careless, rater_table
 
 ROW = RaterRow(
     "r", 50, 2.0, {}, 40, 0.9, 0.8, Checks(0, 0), Checks(0, 0), {}, Interval(0.9, 0.8, 1.0)
@@ -134,9 +134,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def _evaluated(study: Study) -> None:
     """What `evaluate` writes of the comparisons."""
-    from sayso.balance import balance
-    from sayso.side_by_side import side_by_side
-    from sayso.standings import standings
+    from sayso.votes.balance import balance
+    from sayso.votes.side_by_side import side_by_side
+    from sayso.votes.standings import standings
 
     votes, prompts = study.feedback.comparisons(), {p.id for p in study.prompts("seen")}
     study.run("align", "rwr", {}).finish({})

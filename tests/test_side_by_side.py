@@ -8,13 +8,13 @@ import voted
 from scipy import stats
 
 from sayso import metrics
-from sayso.agreement import Ballot, Votes, collect
-from sayso.balance import balance, binomial_test
-from sayso.ballots import SIDES
-from sayso.side_by_side import side_by_side, two_way
-from sayso.standings import standings
 from sayso.study import Study
 from sayso.types import Comparison
+from sayso.votes.agreement import Ballot, Votes, collect
+from sayso.votes.balance import balance, binomial_test
+from sayso.votes.ballots import SIDES
+from sayso.votes.side_by_side import side_by_side, two_way
+from sayso.votes.standings import standings
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 from sqlalchemy.pool import NullPool
 
 from sayso import vote_tables as tables
-from sayso.ballots import is_check
 from sayso.errors import UserError
-from sayso.labels import LabelMethod, LabelRow, label_rows, preferences, soft_labels
 from sayso.types import (
     Choice,
     Comparison,
@@ -31,6 +29,8 @@ from sayso.types import (
     Value,
     digest,
 )
+from sayso.votes.ballots import is_check
+from sayso.votes.labels import LabelMethod, LabelRow, label_rows, preferences, soft_labels
 
 if TYPE_CHECKING:
     from sayso.study import Study

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Shaped
 from numpy import ndarray
 from scipy import stats
 
-from sayso.bootstrap import Interval
+from sayso.votes.bootstrap import Interval
 
 # shares and paired comparisons
 

@@ -6,11 +6,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from sayso.ballots import fingerprint
 from sayso.errors import UserError
 from sayso.files import JsonObject, read_json, read_lines
 from sayso.run import Run
 from sayso.study import Study
+from sayso.votes.ballots import fingerprint
 
 SESSION_GAP_S = {"people": 300.0, "simulated": 10.0}
 """Votes further apart than this belong to two sittings; the pause between them is not counted."""

@@ -7,9 +7,9 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from sayso.files import JsonObject
-from sayso.rater_table import RULES
 from sayso.reporting import gallery, words
 from sayso.reporting.material import Material
+from sayso.votes.rater_table import RULES
 
 KINDS = {"good": "win", "bad": "lose", "skip": "undecided", "first": "win", "second": "lose"}
 """Answer → CSS class that gives its colour; a tie has its own."""

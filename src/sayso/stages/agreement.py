@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from sayso.ballots import GOLD, fingerprint
 from sayso.errors import UserError
-from sayso.labels import METHODS, judgements
 from sayso.progress import console
-from sayso.rater_report import (
+from sayso.run import Run
+from sayso.study import Study
+from sayso.types import Comparison, Prompt, Question, Rating, Sample
+from sayso.votes.ballots import GOLD, fingerprint
+from sayso.votes.labels import METHODS, judgements
+from sayso.votes.rater_report import (
     Section,
     comparison_sections,
     label_quality,
     plain,
     rating_section,
 )
-from sayso.run import Run
-from sayso.study import Study
-from sayso.types import Comparison, Prompt, Question, Rating, Sample
 
 QUESTIONS: tuple[Question, ...] = ("alignment", "fidelity")
 
@@ -69,7 +69,7 @@ def agreement(study: Study, config: AgreementConfig | None = None) -> Run:
     Raises: UserError: if there are no votes, an option is out of range, or the named run tells of
         other votes.
     """
-    from sayso.rater_print import show
+    from sayso.votes.rater_print import show
 
     config = config or AgreementConfig()
     votes = _gather(study, config)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sayso.devices import MixedPrecision, main_process_first, make_accelerator
 from sayso.errors import UserError
-from sayso.labels import LabelMethod, check_method
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
 from sayso.train_options import TrainOptions
 from sayso.types import Sample
+from sayso.votes.labels import LabelMethod, check_method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -216,10 +216,10 @@ def _result(
 
 def _compared(study: Study, material: _Material) -> dict[str, Any]:
     """The side-by-side votes on the test prompts; strengths take in every model compared there."""
-    from sayso.balance import balance
-    from sayso.ballots import is_check
-    from sayso.side_by_side import side_by_side
-    from sayso.standings import standings
+    from sayso.votes.balance import balance
+    from sayso.votes.ballots import is_check
+    from sayso.votes.side_by_side import side_by_side
+    from sayso.votes.standings import standings
 
     seed, prompts = study.info.seed, set(material.prompts)
     counted = [v for v in study.feedback.comparisons() if not is_check(v)]

@@ -11,11 +11,11 @@ from numpy import ndarray
 
 from sayso.errors import UserError
 from sayso.feedback import Label, check_feedback
-from sayso.labels import LabelMethod, check_method
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
 from sayso.types import Prompt, Sample
+from sayso.votes.labels import LabelMethod, check_method
 
 if TYPE_CHECKING:
     from sayso.reward import TrainableReward

@@ -284,7 +284,7 @@ def _keep_images(study: Study, part: "list[Entry]", samples: set[str]) -> None:
 
 
 def _derive(study: Study) -> int:
-    from sayso.derived_ratings import ratings_from_comparisons
+    from sayso.votes.derived_ratings import ratings_from_comparisons
 
     votes = ((vote, live) for kind in (False, True) for vote, live in study.feedback.stream(kind))
     ratings = ratings_from_comparisons(votes)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from sayso.agreement import Ballot, collect
-from sayso.ballots import item_of, pair_of
-from sayso.bootstrap import bootstrap
 from sayso.types import Comparison
+from sayso.votes.agreement import Ballot, collect
+from sayso.votes.ballots import item_of, pair_of
+from sayso.votes.bootstrap import bootstrap
 
 SUSPECT_BELOW = 0.01
 """p-value under which a side counts as favoured."""

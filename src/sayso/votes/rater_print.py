@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sayso.files import JsonObject
 from sayso.progress import console
-from sayso.rater_table import RULES
+from sayso.votes.rater_table import RULES
 
 METHOD_NAMES = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
 TRUTHS = {"gold": "gold items", "tinyworld": "the tiny world's judge"}

@@ -8,10 +8,10 @@ import numpy as np
 from numpy import ndarray
 
 from sayso import metrics
-from sayso.agreement import Ballot, Votes, collect
-from sayso.ballots import SIDES, Pair, of_comparisons, pair_of, rank
-from sayso.bootstrap import centred, draws
 from sayso.types import Comparison
+from sayso.votes.agreement import Ballot, Votes, collect
+from sayso.votes.ballots import SIDES, Pair, of_comparisons, pair_of, rank
+from sayso.votes.bootstrap import centred, draws
 
 THRESHOLD = 2 / 3
 """Share of the raters of a prompt that must agree, as in the paper."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sayso.agreement import Agreement, Ballot, Votes, collect, measure
-from sayso.ballots import JUDGING_MARKS, MARKS, SIDES, Pair, of_comparisons, of_ratings
-from sayso.bootstrap import Interval, finite
-from sayso.dawid_skene import DawidSkene, dawid_skene
-from sayso.rater_table import Checks, RaterRow, rater_table
 from sayso.types import CATEGORIES, Comparison, Prompt, Question, Rating
+from sayso.votes.agreement import Agreement, Ballot, Votes, collect, measure
+from sayso.votes.ballots import JUDGING_MARKS, MARKS, SIDES, Pair, of_comparisons, of_ratings
+from sayso.votes.bootstrap import Interval, finite
+from sayso.votes.dawid_skene import DawidSkene, dawid_skene
+from sayso.votes.rater_table import Checks, RaterRow, rater_table
 
 
 @dataclass(frozen=True, slots=True)

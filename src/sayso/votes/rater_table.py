@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from sayso.agreement import Ballot, Votes
-from sayso.bootstrap import Interval
-from sayso.dawid_skene import DawidSkene
+from sayso.votes.agreement import Ballot, Votes
+from sayso.votes.bootstrap import Interval
+from sayso.votes.dawid_skene import DawidSkene
 
 LEAST_SHARE_RIGHT = 2 / 3
 """Of checks; who passes fewer is careless."""

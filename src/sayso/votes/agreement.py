@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from sayso.bootstrap import Clusters, Interval, bootstrap
+from sayso.votes.bootstrap import Clusters, Interval, bootstrap
 
 
 class Ballot(NamedTuple):

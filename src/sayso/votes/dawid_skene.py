@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from sayso.agreement import Votes
+from sayso.votes.agreement import Votes
 
 RIGHT, WRONG = 4.0, 1.0
 """Votes that every rater is thought to have cast before, right and wrong, for each true class."""

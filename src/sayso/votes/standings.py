@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from sayso.ballots import rank
-from sayso.bootstrap import Clusters, Interval, draws, finite, percentiles
-from sayso.bradley_terry import PRIOR_SD, connected, davidson, separated
 from sayso.types import Comparison
+from sayso.votes.ballots import rank
+from sayso.votes.bootstrap import Clusters, Interval, draws, finite, percentiles
+from sayso.votes.bradley_terry import PRIOR_SD, connected, davidson, separated
 
 RESAMPLES = 999
 

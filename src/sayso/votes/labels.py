@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sayso import ballots
-from sayso.agreement import Votes, collect
-from sayso.dawid_skene import dawid_skene
 from sayso.errors import UserError, unknown_name
 from sayso.types import Preference, Question, Rating, Sample
+from sayso.votes import ballots
+from sayso.votes.agreement import Votes, collect
+from sayso.votes.dawid_skene import dawid_skene
 
 LabelMethod = Literal["share", "majority", "dawid-skene"]
 """How the marks of several raters become one label."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from sayso.agreement import Ballot
 from sayso.types import Comparison, Question, Rating, digest
+from sayso.votes.agreement import Ballot
 
 MARKS = ("good", "bad", "skip")
 """Answers to one image; the first two are judgements, a skip is none."""
