@@ -18,6 +18,7 @@ from conftest import run_sayso
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from test_cli import HEAVY, loaded_after
 from voted_images import BASE, PROMPTS, TUNED, images_of, mark, voted_study
 
 import sayso.exporting.material
@@ -240,6 +241,14 @@ def test_without_pyarrow_one_line_says_what_to_install(study: Study, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape("sayso[export]")):
         export(study, ExportConfig())
+
+
+def test_tables_need_no_torch_and_the_stages_no_pyarrow():
+    stages = "import sayso.stages.export, sayso.stages.imports"
+    assert not loaded_after(stages) & {*HEAVY, "pyarrow", "PIL"}
+    modules = [f"sayso.exports.{name}" for name in FORMATS]
+    modules += [f"sayso.imports.{name}" for name in plugin_names("import")]
+    assert not loaded_after(f"{stages}, {', '.join(modules)}") & set(HEAVY)
 
 
 def test_people_and_programs_are_never_mixed(shared: Study, tmp_path: Path):

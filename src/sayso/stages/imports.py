@@ -180,7 +180,8 @@ def _hashes(path: Path) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for table in table_files(path):
         with table.open("rb") as file:
-            hashes[table.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            name = str(table.relative_to(path)) if path.is_dir() else table.name
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 
