@@ -39,7 +39,8 @@ def test_help_of_every_command(command: str) -> None:
 
 
 def test_raters_laptop_needs_no_torch() -> None:
-    modules = "sayso.study, sayso.prompts, sayso.feedback, sayso.stages.report, sayso.stages.rate"
+    stages = "sayso.stages.report, sayso.stages.rate, sayso.stages.agreement"
+    modules = f"sayso.study, sayso.prompts, sayso.feedback, {stages}"
     assert not loaded_after(f"import {modules}") & set(HEAVY)
 
 

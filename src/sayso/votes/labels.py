@@ -103,9 +103,9 @@ def label_rows(
         votes.setdefault(rating.sample_id, []).append(rating.value)
     rows = []
     for name in sorted(votes):
-        counts = [votes[name].count(value) for value in ballots.MARKS]
-        agreement = _pairs_alike(*counts[: ballots.JUDGING_MARKS])
-        rows.append(LabelRow(name, question, *counts, labels.get(name), agreement, simulated))
+        good, bad, skip = (votes[name].count(value) for value in ballots.MARKS)
+        said = (labels.get(name), _pairs_alike(good, bad))
+        rows.append(LabelRow(name, question, good, bad, skip, *said, simulated))
     return rows
 
 

@@ -90,7 +90,10 @@ def rater_table(
     for ballot in ballots:
         by_rater.setdefault(ballot.rater, []).append(ballot)
     known = zip(votes.raters, _with_the_rest(judged), _estimates(model, judged), strict=True)
-    rows = [_row(name, by_rater[name], votes.classes, *more) for name, *more in known]
+    rows = [
+        _row(name, by_rater[name], votes.classes, beside, estimate)
+        for name, beside, estimate in known
+    ]
     usual = [row.skill.value for row in rows if math.isfinite(row.skill.value)]
     return [replace(row, careless=careless(row, usual)) for row in rows]
 
