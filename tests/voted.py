@@ -24,7 +24,15 @@ def make_study(path: Path, prompts: int = 20, per_prompt: int = 8) -> Study:
     )
     sampler = Sampler()
     rows = [
-        Sample(f"{model}-{p.id}-{k}", p.id, model, k, sampler, f"images/{p.id}{k}.png", "latents/x.safetensors")
+        Sample(
+            f"{model}-{p.id}-{k}",
+            p.id,
+            model,
+            k,
+            sampler,
+            f"images/{p.id}{k}.png",
+            "latents/x.safetensors",
+        )
         for model in MODELS
         for p in study.prompts()
         for k in range(per_prompt if model == "base" else 2)

@@ -54,8 +54,7 @@ class PickAPic(TableImport):
         if left.sample.id == right.sample.id:
             return Entry(left_out="rows of twice the same image")
         user = row.get("user_id")
-        known = user is not None and not math.isnan(user)
-        rater = f"pickapic-{int(user)}" if known else "pickapic"
+        rater = "pickapic" if user is None or math.isnan(user) else f"pickapic-{int(user)}"
         answered_at = seconds(row.get("created_at") or 0)
         ids = (left.sample.id, right.sample.id)
         vote = Comparison(
