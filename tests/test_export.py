@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sqlite3
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -212,6 +213,27 @@ def test_what_a_killed_export_left_is_removed(study: Study, tmp_path: Path):
     written(study, tmp_path / "out", "kto")
     assert not dead.exists()
     assert alive.exists()
+
+
+def test_a_retraction_leaves_no_label(study: Study, tmp_path: Path):
+    with sqlite3.connect(study.path / "feedback.db") as db:
+        db.execute("UPDATE ratings SET value = 'retracted' WHERE id = 'v-second'")
+    db.close()
+    out = written(study, tmp_path / "out", "sayso")
+    labels = {r["sample_id"] for r in rows(out / "labels.parquet")}
+    assert images_of(study, "p0")[3] not in labels
+    live = {r["vote_id"]: r["live"] for r in rows(out / "votes.parquet")}
+    assert not live["v-first"]
+    assert "v-second" not in live, "to take a vote back is no vote"
+
+
+def test_the_prompt_of_a_vote_is_the_one_shown(study: Study, tmp_path: Path):
+    shown = {"attention": "bad", "prompt_id": "q1", "prompt": "one owl", "session": None}
+    study.feedback.add_ratings([mark(images_of(study, "p2")[3], "ann", "bad", id="a", shown=shown)])
+    out = written(study, tmp_path / "out", "sayso")
+    [row] = [r for r in rows(out / "votes.parquet") if r["vote_id"] == "a"]
+    assert (row["prompt_id"], row["prompt"]) == ("q1", TEXTS["q1"])
+    assert (row["attention"], row["session"]) == (True, None)
 
 
 def test_the_store_is_read_in_chunks(shared: Study, monkeypatch):

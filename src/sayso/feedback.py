@@ -133,8 +133,9 @@ class Feedback:
     def stream(self, simulated: bool) -> Iterator[tuple[Rating | Comparison, bool]]:
         """Every rating, then every comparison, oldest first, each with whether it is live.
 
-        Also those that were superseded. One statement a table is a snapshot of it; rows come in
-        chunks, so memory stays bounded however many there are.
+        Also those that were superseded; rows that only take a vote back are no votes. One statement
+        a table is a snapshot of it; rows come in chunks, so memory stays bounded however many there
+        are.
         """
         if self._absent:
             return
@@ -143,7 +144,7 @@ class Feedback:
             superseded = select(later.c.seq).where(later.c.supersedes == table.c.id).exists()
             query = (
                 select(table, superseded.label("superseded"))
-                .where(table.c.simulated == simulated)
+                .where(table.c.simulated == simulated, table.c.value != "retracted")
                 .order_by(table.c.seq)
                 .execution_options(yield_per=_STREAM_CHUNK)
             )

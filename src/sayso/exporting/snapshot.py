@@ -74,7 +74,7 @@ def write_votes(
 
     def row(vote: Vote, live: bool) -> Row:
         items = _items(vote)
-        prompt = prompts.get(_prompt_id(vote, samples))
+        prompt = prompts.get(_shown_prompt(vote, prompts) or _prompt_id(vote, samples))
         if prompt is None or any(item not in samples for item in items):
             raise UserError(
                 f"vote {vote.id} is about an image or a prompt that has no record in the study; "
@@ -100,6 +100,12 @@ def _items(vote: Vote) -> list[str]:
     return [*vote.left_ids, *vote.right_ids]
 
 
+def _shown_prompt(vote: Vote, prompts: Mapping[str, Prompt]) -> str:
+    """The prompt that the page showed, which is not the image's own in a check of attention."""
+    shown = str(vote.shown.get("prompt_id", ""))
+    return shown if shown in prompts else ""
+
+
 def _prompt_id(vote: Vote, samples: Mapping[str, Sample]) -> str:
     if isinstance(vote, Comparison):
         return vote.prompt_id
@@ -108,7 +114,7 @@ def _prompt_id(vote: Vote, samples: Mapping[str, Sample]) -> str:
 
 def _row(vote: Vote, live: bool, items: list[str], prompt: Prompt, pseudonyms: Pseudonyms) -> Row:
     shown = dict(vote.shown)
-    if "session" in shown:
+    if shown.get("session") is not None:
         shown["session"] = pseudonyms.of(str(shown["session"]))
     rated = isinstance(vote, Rating)
     sides = (None,) * 4

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from sayso.errors import UserError
 from sayso.exporting.manifest import read_manifest
-from sayso.exporting.snapshot import SCHEMA, seconds
+from sayso.exporting.snapshot import SCHEMA, read_votes, seconds
 from sayso.importing import Column, Context, Entry, Picture, TableImport, decode, read_rows
 from sayso.types import Comparison, Prompt, Rating, Sample, Sampler
 
@@ -16,6 +16,8 @@ VOTES: Mapping[str, Column] = {name: Column("any", required=True) for name in SC
 
 class Sayso(TableImport):
     """Everything comes back but raters' names and sessions, which stay pseudonyms.
+
+    Attention items and votes that were taken back are left out.
 
     Votes keep their ids, images their ids and models; final latents are not in the export. The
     files must be what manifest.json says.
@@ -38,8 +40,9 @@ class Sayso(TableImport):
             raise UserError(f"{path} has format {manifest.get('format')!r}; give it with --format")
         for where, row in read_rows(path / "images.parquet", self.columns):
             yield self.entry(where, row, context)
+        chains = _Chains(path / "votes.parquet")
         for _, row in read_rows(path / "votes.parquet", VOTES):
-            yield _vote(row)
+            yield _vote(row, chains)
 
     def entry(self, where: str, row: Mapping[str, Any], context: Context) -> Entry:
         prompt = Prompt(
@@ -53,7 +56,39 @@ class Sayso(TableImport):
         return Entry((prompt,), (Picture(sample, content),))
 
 
-def _vote(row: Mapping[str, Any]) -> Entry:
+class _Chains:
+    """Which votes were superseded by one of the table, and which were taken back for good.
+
+    A row that takes a vote back is no vote and not in the table. So a vote that is not live, and
+    that no vote of the table supersedes, was taken back, and those before it count no more.
+    """
+
+    def __init__(self, votes: Path) -> None:
+        before: dict[str, str] = {}
+        self.superseded: set[str] = set()
+        for row in read_votes(votes, ["vote_id", "supersedes", "live"]):
+            if row["supersedes"] is not None:
+                before[row["vote_id"]] = row["supersedes"]
+            if not row["live"]:
+                self.superseded.add(row["vote_id"])
+        self.taken_back: set[str] = set()
+        for vote_id in self.superseded - set(before.values()):
+            link: str | None = vote_id
+            while link in self.superseded:
+                self.taken_back.add(link)
+                link = before.get(link)
+
+    def kept_link(self, supersedes: str | None) -> str | None:
+        """The vote that one supersedes, if it comes with the table and was not taken back."""
+        kept = supersedes in self.superseded and supersedes not in self.taken_back
+        return supersedes if kept else None
+
+
+def _vote(row: Mapping[str, Any], chains: _Chains) -> Entry:
+    if row["vote_id"] in chains.taken_back:
+        return Entry(left_out="votes taken back")
+    if row["attention"]:
+        return Entry(left_out="attention items")
     common = {
         "id": row["vote_id"],
         "rater": row["rater"],
@@ -63,7 +98,7 @@ def _vote(row: Mapping[str, Any]) -> Entry:
         "shown_at": seconds(row["shown_at"]),
         "answered_at": seconds(row["answered_at"]),
         "shown": json.loads(row["shown"]),
-        "supersedes": row["supersedes"],
+        "supersedes": chains.kept_link(row["supersedes"]),
     }
     if row["kind"] == "rating":
         reason = row["skip_reason"] or ""
