@@ -152,6 +152,10 @@ class Study:
                 "samples.jsonl and generate again"
             ) from None
 
+    def secret(self) -> bytes:
+        """What the rating app signs sessions with, made at first use; only the owner may read it."""
+        return files.read_or_make_secret(self.path / "server.secret")
+
     # feedback and runs
 
     @cached_property
