@@ -32,6 +32,9 @@ COMMANDS = {
     "rate": Command(
         "mark images or compare sets of them", "sayso.stages.rate", "rate", "RateConfig"
     ),
+    "raters": Command(
+        "add people who rate, print their links", "sayso.stages.raters", "raters", "RatersConfig"
+    ),
     "fit": Command(
         "learn the reward from the marks", "sayso.stages.fit", "fit", "FitConfig", "reward"
     ),

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -44,7 +44,7 @@ class Database:
     """
 
     def __init__(
-        self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S, keep_open: bool = False
+        self, url: str | URL, busy_timeout_s: float = BUSY_TIMEOUT_S, keep_open: bool = False
     ) -> None:
         self.url = _parse(url)
         self._busy_timeout_s = busy_timeout_s
@@ -165,22 +165,22 @@ class Database:
             raise StoreError(_explain(self.name, "busy")) from None
 
 
-def _parse(url: str) -> Any:
+def _parse(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise UserError(f"{url!r} is no database address; give {_ALLOWED}") from None
+        raise UserError(f"{str(url)!r} is no database address; give {_ALLOWED}") from None
     backend = parsed.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise UserError(f"database {parsed.drivername!r} is not supported; give {_ALLOWED}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise UserError(f"{url!r} names no file; give {_ALLOWED}")
+        raise UserError(f"{str(url)!r} names no file; give {_ALLOWED}")
     if parsed.drivername == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     return parsed
 
 
-def _postgresql(url: Any, timeout_s: float) -> Engine:
+def _postgresql(url: URL, timeout_s: float) -> Engine:
     connect = {"connect_timeout": max(2, round(timeout_s))}
     try:
         return create_engine(url, pool_pre_ping=True, connect_args=connect)

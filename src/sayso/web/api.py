@@ -23,8 +23,8 @@ from sayso.web.messages import (
     RateItem,
     RatePage,
     RaterBody,
-    Released,
     ReleaseBody,
+    Released,
     SessionAnswer,
     StudyBody,
     TaskBody,
@@ -240,7 +240,7 @@ def _page(site: Site, kind: str, page: HandedPage) -> RatePage | ComparePage:
 
 
 def _images(site: Site, entry: Entry) -> list[list[ImageBody]]:
-    """The pictures as they stand, left to right; their addresses count on, whatever set they are of."""
+    """The pictures as they stand, left to right; their addresses tell no set, only the place."""
     sides = entry.item["images"][:: -1 if entry.swapped else 1]
     place, found = 0, []
     for side in sides:

@@ -1,4 +1,4 @@
-"""Guidelines are plain text: paragraphs, "# " headings, "- " lists, **bold**; all else is escaped."""
+"""Guidelines are plain text: paragraphs, "# " headings, "- " lists, **bold**; nothing else."""
 
 import re
 from html import escape

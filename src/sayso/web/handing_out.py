@@ -149,7 +149,8 @@ class _Desk:
             .order_by(_assigned.position, _items.slot)
         )
         rows = list(self._db.execute(query).mappings())
-        kept = [row for row in rows if self._still_ours(row)]
+        set_aside(self._db, [row["id"] for row in rows if not self._usable(row)])
+        kept = [row for row in rows if self._still_ours(row) and self._usable(row)]
         self._set_lease([r["id"] for r in kept], "leased", self._now + LEASE_S)
         self._set_lease([r["id"] for r in rows if r not in kept], "released", 0.0)
         grouped = groupby(kept, key=lambda row: row["page"])

@@ -99,7 +99,7 @@ def _task_row(task: str, options: TaskOptions) -> dict[str, Any]:
         "overlap": options.overlap,
         "seed": options.seed,
         "gold_share": options.gold_share,
-        "attention_share": options.attention_share,
+        "attention_share": options.attention_share or 0.0,
         "state": "open",
         "source": "",
         "n_items": 0,
@@ -241,6 +241,6 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
     values = {
         "n_items": n_items, "wanted": wanted, "votes": given, "n_ranks": (last or 0) + 1,
         "source": source, "overlap": options.overlap, "gold_share": options.gold_share,
-        "attention_share": options.attention_share,
+        "attention_share": options.attention_share or 0.0,
     }  # fmt: skip
     db.execute(update(work.tasks).where(work.tasks.c.id == task).values(values))

@@ -35,7 +35,7 @@ class TaskOptions:
     shared_overlap: int = 0
     gold: Mapping[str, Value] = field(default_factory=dict[str, Value])
     gold_share: float = 0.05
-    attention_share: float = 0.1
+    attention_share: float | None = None
     seed: int = 0
 
     @property
@@ -90,7 +90,7 @@ def draft(study: Study, options: TaskOptions) -> list[Page]:
     """
     prompts = study.prompts(options.prompts)
     pages = (_rated if options.kind == "rate" else _compared)(study, options, prompts)
-    n_checks = min(MOST_CHECKS, math.ceil(options.attention_share * len(pages)))
+    n_checks = min(MOST_CHECKS, math.ceil((options.attention_share or 0.0) * len(pages)))
     return [*pages, *attention_checks(pages, n_checks, options.seed)]
 
 
