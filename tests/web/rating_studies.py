@@ -44,7 +44,7 @@ def make_study(
 
 def add_images(study: Study, model: str, per_prompt: int, first: int = 0) -> None:
     """Draw one-coloured pictures of a model for every prompt."""
-    colours = itertools.count()
+    colours = itertools.count(100 if model == TUNED else 0)
     with (study.path / "samples.jsonl").open("a") as records:
         for prompt in study.prompts():
             for seed in range(first, first + per_prompt):

@@ -16,6 +16,8 @@ from sayso.web import queue
 from sayso.web.queue import LEASE_S, Newest
 from sayso.web.tasks import TaskOptions
 
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
 
 def test_sides_over_ten_thousand_assignments():
     """Chi-square: left and right equally often in all, per rater and per pair of sets."""
@@ -37,7 +39,8 @@ def test_sides_over_ten_thousand_assignments():
     assert max(abs(n - pairs) for n in per_rater) <= 5  # of 500
     per_pair = [sum(swapped[r, p] for r in range(raters)) for p in range(pairs)]
     assert max(abs(n - raters) for n in per_pair) <= 4  # of 40
-    assert sum(n == 1 for n in swapped.values()) > 0.95 * raters * pairs
+    assert set(swapped.values()) == {1}
+    assert len(swapped) == raters * pairs
 
 
 def test_the_coin_decides_when_all_is_even_and_balance_otherwise():
@@ -50,10 +53,10 @@ def test_the_coin_decides_when_all_is_even_and_balance_otherwise():
 
 @pytest.mark.parametrize(("gold", "attention"), [(0.05, 0.1), (0.0, 0.0), (0.12, 0.03)])
 def test_share_of_checks(gold: float, attention: float):
-    n = 8000
+    n = 3000
     kinds = Counter(queue.control_at(i, 3, "ann", gold, attention) for i in range(n))
-    assert kinds["gold"] / n == pytest.approx(gold, abs=0.01)
-    assert kinds["attention"] / n == pytest.approx(attention, abs=0.01)
+    assert kinds["gold"] / n == pytest.approx(gold, abs=0.015)
+    assert kinds["attention"] / n == pytest.approx(attention, abs=0.015)
     first = {i for i in range(n) if queue.control_at(i, 3, "ann", gold, attention)}
     other = {i for i in range(n) if queue.control_at(i, 3, "bob", gold, attention)}
     assert not first or first != other
@@ -64,7 +67,7 @@ def test_orders_can_be_replayed():
     assert sorted(queue.shuffled(50, 7, "t")) == list(range(50))
     starts = {queue.first_rank(1000, 7, f"rater {i}") for i in range(50)}
     assert len(starts) > 45
-    assert queue.shuffled(5, 0) == [0, 2, 3, 4, 1]  # as on any other machine
+    assert queue.shuffled(5, 0) == [1, 0, 3, 4, 2]  # as on any other machine
 
 
 def test_a_tenth_is_shared():
@@ -92,7 +95,7 @@ def test_what_a_vote_replaces():
         (None, False, "a"), (None, True, None), (live, False, None), (live, True, None),
         (live, False, "b"), (gone, True, "b"), (gone, False, "a"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"\w"):
             queue.superseded(newest, retracts, names)
 
 
@@ -116,7 +119,7 @@ class Walk(RuleBasedStateMachine):
 
     @initialize(overlap=st.sampled_from([1, 2, 3]))
     def begin(self, overlap: int) -> None:
-        self.folder = TemporaryDirectory()
+        self.folder = TemporaryDirectory(dir=MEMORY)
         study = make_study(Path(self.folder.name), 4, 2)
         gold = {s.id: "bad" for s in study.samples(BASE)[:1]}
         options = TaskOptions(

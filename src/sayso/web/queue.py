@@ -85,17 +85,18 @@ def has_room(overlap: int, answered: int, reserved: int) -> bool:
 def swap_sides(rater: int, pair: int, both: int, coin: bool) -> bool:
     """Whether the first set of a comparison shall stand right.
 
-    Each argument counts swapped minus unswapped assignments so far. The side that makes the three
-    balances more even is taken, and the coin decides when they say nothing.
+    Each argument counts swapped minus unswapped assignments so far. A rater who sees a pair again,
+    for another question, sees it the other way round; else the side is taken that makes the two
+    other balances more even, and the coin decides when they say nothing.
 
     Args:
         rater: balance of this rater.
         pair: balance of this pair of sets.
-        both: balance of this rater on this pair, over its questions; weighs double.
+        both: balance of this rater on this pair.
     Source: Pocock and Simon 1975, "Sequential treatment assignment with balancing for prognostic
         factors in the controlled clinical trial", without the biased coin: a rater cannot guess.
     """
-    leaning = rater + pair + 2 * both
+    leaning = both or rater + pair
     return coin if leaning == 0 else leaning < 0
 
 
