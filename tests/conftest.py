@@ -15,6 +15,9 @@ install_import_hook("sayso", "beartype.beartype")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=2, help="how often the kill test kills the demo")
+    parser.addoption(
+        "--vote-kills", type=int, default=30, help="how often the rating app is killed under load"
+    )
 
 
 def run_sayso(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sayso.types import Question
 
@@ -12,8 +12,16 @@ _MOST_MS = 1e14
 Milliseconds = Annotated[float, Field(ge=0, le=_MOST_MS, allow_inf_nan=False)]
 
 
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 3.0 is whole too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class ErrorBody(BaseModel):
@@ -74,7 +82,7 @@ class SessionAnswer(BaseModel):
 
 
 class AcceptBody(_Body):
-    version: int = Field(ge=0, le=1_000_000)
+    version: Whole = Field(ge=0, le=1_000_000)
 
 
 class Accepted(BaseModel):
@@ -86,7 +94,7 @@ class NextBody(_Body):
     """`have`: pages that the browser has or has answered without an acknowledgement yet."""
 
     have: Ids = []
-    n: int = Field(default=5, ge=1, le=10)
+    n: Whole = Field(default=5, ge=1, le=10)
 
 
 class ImageBody(BaseModel):
@@ -147,8 +155,8 @@ class VoteBody(_Body):
     answered_at: Milliseconds
     latency_ms: Milliseconds
     hidden_ms: Milliseconds = 0
-    position: int = Field(default=0, ge=0, le=1_000_000_000)
-    guideline_version: int = Field(default=0, ge=0, le=1_000_000)
+    position: Whole = Field(default=0, ge=0, le=1_000_000_000)
+    guideline_version: Whole = Field(default=0, ge=0, le=1_000_000)
     supersedes: Id | None = None
 
 
