@@ -1,7 +1,8 @@
 // Help and keys, the guideline, and the list of refused answers.
 
+import { cap, make } from "./dom.js";
 import { ACTIONS, keyOf, shown } from "./keys.js";
-import { ANSWERS, REASONS, cap, make } from "./view.js";
+import { ANSWERS, REASONS } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const ANY = ["Tab", "Escape", "Enter", " ", "Shift", "Control", "Alt", "Meta", "Dead", "Process"];
@@ -98,6 +99,21 @@ export class Help {
     this.#draw(focus);
     this.#onChange();
   }
+}
+
+/** The guideline before the first page: `accept` is called once it was read. */
+export function askToRead(html, accept) {
+  $("begin-text").innerHTML = html;
+  $("begin").hidden = false;
+  $("begin-go").onclick = async () => {
+    try {
+      await accept();
+      $("begin").hidden = true;
+    } catch (error) {
+      $("begin-said").textContent = error.message;
+    }
+  };
+  $("begin").querySelector("h1").focus();
 }
 
 /** The guideline to read again. */

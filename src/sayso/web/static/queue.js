@@ -2,18 +2,22 @@
 
 import { PageImages } from "./pictures.js";
 
-const AHEAD = 5;
+const AHEAD = { alone: 10, several: 5 }; // pages loaded beside the one on screen, at the least
 const BATCH = 3; // asked for together, so that not every answer costs a second request
+const MOST = 10; // that the server gives at once
 const RETRY_MS = 2000;
+const EMPTY_MS = 5000; // others have what is left: ask again, some of it may come back
 
 /**
  * @param api Api
+ * @param task {kind, images_per_page}: of small pages more are loaded
  * @param known () → ids of pages that must not come again (on screen, or answered and unsent)
  * @param on {prepare(page) → whether it wants answers, changed(), trouble(error),
  *            broken(page, error), progress(progress)}
  */
 export class Queue {
   done = false;
+  #ahead;
 
   #api;
   #known;
@@ -22,8 +26,9 @@ export class Queue {
   #asking = false;
   #retry = 0;
 
-  constructor(api, known, on) {
+  constructor(api, task, known, on) {
     this.#api = api;
+    this.#ahead = task.kind === "rate" && task.images_per_page === 1 ? AHEAD.alone : AHEAD.several;
     this.#known = known;
     this.#on = on;
   }
@@ -72,21 +77,22 @@ export class Queue {
   async fill() {
     clearTimeout(this.#retry);
     for (const { images } of this.#pages) if (images.state === "failed") this.#watch(images);
-    if (this.#asking || this.done || this.#pages.length > AHEAD) return;
+    if (this.#asking || this.done || this.#pages.length > this.#ahead) return;
     this.#asking = true;
     try {
-      this.#receive(await this.#api.post("/api/next", this.#request()));
-    } catch (error) {
-      this.#on.trouble(error);
-      if (error.retry || error.status === 423) this.#later(error.retryAfterMs);
-    } finally {
+      const answer = await this.#api.post("/api/next", this.#request());
       this.#asking = false;
+      this.#receive(answer);
+    } catch (error) {
+      this.#asking = false;
+      this.#on.trouble(error);
+      if (error.retry) this.#later(error.retryAfterMs);
     }
   }
 
   #request() {
     const have = [...this.#pages.map((entry) => entry.page.page_id), ...this.#known()];
-    return { have, n: AHEAD + BATCH - this.#pages.length };
+    return { have, n: Math.min(MOST, this.#ahead + BATCH - this.#pages.length) };
   }
 
   #receive({ pages, done, progress }) {
@@ -98,6 +104,8 @@ export class Queue {
     this.done = done;
     this.#on.progress(progress);
     this.#on.changed();
+    if (pages.length) this.fill();
+    else if (!done) this.#later(EMPTY_MS);
   }
 
   #load(page) {

@@ -23,7 +23,7 @@ export function newId() {
 
 /**
  * @param parts {outbox, queue, history, zoom, guidelineVersion}
- * @param on {answered(), empty(), shown()}: after an answer; no page is loaded; a page is shown
+ * @param on {answered(), empty(coming)}: after an answer; no page is loaded (`coming`: one will be)
  */
 export class Rating {
   page = null;
@@ -108,11 +108,6 @@ export class Rating {
     return this.#thumbs.get(entry.item_id);
   }
 
-  /** Draw buttons again after keys have changed. */
-  redraw() {
-    if (this.page) view.drawGroup(this.page, this.#cursor);
-  }
-
   #wait() {
     const coming = this.#parts.queue.peek();
     if (coming) this.#draw(coming);
@@ -126,7 +121,6 @@ export class Rating {
     this.#guardUntil = Infinity;
     this.#cursor = index ?? firstOpen(page, 0);
     this.#draw(page);
-    this.#on.shown();
     if (images.state !== "ready") view.setReady(false);
     if ((await images.ready) !== "ready" && (await images.load()) !== "ready") return this.#lost(page);
     if (this.page !== page) return undefined;
@@ -141,6 +135,7 @@ export class Rating {
   /** From now on the current picture is asked about. */
   #ask() {
     view.drawGroup(this.page, this.#cursor);
+    view.markShown(this.page.page_id, this.#cursor);
     this.#watch.start();
     this.#guardUntil = performance.now() + GUARD_MS;
   }

@@ -83,10 +83,10 @@ function sentence({ waiting, retryAt, state, lasting }) {
   }
   if (STUCK.has(state)) {
     const seconds = Math.ceil((retryAt - Date.now()) / 1000);
-    const again = waiting && seconds > 0 && state !== "signed_out" ? `, next try in ${seconds} s` : "";
+    const again = waiting && seconds > 0 && state !== "signed_out" ? `, again in ${seconds} s` : "";
     const what = waiting ? `${waiting} waiting` : "All saved";
     return { symbol: SYMBOLS[state], text: `${what}: ${WHY[state]}${again}`, state };
   }
-  if (waiting === 0) return { symbol: "check", text: "All answers saved", state: "saved" };
+  if (waiting === 0) return { symbol: "check", text: "All saved", state: "saved" };
   return { symbol: "sync", text: waiting === 1 ? "Saving 1 answer" : `Saving ${waiting} answers`, state };
 }

@@ -1,5 +1,6 @@
 // What the rater sees of a page: prompt, frames, pictures, answers. No state of its own but the DOM.
 
+import { actionButton, cap, icon, make } from "./dom.js";
 import { ACTIONS, shown } from "./keys.js";
 
 export const ANSWERS = {
@@ -29,28 +30,6 @@ const CRISP_PX = 128; // smaller pictures are shown in whole pixels, larger ones
 
 const $ = (id) => document.getElementById(id);
 
-/** Make an element. `parts` are children or text. */
-export function make(tag, attributes = {}, ...parts) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== false && value !== null) element.setAttribute(name, value);
-  }
-  element.append(...parts);
-  return element;
-}
-
-/** A symbol of the sprite in the page. */
-export function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `#i-${name}`);
-  svg.append(use);
-  return svg;
-}
-
 /** Show one of the large views: "rating" or "message". */
 export function showView(name) {
   for (const view of ["rating", "message"]) $(view).hidden = view !== name;
@@ -68,13 +47,6 @@ export function showMessage(symbol, title, text, actions = []) {
   $("message").querySelector("h1").focus();
 }
 
-/** A link or a button of the given {label, run, href}. */
-export function actionButton({ label, run, href }, i = 0) {
-  const look = { class: i === 0 ? "button main" : "button" };
-  if (href) return make("a", { ...look, href }, label);
-  return make("button", { ...look, type: "button", onclick: run }, label);
-}
-
 /** Draw prompt, question and empty frames of the final size. */
 export function drawPage(page, onSelect) {
   const words = QUESTIONS[page.kind][page.question];
@@ -88,6 +60,14 @@ export function drawPage(page, onSelect) {
   stage.dataset.count = page.kind === "compare" ? page.left.length : page.items.length;
   stage.replaceChildren(...(page.kind === "compare" ? sides(page) : frames(page, onSelect)));
   stage.scrollTop = 0;
+  for (const element of [stage, $("prompt")]) reachable(element);
+}
+
+/** What can scroll must be reachable by keyboard. */
+function reachable(element) {
+  const scrolls = element.scrollHeight > element.clientHeight + 1;
+  if (scrolls) element.tabIndex = 0;
+  else element.removeAttribute("tabindex");
 }
 
 /** Put the decoded pictures into their frames. */
@@ -188,11 +168,6 @@ function reasonButton(name, keys, onAnswer) {
   );
 }
 
-/** The picture of a key on a button; nothing if the key is off. */
-export function cap(key) {
-  return key ? [make("kbd", { "aria-hidden": "true" }, shown(key))] : [];
-}
-
 /** Show the keys of the tools at the top. */
 export function drawTools(keys) {
   for (const { name, label } of ACTIONS.slice(-4)) {
@@ -288,6 +263,11 @@ export function flash(name) {
   button.classList.remove("pressed");
   void button.offsetWidth;
   button.classList.add("pressed");
+}
+
+/** Say in the document what is on screen, drawn and asked about. */
+export function markShown(pageId, cursor) {
+  $("stage").dataset.shown = `${pageId}/${cursor}`;
 }
 
 /** Whether answers are possible now. */
