@@ -95,10 +95,13 @@ class Feedback:
         return [_comparison(row) for row in self._live(tables.comparisons, simulated)]
 
     def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
-        """The live ratings counted per sample id: of people or of simulated raters, never both."""
+        """The live ratings counted per sample id: of people or of simulated raters, never both.
+
+        Checks of attention are no marks of the image and do not count.
+        """
         labels: dict[str, Label] = {}
         for rating in self.ratings(simulated):
-            if rating.question != question:
+            if rating.question != question or "attention" in rating.shown:
                 continue
             old = labels.get(rating.sample_id, Label(0, 0, 0, simulated))
             more = getattr(old, rating.value) + 1
@@ -109,25 +112,14 @@ class Feedback:
         """The `simulated` to read with: False (people) if any person rated, else True."""
         return not self.ratings(simulated=False)
 
-    def checks(self, simulated: bool | None = None) -> list[Rating | Comparison]:
-        """The live answers to attention checks, which are no judgement of an image of its prompt.
-
-        `shown["attention"]` of each is the answer that attentive raters give.
-        """
-        ratings = self._live(tables.ratings, simulated, attention=True)
-        comparisons = self._live(tables.comparisons, simulated, attention=True)
-        return [*map(_rating, ratings), *map(_comparison, comparisons)]
-
-    def _live(
-        self, table: Table, simulated: bool | None, attention: bool = False
-    ) -> list[Mapping[str, Any]]:
+    def _live(self, table: Table, simulated: bool | None) -> list[Mapping[str, Any]]:
         if self.database.absent:
             return []
         later = table.alias()
         query = (
             select(table)
             .where(~select(later.c.seq).where(later.c.supersedes == table.c.id).exists())
-            .where(table.c.value != tables.RETRACTED, table.c.attention == attention)
+            .where(table.c.value != tables.RETRACTED)
             .order_by(table.c.seq)
         )
         if simulated is not None:

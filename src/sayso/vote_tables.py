@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     false,
     inspect,
     select,
@@ -71,8 +72,11 @@ def _vote_table(name: str, item: list[Column[str]], *more: Column[object]) -> Ta
         sqlite_autoincrement=True,
     )
     first = [table.c[column] for column in key if column != "simulated"]
-    alone = table.c.supersedes.is_(None)
+    alone = and_(table.c.supersedes.is_(None), ~table.c.attention)
     Index(f"{name}_first", *first, unique=True, sqlite_where=alone, postgresql_where=alone)
+    check = and_(table.c.supersedes.is_(None), table.c.attention)
+    asked = [table.c.item_id, table.c.rater]
+    Index(f"{name}_check", *asked, unique=True, sqlite_where=check, postgresql_where=check)
     return table
 
 

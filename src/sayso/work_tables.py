@@ -4,6 +4,9 @@ They stand in the database of the votes, the same on SQLite and PostgreSQL. `ite
 paths of the pictures, so that serving them needs no other file of the study.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -20,6 +23,9 @@ from sqlalchemy import (
 )
 
 from sayso.vote_tables import metadata
+
+Row = Mapping[str, Any]
+"""A row that was read: column → value."""
 
 store = Table(
     "store",

@@ -114,7 +114,7 @@ class Voter(threading.Thread):
         """Send the oldest answer that waits, or fetch work when none does."""
         if not self.outbox:
             _, answer = self.call(line, "/api/next", {"n": 5})
-            items = [page["items"][0]["item_id"] for page in answer["pages"]]
+            items = [page["items"][0]["item_id"] for page in answer.get("pages", [])]
             if not items:
                 time.sleep(0.05)
             self.outbox.extend(map(vote, items))

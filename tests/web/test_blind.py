@@ -55,7 +55,7 @@ def test_a_comparison_session_tells_no_model(tmp_path: Path):
     study = make_study(tmp_path, prompts=6, per_prompt=4, models=(BASE, TUNED))
     office = Office(study, TaskOptions(kind="compare", right=TUNED, attention_share=0.2))
     received = everything_received(office)
-    assert len(study.feedback.comparisons()) == 12
+    assert len(study.feedback.comparisons()) > 12
     assert len(received) > 50_000
     assert not [secret for secret in secrets_of(office) if secret.lower().encode() in received]
 
@@ -65,7 +65,7 @@ def test_a_rating_session_tells_no_model(tmp_path: Path):
     options = TaskOptions(model=TUNED, images_per_page=3, attention_share=0.2)
     office = Office(study, options)
     received = everything_received(office)
-    assert len(study.feedback.ratings()) == 12
+    assert len(study.feedback.labels(simulated=False)) == 12
     assert not [secret for secret in secrets_of(office) if secret.lower().encode() in received]
 
 

@@ -7,12 +7,18 @@ import pytest
 from rating_studies import BASE, TUNED, Office, items_of, make_study
 
 from sayso.errors import UserError
-from sayso.types import Prompt
+from sayso.study import Study
+from sayso.types import Comparison, Prompt, Rating
 from sayso.web.tasks import TaskOptions, are_foreign, draft, read_gold
 
 
-def gold_of(study: object, n: int) -> dict[str, str]:
-    return {s.id: ("good", "bad")[i % 2] for i, s in enumerate(study.samples(BASE)[:n])}  # type: ignore[attr-defined]
+def gold_of(study: Study, n: int) -> dict[str, str]:
+    return {s.id: ("good", "bad")[i % 2] for i, s in enumerate(study.samples(BASE)[:n])}
+
+
+def checks_of(study: Study) -> list[Rating | Comparison]:
+    votes = [*study.feedback.ratings(), *study.feedback.comparisons()]
+    return [vote for vote in votes if "attention" in vote.shown]
 
 
 def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
@@ -31,7 +37,7 @@ def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
     assert {r.rater for r in ratings} == {"ann", "bob"}
     gold = gold_of(study, 4)
     assert all(r.shown["gold"] == gold[r.sample_id] for r in ratings)
-    checks = study.feedback.checks(simulated=False)
+    checks = checks_of(study)
     assert {c.rater for c in checks} == {"ann", "bob"}
     assert 6 <= len(checks) <= 10
     assert all(c.shown["attention"] == "bad" for c in checks)
@@ -41,16 +47,16 @@ def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=3)
     office = Office(study, TaskOptions(attention_share=0.3))
     office.client().work()
-    checks = study.feedback.checks()
+    checks = checks_of(study)
     samples = {s.id: s.prompt_id for s in study.samples()}
     prompts = {p.id: p for p in study.prompts()}
     assert len(checks) > 4
     for check in checks:
-        shown, drawn = check.shown["prompt_id"], samples[check.shown["sample_id"]]
+        shown, drawn = check.shown["prompt_id"], samples[check.sample_id]  # type: ignore[union-attr]
         assert are_foreign(prompts[str(shown)], prompts[drawn])
     assert set(study.feedback.labels(simulated=False)) == samples.keys()
     assert all(label.good + label.bad == 1 for label in study.feedback.labels(False).values())
-    assert not {c.id for c in checks} & {r.id for r in study.feedback.ratings()}
+    assert len(study.feedback.ratings()) == len(samples) + len(checks)
 
 
 def test_attention_checks_of_comparisons(tmp_path: Path):
@@ -62,7 +68,7 @@ def test_attention_checks_of_comparisons(tmp_path: Path):
     ann = office.client()
     while pages := ann.pages():
         ann.answer(pages[0], lambda _: "left")
-    checks = study.feedback.checks()
+    checks = checks_of(study)
     prompt_of = {s.id: s.prompt_id for s in study.samples()}
     assert len(checks) > 3
     for check in checks:
@@ -70,7 +76,7 @@ def test_attention_checks_of_comparisons(tmp_path: Path):
         right_side = sides[str(check.shown["attention"])]
         assert {prompt_of[i] for i in right_side} == {check.prompt_id}  # type: ignore[union-attr]
     assert len({c.shown["attention"] for c in checks}) == 2
-    assert len(study.feedback.comparisons()) == 16
+    assert len(study.feedback.comparisons()) == 16 + len(checks)
 
 
 def test_a_page_with_a_gold_image_is_asked_of_everyone(tmp_path: Path):

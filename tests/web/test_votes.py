@@ -39,7 +39,7 @@ def test_everything_once_and_readable_as_feedback(office: Office):
     assert len({r.value for r in ratings}) == 2
     shown = ratings[0].shown
     assert shown["latency_ms"] == 1500
-    assert shown["overlap"] == 1
+    assert shown["overlap_target"] == 1
     assert shown["surplus"] is False
     assert ratings[0].answered_at == office.clock.now
     assert (

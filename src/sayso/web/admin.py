@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from sayso import work_tables as work
 from sayso.errors import UserError
@@ -18,6 +18,7 @@ from sayso.web.people import Role
 from sayso.web.queue import opposite
 from sayso.web.site import Asker, Refusal, Site, is_same_site
 from sayso.web.voting import Circumstances, Vote, VoteRefused, cast_vote
+from sayso.work_tables import Row
 
 PAGES: tuple[tuple[str, str, str, Role], ...] = (
     ("overview", "Progress", "/admin", "reviewer"),
@@ -36,8 +37,8 @@ class _View:
 
     site: Site
     asker: Asker
-    task: RowMapping
-    tasks: list[RowMapping]
+    task: Row
+    tasks: list[Row]
 
     def page(self, name: str, status: int = 200, **context: Any) -> Response:
         allowed = [p for p in PAGES if self.asker.person.may(p[3])]
@@ -80,9 +81,11 @@ def admin(site: Site) -> APIRouter:
         if state is None:
             raise Refusal(422, "invalid", "Pause, resume or close?")
         with site.write() as db:
-            mine = work.tasks.c.id == form.get("task", view.task["id"])
-            db.execute(update(work.tasks).where(mine).values(state=state))
-        return RedirectResponse("/admin", 303)
+            task = form.get("task", view.task["id"])
+            mine = work.tasks.c.id == task
+            if db.execute(update(work.tasks).where(mine).values(state=state)).rowcount == 0:
+                raise Refusal(404, "not_found", "There is no such task.")
+        return RedirectResponse(f"/admin?task={task}", 303)
 
     @router.get("/raters")
     def show_raters(view: Administrator) -> Response:
@@ -116,8 +119,8 @@ def admin(site: Site) -> APIRouter:
     @router.post("/disagreements")
     def decide(view: Reviewer, request: Request, form: Fields) -> Response:
         check(view, request, form)
-        _decide(view, form)
-        return RedirectResponse("/admin/disagreements", 303)
+        task = _decide(view, form)
+        return RedirectResponse(f"/admin/disagreements?task={task}", 303)
 
     @router.get("/guideline")
     def show_guideline(view: Administrator) -> Response:
@@ -158,7 +161,7 @@ def _view(site: Site, request: Request, role: Role) -> _View:
     return _View(site, asker, chosen, tasks)
 
 
-def _task_context(task: RowMapping) -> dict[str, Any]:
+def _task_context(task: Row) -> dict[str, Any]:
     questions = ["alignment"] if task["kind"] == "rate" else ["alignment", "fidelity"]
     kept = ("id", "name", "kind", "images_per_page", "overlap", "state")
     return {"questions": questions, **{key: task[key] for key in kept}}
@@ -229,8 +232,8 @@ def _disagreements(view: _View, page: int, error: str = "", status: int = 200) -
     )
 
 
-def _decide(view: _View, form: dict[str, str]) -> None:
-    """Store a reviewer's decision as a vote of its own, beside the raters'."""
+def _decide(view: _View, form: dict[str, str]) -> str:
+    """Store a reviewer's decision as a vote of its own, beside the raters': the item's task."""
     site, person = view.site, view.asker.person
     now = site.clock()
     around = Circumstances(view.asker.session.id, site.app_version, now, adjudication=True)
@@ -239,7 +242,8 @@ def _decide(view: _View, form: dict[str, str]) -> None:
             item = overview.items_by_id(db, [form.get("item_id", "")]).get(form.get("item_id", ""))
             if item is None:
                 raise Refusal(404, "unknown_item", "There is no such item.")
-            shown_swapped = overview.reviewer_sees_swapped(item["id"], view.task["seed"])
+            seed = next(task["seed"] for task in view.tasks if task["id"] == item["task"])
+            shown_swapped = overview.reviewer_sees_swapped(item["id"], seed)
             swapped, newest = _seat(db, item, person.id, shown_swapped)
             value = form.get("value", "")
             vote: Any = {
@@ -252,9 +256,10 @@ def _decide(view: _View, form: dict[str, str]) -> None:
             cast_vote(db, person, Vote(**vote), around)
     except VoteRefused as refused:
         raise Refusal(422, refused.code, str(refused)) from None
+    return str(item["task"])
 
 
-def _seat(db: Connection, item: RowMapping, rater: str, swapped: bool) -> tuple[bool, str | None]:
+def _seat(db: Connection, item: Row, rater: str, swapped: bool) -> tuple[bool, str | None]:
     """The reviewer's assignment to an item, made if missing: its side and the newest vote."""
     table = work.assignments
     mine = select(table).where(table.c.item == item["id"], table.c.rater == rater)

@@ -4,7 +4,7 @@ import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from sqlalchemy import Connection, RowMapping, func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from sayso import work_tables as work
 from sayso.database import ConflictError
@@ -36,6 +36,7 @@ from sayso.web.pictures import size_of
 from sayso.web.queue import votes_to_go
 from sayso.web.site import Asker, Refusal, Site, is_same_site
 from sayso.web.voting import ANSWERS, Circumstances, Vote, VoteRefused, cast_vote
+from sayso.work_tables import Row
 
 log = logging.getLogger("sayso.web")
 
@@ -155,11 +156,11 @@ def _session(site: Site, asker: Asker) -> SessionAnswer:
         )
 
 
-def _task(db: Connection, task: str) -> RowMapping:
+def _task(db: Connection, task: str) -> Row:
     return db.execute(select(work.tasks).where(work.tasks.c.id == task)).mappings().one()
 
 
-def _task_body(db: Connection, task: RowMapping, person: Person) -> TaskBody:
+def _task_body(db: Connection, task: Row, person: Person) -> TaskBody:
     guideline = people.guideline(db)
     return TaskBody(
         id=task["id"],
@@ -179,7 +180,7 @@ def _has_read(db: Connection, guideline: people.Guideline, person: Person) -> bo
     return not guideline.text or people.has_accepted(db, person.id, guideline.version)
 
 
-def _open_task(site: Site, db: Connection, person: Person) -> RowMapping:
+def _open_task(site: Site, db: Connection, person: Person) -> Row:
     if not site.task:
         raise Refusal(410, "task_closed", "There is no task here now.")
     task = locked_task(db, site.task)
@@ -192,7 +193,7 @@ def _open_task(site: Site, db: Connection, person: Person) -> RowMapping:
     return task
 
 
-def _holds_any(db: Connection, task: RowMapping, person: Person) -> bool:
+def _holds_any(db: Connection, task: Row, person: Person) -> bool:
     table = work.assignments
     leased = select(table.c.item).where(
         table.c.task == task["id"], table.c.rater == person.id, table.c.state == "leased"
@@ -200,7 +201,7 @@ def _holds_any(db: Connection, task: RowMapping, person: Person) -> bool:
     return db.execute(leased.limit(1)).first() is not None
 
 
-def _progress(db: Connection, task: RowMapping, person: Person) -> Progress:
+def _progress(db: Connection, task: Row, person: Person) -> Progress:
     table = work.assignments
     mine = db.scalar(
         select(func.count()).where(

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
     and_,
     false,
     func,
@@ -33,6 +32,7 @@ from sayso.web.queue import (
     is_reserved,
     swap_sides,
 )
+from sayso.work_tables import Row
 
 _items, _assigned = work.items.c, work.assignments.c
 
@@ -40,7 +40,7 @@ _items, _assigned = work.items.c, work.assignments.c
 class Entry(NamedTuple):
     """One item on a page and how it was assigned to the rater."""
 
-    item: RowMapping
+    item: Row
     key: str
     swapped: bool
     position: int
@@ -56,18 +56,18 @@ class HandedPage:
     lease_until: float
 
 
-Usable = Callable[[RowMapping], bool]
+Usable = Callable[[Row], bool]
 """Whether the images of an item can be read."""
 
 
-def locked_task(db: Connection, task: str) -> RowMapping:
+def locked_task(db: Connection, task: str) -> Row:
     """The row of a task, locked until the transaction ends: who writes about a task takes turns."""
     query = select(work.tasks).where(work.tasks.c.id == task).with_for_update()
     return db.execute(query).mappings().one()
 
 
 def hand_out(
-    db: Connection, task: RowMapping, rater: Person, have: Sequence[str], n: int, now: float,
+    db: Connection, task: Row, rater: Person, have: Sequence[str], n: int, now: float,
     usable: Usable,
 ) -> list[HandedPage]:  # fmt: skip
     """Up to `n` pages for a rater, who keeps the leases of the pages `have`.
@@ -87,7 +87,7 @@ def hand_out(
     return pages
 
 
-def release(db: Connection, rater: Person, pages: Sequence[str], refused: bool) -> list[RowMapping]:
+def release(db: Connection, rater: Person, pages: Sequence[str], refused: bool) -> list[Row]:
     """Give leased items back: the items. `refused` ones are never given to this rater again."""
     there = select(work.items.c.id).where(_items.page.in_(pages)).scalar_subquery()
     mine = and_(_assigned.rater == rater.id, _assigned.state == "leased", _assigned.item.in_(there))
@@ -96,6 +96,12 @@ def release(db: Connection, rater: Person, pages: Sequence[str], refused: bool) 
     state = "refused" if refused else "released"
     db.execute(update(work.assignments).where(mine).values(state=state, until=0.0))
     return found
+
+
+def release_all(db: Connection, rater: Person) -> None:
+    """Give everything back that a rater holds, in every task."""
+    mine = and_(_assigned.rater == rater.id, _assigned.state == "leased")
+    db.execute(update(work.assignments).where(mine).values(state="released", until=0.0))
 
 
 def set_aside(db: Connection, items: Iterable[str]) -> None:
@@ -108,7 +114,7 @@ class _Desk:
     """One rater at one task in one transaction."""
 
     def __init__(
-        self, db: Connection, task: RowMapping, rater: Person, now: float, usable: Usable
+        self, db: Connection, task: Row, rater: Person, now: float, usable: Usable
     ) -> None:
         self._db, self._task, self._rater, self._now = db, task, rater, now
         self._usable = usable
@@ -156,7 +162,7 @@ class _Desk:
         grouped = groupby(kept, key=lambda row: row["page"])
         return [self._page([_entry(row) for row in page]) for _, page in grouped]
 
-    def _still_ours(self, row: RowMapping) -> bool:
+    def _still_ours(self, row: Row) -> bool:
         if is_reserved(row["until"], self._now):
             return True
         return has_room(row["overlap"], row["votes"], row["reserved"])
@@ -186,7 +192,7 @@ class _Desk:
         self._handed_out += 1
         return self._page(entries)
 
-    def _around(self, control: Control, start: int) -> list[RowMapping]:
+    def _around(self, control: Control, start: int) -> list[Row]:
         """The items of the first free page at or after rank `start`, going round once."""
         for part in (_items.rank >= start, _items.rank < start):
             while rows := self._free(control, part):
@@ -196,7 +202,7 @@ class _Desk:
                 set_aside(self._db, broken)
         return []
 
-    def _free(self, control: Control, part: ColumnElement[bool]) -> list[RowMapping]:
+    def _free(self, control: Control, part: ColumnElement[bool]) -> list[Row]:
         there = and_(
             _items.task == self._task["id"], _items.control == control, _items.open == true(),
             _items.broken == false(), ~self._mine.exists(),
@@ -229,7 +235,7 @@ class _Desk:
             .scalar_subquery()
         )
 
-    def _lease(self, item: RowMapping) -> Entry:
+    def _lease(self, item: Row) -> Entry:
         mine = and_(_assigned.item == item["id"], _assigned.rater == self._rater.id)
         old = self._db.execute(select(work.assignments).where(mine)).mappings().first()
         lease = {
@@ -245,7 +251,7 @@ class _Desk:
         self._db.execute(insert(work.assignments).values({**new, **lease}))
         return Entry(item, new["key"], new["swapped"], self._handed_out, None)
 
-    def _side(self, item: RowMapping) -> bool:
+    def _side(self, item: Row) -> bool:
         """Whether the first set of a comparison stands right for this rater."""
         if not item["pair"]:
             return False
@@ -279,5 +285,5 @@ _ASSIGNMENT = [
 ]  # fmt: skip
 
 
-def _entry(row: RowMapping) -> Entry:
+def _entry(row: Row) -> Entry:
     return Entry(row, row["key"], row["swapped"], row["position"], row["newest"])

@@ -6,25 +6,26 @@ from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Table, func, select, true
+from sqlalchemy import Connection, Table, func, select, true
 
 from sayso import work_tables as work
 from sayso.vote_tables import RETRACTED
 from sayso.web.opening import VOTE_TABLES
 from sayso.web.people import LOCAL_NAME, everyone
 from sayso.web.queue import LEASE_S, generator, opposite
+from sayso.work_tables import Row
 
 HOURS = 24
 MIN_CHECKS = 5
 """Fewer answers to checks than this say nothing about a rater."""
 
 
-def tasks(db: Connection) -> list[RowMapping]:
+def tasks(db: Connection) -> list[Row]:
     """All tasks, newest first."""
     return list(db.execute(select(work.tasks).order_by(work.tasks.c.created_at.desc())).mappings())
 
 
-def live_votes(db: Connection, task: RowMapping) -> list[RowMapping]:
+def live_votes(db: Connection, task: Row) -> list[Row]:
     """The live answers that a task has collected, oldest first."""
     table: Table = VOTE_TABLES[task["kind"]]
     later = table.alias()
@@ -37,9 +38,7 @@ def live_votes(db: Connection, task: RowMapping) -> list[RowMapping]:
     return list(db.execute(query).mappings())
 
 
-def progress(
-    db: Connection, task: RowMapping, votes: list[RowMapping], now: float
-) -> dict[str, Any]:
+def progress(db: Connection, task: Row, votes: list[Row], now: float) -> dict[str, Any]:
     """How far a task is, how fast, and when it may end."""
     recent = [vote for vote in votes if now - vote["shown"]["received_at"] < 3600]
     counted = [v for v in recent if not v["surplus"] and not _expected(v)]
@@ -58,12 +57,12 @@ def progress(
     }
 
 
-def _count(db: Connection, task: RowMapping, *where: Any) -> int:
+def _count(db: Connection, task: Row, *where: Any) -> int:
     query = select(func.count()).select_from(work.items)
     return db.scalar(query.where(work.items.c.task == task["id"], *where)) or 0
 
 
-def _leases(db: Connection, task: RowMapping, now: float) -> int:
+def _leases(db: Connection, task: Row, now: float) -> int:
     table = work.assignments
     query = select(func.count()).where(
         table.c.task == task["id"], table.c.state == "leased", table.c.until > now,
@@ -72,7 +71,7 @@ def _leases(db: Connection, task: RowMapping, now: float) -> int:
     return db.scalar(query) or 0
 
 
-def hours(votes: Iterable[RowMapping], now: float) -> list[dict[str, Any]]:
+def hours(votes: Iterable[Row], now: float) -> list[dict[str, Any]]:
     """Answers of each of the last hours, oldest first."""
     counts = Counter(int((now - vote["shown"]["received_at"]) // 3600) for vote in votes)
     end = datetime.fromtimestamp(now)
@@ -82,7 +81,7 @@ def hours(votes: Iterable[RowMapping], now: float) -> list[dict[str, Any]]:
     ]
 
 
-def rates(votes: Iterable[RowMapping]) -> list[dict[str, Any]]:
+def rates(votes: Iterable[Row]) -> list[dict[str, Any]]:
     """How often each answer was given to each question, checks left out."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in votes:
@@ -95,9 +94,9 @@ def rates(votes: Iterable[RowMapping]) -> list[dict[str, Any]]:
     ]
 
 
-def raters(db: Connection, votes: Iterable[RowMapping], now: float) -> list[dict[str, Any]]:
+def raters(db: Connection, votes: Iterable[Row], now: float) -> list[dict[str, Any]]:
     """Who did how much, how fast, and how well on the checks."""
-    by_name: dict[str, list[RowMapping]] = defaultdict(list)
+    by_name: dict[str, list[Row]] = defaultdict(list)
     for vote in votes:
         by_name[vote["rater"]].append(vote)
     seen: dict[str, float] = dict(db.execute(_last_seen()).all())  # type: ignore[arg-type]
@@ -113,9 +112,7 @@ def _last_seen() -> Any:
     return select(table.c.rater, func.max(table.c.seen_at)).group_by(table.c.rater)
 
 
-def _rater(
-    person: RowMapping, votes: list[RowMapping], seen: float | None, now: float
-) -> dict[str, Any]:
+def _rater(person: Row, votes: list[Row], seen: float | None, now: float) -> dict[str, Any]:
     gold, attention = _right(votes, "gold"), _right(votes, "attention")
     waits = [vote["shown"]["latency_ms"] / 1000 for vote in votes]
     skips = sum(vote["value"] == "skip" for vote in votes)
@@ -136,7 +133,7 @@ def _rater(
     }
 
 
-def _right(votes: Iterable[RowMapping], check: str) -> tuple[int, int]:
+def _right(votes: Iterable[Row], check: str) -> tuple[int, int]:
     """How many checks of a kind were answered right, and how many there were."""
     answers = [(v["value"], v["shown"][check]) for v in votes if check in v["shown"]]
     return sum(value == expected for value, expected in answers), len(answers)
@@ -159,10 +156,10 @@ def _expected(vote: Mapping[str, Any]) -> str:
 
 
 def check_rows(
-    db: Connection, votes: Iterable[RowMapping], check: str
+    db: Connection, votes: Iterable[Row], check: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Totals of one kind of check, and a row for each item that was answered, worst first."""
-    by_item: dict[str, list[RowMapping]] = defaultdict(list)
+    by_item: dict[str, list[Row]] = defaultdict(list)
     for vote in votes:
         if check in vote["shown"]:
             by_item[vote["item_id"]].append(vote)
@@ -176,7 +173,7 @@ def check_rows(
     return total, rows
 
 
-def _check_row(item: RowMapping, votes: list[RowMapping], check: str) -> dict[str, Any]:
+def _check_row(item: Row, votes: list[Row], check: str) -> dict[str, Any]:
     right, n = _right(votes, check)
     answers = Counter(vote["value"] for vote in votes)
     return {
@@ -190,7 +187,7 @@ def _check_row(item: RowMapping, votes: list[RowMapping], check: str) -> dict[st
     }
 
 
-def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, RowMapping]:
+def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
     """Rows of items."""
     wanted, found = list(ids), {}
     for i in range(0, len(wanted), 500):
@@ -199,11 +196,9 @@ def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, RowMapping]:
     return found
 
 
-def disagreements(
-    db: Connection, task: RowMapping, votes: Iterable[RowMapping]
-) -> list[dict[str, Any]]:
+def disagreements(db: Connection, task: Row, votes: Iterable[Row]) -> list[dict[str, Any]]:
     """Items on which raters disagree, undecided ones first; sides as `reviewer_sees_swapped`."""
-    by_item: dict[str, list[RowMapping]] = defaultdict(list)
+    by_item: dict[str, list[Row]] = defaultdict(list)
     for vote in votes:
         if not _expected(vote):
             by_item[vote["item_id"]].append(vote)
@@ -214,20 +209,20 @@ def disagreements(
     return sorted(rows, key=lambda row: row["decided"] is not None)
 
 
-def _is_split(votes: list[RowMapping]) -> bool:
+def _is_split(votes: list[Row]) -> bool:
     """Whether the raters' answers differ, skips and a reviewer's decision left out."""
     plain = {_chosen(v) for v in votes if not v["shown"].get("adjudication")} - {"skip"}
     return len(plain) > 1
 
 
-def _chosen(vote: RowMapping) -> str:
+def _chosen(vote: Row) -> str:
     """The answer, of a comparison the sets it prefers, whichever stood left."""
     if vote["value"] in ("left", "right"):
         return "|".join(vote[f"{vote['value']}_ids"])
     return vote["value"]
 
 
-def _swaps(db: Connection, task: RowMapping) -> dict[tuple[str, str], bool]:
+def _swaps(db: Connection, task: Row) -> dict[tuple[str, str], bool]:
     table, people = work.assignments, work.raters
     query = (
         select(table.c.item, people.c.name, table.c.swapped)
@@ -238,10 +233,10 @@ def _swaps(db: Connection, task: RowMapping) -> dict[tuple[str, str], bool]:
 
 
 def _disagreement(
-    item: RowMapping, task: RowMapping, votes: list[RowMapping],
+    item: Row, task: Row, votes: list[Row],
     swapped: Mapping[tuple[str, str], bool],
 ) -> dict[str, Any]:  # fmt: skip
-    def value(vote: RowMapping) -> str:
+    def value(vote: Row) -> str:
         seen = swapped.get((vote["item_id"], vote["rater"]), False)
         turned = seen != reviewer_sees_swapped(item["id"], task["seed"])
         return opposite(vote["value"]) if turned else vote["value"]
@@ -267,7 +262,7 @@ def reviewer_sees_swapped(item: str, seed: int) -> bool:
     return generator(seed, "reviewer", item).random() < 0.5
 
 
-def _pictures(item: RowMapping, swapped: bool) -> dict[str, list[str]]:
+def _pictures(item: Row, swapped: bool) -> dict[str, list[str]]:
     """The addresses of the pictures as the reviewer sees them."""
     places = iter(range(100))
     urls = [[f"/admin/i/{item['id']}/{next(places)}" for _ in side] for side in item["images"]]

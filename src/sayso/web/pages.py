@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sayso.web import people, sessions
 from sayso.web.api import mark_broken, picture_path
+from sayso.web.handing_out import release_all
 from sayso.web.people import Person
 from sayso.web.pictures import BrokenPicture, read_bare
 from sayso.web.site import Asker, Refusal, Site, is_same_site
@@ -78,9 +79,15 @@ def pages(site: Site) -> APIRouter:
         site.remember(request, response, asker)
         return response
 
+    @router.get("/sign-in")
+    def sign_in_page(request: Request, next: str = "/") -> Response:
+        if site.welcome(request) is not None:
+            return RedirectResponse(_own_path(next), 303)
+        return render(site, "sign_in.html", None, error="", next=_own_path(next))
+
     @router.get("/in/{secret}")
     def sign_in_by_link(request: Request, secret: str) -> Response:
-        return _sign_in(site, request, secret)
+        return _sign_in(site, request, secret, "/")
 
     @router.post("/sign-in")
     def sign_in(request: Request, form: Fields) -> Response:
@@ -89,12 +96,14 @@ def pages(site: Site) -> APIRouter:
         asker = site.asker(request)
         site.check_token(asker, form.get("csrf", ""))
         secret = urlsplit(form.get("link", "").strip()).path.rsplit("/", 1)[-1]
-        return _sign_in(site, request, secret)
+        return _sign_in(site, request, secret, _own_path(form.get("next", "/")))
 
     @router.post("/out")
     def sign_out(request: Request, form: Fields) -> Response:
         asker = site.require(request)
         site.check_token(asker, form.get("csrf", ""))
+        with site.write() as db:
+            release_all(db, asker.person)
         response = RedirectResponse("/", 303)
         response.delete_cookie(site.cookie, path="/")
         return response
@@ -131,12 +140,17 @@ def picture_response(site: Site, item: str, path: str) -> Response:
     return Response(content, media_type="image/png")
 
 
-def _sign_in(site: Site, request: Request, secret: str) -> Response:
+def _own_path(path: str) -> str:
+    """Where to go after signing in: never to another site."""
+    return path if path.startswith("/") and not path.startswith(("//", "/\\")) else "/"
+
+
+def _sign_in(site: Site, request: Request, secret: str, then: str) -> Response:
     person = _by_link(site, secret)
     if person is None:
         error = "This link does not work; ask for a new one."
-        return render(site, "sign_in.html", None, status=403, error=error, next="/")
-    response = RedirectResponse("/", 303)
+        return render(site, "sign_in.html", None, status=403, error=error, next=then)
+    response = RedirectResponse(then, 303)
     site.set_cookie(request, response, sessions.begin(person.id))
     return response
 

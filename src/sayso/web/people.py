@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, true, update
+from sqlalchemy import Connection, func, insert, select, true, update
 
 from sayso import work_tables as work
 from sayso.errors import UserError
+from sayso.work_tables import Row
 
 Role = Literal["rater", "reviewer", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -80,12 +81,12 @@ def _need(db: Connection, name: str) -> None:
         raise UserError(f"there is no rater {name!r}; see them with: sayso raters STUDY list")
 
 
-def find(db: Connection, name: str) -> RowMapping | None:
+def find(db: Connection, name: str) -> Row | None:
     """The row of a rater."""
     return db.execute(select(work.raters).where(work.raters.c.name == name)).mappings().first()
 
 
-def everyone(db: Connection) -> list[RowMapping]:
+def everyone(db: Connection) -> list[Row]:
     """All raters, oldest first."""
     order = work.raters.c.created_at, work.raters.c.name
     return list(db.execute(select(work.raters).order_by(*order)).mappings())
@@ -123,7 +124,7 @@ def _active(db: Connection, chosen: "object") -> Person | None:
     return _person(row) if row else None
 
 
-def _person(row: RowMapping) -> Person:
+def _person(row: Row) -> Person:
     return Person(row["id"], row["name"], row["role"], row["simulated"])
 
 

@@ -24,12 +24,12 @@ class Session:
 
 def begin(rater: str) -> Session:
     """A new session of a rater."""
-    return Session(secrets.token_hex(12), rater, round(time.time() + LIFETIME_S))
+    return Session(secrets.token_hex(12), rater, float(round(time.time() + LIFETIME_S)))
 
 
 def renewed(session: Session) -> Session:
     """The same session with a later end."""
-    return Session(session.id, session.rater, round(time.time() + LIFETIME_S))
+    return Session(session.id, session.rater, float(round(time.time() + LIFETIME_S)))
 
 
 def sign(secret: bytes, session: Session) -> str:

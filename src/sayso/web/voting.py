@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from sqlalchemy import Connection, RowMapping, Table, insert, select, update
+from sqlalchemy import Connection, Table, insert, select, update
 
 from sayso import work_tables as work
 from sayso.feedback import vote_row
@@ -14,6 +14,7 @@ from sayso.web.handing_out import locked_task
 from sayso.web.opening import VOTE_TABLES
 from sayso.web.people import Person
 from sayso.web.queue import LEASE_S, Newest, has_room, is_reserved, opposite, superseded
+from sayso.work_tables import Row
 
 ANSWERS: Mapping[str, tuple[str, ...]] = {"rate": get_args(Value), "compare": get_args(Choice)}
 
@@ -90,11 +91,11 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) 
     return Receipt(vote.id, task["id"], surplus, task["state"] == "closed")
 
 
-def _item(db: Connection, item_id: str) -> RowMapping:
+def _item(db: Connection, item_id: str) -> Row:
     return db.execute(select(work.items).where(work.items.c.id == item_id)).mappings().one()
 
 
-def _stored(db: Connection, vote: Vote) -> RowMapping | None:
+def _stored(db: Connection, vote: Vote) -> Row | None:
     for table in VOTE_TABLES.values():
         row = db.execute(select(table).where(table.c.id == vote.id)).mappings().first()
         if row is not None:
@@ -102,7 +103,7 @@ def _stored(db: Connection, vote: Vote) -> RowMapping | None:
     return None
 
 
-def _repeated(stored: RowMapping, vote: Vote, rater: Person) -> Receipt:
+def _repeated(stored: Row, vote: Vote, rater: Person) -> Receipt:
     if stored["body"] != _body(vote) or stored["rater"] != rater.name:
         raise VoteRefused(
             "vote_conflict", "An answer with this id is stored already, with another content."
@@ -115,13 +116,13 @@ def _body(vote: Vote) -> str:
     return digest(asdict(vote), 32)
 
 
-def _assignment(db: Connection, item: RowMapping, rater: Person) -> RowMapping | None:
+def _assignment(db: Connection, item: Row, rater: Person) -> Row | None:
     table = work.assignments
     mine = select(table).where(table.c.item == item["id"], table.c.rater == rater.id)
     return db.execute(mine).mappings().first()
 
 
-def _check(vote: Vote, item: RowMapping, task: RowMapping) -> None:
+def _check(vote: Vote, item: Row, task: Row) -> None:
     allowed = (*ANSWERS[task["kind"]], RETRACTED)
     if vote.question != item["question"]:
         raise VoteRefused("invalid", f"This page asks for {item['question']}.")
@@ -129,7 +130,7 @@ def _check(vote: Vote, item: RowMapping, task: RowMapping) -> None:
         raise VoteRefused("invalid", f"{vote.value!r} is no answer; allowed: {', '.join(allowed)}.")
 
 
-def _replaced(db: Connection, assigned: RowMapping, vote: Vote, kind: str) -> str | None:
+def _replaced(db: Connection, assigned: Row, vote: Vote, kind: str) -> str | None:
     table, newest = VOTE_TABLES[kind], None
     if assigned["vote"] is not None:
         value = db.scalar(select(table.c.value).where(table.c.id == assigned["vote"]))
@@ -143,9 +144,7 @@ def _replaced(db: Connection, assigned: RowMapping, vote: Vote, kind: str) -> st
         ) from None
 
 
-def _counts(
-    db: Connection, item: RowMapping, assigned: RowMapping, task: RowMapping, around: Circumstances
-) -> bool:
+def _counts(db: Connection, item: Row, assigned: Row, task: Row, around: Circumstances) -> bool:
     """Whether the vote is one of those that the overlap asks for; a change stays what it was.
 
     Not counted are votes on an item that has its raters already, votes after the task was closed,
@@ -160,7 +159,7 @@ def _counts(
     return has_room(item["overlap"], item["votes"], _reserved(db, assigned, around.now))
 
 
-def _reserved(db: Connection, assigned: RowMapping, now: float) -> int:
+def _reserved(db: Connection, assigned: Row, now: float) -> int:
     table = work.assignments
     others = select(table.c.until).where(
         table.c.item == assigned["item"], table.c.rater != assigned["rater"],
@@ -173,8 +172,8 @@ def _reserved(db: Connection, assigned: RowMapping, now: float) -> int:
 
 
 def _insert(
-    db: Connection, rater: Person, vote: Vote, around: Circumstances, item: RowMapping,
-    task: RowMapping, assigned: RowMapping, replaced: str | None, surplus: bool,
+    db: Connection, rater: Person, vote: Vote, around: Circumstances, item: Row,
+    task: Row, assigned: Row, replaced: str | None, surplus: bool,
 ) -> None:  # fmt: skip
     shown = _shown(vote, around, item, task, assigned, surplus)
     common: dict[str, Any] = {
@@ -183,7 +182,8 @@ def _insert(
         "answered_at": vote.answered_at / 1000, "shown": shown, "supersedes": replaced,
     }  # fmt: skip
     if task["kind"] == "rate":
-        made: Rating | Comparison = _rating(common, vote, item)
+        sample = item["samples"][0][0]
+        made: Rating | Comparison = Rating(**common, sample_id=sample, reason=vote.reason)
     else:
         made = _comparison(common, item, assigned["swapped"])
     more = {
@@ -195,14 +195,14 @@ def _insert(
 
 
 def _shown(
-    vote: Vote, around: Circumstances, item: RowMapping, task: RowMapping, assigned: RowMapping,
+    vote: Vote, around: Circumstances, item: Row, task: Row, assigned: Row,
     surplus: bool,
 ) -> dict[str, object]:  # fmt: skip
     shown: dict[str, object] = {
         "task": task["id"], "item": item["id"], "page": item["page"], "slot": item["slot"],
         "position": assigned["position"], "page_position": vote.position,
         "images_per_page": task["images_per_page"], "latency_ms": vote.latency_ms,
-        "hidden_ms": vote.hidden_ms, "session": around.session, "overlap": item["overlap"],
+        "hidden_ms": vote.hidden_ms, "session": around.session, "overlap_target": item["overlap"],
         "surplus": surplus, "guideline_version": vote.guideline_version,
         "app_version": around.app_version, "received_at": around.now, "prompt": item["prompt"],
         "prompt_id": item["prompt_id"], "reason": vote.reason,
@@ -210,8 +210,6 @@ def _shown(
     if item["control"] and item["expected"]:
         expected = item["expected"]
         shown[item["control"]] = opposite(expected) if assigned["swapped"] else expected
-    if item["control"] == "attention" and task["kind"] == "rate":
-        shown["sample_id"] = item["samples"][0][0]
     if around.adjudication:
         shown["adjudication"] = True
     if task["state"] == "closed":
@@ -219,15 +217,7 @@ def _shown(
     return shown
 
 
-def _rating(common: dict[str, Any], vote: Vote, item: RowMapping) -> Rating:
-    """An answer to an attention check is no rating of its image, so it names another sample."""
-    sample = item["samples"][0][0]
-    if item["control"] == "attention":
-        sample = f"attention:{item['id']}"
-    return Rating(**common, sample_id=sample, reason=vote.reason)
-
-
-def _comparison(common: dict[str, Any], item: RowMapping, swapped: bool) -> Comparison:
+def _comparison(common: dict[str, Any], item: Row, swapped: bool) -> Comparison:
     order = -1 if swapped else 1
     left, right = item["samples"][::order]
     left_model, right_model = item["models"][::order]
@@ -238,7 +228,7 @@ def _comparison(common: dict[str, Any], item: RowMapping, swapped: bool) -> Comp
 
 
 def _follow_up(
-    db: Connection, item: RowMapping, task: RowMapping, assigned: RowMapping, vote: Vote,
+    db: Connection, item: Row, task: Row, assigned: Row, vote: Vote,
     now: float, counted: bool,
 ) -> None:  # fmt: skip
     """Bring the assignment and the counters in line with the vote.
@@ -258,7 +248,7 @@ def _follow_up(
         _recount(db, item, task, change)
 
 
-def _recount(db: Connection, item: RowMapping, task: RowMapping, change: int) -> None:
+def _recount(db: Connection, item: Row, task: Row, change: int) -> None:
     overlap, votes = item["overlap"], item["votes"] + change
     is_open = has_room(overlap, votes, 0)
     here = work.items.c.id == item["id"]

@@ -23,6 +23,22 @@ def _votes() -> None:
         for name in ("surplus", "attention"):
             flag = sa.Column(name, sa.Boolean, nullable=False, server_default=sa.false())
             op.add_column(table, flag)
+    _unique("ratings", ["sample_id", "rater", "question"])
+    _unique("comparisons", ["prompt_id", "pair", "rater", "question"])
+
+
+def _unique(table: str, first: list[str]) -> None:
+    """An answer to an attention check may stand beside a vote on the same images."""
+    alone = sa.text("supersedes IS NULL AND NOT attention")
+    check = sa.text("supersedes IS NULL AND attention")
+    op.drop_index(f"{table}_first", table)
+    op.create_index(
+        f"{table}_first", table, first, unique=True, sqlite_where=alone, postgresql_where=alone
+    )
+    op.create_index(
+        f"{table}_check", table, ["item_id", "rater"], unique=True, sqlite_where=check,
+        postgresql_where=check,
+    )  # fmt: skip
 
 
 def _people() -> None:
