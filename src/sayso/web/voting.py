@@ -176,8 +176,10 @@ def _insert(
     task: Row, assigned: Row, replaced: str | None, surplus: bool,
 ) -> None:  # fmt: skip
     shown = _shown(vote, around, item, task, assigned, surplus)
+    # a retraction is a row of the table but no Rating: its value is put in last
+    answer = ANSWERS[task["kind"]][0] if vote.value == RETRACTED else vote.value
     common: dict[str, Any] = {
-        "id": vote.id, "rater": rater.name, "question": vote.question, "value": vote.value,
+        "id": vote.id, "rater": rater.name, "question": vote.question, "value": answer,
         "simulated": rater.simulated, "shown_at": vote.shown_at / 1000,
         "answered_at": vote.answered_at / 1000, "shown": shown, "supersedes": replaced,
     }  # fmt: skip
@@ -191,7 +193,7 @@ def _insert(
         "attention": item["control"] == "attention",
     }  # fmt: skip
     table: Table = VOTE_TABLES[task["kind"]]
-    db.execute(insert(table).values({**vote_row(made), **more}))
+    db.execute(insert(table).values({**vote_row(made), **more, "value": vote.value}))
 
 
 def _shown(
