@@ -50,10 +50,11 @@ class Served:
         with self.office.site.write() as db:
             people.write_guideline(db, text, "boss", base_version)
 
-    def put_aside(self) -> int:
-        """How many items count as broken."""
+    def refused(self) -> int:
+        """How many items were handed out and never come to their rater again."""
         with self.office.site.read() as db:
-            return len(db.execute(select(work_tables.items).filter_by(broken=True)).all())
+            given = select(work_tables.assignments).filter_by(state="refused")
+            return len(db.execute(given).all())
 
 
 @contextmanager

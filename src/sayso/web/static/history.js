@@ -19,6 +19,20 @@ export class History {
     if (kept) Object.assign(this, { entries: kept.entries, pages: kept.pages });
   }
 
+  /**
+   * A page that was answered in part comes back with its open items only: give it back the others,
+   * with their answers, so that it looks as it did.
+   */
+  complete(page) {
+    const known = this.pages[page.page_id];
+    if (page.kind === "compare" || !known) return;
+    const open = new Map(page.items.map((item) => [item.item_id, item]));
+    const answered = known.items.filter(({ item_id }) => !open.has(item_id));
+    if (!answered.every(({ item_id }) => known.answers[item_id])) return;
+    page.items = known.items.map((item) => open.get(item.item_id) ?? item);
+    for (const { item_id } of answered) page.answers[item_id] = known.answers[item_id];
+  }
+
   add(page, entry) {
     this.entries = this.entries.filter((other) => other.item_id !== entry.item_id);
     this.entries.push({ page_id: page.page_id, ...entry });

@@ -62,6 +62,13 @@ export class Queue {
     this.#pages.unshift({ page, images: images ?? this.#load(page) });
   }
 
+  /** Ask for nothing any more. */
+  stop() {
+    clearTimeout(this.#retry);
+    this.done = true;
+    this.#pages = [];
+  }
+
   has(pageId) {
     return this.#pages.some((entry) => entry.page.page_id === pageId);
   }

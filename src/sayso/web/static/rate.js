@@ -34,10 +34,12 @@ async function boot() {
     return tell("unreachable", { retry: reload });
   }
   const owner = `${session.study.id}/${session.rater.name}`;
-  const tabs = new Tabs(owner, reload);
+  const tabs = new Tabs(owner);
   const [mine, store] = await Promise.all([tabs.claim(), openStore()]);
-  if (!mine) return tell("otherTab", { take: () => (tabs.take(), reload()) });
-  return new App(session, owner, store).start();
+  const app = new App(session, owner, store);
+  const aside = () => tell("otherTab", { take: () => (tabs.take(), reload()) });
+  tabs.onLost = () => (app.stop(), aside());
+  return mine ? app.start() : aside();
 }
 
 class App {
@@ -78,7 +80,7 @@ class App {
   async begin() {
     this.queue = new Queue(api, this.task, () => this.knownPages(), {
       prepare: (page) => this.prepare(page),
-      changed: () => this.rating.next(),
+      changed: () => this.rating?.next(),
       trouble: (error) => this.trouble(error),
       broken: (page, error) => this.broken(page, error),
       progress: (progress) => this.well(progress),
@@ -96,12 +98,20 @@ class App {
     this.rating.next();
   }
 
+  /** Another tab rates: nothing more is sent or answered here. */
+  stop() {
+    this.#leaving = true;
+    this.outbox.stop();
+    this.queue?.stop();
+    this.rating = undefined;
+  }
+
   // what the parts tell each other
 
   /** Join what the server says of a page with answers that are still on their way. */
   prepare(page) {
     page.answers = {};
-    for (const item of itemsOf(page)) if (item.answered) page.answers[item.item_id] = item.answered;
+    this.history.complete(page);
     for (const { vote, page_id } of this.outbox.waiting) {
       const item = itemsOf(page).find(({ item_id }) => item_id === vote.item_id);
       if (!item || page_id !== page.page_id) continue;
@@ -125,7 +135,7 @@ class App {
     this.status.update();
     for (const { vote } of this.outbox.refused) this.history.forget(vote.id);
     if (this.outbox.state === "paused") this.paused();
-    if (this.outbox.state === "saved" && this.rating && !this.rating.page) this.rating.next();
+    if (this.outbox.state === "saved" && this.rating?.page === null) this.rating.next();
   }
 
   answered() {

@@ -2,18 +2,14 @@
 
 const ANSWER_MS = 150;
 
-/**
- * @param owner study and rater
- * @param onLost called when another tab takes over
- */
+/** @param owner study and rater */
 export class Tabs {
   #channel;
   #id = Math.random();
   #state = "starting"; // starting | active | aside
-  #onLost;
+  onLost = () => {}; // called when another tab takes over
 
-  constructor(owner, onLost) {
-    this.#onLost = onLost;
+  constructor(owner) {
     this.#channel = new BroadcastChannel(`sayso ${owner}`);
     this.#channel.onmessage = (event) => this.#heard(event.data);
     // a tab that was frozen asks whether another one rates by now
@@ -44,7 +40,7 @@ export class Tabs {
   #standAside() {
     const was = this.#state;
     this.#state = "aside";
-    if (was === "active") this.#onLost();
+    if (was === "active") this.onLost();
   }
 
   #say(what, to) {
