@@ -134,7 +134,7 @@ def test_a_reviewer_decides(office: Office):
 
 def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: Path):
     study = make_study(tmp_path, prompts=6, per_prompt=1, models=(BASE, TUNED))
-    options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=2, attention_share=0)
+    options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=2, attention_share=0.0)
     office = Office(study, options, names=("ann", "bob", "eve"))
     for name in ("ann", "bob"):
         rater = office.client(name)

@@ -108,6 +108,17 @@ def test_image_deleted_under_the_page(office: Office):
     assert office.study.feedback.ratings() == []
 
 
+def test_very_many_missing_images_do_not_end_the_work(tmp_path: Path):
+    office = Office(make_study(tmp_path, prompts=8, per_prompt=6))
+    images = office.study.path / "images"
+    images.rename(images.with_name("away"))
+    ann = office.client()
+    assert error(ann.post("/api/next", {})) == (503, "pictures_missing", True)
+    assert office.table("select count(*) from items where broken") == [(20,)]
+    images.with_name("away").rename(images)
+    assert ann.work() == 28
+
+
 def test_restored_images_come_back(office: Office):
     images = office.study.path / "images"
     images.rename(images.with_name("away"))

@@ -111,7 +111,7 @@ def red(rater: Rater, url: str) -> int:
 def test_sides_are_stored_and_even_per_rater_and_pair(tmp_path: Path):
     names = tuple(f"rater{i}" for i in range(6))
     study = make_study(tmp_path, prompts=10, per_prompt=1, models=(BASE, TUNED))
-    options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=6, attention_share=0)
+    options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=6, attention_share=0.0)
     office = Office(study, options, names=names)
     for name in names:
         rater = office.client(name)

@@ -82,7 +82,7 @@ def test_attention_checks_of_comparisons(tmp_path: Path):
 def test_a_page_with_a_gold_image_is_asked_of_everyone(tmp_path: Path):
     study = make_study(tmp_path, prompts=2, per_prompt=6)
     gold = {study.samples(BASE)[1].id: "good"}
-    options = TaskOptions(gold=gold, images_per_page=3, gold_share=0.3, attention_share=0)  # type: ignore[arg-type]
+    options = TaskOptions(gold=gold, images_per_page=3, gold_share=0.3, attention_share=0.0)  # type: ignore[arg-type]
     pages = draft(study, options)
     assert [[item.control for item in page] for page in pages] == [[""] * 3] * 3 + [["gold"] * 3]
     assert [item.expected for item in pages[3]] == ["", "good", ""]
@@ -110,12 +110,12 @@ def test_gold_files(tmp_path: Path):
         read_gold(tmp_path / "none")
     study = make_study(tmp_path)
     with pytest.raises(UserError, match="1 images that the task does not show"):
-        draft(study, TaskOptions(gold={"b": "bad"}, attention_share=0))
+        draft(study, TaskOptions(gold={"b": "bad"}, attention_share=0.0))
 
 
 def test_the_same_item_ids_for_all(tmp_path: Path):
     office = Office(
-        make_study(tmp_path), TaskOptions(overlap=2, attention_share=0), names=("a", "b")
+        make_study(tmp_path), TaskOptions(overlap=2, attention_share=0.0), names=("a", "b")
     )
     ids = [{items_of(p)[0] for p in office.client(n).pages(10)} for n in "ab"]
     assert ids[0] & ids[1]

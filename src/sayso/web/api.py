@@ -91,13 +91,19 @@ def api(site: Site) -> APIRouter:
         asker = changing(request, token)
         with site.write() as db:
             task = _open_task(site, db, asker.person)
-            pages = hand_out(db, task, asker.person, body.have, body.n, site.clock(), site.usable)
-            done = not pages and not _holds_any(db, task, asker.person)
-            return NextAnswer(
+            pages, gave_up = hand_out(
+                db, task, asker.person, body.have, body.n, site.clock(), site.usable
+            )
+            answer = NextAnswer(
                 pages=[_page(site, task["kind"], page) for page in pages],
-                done=done,
+                done=not pages and not _holds_any(db, task, asker.person),
                 progress=_progress(db, task, asker.person),
             )
+        if gave_up and not pages:
+            log.error("many pictures of %s cannot be read", site.study.path)
+            message = "The pictures cannot be read at the moment; please tell the study's admin."
+            raise Refusal(503, "pictures_missing", message, retry=True)
+        return answer
 
     @router.post("/votes", responses=_errors(404, 409, 410))
     def votes(request: Request, body: VoteBody, token: Token = "") -> VoteAnswer:

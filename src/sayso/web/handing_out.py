@@ -37,6 +37,10 @@ from sayso.work_tables import Row
 _items, _assigned = work.items.c, work.assignments.c
 
 
+MOST_BROKEN = 20
+"""Pages with unreadable pictures that one request sets aside before it gives up."""
+
+
 class Entry(NamedTuple):
     """One item on a page and how it was assigned to the rater."""
 
@@ -69,12 +73,13 @@ def locked_task(db: Connection, task: str) -> Row:
 def hand_out(
     db: Connection, task: Row, rater: Person, have: Sequence[str], n: int, now: float,
     usable: Usable,
-) -> list[HandedPage]:  # fmt: skip
+) -> tuple[list[HandedPage], bool]:  # fmt: skip
     """Up to `n` pages for a rater, who keeps the leases of the pages `have`.
 
     Args:
         task: from `locked_task`.
         now: seconds since the epoch.
+    Returns: the pages, and whether so many pictures could not be read that the search was given up.
     """
     desk = _Desk(db, task, rater, now, usable)
     pages = [page for page in desk.renewed() if page.id not in have][:n]
@@ -84,7 +89,7 @@ def hand_out(
             break
         pages.append(page)
     desk.leave()
-    return pages
+    return pages, desk.patience == 0
 
 
 def release(db: Connection, rater: Person, pages: Sequence[str], refused: bool) -> list[Row]:
@@ -120,6 +125,7 @@ class _Desk:
         self._usable = usable
         self._start = first_rank(task["n_ranks"], task["seed"], rater.name)
         self._cursor, self._handed_out = self._take_seat()
+        self.patience = MOST_BROKEN
 
     def _take_seat(self) -> tuple[int, int]:
         table = work.participants
@@ -195,11 +201,12 @@ class _Desk:
     def _around(self, control: Control, start: int) -> list[Row]:
         """The items of the first free page at or after rank `start`, going round once."""
         for part in (_items.rank >= start, _items.rank < start):
-            while rows := self._free(control, part):
+            while self.patience and (rows := self._free(control, part)):
                 broken = [row["id"] for row in rows if not self._usable(row)]
                 if not broken:
                     return rows
                 set_aside(self._db, broken)
+                self.patience -= 1
         return []
 
     def _free(self, control: Control, part: ColumnElement[bool]) -> list[Row]:

@@ -10,6 +10,7 @@ import time
 import webbrowser
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -159,9 +160,10 @@ def _browse(address: str) -> None:
 def _run(site: Site, listening: Listening) -> None:
     import uvicorn
 
-    common = {
+    common: dict[str, Any] = {
         "host": listening.host, "port": listening.port, "log_level": "warning",
         "access_log": False, "server_header": False, "timeout_graceful_shutdown": 5,
+        "timeout_keep_alive": 75,
     }  # fmt: skip
     if listening.workers == 1:
         uvicorn.run(create_app(site), **common)
