@@ -19,6 +19,17 @@ from sayso.web.tasks import TaskOptions
 PROMPTS = 10
 
 
+class WallClock:
+    """The real time, also for the clients that `rating_studies` makes."""
+
+    @property
+    def now(self) -> float:
+        return time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @dataclass
 class Served:
     """A running app and what its store holds."""
@@ -28,7 +39,10 @@ class Served:
 
     @property
     def link(self) -> str:
-        return f"{self.url}/in/{self.office.links['ann']}"
+        return self.link_of("ann")
+
+    def link_of(self, name: str) -> str:
+        return f"{self.url}/in/{self.office.links[name]}"
 
     def rows(self) -> list[RowMapping]:
         """Every row of every vote, in the order stored."""
@@ -67,7 +81,7 @@ def serve(
         study = make_study(folder, 4, options.set_size, (BASE, TUNED))
     else:
         study = make_study(folder, PROMPTS, -(-n // PROMPTS))
-    office = Office(study, options, names=names, clock=time.time)  # type: ignore[arg-type]
+    office = Office(study, options, names=names, clock=WallClock())  # type: ignore[arg-type]
     with running(office.app) as url:
         yield Served(office, url)
 

@@ -60,15 +60,17 @@ export function drawPage(page, onSelect) {
   stage.dataset.count = page.kind === "compare" ? page.left.length : page.items.length;
   stage.replaceChildren(...(page.kind === "compare" ? sides(page) : frames(page, onSelect)));
   stage.scrollTop = 0;
-  for (const element of [stage, $("prompt")]) reachable(element);
+  markScrolling();
 }
 
 /** What can scroll must be reachable by keyboard. */
-function reachable(element) {
-  const scrolls = element.scrollHeight > element.clientHeight + 1;
-  if (scrolls) element.tabIndex = 0;
-  else element.removeAttribute("tabindex");
+function markScrolling() {
+  for (const element of [$("stage"), $("prompt")]) {
+    if (element.scrollHeight > element.clientHeight + 1) element.tabIndex = 0;
+    else element.removeAttribute("tabindex");
+  }
 }
+window.addEventListener("resize", markScrolling);
 
 /** Put the decoded pictures into their frames. */
 export function fillFrames(page, images) {
