@@ -223,3 +223,18 @@ def test_guideline_text_can_hold_no_script():
     assert "<script" not in html
     assert "<h2>Rules &amp; more</h2>" in html
     assert "<ul><li><strong>one</strong></li><li>two</li></ul><p>last line</p>" in html
+
+
+def test_signing_out_gives_the_pages_back(office: Office):
+    ann, eve = office.client(), office.client("eve")
+    assert len(ann.pages(10)) == 10
+    assert len(eve.pages(10)) == 2
+    ann.http.post("/out", data={"csrf": ann.token})
+    assert len(eve.pages(10, tuple(page["page_id"] for page in eve.pages(10)))) == 10
+
+
+def test_signing_in_leads_to_no_other_site(office: Office):
+    for path, leads in (("/admin", "/admin"), ("//evil.example", "/"), ("http://evil", "/")):
+        answer = office.client().http.get("/sign-in", params={"next": path}, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, leads)
+    assert stranger(office).get("/sign-in", params={"next": "/admin"}).status_code == 200
