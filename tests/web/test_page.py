@@ -350,7 +350,7 @@ def test_a_missing_picture_is_reported_and_passed_over(start: Start) -> None:
     def before(_: Served, watched: Watched) -> None:
         watched.context.route("**/i/**", lambda route: _gone_once(route, calls))
 
-    served, watched, page = start(before)
+    served, _, page = start(before)
     page.wait_for_selector('.notice[data-key="broken"]')
     assert served.refused() == 1
     answer(page, "j")
@@ -398,7 +398,8 @@ def test_done_paused_and_closed_are_said(start: Start) -> None:
 def test_time_with_the_tab_hidden_is_not_counted(start: Start) -> None:
     served, _, page = start()
     hide = (
-        "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+        "hidden => {"
+        "Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
         "document.dispatchEvent(new Event('visibilitychange')); }"
     )
     page.evaluate(hide, True)
