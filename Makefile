@@ -22,8 +22,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test-kill: $(INSTALLED)  ## the quick demo killed at 20 random moments gives the same result
-	$(BIN)/python -m pytest tests/kill --kills 20
+test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
+	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20
+	$(BIN)/python -m pytest tests/kill/test_votes.py --vote-kills 1000
 
 recipe: $(INSTALLED)  ## the longer tiny-world recipe, up to 45 minutes on 2 cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/lee2023_tiny.sh

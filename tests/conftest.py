@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ install_import_hook("sayso", "beartype.beartype")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=2, help="how often the kill test kills the demo")
+    parser.addoption(
+        "--vote-kills", type=int, default=30, help="how often the rating app is killed under load"
+    )
 
 
 def run_sayso(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -30,6 +35,17 @@ def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_sayso("demo", path, "--quick")
     assert done.returncode == 0, done.stderr
     return path
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder of the test; of the rating app in memory, where votes do not wait for the disk."""
+    memory = Path("/dev/shm")
+    if request.path.parent.name != "web" or not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -1,60 +1,21 @@
 """The vote store on a real PostgreSQL server, started for the test on a free port and stopped."""
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from postgresql import running_server
 
 from sayso.errors import UserError
 from sayso.feedback import Feedback
 from sayso.types import Rating
 
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-
-
-def program(name: str) -> str:
-    found = shutil.which(name) or next(
-        (str(folder / name) for folder in reversed(BINARIES) if (folder / name).exists()), None
-    )
-    if found is None:
-        pytest.skip(f"PostgreSQL's {name} is not installed")
-    return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """URL of a server of our own."""
-    folder, port = Path("/tmp") / f"sayso-pg-{os.getpid()}", free_port()
-    owner = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    as_owner = ["setpriv", f"--reuid={owner}", f"--regid={owner}", "--clear-groups"]
-    prefix = as_owner if os.geteuid() == 0 else []
-    folder.mkdir(mode=0o700)
-    shutil.chown(folder, owner)
-
-    def run(*command: str) -> None:
-        subprocess.run([*prefix, *command], check=True, capture_output=True, cwd="/")
-
-    data = str(folder / "data")
-    run(program("initdb"), "-D", data, "-A", "trust", "-U", "sayso", "-E", "UTF8")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-    run(program("pg_ctl"), "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql+psycopg://sayso@127.0.0.1:{port}/postgres"
-    finally:
-        run(program("pg_ctl"), "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    with running_server() as url:
+        yield url
 
 
 def vote(number: int) -> Rating:

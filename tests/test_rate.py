@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sayso.stages.rate as stage
+import sayso.tinyworld.rating as stage
 from sayso.errors import UserError
 from sayso.feedback import check_feedback
 from sayso.stages.new import NewConfig, new
@@ -63,12 +63,6 @@ def simulated(**options: object) -> RateConfig:
 
 def told(study: Study) -> list[tuple[str, str, str]]:
     return sorted((r.sample_id, r.rater, r.value) for r in study.feedback.ratings())
-
-
-def test_people_need_the_page(study: Study):
-    with pytest.raises(UserError, match="--simulated"):
-        rate(study, RateConfig())
-    assert not (study.path / "feedback.db").exists()
 
 
 def test_every_train_image_once(study: Study):

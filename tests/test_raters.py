@@ -306,6 +306,7 @@ def test_the_command_prints_the_tables(
 
 def test_the_small_install_is_enough(small: Study) -> None:
     heavy = ["torch", "scipy", "jaxtyping", "diffusers", "transformers", "safetensors", "pandas"]
+    heavy += ["rich"]  # comes with sayso[train]
     code = (
         "import sys; from pathlib import Path\n"
         f"for name in {heavy!r}: sys.modules[name] = None\n"
@@ -315,6 +316,8 @@ def test_the_small_install_is_enough(small: Study) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "pip install rich" in done.stderr
+    assert "result.json holds all of it" in done.stderr
 
 
 # the report

@@ -38,6 +38,9 @@ COMMANDS = {
         "agreement",
         "AgreementConfig",
     ),
+    "raters": Command(
+        "add people who rate, print their links", "sayso.stages.raters", "raters", "RatersConfig"
+    ),
     "fit": Command(
         "learn the reward from the marks", "sayso.stages.fit", "fit", "FitConfig", "reward"
     ),

@@ -6,18 +6,13 @@ whoever writes.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, ProgrammingError
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, Engine, Table, insert, select
 
 from sayso import vote_tables as tables
+from sayso.database import BUSY_TIMEOUT_S, Database
 from sayso.errors import UserError
 from sayso.types import (
     Choice,
@@ -35,7 +30,6 @@ from sayso.votes.labels import LabelMethod, LabelRow, label_rows, preferences, s
 if TYPE_CHECKING:
     from sayso.study import Study
 
-BUSY_TIMEOUT_S = 10.0
 _STREAM_CHUNK = 10_000  # rows in memory while all votes are read
 _CHUNK = 500  # ids in one query; SQLite allows some thousands of variables
 
@@ -68,21 +62,7 @@ class Feedback:
     """
 
     def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        try:
-            self._url = make_url(url)
-        except ArgumentError:
-            raise UserError(f"{url!r} is no database address; give {_ALLOWED}") from None
-        if self._url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise UserError(f"database {self._url.drivername!r} is not supported; give {_ALLOWED}")
-        if self._url.get_backend_name() == "sqlite" and self._url.database in (
-            None,
-            "",
-            ":memory:",
-        ):
-            raise UserError(f"{url!r} names no file; give {_ALLOWED}")
-        if self._url.drivername == "postgresql":
-            self._url = self._url.set(drivername="postgresql+psycopg")
-        self._busy_timeout_s = busy_timeout_s
+        self.database = Database(url, busy_timeout_s)
 
     # writing
 
@@ -105,11 +85,11 @@ class Feedback:
 
     def _add(self, table: Table, votes: Sequence[Rating] | Sequence[Comparison]) -> int:
         rows: dict[str, dict[str, Any]] = {}
-        for row in map(_row, votes):
+        for row in map(vote_row, votes):
             _refuse_other_body(row, rows.setdefault(row["id"], row))
         if not rows:
             return 0
-        with self._transaction(write=True) as db:
+        with self.database.write() as db:
             for old in _stored(db, table, list(rows)):
                 _refuse_other_body(rows.pop(old["id"]), old)
             if rows:
@@ -137,18 +117,18 @@ class Feedback:
         a table is a snapshot of it; rows come in chunks, so memory stays bounded however many there
         are.
         """
-        if self._absent:
+        if self.database.absent:
             return
         for table, read in ((tables.ratings, _rating), (tables.comparisons, _comparison)):
             later = table.alias()
             superseded = select(later.c.seq).where(later.c.supersedes == table.c.id).exists()
             query = (
                 select(table, superseded.label("superseded"))
-                .where(table.c.simulated == simulated, table.c.value != "retracted")
+                .where(table.c.simulated == simulated, table.c.value != tables.RETRACTED)
                 .order_by(table.c.seq)
                 .execution_options(yield_per=_STREAM_CHUNK)
             )
-            with self._transaction(write=False) as db:
+            with self.database.read() as db:
                 for row in db.execute(query).mappings():
                     yield read(dict(row)), not row["superseded"]
 
@@ -209,134 +189,23 @@ class Feedback:
         return not self.ratings(simulated=False)
 
     def _live(self, table: Table, simulated: bool | None) -> list[Mapping[str, Any]]:
-        if self._absent:
+        if self.database.absent:
             return []
         later = table.alias()
         query = (
             select(table)
             .where(~select(later.c.seq).where(later.c.supersedes == table.c.id).exists())
+            .where(table.c.value != tables.RETRACTED)
             .order_by(table.c.seq)
         )
         if simulated is not None:
             query = query.where(table.c.simulated == simulated)
-        with self._transaction(write=False) as db:
+        with self.database.read() as db:
             return [dict(row) for row in db.execute(query).mappings()]
 
-    # the database
-
     @property
-    def _file(self) -> Path | None:
-        """SQLite's file."""
-        return Path(str(self._url.database)) if self._url.get_backend_name() == "sqlite" else None
-
-    @property
-    def _absent(self) -> bool:
-        return self._file is not None and not self._file.exists()
-
-    @cached_property
     def _engine(self) -> Engine:
-        if self._file is None:
-            return _postgresql(self._url)
-        engine = create_engine(self._url, poolclass=NullPool)
-        event.listen(engine, "connect", self._configure)
-        event.listen(engine, "begin", _begin)
-        return engine
-
-    def _configure(self, connection: Any, _record: object) -> None:
-        # the driver must not begin transactions by itself: `_begin` does
-        connection.isolation_level = None
-        connection.execute(f"PRAGMA busy_timeout={int(self._busy_timeout_s * 1000)}")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-
-    @contextmanager
-    def _transaction(self, write: bool) -> Iterator[Connection]:
-        with self._user_errors():
-            self._ready()
-            with self._engine.execution_options(immediate=write).begin() as db:
-                yield db
-
-    _checked = False
-
-    def _ready(self) -> None:
-        """Make the tables if there are none, and refuse those of a newer version."""
-        if self._checked:
-            return
-        if self._absent or not self._has_tables():
-            with self._engine.execution_options(immediate=True).begin() as db:
-                tables.create(db)
-        with self._engine.begin() as db:
-            version = tables.version(db)
-        if version > tables.VERSION:
-            raise UserError(
-                f"the votes in {self._name} have format {version}, this sayso reads up to "
-                f"{tables.VERSION}; upgrade sayso"
-            )
-        self._checked = True
-
-    def _has_tables(self) -> bool:
-        with self._engine.connect() as db:
-            return tables.exist(db)
-
-    @property
-    def _name(self) -> str:
-        return str(self._file or self._url.render_as_string(hide_password=True))
-
-    @contextmanager
-    def _user_errors(self) -> Iterator[None]:
-        """What the machine refuses is for the user to mend, in one line."""
-        try:
-            yield
-        except IntegrityError as error:
-            raise UserError(
-                f"a vote was refused by {self._name}: each rater has one live vote per item and "
-                f"question, and a vote is superseded once ({_first_line(error)})"
-            ) from None
-        except (ProgrammingError, DataError):
-            raise  # a bug of ours, not of the machine
-        except DatabaseError as error:
-            raise UserError(_explain(self._name, _first_line(error))) from None
-
-
-_ALLOWED = "sqlite:///PATH or postgresql://USER@HOST/NAME"
-
-
-def _postgresql(url: Any) -> Engine:
-    try:
-        return create_engine(url, pool_pre_ping=True)
-    except ModuleNotFoundError:
-        raise UserError("PostgreSQL needs one more package; install psycopg[binary]") from None
-
-
-def _begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("immediate", False)
-    # a write lock taken at once can wait its turn; one taken later fails when two readers upgrade
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def _first_line(error: DatabaseError) -> str:
-    return (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
-
-
-_REASONS: Mapping[str, str] = {
-    "readonly": "is read-only; make it writable, or copy the study",
-    "read-only": "is read-only; make it writable, or copy the study",
-    "locked": "is locked by another program; close it and repeat the command",
-    "busy": "is locked by another program; close it and repeat the command",
-    "full": "cannot grow, the disk is full; make room and repeat the command",
-    "unable to open": "cannot be opened; check the folder and its permissions",
-    "disk i/o": "cannot be read or written; check the disk and its permissions",
-    "not a database": "is not a database; restore it",
-    "malformed": "is damaged; restore it",
-}
-
-
-def _explain(name: str, message: str) -> str:
-    for sign, reason in _REASONS.items():
-        if sign in message.lower():
-            return f"the vote store {name} {reason} ({message})"
-    return f"the vote store {name} cannot be used ({message}); check its address and that it runs"
+        return self.database.engine
 
 
 # rows
@@ -353,7 +222,8 @@ def _check(vote: Rating | Comparison, values: tuple[str, ...]) -> None:
         raise UserError(f"{kind} {vote.id!r} of rater {vote.rater!r} needs an id and a rater")
 
 
-def _row(vote: Rating | Comparison) -> dict[str, Any]:
+def vote_row(vote: Rating | Comparison) -> dict[str, Any]:
+    """The columns of a vote."""
     row = asdict(vote)
     if isinstance(vote, Comparison):
         row["left_ids"], row["right_ids"] = list(vote.left_ids), list(vote.right_ids)

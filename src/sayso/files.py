@@ -1,7 +1,9 @@
 """Durable files: a file appears whole under its name or not at all; lines are appended whole."""
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,6 +96,29 @@ def _parse_line(path: Path, number: int, line: str) -> JsonObject:
             "command"
         )
     return value
+
+
+def read_or_make_secret(path: Path) -> bytes:
+    """32 random bytes that stay the same; the file is made with mode 0600.
+
+    Raises: UserError: if others may read it or it is not whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not path.exists():
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.link(temporary, path)
+        temporary.unlink()
+    if path.stat().st_mode & 0o077:
+        raise UserError(f"{path} can be read by others; run: chmod 600 {path}")
+    try:
+        return bytes.fromhex(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is damaged; delete it, and everyone signs in again") from None
 
 
 @contextmanager

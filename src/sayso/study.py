@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -175,6 +175,10 @@ class Study:
                 "samples.jsonl and generate again"
             ) from None
 
+    def secret(self) -> bytes:
+        """What the rating app signs sessions with; made at first use, for the owner only."""
+        return files.read_or_make_secret(self.path / "server.secret")
+
     # feedback and runs
 
     @cached_property
@@ -183,6 +187,25 @@ class Study:
         from sayso.feedback import Feedback
 
         return Feedback(self.info.feedback_url or f"sqlite:///{self.path / 'feedback.db'}")
+
+    def use_database(self, url: str) -> None:
+        """Keep the votes in the database at `url` from now on; study.json remembers it.
+
+        Raises: UserError: if the address is none, or there are votes in another database.
+        """
+        from sayso.feedback import Feedback
+
+        if url == self.info.feedback_url:
+            return
+        store = Feedback(url)
+        if self.feedback.ratings() or self.feedback.comparisons():
+            raise UserError(
+                f"{self.path} has votes in {self.feedback.database.name}; votes stay in one "
+                "database: leave --db out, or begin with a copy of the study without votes"
+            )
+        self.info = replace(self.info, feedback_url=url)
+        files.write_json(self.path / "study.json", asdict(self.info))
+        self.feedback = store
 
     def run(self, stage: str, name: str, config: Mapping[str, Any]) -> Run:
         """The run folder `runs/<stage>-<name>`, made or resumed (see `open_run`)."""

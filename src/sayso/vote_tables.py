@@ -20,13 +20,17 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    insert,
+    and_,
+    false,
     inspect,
     select,
 )
 
-VERSION = 1
-"""Format of these tables; a store of a newer one is refused."""
+VERSION = 2
+"""Format of the database; a newer one is refused, an older one migrated (`migrations/`)."""
+
+RETRACTED = "retracted"
+"""Value of a row that takes a vote back."""
 
 metadata = MetaData()
 _SEQ = BigInteger().with_variant(Integer, "sqlite")
@@ -52,6 +56,12 @@ def _vote_table(name: str, item: list[Column[str]], *more: Column[object]) -> Ta
         Column("answered_at", Double, nullable=False),
         Column("shown", JSON, nullable=False),
         Column("supersedes", Text, unique=True),
+        # of votes through the rating app
+        Column("task_id", Text),
+        Column("item_id", Text),
+        Column("body", Text),  # hash of the request, to tell a repetition from another vote
+        Column("surplus", Boolean, nullable=False, server_default=false()),
+        Column("attention", Boolean, nullable=False, server_default=false()),
         UniqueConstraint("id", *key, name=f"{name}_identity"),
         ForeignKeyConstraint(
             ["supersedes", *key],
@@ -62,8 +72,11 @@ def _vote_table(name: str, item: list[Column[str]], *more: Column[object]) -> Ta
         sqlite_autoincrement=True,
     )
     first = [table.c[column] for column in key if column != "simulated"]
-    alone = table.c.supersedes.is_(None)
+    alone = and_(table.c.supersedes.is_(None), ~table.c.attention)
     Index(f"{name}_first", *first, unique=True, sqlite_where=alone, postgresql_where=alone)
+    check = and_(table.c.supersedes.is_(None), table.c.attention)
+    asked = [table.c.item_id, table.c.rater]
+    Index(f"{name}_check", *asked, unique=True, sqlite_where=check, postgresql_where=check)
     return table
 
 
@@ -85,19 +98,8 @@ comparisons = _vote_table(
 )
 
 
-def exist(db: Connection) -> bool:
-    """Whether the database holds a vote store."""
-    return inspect(db).has_table("schema_version")
-
-
-def create(db: Connection) -> None:
-    """Make the tables; harmless if another program was faster."""
-    if exist(db):
-        return
-    metadata.create_all(db)
-    db.execute(insert(schema_version).values(version=VERSION))
-
-
 def version(db: Connection) -> int:
-    """The format of the tables in the database."""
+    """The format of the database; 0 if it holds no votes yet."""
+    if not inspect(db).has_table("schema_version"):
+        return 0
     return int(db.execute(select(schema_version.c.version)).scalar_one())

@@ -85,7 +85,8 @@ class Material:
         people = {"people": False, "simulated": True}
         chosen = self.fit_run.result.get("raters") if self.fit_run else None
         simulated = people[chosen] if chosen in people else store.kind_in_use()
-        votes = [r for r in store.ratings(simulated) if r.question == "alignment"]
+        marks = (r for r in store.ratings(simulated) if "attention" not in r.shown)
+        votes = [r for r in marks if r.question == "alignment"]
         counts = {value: sum(r.value == value for r in votes) for value in ("good", "bad", "skip")}
         kind = "none" if not votes else "simulated" if simulated else "people"
         raters = len({r.rater for r in votes})

@@ -69,8 +69,6 @@ def agreement(study: Study, config: AgreementConfig | None = None) -> Run:
     Raises: UserError: if there are no votes, an option is out of range, or the named run tells of
         other votes.
     """
-    from sayso.votes.rater_print import show
-
     config = config or AgreementConfig()
     votes = _gather(study, config)
     run = study.run("agreement", config.name or f"{votes.kind}-{votes.digest[:8]}", asdict(config))
@@ -82,9 +80,18 @@ def agreement(study: Study, config: AgreementConfig | None = None) -> Run:
         raise UserError(
             f"{run.name} tells of other votes than there are now; choose another --name, or none"
         )
-    show(run.result)
+    _show(run)
     console.print(f"{run.name}/result.json holds all of it; docs/agreement.md explains it")
     return run
+
+
+def _show(run: Run) -> None:
+    try:
+        from sayso.votes.rater_print import show
+    except ModuleNotFoundError:
+        console.print("the tables need one more package: pip install rich")
+    else:
+        show(run.result)
 
 
 def plan(study: Study, config: AgreementConfig) -> dict[str, object]:

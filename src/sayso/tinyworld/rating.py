@@ -1,0 +1,248 @@
+"""Marks and comparisons by simulated raters, who read the tiny world's pictures."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sayso.errors import UserError
+from sayso.progress import progress
+from sayso.study import PromptChoice, Study
+from sayso.types import Comparison, Prompt, Question, Rating, Sample, digest
+
+if TYPE_CHECKING:
+    from sayso.stages.rate import RateConfig
+    from sayso.tinyworld.raters import SimulatedRater
+    from sayso.tinyworld.reading import Verdict
+
+_BATCH = 256
+QUESTIONS: tuple[Question, ...] = ("alignment", "fidelity")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """One question of a comparison before its raters: two sets of images of a prompt."""
+
+    prompt: Prompt
+    sides: tuple[list[Sample], list[Sample]]
+    models: tuple[str, str]
+    question: Question
+
+
+def collect(study: Study, config: "RateConfig") -> int:
+    """Make the votes that are missing.
+
+    Returns: how many votes were added.
+    Raises: UserError: if there are no such images; if an image is gone or damaged, or a prompt is
+        not of the tiny world (nothing is stored then).
+    """
+    crew = _Crew(study, config)
+    return (_compare if config.task == "compare" else _rate)(study, config, crew)
+
+
+def count(study: Study, config: "RateConfig") -> int:
+    """How many votes there will be in all."""
+    judged = _pairs if config.task == "compare" else _images
+    return len(judged(study, config)) * config.overlap
+
+
+class _Crew:
+    """The simulated raters, who of them judges an item, and the randomness of each decision."""
+
+    def __init__(self, study: Study, config: "RateConfig") -> None:
+        from sayso.tinyworld.raters import make_raters
+
+        self._seeds = (study.info.seed, config.seed)
+        self._everyone = make_raters(config.raters, config.seed)
+        self._overlap = config.overlap
+
+    def of(self, item: str) -> "list[SimulatedRater]":
+        """The raters of an item; more overlap adds raters and takes none away."""
+        order = self.rng("", f"who judges {item}").permutation(len(self._everyone))
+        return [self._everyone[i] for i in order[: self._overlap].tolist()]
+
+    def rng(self, rater: str, item: str) -> np.random.Generator:
+        from sayso.tinyworld.raters import decision_rng
+
+        return decision_rng(self._seeds[0], rater, f"{self._seeds[1]} {item}")
+
+
+# marks
+
+
+def _rate(study: Study, config: "RateConfig", crew: _Crew) -> int:
+    done = {(r.sample_id, r.rater) for r in study.feedback.ratings() if r.question == "alignment"}
+    images = _images(study, config)
+    missing = [(s, p) for s, p in images if any((s.id, r.name) not in done for r in crew.of(s.id))]
+
+    def vote(sample: Sample, verdict: "Verdict", rater: "SimulatedRater") -> Rating:
+        now = time.time()
+        return Rating(
+            id=digest([study.info.seed, rater.name, sample.id, "alignment"]),
+            sample_id=sample.id,
+            rater=rater.name,
+            question="alignment",
+            value=rater.rate(verdict, crew.rng(rater.name, sample.id)),
+            simulated=True,
+            shown_at=now,
+            answered_at=now,
+        )
+
+    verdicts = _Verdicts(study, images)
+    added = 0
+    with progress("rate", len(images), done=len(images) - len(missing)) as advance:
+        for i in range(0, len(missing), _BATCH):
+            part = missing[i : i + _BATCH]
+            judged = zip(part, verdicts.of(part), strict=True)
+            votes = [
+                vote(s, v, r) for (s, _), v in judged for r in crew.of(s.id)
+                if (s.id, r.name) not in done
+            ]  # fmt: skip
+            added += study.feedback.add_ratings(votes)
+            advance(len(part))
+    return added
+
+
+def _images(study: Study, config: "RateConfig") -> list[tuple[Sample, Prompt]]:
+    prompts = _prompts(study, config.prompts or "train")
+    by_prompt = _by_prompt(study, config.model)
+    limit = config.per_prompt or None
+    found = [(s, p) for p in prompts for s in by_prompt.get(p.id, [])[:limit]]
+    if not found:
+        raise UserError(
+            f"there are no images of model {config.model!r} for {config.prompts or 'train'} "
+            f"prompts; draw some with: sayso generate {study.path} --model {config.model}"
+        )
+    return found
+
+
+def _by_prompt(study: Study, model: str) -> dict[str, list[Sample]]:
+    found: dict[str, list[Sample]] = {}
+    for sample in study.samples(model):
+        found.setdefault(sample.prompt_id, []).append(sample)
+    return found
+
+
+def _prompts(study: Study, which: PromptChoice) -> list[Prompt]:
+    from sayso.tinyworld.scenes import OBJECTS
+
+    prompts = study.prompts(which)
+    for prompt in prompts:
+        if prompt.slots.get("object") not in OBJECTS:
+            raise UserError(
+                f"simulated raters cannot judge {prompt.text!r}; they know only prompts of the "
+                "set tinyworld: choose --prompts train, seen, unseen or test of such a study"
+            )
+    return prompts
+
+
+class _Verdicts:
+    """What the judge sees; made only after every picture was found whole."""
+
+    def __init__(self, study: Study, items: Sequence[tuple[Sample, Prompt]]) -> None:
+        for sample, _ in items:
+            study.image(sample)
+        self._study = study
+        self._judge: Callable[[list[np.ndarray], list[Prompt]], list[Verdict]] | None = None
+
+    def of(self, items: Sequence[tuple[Sample, Prompt]]) -> "list[Verdict]":
+        if self._judge is None:
+            self._judge = _load_judge()
+        pictures = [np.asarray(self._study.image(sample)) for sample, _ in items]
+        return self._judge(pictures, [prompt for _, prompt in items])
+
+
+def _load_judge() -> "Callable[[list[np.ndarray], list[Prompt]], list[Verdict]]":
+    from sayso.tinyworld.judge import Judge, as_images
+
+    judge = Judge.load()
+    return lambda pictures, prompts: judge.verdicts(as_images(pictures), prompts)
+
+
+# comparisons
+
+
+def _compare(study: Study, config: "RateConfig", crew: _Crew) -> int:
+    done = {comparison.id for comparison in study.feedback.comparisons()}
+    pairs = _pairs(study, config)
+    jobs = [
+        (pair, r, _vote_id(study, pair, r.name)) for pair in pairs for r in crew.of(_item(pair))
+    ]
+    missing = [job for job in jobs if job[2] not in done]
+    images = {s.id: (s, p.prompt) for p, _, _ in missing for side in p.sides for s in side}
+    verdicts = _verdicts_by_id(study, list(images.values()))
+    with progress("compare", len(jobs), unit="votes", done=len(jobs) - len(missing)) as advance:
+        votes = [_comparison(*job, verdicts, crew) for job in missing]
+        added = study.feedback.add_comparisons(votes)
+        advance(len(votes))
+    return added
+
+
+def _verdicts_by_id(study: Study, items: list[tuple[Sample, Prompt]]) -> "dict[str, Verdict]":
+    verdicts = _Verdicts(study, items)
+    found: dict[str, Verdict] = {}
+    for i in range(0, len(items), _BATCH):
+        part = items[i : i + _BATCH]
+        ids = [sample.id for sample, _ in part]
+        found.update(zip(ids, verdicts.of(part), strict=True))
+    return found
+
+
+def _comparison(
+    pair: _Pair, rater: "SimulatedRater", vote_id: str, verdicts: "dict[str, Verdict]", crew: _Crew
+) -> Comparison:
+    rng = crew.rng(rater.name, _item(pair))
+    swap = bool(rng.random() < 0.5)
+    sides = pair.sides[::-1] if swap else pair.sides
+    models = pair.models[::-1] if swap else pair.models
+    seen = [[verdicts[s.id] for s in side] for side in sides]
+    now = time.time()
+    return Comparison(
+        id=vote_id,
+        prompt_id=pair.prompt.id,
+        left_ids=tuple(s.id for s in sides[0]),
+        right_ids=tuple(s.id for s in sides[1]),
+        left_model=models[0],
+        right_model=models[1],
+        rater=rater.name,
+        question=pair.question,
+        value=rater.compare(seen[0], seen[1], pair.question, rng),
+        simulated=True,
+        shown_at=now,
+        answered_at=now,
+    )
+
+
+def _vote_id(study: Study, pair: _Pair, rater: str) -> str:
+    return digest([study.info.seed, rater, _item(pair)])
+
+
+def _item(pair: _Pair) -> str:
+    """The two sets and the question; the same whichever model was named left."""
+    sets = sorted([s.id for s in side] for side in pair.sides)
+    return digest([pair.prompt.id, sets, pair.question])
+
+
+def _pairs(study: Study, config: "RateConfig") -> list[_Pair]:
+    prompts = _prompts(study, config.prompts or "test")
+    if not prompts:
+        raise UserError(f"{study.path} has no {config.prompts or 'test'} prompts to compare on")
+    models = (config.left, config.right)
+    left, right = (_by_prompt(study, model) for model in models)
+    found: list[_Pair] = []
+    for prompt in prompts:
+        sides = tuple(side.get(prompt.id, [])[: config.set_size] for side in (left, right))
+        for model, side in zip(models, sides, strict=True):
+            _refuse_too_few(study, prompt, model, len(side), config.set_size)
+        found += [_Pair(prompt, (sides[0], sides[1]), models, q) for q in QUESTIONS]
+    return found
+
+
+def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: int) -> None:
+    if have < need:
+        raise UserError(
+            f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
+            f"with: sayso generate {study.path} --model {model} --per-prompt {need}"
+        )

@@ -1,0 +1,1 @@
+"""The rating app: server, queue of work, pages. No torch."""

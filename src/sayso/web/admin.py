@@ -1,0 +1,275 @@
+"""The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import RedirectResponse
+from sqlalchemy import Connection, insert, select, update
+
+from sayso import work_tables as work
+from sayso.errors import UserError
+from sayso.web import overview, people
+from sayso.web.guideline_text import to_html
+from sayso.web.pages import Fields, picture_response, render
+from sayso.web.people import Role
+from sayso.web.queue import opposite
+from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.voting import Circumstances, Vote, VoteRefused, cast_vote
+from sayso.work_tables import Row
+
+PAGES: tuple[tuple[str, str, str, Role], ...] = (
+    ("overview", "Progress", "/admin", "reviewer"),
+    ("raters", "Raters", "/admin/raters", "admin"),
+    ("gold", "Checks", "/admin/gold", "reviewer"),
+    ("disagreements", "Disagreements", "/admin/disagreements", "reviewer"),
+    ("guideline", "Guideline", "/admin/guideline", "admin"),
+)
+PAGE_SIZE = 20
+_STATES = {"pause": "paused", "resume": "open", "close": "closed"}
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A request for an admin page: who asks, and for which task."""
+
+    site: Site
+    asker: Asker
+    task: Row
+    tasks: list[Row]
+
+    def page(self, name: str, status: int = 200, **context: Any) -> Response:
+        allowed = [p for p in PAGES if self.asker.person.may(p[3])]
+        common = {
+            "nav": name,
+            "pages": [{"key": key, "title": title, "url": url} for key, title, url, _ in allowed],
+            "task": _task_context(self.task),
+            "tasks": [_task_context(task) for task in self.tasks],
+        }
+        template = f"admin/{name}.html"
+        return render(self.site, template, self.asker, status, **{**common, **context})
+
+
+def admin(site: Site) -> APIRouter:
+    """The routes under /admin."""
+    router = APIRouter(prefix="/admin", include_in_schema=False)
+
+    def reviewer(request: Request) -> _View:
+        return _view(site, request, "reviewer")
+
+    def administrator(request: Request) -> _View:
+        return _view(site, request, "admin")
+
+    def check(view: _View, request: Request, form: dict[str, str]) -> None:
+        if not is_same_site(request):
+            raise Refusal(403, "csrf", "This form came from another site.")
+        site.check_token(view.asker, form.get("csrf", ""))
+
+    Reviewer = Annotated[_View, Depends(reviewer)]  # noqa: N806 - types of the routes
+    Administrator = Annotated[_View, Depends(administrator)]  # noqa: N806
+
+    @router.get("")
+    def show_overview(view: Reviewer) -> Response:
+        return _overview(view)
+
+    @router.post("/task")
+    def change_task(view: Administrator, request: Request, form: Fields) -> Response:
+        check(view, request, form)
+        state = _STATES.get(form.get("action", ""))
+        if state is None:
+            raise Refusal(422, "invalid", "Pause, resume or close?")
+        with site.write() as db:
+            task = form.get("task", view.task["id"])
+            mine = work.tasks.c.id == task
+            if db.execute(update(work.tasks).where(mine).values(state=state)).rowcount == 0:
+                raise Refusal(404, "not_found", "There is no such task.")
+        return RedirectResponse(f"/admin?task={task}", 303)
+
+    @router.get("/raters")
+    def show_raters(view: Administrator) -> Response:
+        return _raters(view)
+
+    @router.post("/raters")
+    def change_raters(view: Administrator, request: Request, form: Fields) -> Response:
+        check(view, request, form)
+        try:
+            with site.write() as db:
+                secret = _change_rater(db, form)
+        except UserError as error:
+            return _raters(view, error=str(error), status=422)
+        link = f"{request.url.scheme}://{request.url.netloc}/in/{secret}" if secret else ""
+        return _raters(view, new_link=link)
+
+    @router.get("/gold")
+    def show_checks(view: Reviewer) -> Response:
+        with site.read() as db:
+            votes = overview.live_votes(db, view.task)
+            summary, rows = overview.check_rows(db, votes, "gold")
+            other, attention = overview.check_rows(db, votes, "attention")
+        return view.page(
+            "gold", summary=summary, rows=rows, attention_summary=other, attention=attention
+        )
+
+    @router.get("/disagreements")
+    def show_disagreements(view: Reviewer, page: int = 1) -> Response:
+        return _disagreements(view, page)
+
+    @router.post("/disagreements")
+    def decide(view: Reviewer, request: Request, form: Fields) -> Response:
+        check(view, request, form)
+        task = _decide(view, form)
+        return RedirectResponse(f"/admin/disagreements?task={task}", 303)
+
+    @router.get("/guideline")
+    def show_guideline(view: Administrator) -> Response:
+        return _guideline(view)
+
+    @router.post("/guideline")
+    def save_guideline(view: Administrator, request: Request, form: Fields) -> Response:
+        check(view, request, form)
+        text, base = form.get("text", ""), form.get("base_version", "")
+        try:
+            with site.write() as db:
+                author = view.asker.person.name
+                people.write_guideline(db, text, author, int(base) if base.isdigit() else -1)
+        except UserError as error:
+            return _guideline(view, error=str(error), kept=text, status=409)
+        return _guideline(view, saved=True)
+
+    @router.get("/i/{item}/{place}", dependencies=[Depends(reviewer)])
+    def picture(item: str, place: int) -> Response:
+        with site.read() as db:
+            row = overview.items_by_id(db, [item]).get(item)
+        paths = [path for side in row["images"] for path in side] if row else []
+        if not 0 <= place < len(paths):
+            raise Refusal(404, "unknown_item", "There is no such picture.")
+        return picture_response(site, item, paths[place])
+
+    return router
+
+
+def _view(site: Site, request: Request, role: Role) -> _View:
+    asker = site.require(request, role)
+    with site.read() as db:
+        tasks = overview.tasks(db)
+    wanted = request.query_params.get("task", site.task)
+    chosen = next((task for task in tasks if task["id"] == wanted), None)
+    if chosen is None:
+        raise Refusal(404, "not_found", "There is no such task.")
+    return _View(site, asker, chosen, tasks)
+
+
+def _task_context(task: Row) -> dict[str, Any]:
+    questions = ["alignment"] if task["kind"] == "rate" else ["alignment", "fidelity"]
+    kept = ("id", "name", "kind", "images_per_page", "overlap", "state")
+    return {"questions": questions, **{key: task[key] for key in kept}}
+
+
+def _overview(view: _View) -> Response:
+    now = view.site.clock()
+    with view.site.read() as db:
+        votes = overview.live_votes(db, view.task)
+        progress = overview.progress(db, view.task, votes, now)
+    return view.page(
+        "overview", progress=progress, hours=overview.hours(votes, now), rates=overview.rates(votes)
+    )
+
+
+def _raters(view: _View, new_link: str = "", error: str = "", status: int = 200) -> Response:
+    with view.site.read() as db:
+        votes = overview.live_votes(db, view.task)
+        rows = overview.raters(db, votes, view.site.clock())
+    return view.page("raters", status, raters=rows, new_link=new_link, error=error)
+
+
+def _change_rater(db: Connection, form: dict[str, str]) -> str:
+    """Do what the form says: the secret of a new link, or ""."""
+    action, name = form.get("action"), form.get("name", "")
+    if action == "add":
+        role: Any = form.get("role", "rater")
+        return people.add(db, name, role, simulated="simulated" in name)
+    if action == "link":
+        return people.new_link(db, name)
+    if action in ("enable", "disable"):
+        people.set_active(db, name, action == "enable")
+        return ""
+    raise UserError("add, link, enable or disable?")
+
+
+def _guideline(
+    view: _View, saved: bool = False, error: str = "", kept: str | None = None, status: int = 200
+) -> Response:
+    with view.site.read() as db:
+        versions = people.guidelines(db)
+    newest = versions[0] if versions else people.Guideline(0, "")
+    text = newest.text if kept is None else kept
+    history = [
+        {"version": v.version, "at": datetime.fromtimestamp(v.created_at), "by": v.author,
+         "text": v.text}
+        for v in versions
+    ]  # fmt: skip
+    return view.page(
+        "guideline", status, version=newest.version, text=text, html=to_html(text),
+        history=history, saved=saved, error=error,
+    )  # fmt: skip
+
+
+# disagreements
+
+
+def _disagreements(view: _View, page: int, error: str = "", status: int = 200) -> Response:
+    with view.site.read() as db:
+        votes = overview.live_votes(db, view.task)
+        rows = overview.disagreements(db, view.task, votes)
+    pages = max(1, -(-len(rows) // PAGE_SIZE))
+    page = min(max(page, 1), pages)
+    left = sum(row["decided"] is None for row in rows)
+    part = rows[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+    return view.page(
+        "disagreements", status, rows=part, page=page, pages_total=pages, left=left, error=error
+    )
+
+
+def _decide(view: _View, form: dict[str, str]) -> str:
+    """Store a reviewer's decision as a vote of its own, beside the raters': the item's task."""
+    site, person = view.site, view.asker.person
+    now = site.clock()
+    around = Circumstances(view.asker.session.id, site.app_version, now, adjudication=True)
+    try:
+        with site.write() as db:
+            item = overview.items_by_id(db, [form.get("item_id", "")]).get(form.get("item_id", ""))
+            if item is None:
+                raise Refusal(404, "unknown_item", "There is no such item.")
+            seed = next(task["seed"] for task in view.tasks if task["id"] == item["task"])
+            shown_swapped = overview.reviewer_sees_swapped(item["id"], seed)
+            swapped, newest = _seat(db, item, person.id, shown_swapped)
+            value = form.get("value", "")
+            vote: Any = {
+                "id": secrets.token_hex(16), "item_id": item["id"],
+                "question": item["question"], "supersedes": newest,
+                "value": opposite(value) if swapped != shown_swapped else value,
+                "shown_at": now * 1000, "answered_at": now * 1000, "latency_ms": 0.0,
+                "hidden_ms": 0.0, "position": 0,
+            }  # fmt: skip
+            cast_vote(db, person, Vote(**vote), around)
+    except VoteRefused as refused:
+        raise Refusal(422, refused.code, str(refused)) from None
+    return str(item["task"])
+
+
+def _seat(db: Connection, item: Row, rater: str, swapped: bool) -> tuple[bool, str | None]:
+    """The reviewer's assignment to an item, made if missing: its side and the newest vote."""
+    table = work.assignments
+    mine = select(table).where(table.c.item == item["id"], table.c.rater == rater)
+    row = db.execute(mine).mappings().first()
+    if row is not None:
+        return row["swapped"], row["vote"]
+    new = {
+        "item": item["id"], "rater": rater, "task": item["task"],
+        "key": secrets.token_urlsafe(16), "state": "released", "until": 0.0, "swapped": swapped,
+        "position": -1,
+    }  # fmt: skip
+    db.execute(insert(table).values(new))
+    return swapped, None

@@ -1,0 +1,160 @@
+"""The application: routes, headers, errors. Nothing here leads outside this machine."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sayso.database import StoreError
+from sayso.errors import UserError
+from sayso.web.admin import admin
+from sayso.web.api import api
+from sayso.web.pages import pages, show_message
+from sayso.web.site import Refusal, Site
+
+log = logging.getLogger("sayso.web")
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # with "no-referrer" browsers send forms as of origin "null"
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+MOST_BYTES = 256 * 1024
+"""Larger requests are refused; the largest is a guideline."""
+
+_CODES = {400: "invalid", 404: "not_found", 405: "not_allowed", 413: "too_large"}
+
+
+class _Static(StaticFiles):
+    """The page's own files; browsers ask each time whether they changed."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def create_app(site: Site) -> FastAPI:
+    """The app of one study."""
+    app = FastAPI(
+        title="Sayso rating app",
+        version=site.app_version,
+        docs_url=None,
+        redoc_url=None,
+        description="Work and votes of raters. Every change needs the header X-CSRF-Token.",
+    )
+    app.include_router(api(site))
+    app.include_router(pages(site))
+    app.include_router(admin(site))
+    app.mount("/static", _Static(directory=Path(__file__).parent / "static"), name="static")
+    _answer_errors(app, site)
+    app.add_middleware(_Guard, site=site)
+    return app
+
+
+class _Guard:
+    """What holds for every request, around the routes."""
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self._app, self._site = app, site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refusal = _refuse_request(self._site, Request(scope))
+        return await (refusal or self._app)(scope, receive, send_guarded)
+
+
+def _refuse_request(site: Site, request: Request) -> Response | None:
+    host = request.headers.get("host", "").rsplit(":", 1)[0]
+    if site.local and host.lower() not in LOCAL_HOSTS:
+        # a foreign name that leads here would let a foreign page speak as the local rater
+        return _json(400, "invalid", f"This server answers only to {' or '.join(LOCAL_HOSTS)}.")
+    length = request.headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > MOST_BYTES or "transfer-encoding" in request.headers:
+        return _json(413, "too_large", f"A request may have {MOST_BYTES} bytes.")
+    return None
+
+
+# errors
+
+
+def _json(
+    status: int, code: str, message: str, retry: bool = False, more: Mapping[str, Any] | None = None
+) -> JSONResponse:
+    error = {"code": code, "message": message, "retry": retry, **(more or {})}
+    return JSONResponse({"error": error}, status)
+
+
+def _answer_errors(app: FastAPI, site: Site) -> None:
+    def answer(request: Request, refusal: Refusal) -> Response:
+        if request.url.path.startswith("/api/"):
+            return _json(refusal.status, refusal.code, refusal.message, refusal.retry, refusal.more)
+        return show_message(site, request, refusal)
+
+    def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        return answer(request, error)
+
+    def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = _CODES.get(error.status_code, "error")
+        response = answer(request, Refusal(error.status_code, code, f"{error.detail}."))
+        response.headers.update(error.headers or {})
+        return response
+
+    def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        said = "; ".join(f"{_place(e['loc'])}: {e['msg']}" for e in error.errors()[:3])
+        return answer(request, Refusal(422, "invalid", f"This request is not valid: {said}."))
+
+    def unavailable(request: Request, error: Exception) -> Response:
+        log.error("%s", error)
+        message = "The answers cannot be stored at the moment; they are kept in your browser."
+        return answer(request, Refusal(503, "store_unavailable", message, retry=True))
+
+    def user_error(request: Request, error: Exception) -> Response:
+        log.error("%s", error)
+        return answer(request, Refusal(409, "refused", "This is not possible now."))
+
+    def bug(request: Request, error: Exception) -> Response:
+        log.exception("a bug", exc_info=error)
+        response = answer(request, Refusal(500, "bug", "Something went wrong here.", retry=True))
+        response.headers.update(HEADERS)
+        return response
+
+    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(StoreError, unavailable)
+    app.add_exception_handler(UserError, user_error)
+    app.add_exception_handler(Exception, bug)
+
+
+def _place(loc: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in loc if part != "body") or "body"

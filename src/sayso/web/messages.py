@@ -1,0 +1,181 @@
+"""The bodies of the API: what pages send and get. FastAPI makes the OpenAPI of them."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from sayso.types import Question
+
+Id = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
+Ids = Annotated[list[Id], Field(max_length=100)]
+_MOST_MS = 1e14
+Milliseconds = Annotated[float, Field(ge=0, le=_MOST_MS, allow_inf_nan=False)]
+
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 3.0 is whole too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorBody(BaseModel):
+    """Why not: a code for the page, a sentence for the person, whether trying again may help."""
+
+    code: str
+    message: str
+    retry: bool = False
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorBody
+
+
+class RaterBody(BaseModel):
+    name: str
+    role: str
+
+
+class StudyBody(BaseModel):
+    """`id` is random; the browser keeps its outbox under it."""
+
+    id: str
+    name: str
+
+
+class TaskBody(BaseModel):
+    id: str
+    kind: Literal["rate", "compare"]
+    questions: list[str]
+    answers: list[str]
+    images_per_page: int
+    guideline_version: int
+    guideline_html: str
+    guideline_accepted: bool
+    paused: bool
+    closed: bool
+
+
+class Progress(BaseModel):
+    """Answers: mine so far and at most in the end; the project's and how many it wants."""
+
+    mine: int
+    mine_total: int
+    project: int
+    project_total: int
+
+
+class SessionAnswer(BaseModel):
+    rater: RaterBody
+    csrf: str
+    local: bool
+    study: StudyBody
+    task: TaskBody | None
+    progress: Progress | None
+    overlap: int | None
+    app_version: str
+
+
+class AcceptBody(_Body):
+    version: Whole = Field(ge=0, le=1_000_000)
+
+
+class Accepted(BaseModel):
+    version: int
+    accepted: bool = True
+
+
+class NextBody(_Body):
+    """`have`: pages that the browser has or has answered without an acknowledgement yet."""
+
+    have: Ids = []
+    n: Whole = Field(default=5, ge=1, le=10)
+
+
+class ImageBody(BaseModel):
+    """Size in pixels."""
+
+    url: str
+    width: int
+    height: int
+
+
+class RateItem(BaseModel):
+    item_id: str
+    image: ImageBody
+    supersedes: str | None = None
+
+
+class RatePage(BaseModel):
+    page_id: str
+    kind: Literal["rate"]
+    prompt: str
+    question: str
+    items: list[RateItem]
+    lease_until: float
+
+
+class ComparePage(BaseModel):
+    page_id: str
+    kind: Literal["compare"]
+    prompt: str
+    question: str
+    item_id: str
+    left: list[ImageBody]
+    right: list[ImageBody]
+    supersedes: str | None = None
+    lease_until: float
+
+
+class NextAnswer(BaseModel):
+    """`lease_until` of pages is in milliseconds since the epoch, by the server's clock."""
+
+    pages: list[RatePage | ComparePage]
+    done: bool
+    progress: Progress
+
+
+class VoteBody(_Body):
+    """One answer. The page makes the id, so that sending again is harmless.
+
+    `value` "retracted" takes the answer `supersedes` back.
+    """
+
+    id: Id
+    item_id: Id
+    question: Question
+    value: Literal["good", "bad", "skip", "left", "right", "tie", "retracted"]
+    reason: Annotated[str, Field(max_length=200)] = ""
+    shown_at: Milliseconds
+    answered_at: Milliseconds
+    latency_ms: Milliseconds
+    hidden_ms: Milliseconds = 0
+    position: Whole = Field(default=0, ge=0, le=1_000_000_000)
+    guideline_version: Whole = Field(default=0, ge=0, le=1_000_000)
+    supersedes: Id | None = None
+
+
+class VoteAnswer(BaseModel):
+    """The vote is on disk. `surplus`: the item had its raters already."""
+
+    id: str
+    stored: Literal[True] = True
+    surplus: bool
+    progress: Progress
+
+
+class ReleaseBody(_Body):
+    """`broken`: an image could not be shown; the pages never come back to this rater."""
+
+    page_ids: Ids
+    broken: bool = False
+    message: Annotated[str, Field(max_length=500)] = ""
+
+
+class Released(BaseModel):
+    items: int

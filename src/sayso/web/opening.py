@@ -1,0 +1,246 @@
+"""Open a task: put its items into the database once, and take account of votes made elsewhere."""
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Table,
+    and_,
+    case,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
+
+from sayso import vote_tables as votes
+from sayso import work_tables as work
+from sayso.database import Database
+from sayso.study import Study
+from sayso.types import digest
+from sayso.web.queue import shuffled
+from sayso.web.tasks import Draft, Page, TaskOptions, draft
+
+_CHUNK = 5000
+VOTE_TABLES: Mapping[str, Table] = {"rate": votes.ratings, "compare": votes.comparisons}
+"""The table of the votes of each kind of task."""
+
+
+def open_task(database: Database, study: Study, options: TaskOptions) -> str:
+    """Make the task, or find it again: its id.
+
+    Images drawn since are added at the end of the order; another overlap adds or closes items and
+    takes no vote away; votes of the same raters on the same images, made in other tasks, count.
+
+    Raises: UserError: if the study lacks the images, or the store cannot be written.
+    """
+    task = options.identity
+    source = _fingerprint(study, options)
+    with database.read() as db:
+        old = db.execute(select(work.tasks).where(work.tasks.c.id == task)).mappings().first()
+        foreign = _foreign_votes(db, task, options.kind)
+    if old and old["source"] == f"{source} {foreign}":
+        _reopen(database, task)
+        return task
+    pages = draft(study, options)
+    with database.write() as db:
+        if not db.scalar(select(work.tasks.c.id).where(work.tasks.c.id == task)):
+            db.execute(insert(work.tasks).values(_task_row(task, options)))
+        _add_items(db, task, pages, options.seed)
+        _set_overlaps(db, task, pages)
+        _take_over_votes(db, task, options.kind)
+        foreign = _foreign_votes(db, task, options.kind)
+        _count(db, task, options, f"{source} {foreign}")
+    _reopen(database, task)
+    return task
+
+
+def _fingerprint(study: Study, options: TaskOptions) -> str:
+    """Changes when the study's files or the options do."""
+    sizes = [
+        (p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else None
+        for p in (study.path / "samples.jsonl", study.path / "prompts.jsonl")
+    ]
+    shares = [options.overlap, options.shared_overlap, options.gold_share, options.attention_share]
+    return digest([sizes, shares])
+
+
+def _foreign_votes(db: Connection, task: str, kind: str) -> int:
+    """The number of the newest vote that this task did not collect."""
+    table = VOTE_TABLES[kind]
+    elsewhere = or_(table.c.task_id.is_(None), table.c.task_id != task)
+    return db.scalar(select(func.coalesce(func.max(table.c.seq), 0)).where(elsewhere)) or 0
+
+
+def _reopen(database: Database, task: str) -> None:
+    """Images may have been restored since somebody found them broken."""
+    broken = work.items.c.broken
+    with database.read() as db:
+        known = select(work.items.c.id).where(work.items.c.task == task, broken == true()).limit(1)
+        if db.execute(known).first() is None:
+            return
+    with database.write() as db:
+        db.execute(update(work.items).where(work.items.c.task == task).values(broken=False))
+
+
+def _task_row(task: str, options: TaskOptions) -> dict[str, Any]:
+    return {
+        "id": task,
+        "name": options.name,
+        "kind": options.kind,
+        "images_per_page": options.images_per_page if options.kind == "rate" else 1,
+        "overlap": options.overlap,
+        "seed": options.seed,
+        "gold_share": options.gold_share,
+        "attention_share": options.attention_share or 0.0,
+        "state": "open",
+        "source": "",
+        "n_items": 0,
+        "n_ranks": 0,
+        "wanted": 0,
+        "votes": 0,
+        "created_at": time.time(),
+    }
+
+
+# items
+
+
+def _add_items(db: Connection, task: str, pages: Sequence[Page], seed: int) -> None:
+    """Append the pages that are new in an order that the seed decides."""
+    items = work.items
+    known = set(db.scalars(select(items.c.content).where(items.c.task == task)))
+    first = db.scalar(select(func.coalesce(func.max(items.c.rank), -1)).where(items.c.task == task))
+    new = [page for page in pages if page[0].content not in known]
+    order = shuffled(len(new), seed, task, len(known))
+    rows: list[dict[str, Any]] = []
+    for rank, i in enumerate(order, (first or 0) + 1 if known else 0):
+        for slot, item in enumerate(new[i]):
+            if item.content not in known:
+                known.add(item.content)
+                rows.append(_item_row(task, rank, slot, item))
+    for part in _chunks(rows):
+        db.execute(insert(items), part)
+
+
+def _item_row(task: str, rank: int, slot: int, item: Draft) -> dict[str, Any]:
+    return {
+        # a hash of the place in a shuffled order tells nothing of the image
+        "id": digest([task, rank, slot]),
+        "page": digest([task, rank]),
+        "task": task,
+        "content": item.content,
+        "pair": item.pair if len(item.sets) == 2 else "",
+        "control": item.control,
+        "rank": rank,
+        "slot": slot,
+        "question": item.question,
+        "prompt_id": item.prompt.id,
+        "prompt": item.prompt.text,
+        "samples": [[s.id for s in side] for side in item.sets],
+        "images": [[s.path for s in side] for side in item.sets],
+        "models": [side[0].model for side in item.sets],
+        "expected": item.expected,
+        "overlap": item.overlap,
+        "votes": 0,
+        "open": True,
+        "broken": False,
+    }
+
+
+def _chunks(rows: Sequence[Any]) -> Iterable[Any]:
+    return (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
+
+
+def _set_overlaps(db: Connection, task: str, pages: Sequence[Page]) -> None:
+    items, contents = work.items, {}
+    for page in pages:
+        for item in page:
+            contents.setdefault(item.overlap, []).append(item.content)
+    stored = dict(
+        db.execute(select(items.c.content, items.c.overlap).where(items.c.task == task)).all()  # type: ignore[arg-type]
+    )
+    for overlap, asked in contents.items():
+        changed = [content for content in asked if stored.get(content) != overlap]
+        for i in range(0, len(changed), 500):
+            part = items.c.content.in_(changed[i : i + 500])
+            db.execute(update(items).where(items.c.task == task, part).values(overlap=overlap))
+
+
+# votes made elsewhere
+
+
+def _take_over_votes(db: Connection, task: str, kind: str) -> None:
+    """Whoever judged an item in another task has done so here."""
+    found = db.execute(_votes_on_items(task, kind)).mappings().all()
+    for part in _chunks(found):
+        db.execute(insert(work.assignments), [_answered(task, row) for row in part])
+
+
+def _votes_on_items(task: str, kind: str) -> Any:
+    table, items, people, done = (
+        VOTE_TABLES[kind], work.items, work.raters, work.assignments,
+    )  # fmt: skip
+    later = table.alias()
+    key = table.c.sample_id if kind == "rate" else table.c.pair
+    there = and_(done.c.item == items.c.id, done.c.rater == people.c.id)
+    return (
+        select(items.c.id.label("item"), people.c.id.label("rater"), table.c.id.label("vote"))
+        .join_from(table, people, people.c.name == table.c.rater)
+        .join(items, and_(items.c.task == task, items.c.content == _content(table, key)))
+        .where(~select(literal(1)).where(later.c.supersedes == table.c.id).exists())
+        .where(~select(literal(1)).where(there).exists())
+        .where(table.c.value != votes.RETRACTED, table.c.attention == false())
+    )
+
+
+def _content(table: Table, key: Any) -> Any:
+    """As `Draft.content` of ordinary and gold items."""
+    return table.c.question + ":" + key
+
+
+def _answered(task: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **row,
+        "task": task,
+        "key": secrets.token_urlsafe(16),
+        "state": "answered",
+        "until": 0.0,
+        "swapped": False,
+        "position": -1,
+        "surplus": False,
+    }
+
+
+def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None:
+    """Set the counters of items and task anew."""
+    items, done = work.items, work.assignments
+    mine = items.c.task == task
+    answers = (
+        select(func.count())
+        .where(done.c.item == items.c.id, done.c.state == "answered", done.c.surplus == false())
+        .scalar_subquery()
+    )
+    db.execute(update(items).where(mine).values(votes=answers))
+    full = and_(items.c.overlap > 0, items.c.votes >= items.c.overlap)
+    db.execute(update(items).where(mine).values(open=case((full, false()), else_=true())))
+    capped = case((items.c.votes > items.c.overlap, items.c.overlap), else_=items.c.votes)
+    ordinary = select(
+        func.count(), func.coalesce(func.sum(items.c.overlap), 0),
+        func.coalesce(func.sum(capped), 0),
+    ).where(mine, items.c.control == "")  # fmt: skip
+    n_items, wanted, given = db.execute(ordinary).one()
+    last = db.scalar(select(func.max(items.c.rank)).where(mine))
+    values = {
+        "n_items": n_items, "wanted": wanted, "votes": given, "n_ranks": (last or 0) + 1,
+        "source": source, "overlap": options.overlap, "gold_share": options.gold_share,
+        "attention_share": options.attention_share or 0.0,
+    }  # fmt: skip
+    db.execute(update(work.tasks).where(work.tasks.c.id == task).values(values))

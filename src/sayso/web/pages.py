@@ -1,0 +1,160 @@
+"""The pages for raters: rating, sign-in, pictures."""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sayso.web import people, sessions
+from sayso.web.api import mark_broken, picture_path
+from sayso.web.handing_out import release_all
+from sayso.web.people import Person
+from sayso.web.pictures import BrokenPicture, read_bare
+from sayso.web.site import Asker, Refusal, Site, is_same_site
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a form; a name given twice has its last value."""
+    return dict(parse_qsl((await request.body()).decode(errors="replace"), keep_blank_values=True))
+
+
+Fields = Annotated[dict[str, str], Depends(read_form)]
+
+
+def render(
+    site: Site, template: str, asker: Asker | None, status: int = 200, **context: Any
+) -> HTMLResponse:
+    """A page; see the templates for what each is given."""
+    person = asker.person if asker else None
+    common = {
+        "study_name": site.study.info.name,
+        "rater": {"name": person.name, "role": person.role} if person else None,
+        "csrf": sessions.form_token(site.secret, asker.session if asker else None),
+        "app_version": site.app_version,
+        "local": site.local,
+        "nav": "",
+    }
+    page = _environment().get_template(template).render({**common, **context})
+    return HTMLResponse(page, status)
+
+
+def show_message(site: Site, request: Request, refusal: Refusal) -> Response:
+    """A page that says what is the matter; it needs no database."""
+    if refusal.status == 401:
+        return RedirectResponse("/", 303)
+    title = {404: "Not found", 403: "Not allowed", 503: "Not possible now"}
+    context = {
+        "study_name": site.study.info.name, "rater": None, "csrf": "", "local": site.local,
+        "app_version": site.app_version, "nav": "", "status": refusal.status,
+        "title": title.get(refusal.status, "Sorry"), "text": refusal.message,
+        "action_url": "" if request.url.path == "/" else "/", "action_label": "To the start page",
+    }  # fmt: skip
+    page = _environment().get_template("message.html").render(context)
+    return HTMLResponse(page, refusal.status)
+
+
+def pages(site: Site) -> APIRouter:
+    """The routes of the raters' pages."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    def rating_page(request: Request) -> Response:
+        asker = site.welcome(request)
+        if asker is None:
+            return render(site, "sign_in.html", None, error="", next="/")
+        response = render(site, "rate.html", asker)
+        site.remember(request, response, asker)
+        return response
+
+    @router.get("/sign-in")
+    def sign_in_page(request: Request, next: str = "/") -> Response:
+        if site.welcome(request) is not None:
+            return RedirectResponse(_own_path(next), 303)
+        return render(site, "sign_in.html", None, error="", next=_own_path(next))
+
+    @router.get("/in/{secret}")
+    def sign_in_by_link(request: Request, secret: str) -> Response:
+        return _sign_in(site, request, secret, "/")
+
+    @router.post("/sign-in")
+    def sign_in(request: Request, form: Fields) -> Response:
+        if not is_same_site(request):
+            raise Refusal(403, "csrf", "This form came from another site.")
+        asker = site.asker(request)
+        site.check_token(asker, form.get("csrf", ""))
+        secret = urlsplit(form.get("link", "").strip()).path.rsplit("/", 1)[-1]
+        return _sign_in(site, request, secret, _own_path(form.get("next", "/")))
+
+    @router.post("/out")
+    def sign_out(request: Request, form: Fields) -> Response:
+        asker = site.require(request)
+        site.check_token(asker, form.get("csrf", ""))
+        with site.write() as db:
+            release_all(db, asker.person)
+        response = RedirectResponse("/", 303)
+        response.delete_cookie(site.cookie, path="/")
+        return response
+
+    @router.get("/i/{key}/{place}")
+    def picture(request: Request, key: str, place: int) -> Response:
+        asker = site.require(request)
+        with site.read() as db:
+            found = picture_path(db, asker.person.id, key, place)
+        if found is None:
+            raise Refusal(404, "unknown_item", "There is no such picture.")
+        return picture_response(site, *found)
+
+    @router.get("/healthz")
+    def health() -> JSONResponse:
+        """Whether the server and its database answer."""
+        with site.read():
+            return JSONResponse({"ok": True})
+
+    @router.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)
+
+    return router
+
+
+def picture_response(site: Site, item: str, path: str) -> Response:
+    """The bare picture; an item whose picture is broken is set aside."""
+    try:
+        content = read_bare(site.picture(path))
+    except BrokenPicture:
+        mark_broken(site, item)
+        raise Refusal(404, "image_gone", "This picture is missing.") from None
+    return Response(content, media_type="image/png")
+
+
+def _own_path(path: str) -> str:
+    """Where to go after signing in: never to another site."""
+    return path if path.startswith("/") and not path.startswith(("//", "/\\")) else "/"
+
+
+def _sign_in(site: Site, request: Request, secret: str, then: str) -> Response:
+    person = _by_link(site, secret)
+    if person is None:
+        error = "This link does not work; ask for a new one."
+        return render(site, "sign_in.html", None, status=403, error=error, next=then)
+    response = RedirectResponse(then, 303)
+    site.set_cookie(request, response, sessions.begin(person.id))
+    return response
+
+
+def _by_link(site: Site, secret: str) -> Person | None:
+    with site.read() as db:
+        return people.by_link(db, secret)

@@ -1,0 +1,145 @@
+"""The rules of the queue as pure functions: who gets what, when, on which side. No SQL, no clock.
+
+All randomness is a hash of the task's seed, so an order can be replayed from the seed.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+Control = Literal["", "gold", "attention"]
+
+LEASE_S = 600.0
+"""How long an item that was handed out stays reserved; asking for more work renews it."""
+
+BLOCK = 20
+"""Pages among which the checks are spread, so that every rater meets the same share."""
+
+
+def generator(seed: int, *words: object) -> random.Random:
+    """Randomness that depends on the seed and the words alone, on every machine."""
+    text = "\n".join([str(seed), *map(str, words)])
+    return random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
+
+
+def shuffled(n: int, seed: int, *words: object) -> list[int]:
+    """The numbers 0 … n - 1 in an order that seed and words decide."""
+    order = list(range(n))
+    generator(seed, "order", *words).shuffle(order)
+    return order
+
+
+def first_rank(n: int, seed: int, rater: str) -> int:
+    """The rank in [0, n) where a rater enters the order of a task, which is a circle.
+
+    Raters begin at different places, so that they seldom meet the same page in the same hour.
+    """
+    return generator(seed, "first", rater).randrange(n) if n else 0
+
+
+def control_at(
+    position: int, seed: int, rater: str, gold_share: float, attention_share: float
+) -> Control:
+    """What the page at one position of a rater's work is: ordinary, gold or an attention check.
+
+    Every block of `BLOCK` pages holds the shares, rounded up or down by chance, at random places.
+
+    Args:
+        position: how many pages the rater was given before, ≥ 0.
+        gold_share: in [0, 1]; with `attention_share` at most 1.
+    """
+    rng = generator(seed, "checks", rater, position // BLOCK)
+    n_gold, n_attention = (int(s * BLOCK + rng.random()) for s in (gold_share, attention_share))
+    kinds: list[Control] = ["gold"] * n_gold + ["attention"] * n_attention
+    block: list[Control] = [*kinds, *[""] * BLOCK][:BLOCK]
+    rng.shuffle(block)
+    return block[position % BLOCK]
+
+
+def overlap_of(number: int, overlap: int, shared_overlap: int, seed: int) -> int:
+    """How many raters a page wants: those of a random tenth `shared_overlap`, if that is more.
+
+    Args:
+        number: of the page, ≥ 0.
+    """
+    if shared_overlap <= overlap:
+        return overlap
+    return shared_overlap if generator(seed, "shared", number).random() < 0.1 else overlap
+
+
+def is_reserved(until: float, now: float) -> bool:
+    """Whether a lease that ends at `until` holds at `now` (seconds since the epoch).
+
+    A lease that would last longer than any lease does was made before the clock was set back; it
+    does not hold, or it would keep its item from everyone.
+    """
+    return now < until <= now + LEASE_S
+
+
+def has_room(overlap: int, answered: int, reserved: int) -> bool:
+    """Whether an item may go to one more rater; overlap 0 is everyone."""
+    return overlap == 0 or answered + reserved < overlap
+
+
+def swap_sides(rater: int, pair: int, both: int, coin: bool) -> bool:
+    """Whether the first set of a comparison shall stand right.
+
+    Each argument counts swapped minus unswapped assignments so far. A rater who sees a pair again,
+    for another question, sees it the other way round; else the side is taken that makes the two
+    other balances more even, and the coin decides when they say nothing.
+
+    Args:
+        rater: balance of this rater.
+        pair: balance of this pair of sets.
+        both: balance of this rater on this pair.
+    Source: Pocock and Simon 1975, "Sequential treatment assignment with balancing for prognostic
+        factors in the controlled clinical trial", without the biased coin: a rater cannot guess.
+    """
+    leaning = both or rater + pair
+    return coin if leaning == 0 else leaning < 0
+
+
+def opposite(value: str) -> str:
+    """The answer left or right as seen when the sides are swapped; others are the same."""
+    return {"left": "right", "right": "left"}.get(value, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest vote of a rater on an item: its id, and whether it took the answer back."""
+
+    id: str
+    retracted: bool
+
+
+def superseded(newest: Newest | None, value_retracts: bool, supersedes: str | None) -> str | None:
+    """The id of the vote that a new one replaces; None for a first vote.
+
+    Raises: ValueError: if the new vote does not follow on the newest one.
+    """
+    if newest is None:
+        if supersedes or value_retracts:
+            raise ValueError("there is no answer of yours to replace")
+        return None
+    if newest.retracted:
+        if value_retracts:
+            raise ValueError("that answer was taken back already")
+        if supersedes in (None, newest.id):
+            return newest.id
+    if supersedes != newest.id:
+        raise ValueError("you have answered this already, perhaps in another tab")
+    return newest.id
+
+
+def votes_to_go(n_items: int, mine: int, left: int, check_share: float) -> int:
+    """How many answers a rater will have given in the end, at most.
+
+    Args:
+        n_items: ordinary items of the task.
+        mine: answers of this rater so far, checks included.
+        left: votes that the task still wants from anyone.
+        check_share: share of checks among the pages, in [0, 1).
+    """
+    ordinary = min(left, n_items)
+    return mine + round(ordinary / (1 - check_share))

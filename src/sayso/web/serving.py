@@ -1,0 +1,183 @@
+"""Start the server: where it listens, whether people must sign in, one process or several."""
+
+import ipaddress
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import webbrowser
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from sayso.database import Database
+from sayso.errors import UserError
+from sayso.study import Study
+from sayso.web import people
+from sayso.web.app import create_app
+from sayso.web.filesystems import refuse_network
+from sayso.web.opening import open_task
+from sayso.web.site import Site
+from sayso.web.tasks import TaskOptions
+
+ATTENTION_SHARE = 0.1
+"""Of the pages of those who sign in, if nothing else is said."""
+
+_ENVIRONMENT = "SAYSO_SERVE"
+"""How worker processes are told what to serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where the server listens; `workers` above 1 need PostgreSQL."""
+
+    host: str = "127.0.0.1"
+    port: int = 8321
+    workers: int = 1
+    browser: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What a worker process needs to know."""
+
+    study: str
+    url: str
+    task: str
+    local: bool
+
+
+def prepare(study: Study, url: str, options: TaskOptions) -> Site:
+    """Open the store and the task.
+
+    Without an `attention_share` in the options there are no checks for the local rater, and
+    `ATTENTION_SHARE` for those who sign in.
+
+    Args:
+        url: the database to keep the votes in from now on; "" is the study's own.
+    Raises: UserError: if the store or the images are not there, or it lies on a network drive.
+    """
+    if url:
+        study.use_database(url)
+    database = Database(study.feedback.database.url, keep_open=True)
+    if database.file is not None:
+        refuse_network(database.file)
+    with database.write() as db:
+        local = not people.must_sign_in(db)
+        if local:
+            people.local_person(db)
+    if options.attention_share is None:
+        options = replace(options, attention_share=0.0 if local else ATTENTION_SHARE)
+    if not options.gold:
+        options = replace(options, gold_share=0.0)
+    task = open_task(database, study, options)
+    study.secret()
+    return Site(study, database, task, local)
+
+
+def serve(site: Site, listening: Listening) -> None:
+    """Serve until stopped.
+
+    Raises: UserError: for an address that is in use or not for this mode.
+    """
+    check(site.local, site.database, listening)
+    address = f"http://{_shown(listening.host)}:{listening.port}/"
+    _say(site, address)
+    if listening.browser and site.local:
+        threading.Thread(target=_browse, args=(address,), daemon=True).start()
+    _run(site, listening)
+
+
+def check(local: bool, database: Database, listening: Listening) -> None:
+    """Refuse what cannot work or is not safe.
+
+    Raises: UserError: with what to do instead.
+    """
+    if local and not is_loopback(listening.host):
+        raise UserError(
+            f"--host {listening.host} lets others in, and nobody has to sign in; add raters first: "
+            "sayso raters STUDY add NAME, or keep --host 127.0.0.1"
+        )
+    if listening.workers < 1 or (listening.workers > 1 and database.file is not None):
+        raise UserError(
+            f"--workers {listening.workers} is not possible with SQLite, which one process writes; "
+            "give --workers 1, or --db postgresql+psycopg://USER@HOST/NAME"
+        )
+    if not _is_free(listening.host, listening.port):
+        raise UserError(
+            f"port {listening.port} is in use; give another, such as --port "
+            f"{free_port(listening.host, listening.port)}"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OverflowError:
+            raise UserError(f"--port {port} is no port; give 1 to 65535") from None
+        except OSError as error:
+            if error.errno == 98 or "in use" in str(error):
+                return False
+            raise UserError(f"cannot listen on {host}:{port} ({error.strerror})") from None
+    return True
+
+
+def free_port(host: str, port: int) -> int:
+    """The next port after `port` that nobody uses."""
+    return next(p for p in range(port + 1, 65536) if _is_free(host, p))
+
+
+def _shown(host: str) -> str:
+    named = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+    return f"[{named}]" if ":" in named else named
+
+
+def _say(site: Site, address: str) -> None:
+    who = "no sign-in, this machine only" if site.local else "raters sign in with their links"
+    print(f"Rating {site.study.path} at {address} ({who}); stop with Ctrl-C", flush=True)
+
+
+def _browse(address: str) -> None:
+    time.sleep(0.8)
+    webbrowser.open(address)
+
+
+def _run(site: Site, listening: Listening) -> None:
+    import uvicorn
+
+    common: dict[str, Any] = {
+        "host": listening.host, "port": listening.port, "log_level": "warning",
+        "access_log": False, "server_header": False, "timeout_graceful_shutdown": 5,
+        "timeout_keep_alive": 75,
+    }  # fmt: skip
+    if listening.workers == 1:
+        uvicorn.run(create_app(site), **common)
+        return
+    url = site.database.url.render_as_string(hide_password=False)
+    served = _Served(str(site.study.path), url, site.task, site.local)
+    os.environ[_ENVIRONMENT] = json.dumps(asdict(served))
+    site.database.close()
+    uvicorn.run(f"{__name__}:app_of_worker", factory=True, workers=listening.workers, **common)
+
+
+def app_of_worker() -> FastAPI:
+    """The app in a worker process."""
+    logging.basicConfig(level=logging.WARNING)
+    served = _Served(**json.loads(os.environ[_ENVIRONMENT]))
+    study = Study.open(Path(served.study))
+    return create_app(Site(study, Database(served.url, keep_open=True), served.task, served.local))

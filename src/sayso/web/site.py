@@ -1,0 +1,165 @@
+"""What every request needs: the study, its database, the task, the secret; who is asking."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import Request, Response
+from sqlalchemy import Connection, select
+
+from sayso import work_tables as work
+from sayso.database import Database
+from sayso.study import Study
+from sayso.web import people, sessions
+from sayso.web.people import Person, Role
+from sayso.web.pictures import BrokenPicture, size_of
+from sayso.web.sessions import Session
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure
+    """An answer that is not 200: status, code of the API, sentence for a person."""
+
+    def __init__(
+        self, status: int, code: str, message: str, retry: bool = False, **more: object
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.retry = status, code, message, retry
+        self.more = more
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who is asking, in which session."""
+
+    person: Person
+    session: Session
+
+
+def _app_version() -> str:
+    try:
+        return version("sayso")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass
+class Site:
+    """The server's state, the same in every worker.
+
+    Args:
+        task: id of the task that is handed out; "" for none.
+        local: one rater, no sign-in.
+        clock: seconds since the epoch.
+    """
+
+    study: Study
+    database: Database
+    task: str
+    local: bool
+    clock: Callable[[], float] = time.time
+    app_version: str = field(default_factory=_app_version)
+
+    @cached_property
+    def secret(self) -> bytes:
+        return self.study.secret()
+
+    @cached_property
+    def store_id(self) -> str:
+        """Random and always the same; browsers keep their outbox under it."""
+        with self.read() as db:
+            return str(db.scalar(select(work.store.c.id)))
+
+    @property
+    def cookie(self) -> str:
+        """Cookies do not know ports, so two studies on one machine need two names."""
+        return f"sayso-{self.store_id[:8]}"
+
+    def read(self) -> AbstractContextManager[Connection]:
+        return self.database.read()
+
+    def write(self) -> AbstractContextManager[Connection]:
+        return self.database.write()
+
+    # people
+
+    def asker(self, request: Request) -> Asker | None:
+        """Who is asking; None if nobody is signed in."""
+        session = sessions.verify(self.secret, request.cookies.get(self.cookie, ""))
+        if session is None:
+            return None
+        with self.read() as db:
+            person = people.by_id(db, session.rater)
+        return Asker(person, session) if person else None
+
+    def welcome(self, request: Request) -> Asker | None:
+        """As `asker`; where nobody signs in, the local rater gets a session."""
+        found = self.asker(request)
+        if found is not None or not self.local:
+            return found
+        with self.write() as db:
+            person = people.local_person(db)
+        return Asker(person, sessions.begin(person.id))
+
+    def remember(self, request: Request, response: Response, asker: Asker) -> None:
+        """Set the cookie when it is new, or half its time is over."""
+        if request.cookies.get(self.cookie) and not asker.session.is_half_over:
+            known = sessions.verify(self.secret, request.cookies[self.cookie])
+            if known == asker.session:
+                return
+        self.set_cookie(request, response, sessions.renewed(asker.session))
+
+    def set_cookie(self, request: Request, response: Response, session: Session) -> None:
+        response.set_cookie(
+            self.cookie, sessions.sign(self.secret, session), max_age=round(sessions.LIFETIME_S),
+            httponly=True, samesite="lax", secure=request.url.scheme == "https", path="/",
+        )  # fmt: skip
+
+    def require(self, request: Request, role: Role = "rater") -> Asker:
+        """Who is asking.
+
+        Raises: Refusal: 401 if nobody is signed in, 403 without the role.
+        """
+        asker = self.welcome(request) if request.method == "GET" else self.asker(request)
+        if asker is None:
+            raise Refusal(401, "not_signed_in", "Please sign in again with your link.")
+        if not asker.person.may(role):
+            raise Refusal(403, "forbidden", f"This needs the role {role}.")
+        return asker
+
+    def check_token(self, asker: Asker | None, token: str) -> None:
+        """Refuse a change that does not come from a page of ours.
+
+        Raises: Refusal: 403.
+        """
+        session = asker.session if asker else None
+        if not sessions.is_form_token(self.secret, session, token):
+            raise Refusal(403, "csrf", "This page is out of date; reload it and try again.")
+
+    # pictures
+
+    def usable(self, item: Any) -> bool:
+        """Whether all pictures of an item can be opened."""
+        try:
+            for path in (path for side in item["images"] for path in side):
+                size_of(self.picture(path))
+        except BrokenPicture:
+            return False
+        return True
+
+    def picture(self, path: str) -> Path:
+        """The file of a picture; paths are relative to the study."""
+        return self.study.path / path
+
+
+def is_same_site(request: Request) -> bool:
+    """Whether a change was sent by a page of this address, as far as the browser says."""
+    origin = request.headers.get("origin")
+    if origin is not None:
+        return urlsplit(origin).netloc == request.headers.get("host", "")
+    return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")

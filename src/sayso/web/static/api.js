@@ -1,0 +1,83 @@
+// Requests to the server; every failure becomes an ApiError that says what to do next.
+
+const TIMEOUT_MS = 20_000;
+
+/** A request that failed. `status` is 0 if no answer came; `retry` says that repeating can help. */
+export class ApiError extends Error {
+  constructor(status, about = {}) {
+    const { code = "", message = "", retry = false, retry_after_s = 0, stored = false } = about;
+    super(message || `The server answered with ${status}.`);
+    this.status = status;
+    this.code = code;
+    this.stored = stored; // it was kept although the task is closed
+    this.retry = retry || status === 0 || status === 429 || status >= 500;
+    this.retryAfterMs = retry_after_s * 1000;
+  }
+
+  get offline() {
+    return this.status === 0;
+  }
+
+  get signedOut() {
+    return this.status === 401;
+  }
+}
+
+/** The server's JSON interface; keeps the CSRF token and renews it once when it is refused. */
+export class Api {
+  #csrf = "";
+
+  async session() {
+    const session = await request("/api/session");
+    this.#csrf = session.csrf;
+    return session;
+  }
+
+  async post(path, body) {
+    try {
+      return await this.#post(path, body);
+    } catch (error) {
+      if (error.status !== 403 || error.code !== "csrf") throw error;
+      await this.session();
+      return this.#post(path, body);
+    }
+  }
+
+  #post(path, body) {
+    const headers = { "Content-Type": "application/json", "X-CSRF-Token": this.#csrf };
+    return request(path, { method: "POST", headers, body: JSON.stringify(body) });
+  }
+
+  get csrf() {
+    return this.#csrf;
+  }
+}
+
+/** The bytes of a picture. */
+export async function fetchPicture(url) {
+  const response = await answer(url, { cache: "no-store" });
+  if (!response.ok) throw await failure(response);
+  return response.blob();
+}
+
+async function request(path, options = {}) {
+  const response = await answer(path, { cache: "no-store", ...options });
+  if (!response.ok) throw await failure(response);
+  return response.json();
+}
+
+async function answer(url, options) {
+  try {
+    return await fetch(url, { signal: AbortSignal.timeout(TIMEOUT_MS), ...options });
+  } catch {
+    throw new ApiError(0, { code: "offline", message: "The server cannot be reached." });
+  }
+}
+
+async function failure(response) {
+  const body = await response.json().catch(() => ({}));
+  const error = new ApiError(response.status, { ...body, ...body.error });
+  const header = Number(response.headers.get("Retry-After"));
+  if (header > 0) error.retryAfterMs = header * 1000;
+  return error;
+}

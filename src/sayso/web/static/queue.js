@@ -1,0 +1,146 @@
+// The pages ahead: leased, fetched and decoded while the rater looks at this one.
+
+import { PageImages } from "./pictures.js";
+
+const AHEAD = { alone: 10, several: 5 }; // pages loaded beside the one on screen, at the least
+const BATCH = 3; // asked for together, so that not every answer costs a second request
+const MOST = 10; // that the server gives at once
+const RETRY_MS = 2000;
+const EMPTY_MS = 5000; // others have what is left: ask again, some of it may come back
+
+/**
+ * @param api Api
+ * @param task {kind, images_per_page}: of small pages more are loaded
+ * @param known () → ids of pages that must not come again (on screen, or answered and unsent)
+ * @param on {prepare(page) → whether it wants answers, changed(), trouble(error),
+ *            broken(page, error), progress(progress)}
+ */
+export class Queue {
+  done = false;
+  #ahead;
+
+  #api;
+  #known;
+  #on;
+  #pages = []; // {page, images}
+  #asking = false;
+  #retry = 0;
+
+  constructor(api, task, known, on) {
+    this.#api = api;
+    this.#ahead = task.kind === "rate" && task.images_per_page === 1 ? AHEAD.alone : AHEAD.several;
+    this.#known = known;
+    this.#on = on;
+  }
+
+  get length() {
+    return this.#pages.length;
+  }
+
+  /** Nothing is left, here or on the server. */
+  get finished() {
+    return this.done && this.#pages.length === 0;
+  }
+
+  /** The page to show now, or undefined while none is loaded. Offline, a loaded one goes first. */
+  take() {
+    const first = this.#pages[0];
+    const next = first?.images.state === "failed" ? this.#firstReady() : first;
+    if (next?.images.state !== "ready") return undefined;
+    this.#pages = this.#pages.filter((entry) => entry !== next);
+    this.fill();
+    return next;
+  }
+
+  /** What comes next, loaded or not: its frame can be drawn before its pictures arrive. */
+  peek() {
+    return this.#pages[0]?.page;
+  }
+
+  /** A page comes back, as the next one. */
+  putBack(page, images) {
+    this.#pages.unshift({ page, images: images ?? this.#load(page) });
+  }
+
+  /** Ask for nothing any more. */
+  stop() {
+    clearTimeout(this.#retry);
+    this.done = true;
+    this.#pages = [];
+  }
+
+  has(pageId) {
+    return this.#pages.some((entry) => entry.page.page_id === pageId);
+  }
+
+  /** Take one page out, wherever it stands. */
+  pull(pageId) {
+    const found = this.#pages.find((entry) => entry.page.page_id === pageId);
+    this.#pages = this.#pages.filter((entry) => entry !== found);
+    return found;
+  }
+
+  /** Ask for more pages if there are fewer than wanted, and for pictures that failed to load. */
+  async fill() {
+    clearTimeout(this.#retry);
+    for (const { images } of this.#pages) if (images.state === "failed") this.#watch(images);
+    if (this.#asking || this.done || this.#pages.length > this.#ahead) return;
+    this.#asking = true;
+    try {
+      const answer = await this.#api.post("/api/next", this.#request());
+      this.#asking = false;
+      this.#receive(answer);
+    } catch (error) {
+      this.#asking = false;
+      this.#on.trouble(error);
+      if (error.retry) this.#later(error.retryAfterMs);
+    }
+  }
+
+  #request() {
+    const have = [...this.#pages.map((entry) => entry.page.page_id), ...this.#known()];
+    return { have, n: Math.min(MOST, this.#ahead + BATCH - this.#pages.length) };
+  }
+
+  #receive({ pages, done, progress }) {
+    const known = new Set(this.#request().have);
+    for (const page of pages) {
+      const wanted = !known.has(page.page_id) && this.#on.prepare(page);
+      if (wanted) this.#pages.push({ page, images: this.#load(page) });
+    }
+    this.done = done;
+    this.#on.progress(progress);
+    this.#on.changed();
+    if (pages.length) this.fill();
+    else if (!done) this.#later(EMPTY_MS);
+  }
+
+  #load(page) {
+    const images = new PageImages(page);
+    images.page = page;
+    this.#watch(images, images.ready);
+    return images;
+  }
+
+  async #watch(images, loading = images.load()) {
+    const state = await loading;
+    if (state === "broken") {
+      this.pull(images.page.page_id);
+      this.#on.broken(images.page, images.error);
+    }
+    if (state === "failed") {
+      this.#on.trouble(images.error);
+      if (!images.error.signedOut) this.#later();
+    }
+    this.#on.changed();
+  }
+
+  #later(ms = 0) {
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => this.fill(), ms || RETRY_MS);
+  }
+
+  #firstReady() {
+    return this.#pages.find((entry) => entry.images.state === "ready");
+  }
+}

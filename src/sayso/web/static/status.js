@@ -1,0 +1,92 @@
+// The line that says what is saved and what waits, the progress, and what a screen reader hears.
+
+import * as view from "./view.js";
+
+const CALM_MS = 400; // an answer that is saved faster than this is not shown as waiting
+const SAY_MS = 500;
+const STUCK = new Set(["offline", "unavailable", "signed_out", "paused"]);
+
+/** Keeps the foot of the page, the progress and the live region true. */
+export class Status {
+  #outbox;
+  #net = ""; // what kept the queue from getting pages: a stuck state, or nothing
+  #progress = null;
+  #calm = 0;
+  #saying = 0;
+  #ticking = 0;
+
+  constructor(outbox) {
+    this.#outbox = outbox;
+  }
+
+  /** After any change of the outbox. */
+  update() {
+    const { state, progress } = this.#outbox;
+    clearTimeout(this.#calm);
+    if (state === "sending") this.#calm = setTimeout(() => this.#draw(), CALM_MS);
+    else this.#draw();
+    if (state === "saved" && progress) this.#announce();
+    this.setProgress(progress ?? this.#progress);
+    clearInterval(this.#ticking);
+    if (STUCK.has(state)) this.#ticking = setInterval(() => this.#draw(), 1000);
+  }
+
+  setProgress(progress) {
+    if (!progress) return;
+    this.#progress = progress;
+    const unsent = this.#outbox.unsentProgress;
+    view.drawProgress({ ...progress, mine: progress.mine + unsent });
+  }
+
+  /** The queue could not get pages or pictures. */
+  trouble(error) {
+    this.#net = error.offline ? "offline" : error.signedOut ? "signed_out" : "";
+    if (error.status >= 500) this.#net = "unavailable";
+    this.#draw();
+  }
+
+  /** The queue got pages: the connection is well. */
+  well(progress) {
+    this.#net = "";
+    this.setProgress(progress);
+    this.#draw();
+  }
+
+  #draw() {
+    const { state, lasting, refused } = this.#outbox;
+    const shown = STUCK.has(state) ? state : this.#net || state;
+    const line = { ...this.#outbox.summary, state: shown, lasting };
+    view.drawSaved(sentence(line), refused.length);
+  }
+
+  #announce() {
+    clearTimeout(this.#saying);
+    this.#saying = setTimeout(() => {
+      const { mine, mine_total: total } = this.#outbox.progress;
+      view.say(total ? `Saved, ${mine} of ${total}` : `Saved, ${mine}`);
+    }, SAY_MS);
+  }
+}
+
+const SYMBOLS = { offline: "offline", signed_out: "lock", paused: "pause", unavailable: "warn" };
+const WHY = {
+  offline: "offline",
+  signed_out: "signed out",
+  paused: "paused",
+  unavailable: "the server cannot store now",
+};
+
+/** What the foot says: {symbol, text, state}. */
+function sentence({ waiting, retryAt, state, lasting }) {
+  if (waiting && !lasting) {
+    return { symbol: "warn", text: `${waiting} not saved yet: keep this tab open`, state };
+  }
+  if (STUCK.has(state)) {
+    const seconds = Math.ceil((retryAt - Date.now()) / 1000);
+    const again = waiting && seconds > 0 && state !== "signed_out" ? `, again in ${seconds} s` : "";
+    const what = waiting ? `${waiting} waiting` : "All saved";
+    return { symbol: SYMBOLS[state], text: `${what}: ${WHY[state]}${again}`, state };
+  }
+  if (waiting === 0) return { symbol: "check", text: "All saved", state: "saved" };
+  return { symbol: "sync", text: waiting === 1 ? "Saving 1 answer" : `Saving ${waiting} answers`, state };
+}

@@ -1,0 +1,280 @@
+// What the rater sees of a page: prompt, frames, pictures, answers. No state of its own but the DOM.
+
+import { actionButton, cap, icon, make } from "./dom.js";
+import { ACTIONS, shown } from "./keys.js";
+
+export const ANSWERS = {
+  bad: { label: "Bad", icon: "cross" },
+  skip: { label: "Skip", icon: "skip" },
+  good: { label: "Good", icon: "check" },
+  left: { label: "Left", icon: "left" },
+  tie: { label: "Tie", icon: "tie" },
+  right: { label: "Right", icon: "right" },
+};
+const ORDER = { rate: ["bad", "skip", "good"], compare: ["left", "tie", "right", "skip"] };
+export const REASONS = {
+  unclear: "prompt unclear",
+  broken: "picture broken",
+  unsure: "cannot tell",
+  unwell: "rather not look",
+};
+const QUESTIONS = {
+  rate: { alignment: "Does the picture show this?", fidelity: "Does the picture look right?" },
+  compare: {
+    alignment: "Which side shows this better?",
+    fidelity: "Which side looks better, whatever it shows?",
+  },
+};
+const TOPICS = { alignment: "Match", fidelity: "Looks" };
+const CRISP_PX = 128; // smaller pictures are shown in whole pixels, larger ones smoothly
+
+const $ = (id) => document.getElementById(id);
+
+/** Show one of the large views: "rating" or "message". */
+export function showView(name) {
+  for (const view of ["rating", "message"]) $(view).hidden = view !== name;
+}
+
+/** A whole-page message with at most two actions [{label, run or href}]. */
+export function showMessage(symbol, title, text, actions = []) {
+  $("message").replaceChildren(
+    icon(symbol),
+    make("h1", { tabindex: "-1" }, title),
+    make("p", {}, text),
+    make("div", { class: "actions" }, ...actions.map(actionButton)),
+  );
+  showView("message");
+  $("message").querySelector("h1").focus();
+}
+
+/** Draw prompt, question and empty frames of the final size. */
+export function drawPage(page, onSelect) {
+  const words = QUESTIONS[page.kind][page.question];
+  $("topic").textContent = TOPICS[page.question] ?? page.question;
+  $("topic").dataset.question = page.question;
+  $("question").textContent = words ?? page.question;
+  $("prompt").textContent = page.prompt;
+  $("prompt").dataset.length = page.prompt.length > 140 ? "long" : "short";
+  const stage = $("stage");
+  stage.dataset.kind = page.kind;
+  stage.dataset.count = page.kind === "compare" ? page.left.length : page.items.length;
+  stage.replaceChildren(...(page.kind === "compare" ? sides(page) : frames(page, onSelect)));
+  stage.scrollTop = 0;
+  markScrolling();
+}
+
+/** What can scroll must be reachable by keyboard. */
+function markScrolling() {
+  for (const element of [$("stage"), $("prompt")]) {
+    if (element.scrollHeight > element.clientHeight + 1) element.tabIndex = 0;
+    else element.removeAttribute("tabindex");
+  }
+}
+window.addEventListener("resize", markScrolling);
+
+/** Put the decoded pictures into their frames. */
+export function fillFrames(page, images) {
+  const urls = images.slots.map((slot) => slot.url);
+  const alts = altTexts(page);
+  document.querySelectorAll("#stage .frame").forEach((frame, i) => {
+    const picture = images.elements.get(urls[i]);
+    picture.alt = alts[i];
+    frame.querySelector(".hole").replaceChildren(picture);
+    frame.classList.add("filled");
+  });
+}
+
+function altTexts(page) {
+  if (page.kind === "compare") {
+    const of = (side, list) => list.map((_, i) => `${side}, picture ${i + 1} of ${list.length}`);
+    return [...of("Left", page.left), ...of("Right", page.right)];
+  }
+  const n = page.items.length;
+  return page.items.map((_, i) => (n === 1 ? "The picture to judge" : `Picture ${i + 1} of ${n}`));
+}
+
+function sides(page) {
+  return ["left", "right"].map((side) =>
+    make(
+      "section",
+      { class: "side", "data-side": side, "aria-label": side === "left" ? "Left" : "Right" },
+      make("h2", { class: "side-name" }, icon(side), side === "left" ? "Left" : "Right"),
+      make("div", { class: "set", "data-count": page[side].length }, ...page[side].map(frame)),
+    ),
+  );
+}
+
+function frames(page, onSelect) {
+  if (page.items.length === 1) return [frame(page.items[0].image)];
+  return page.items.map((item, i) => {
+    const name = `Choose picture ${i + 1} of ${page.items.length}`;
+    const select = { type: "button", class: "select", "aria-label": name };
+    const outer = frame(item.image);
+    outer.append(make("button", { ...select, onclick: () => onSelect(i) }));
+    outer.append(make("span", { class: "verdict" }));
+    return outer;
+  });
+}
+
+function frame({ width, height }) {
+  const element = make("div", { class: "frame" }, make("div", { class: "hole" }));
+  element.style.setProperty("--w", `${width}px`);
+  element.style.setProperty("--ratio", width / height);
+  element.classList.toggle("crisp", Math.max(width, height) <= CRISP_PX);
+  return element;
+}
+
+/** Mark in a group which picture is asked about, and what was answered. */
+export function drawGroup(page, cursor) {
+  if (page.kind === "compare" || page.items.length === 1) return;
+  document.querySelectorAll("#stage .frame").forEach((element, i) => {
+    const answer = page.answers?.[page.items[i].item_id]?.value;
+    element.classList.toggle("current", i === cursor);
+    element.querySelector(".select").setAttribute("aria-current", i === cursor);
+    const verdict = element.querySelector(".verdict");
+    verdict.dataset.value = answer ?? "";
+    verdict.replaceChildren(...(answer ? [icon(ANSWERS[answer].icon), ANSWERS[answer].label] : []));
+  });
+}
+
+/** The answer buttons of a kind of page, with their keys. */
+export function drawAnswers(kind, allowed, keys, onAnswer) {
+  const names = ORDER[kind].filter((name) => allowed.includes(name));
+  $("answers").dataset.kind = kind;
+  $("answers").replaceChildren(...names.map((name) => answerButton(name, keys, onAnswer)));
+  const reasons = allowed.includes("skip") ? Object.keys(REASONS) : [];
+  $("reasons").hidden = reasons.length === 0;
+  const toggle = $("reasons-toggle");
+  toggle.onclick = () => toggle.setAttribute("aria-expanded", toggle.ariaExpanded !== "true");
+  $("reason-list").replaceChildren(...reasons.map((name) => reasonButton(name, keys, onAnswer)));
+}
+
+function answerButton(name, keys, onAnswer) {
+  const { label, icon: symbol } = ANSWERS[name];
+  return make(
+    "button",
+    { type: "button", class: "answer", "data-answer": name, onclick: (e) => onAnswer(name, "", e) },
+    icon(symbol),
+    make("span", { class: "label" }, label),
+    ...cap(keys.of(name)),
+  );
+}
+
+function reasonButton(name, keys, onAnswer) {
+  const say = { type: "button", class: "reason", "aria-label": `Skip: ${REASONS[name]}` };
+  return make(
+    "button",
+    { ...say, onclick: (event) => onAnswer("skip", name, event) },
+    ...cap(keys.of(name)),
+    REASONS[name],
+  );
+}
+
+/** Show the keys of the tools at the top. */
+export function drawTools(keys) {
+  for (const { name, label } of ACTIONS.slice(-4)) {
+    const button = $(`tool-${name}`);
+    const key = keys.of(name);
+    button.title = key ? `${label} (${shown(key)})` : label;
+    button.querySelector("kbd").textContent = shown(key);
+    button.querySelector("kbd").hidden = !key;
+  }
+}
+
+/** Own progress and that of the project. */
+export function drawProgress({ mine, mine_total, project, project_total }) {
+  meter("mine", mine, mine_total, "You");
+  meter("project", project, project_total, "Project");
+  $("project-foot").textContent = `Project: ${$("project-text").textContent}`;
+}
+
+function meter(id, value, total, who) {
+  $(`${id}-text`).textContent = total ? `${number(value)} of ${number(total)}` : number(value);
+  const bar = $(`${id}-bar`);
+  bar.hidden = !total;
+  bar.max = total || 1;
+  bar.value = value;
+  bar.setAttribute("aria-label", who);
+}
+
+export function number(n) {
+  return n.toLocaleString("en");
+}
+
+/** The line at the foot: what is saved, what waits, what was refused. */
+export function drawSaved({ symbol, text, state }, refused) {
+  const line = $("saved");
+  line.dataset.state = state;
+  line.replaceChildren(icon(symbol), make("span", {}, text));
+  $("saved-retry").hidden = state !== "offline" && state !== "unavailable";
+  $("saved-sign-in").hidden = state !== "signed_out";
+  $("refused-open").hidden = refused === 0;
+  $("refused-open").textContent = refused === 1 ? "1 answer refused" : `${refused} answers refused`;
+}
+
+/** The last answers as small pictures; a press takes that answer back. */
+export function drawStrip(entries, pictureOf, onPick) {
+  const shownEntries = entries.slice(-8);
+  const items = shownEntries.map((entry, i) => {
+    const ago = shownEntries.length - i;
+    const label = `Change your answer ${ANSWERS[entry.value].label}, ${ago} back`;
+    const button = make("button", { type: "button", class: "past", "aria-label": label });
+    button.title = entry.prompt;
+    const picture = pictureOf(entry);
+    if (picture) button.append(picture);
+    const mark = make("span", { class: "mark", "data-value": entry.value });
+    mark.append(icon(ANSWERS[entry.value].icon));
+    button.append(mark);
+    button.addEventListener("click", () => onPick(entry));
+    return make("li", {}, button);
+  });
+  $("strip").replaceChildren(...items);
+}
+
+/** A notice that stays until it is taken away; `key` names it. */
+export function notice(key, symbol, text, actions = [], onClose) {
+  clearNotice(key);
+  const close = { type: "button", class: "close", "aria-label": "Close this notice" };
+  const box = make(
+    "div",
+    { class: "notice", "data-key": key },
+    icon(symbol),
+    make("p", {}, text),
+    ...actions.map(actionButton),
+  );
+  if (onClose) {
+    const dismiss = () => (clearNotice(key), onClose());
+    box.append(make("button", { ...close, onclick: dismiss }, icon("cross")));
+  }
+  $("notices").append(box);
+}
+
+export function clearNotice(key) {
+  $("notices").querySelector(`[data-key="${key}"]`)?.remove();
+}
+
+/** Say something to a screen reader. */
+export function say(text) {
+  $("live").textContent = text;
+}
+
+/** A short press of the button whose answer was given by key. */
+export function flash(name) {
+  const button = $("answers").querySelector(`[data-answer="${name}"]`);
+  if (!button) return;
+  button.classList.remove("pressed");
+  void button.offsetWidth;
+  button.classList.add("pressed");
+}
+
+/** Say in the document what is on screen, drawn and asked about. */
+export function markShown(pageId, cursor) {
+  $("stage").dataset.shown = `${pageId}/${cursor}`;
+}
+
+/** Whether answers are possible now. */
+export function setReady(ready) {
+  for (const button of document.querySelectorAll(".answer, .reason")) {
+    button.setAttribute("aria-disabled", String(!ready));
+  }
+}

@@ -1,0 +1,241 @@
+"""What a task asks: pages of items drafted from a study, gold and attention checks among them."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Literal, get_args
+
+from sayso import files
+from sayso.errors import UserError
+from sayso.study import PromptChoice, Study
+from sayso.types import Prompt, Question, Sample, Value, digest
+from sayso.web.queue import Control, generator, overlap_of, shuffled
+
+QUESTIONS: tuple[Question, ...] = ("alignment", "fidelity")
+MOST_CHECKS = 500
+"""Attention checks made for a task, at most; nobody answers one twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What people are asked; `sayso.stages.rate.RateConfig` explains each."""
+
+    kind: Literal["rate", "compare"] = "rate"
+    prompts: PromptChoice = "train"
+    model: str = "base"
+    per_prompt: int = 0
+    images_per_page: int = 1
+    left: str = "base"
+    right: str = ""
+    set_size: int = 4
+    overlap: int = 1
+    shared_overlap: int = 0
+    gold: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    gold_share: float = 0.05
+    attention_share: float | None = None
+    seed: int = 0
+
+    @property
+    def identity(self) -> str:
+        """The id of the task: the same options find it again; overlap and shares may change."""
+        if self.kind == "compare":
+            asked: list[object] = [sorted([self.left, self.right]), self.set_size]
+        else:
+            asked = [self.model, self.per_prompt, self.images_per_page, dict(self.gold)]
+        return digest([self.kind, self.prompts, asked, self.seed])
+
+    @property
+    def name(self) -> str:
+        """What the admin reads."""
+        if self.kind == "compare":
+            return f"compare {self.left} with {self.right}, {self.prompts} prompts"
+        return f"rate {self.model}, {self.prompts} prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One item before it has a place in the order. `sets` holds one image, or two sets."""
+
+    prompt: Prompt
+    question: Question
+    sets: tuple[tuple[Sample, ...], ...]
+    control: Control = ""
+    expected: str = ""
+    overlap: int = 0
+
+    @property
+    def pair(self) -> str:
+        """As `Comparison.pair` in the store: the sets, whichever stands left."""
+        return digest(sorted([s.id for s in side] for side in self.sets))
+
+    @property
+    def content(self) -> str:
+        """What is asked; unique in a task."""
+        key = self.sets[0][0].id if len(self.sets) == 1 else self.pair
+        if self.control == "attention":
+            return f"attention:{self.prompt.id}:{key}"
+        return f"{self.question}:{key}"
+
+
+Page = list[Draft]
+
+
+def draft(study: Study, options: TaskOptions) -> list[Page]:
+    """The pages of a task: the ordinary ones, then gold, then attention checks.
+
+    Raises: UserError: if there are no such images, or a gold answer is of none of them.
+    """
+    prompts = study.prompts(options.prompts)
+    pages = (_rated if options.kind == "rate" else _compared)(study, options, prompts)
+    n_checks = min(MOST_CHECKS, math.ceil((options.attention_share or 0.0) * len(pages)))
+    return [*pages, *attention_checks(pages, n_checks, options.seed)]
+
+
+# marks
+
+
+def _rated(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> list[Page]:
+    drawn = _by_prompt(study, options.model)
+    pages: list[Page] = []
+    for prompt in prompts:
+        samples = drawn.get(prompt.id, [])[: options.per_prompt or None]
+        for i in range(0, len(samples), options.images_per_page):
+            part = samples[i : i + options.images_per_page]
+            pages.append(_rate_page(prompt, part, options, len(pages)))
+    if not pages:
+        raise UserError(
+            f"there are no images of model {options.model!r} for {options.prompts} prompts; "
+            f"draw some with: sayso generate {study.path} --model {options.model}"
+        )
+    _refuse_unknown_gold(options.gold, pages)
+    return sorted(pages, key=lambda page: bool(page[0].control))
+
+
+def _rate_page(
+    prompt: Prompt, samples: Sequence[Sample], options: TaskOptions, number: int
+) -> Page:
+    """A page with a gold image is shown to everyone, its other images too."""
+    control: Control = "gold" if any(s.id in options.gold for s in samples) else ""
+    wanted = overlap_of(number, options.overlap, options.shared_overlap, options.seed)
+    return [
+        Draft(
+            prompt, "alignment", ((sample,),), control, options.gold.get(sample.id, ""),
+            0 if control else wanted,
+        )
+        for sample in samples
+    ]  # fmt: skip
+
+
+def _by_prompt(study: Study, model: str) -> dict[str, list[Sample]]:
+    found: dict[str, list[Sample]] = {}
+    for sample in study.samples(model):
+        found.setdefault(sample.prompt_id, []).append(sample)
+    return found
+
+
+def _refuse_unknown_gold(gold: Mapping[str, Value], pages: Sequence[Page]) -> None:
+    missing = gold.keys() - {item.sets[0][0].id for page in pages for item in page}
+    if missing:
+        raise UserError(
+            f"gold answers name {len(missing)} images that the task does not show, such as "
+            f"{min(missing)}; give only images of its model and prompts"
+        )
+
+
+def read_gold(path: Path) -> dict[str, Value]:
+    """Known answers from JSON lines with `sample_id` and `value` (good or bad).
+
+    Raises: UserError: naming the first line that is none.
+    """
+    if not path.exists():
+        raise UserError(f"{path} with the gold answers is missing")
+    gold: dict[str, Value] = {}
+    for number, row in enumerate(files.read_lines(path), 1):
+        sample, value = row.get("sample_id"), row.get("value")
+        if not isinstance(sample, str) or value not in get_args(Value) or value == "skip":
+            raise UserError(
+                f"{path} line {number} is no gold answer; give sample_id, and value good or bad"
+            )
+        gold[sample] = value
+    return gold
+
+
+# comparisons
+
+
+def _compared(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> list[Page]:
+    models = (options.left, options.right)
+    drawn = [_by_prompt(study, model) for model in models]
+    pages: list[Page] = []
+    for prompt in prompts:
+        sets = [d.get(prompt.id, [])[: options.set_size] for d in drawn]
+        for model, side in zip(models, sets, strict=True):
+            _refuse_too_few(study, prompt, model, len(side), options.set_size)
+        both = (tuple(sets[0]), tuple(sets[1]))
+        pages += [[Draft(prompt, q, both, overlap=options.overlap)] for q in QUESTIONS]
+    if not pages:
+        raise UserError(f"{study.path} has no {options.prompts} prompts to compare on")
+    return pages
+
+
+def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: int) -> None:
+    if have < need:
+        raise UserError(
+            f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
+            f"with: sayso generate {study.path} --model {model} --per-prompt {need}"
+        )
+
+
+# attention checks
+
+
+def attention_checks(pages: Sequence[Page], n: int, seed: int) -> list[Page]:
+    """Pages whose right answer anyone sees: images under a prompt that has nothing to do with them.
+
+    Of a comparison one set keeps its prompt and the other is of a foreign one. Fewer than `n` come
+    back if the prompts are too much alike.
+    """
+    made: list[Page] = []
+    order = shuffled(len(pages), seed, "attention")
+    for i in order:
+        if len(made) >= n:
+            break
+        foreign = _foreign(pages, pages[i][0].prompt, generator(seed, "foreign", i))
+        if foreign is not None:
+            made.append([_check(item, foreign) for item in pages[i]])
+    return made
+
+
+def _foreign(pages: Sequence[Page], prompt: Prompt, rng: Random) -> Page | None:
+    for _ in range(50):
+        page = pages[rng.randrange(len(pages))]
+        if are_foreign(prompt, page[0].prompt):
+            return page
+    return None
+
+
+def _check(item: Draft, foreign: Page) -> Draft:
+    other = foreign[0]
+    if len(item.sets) == 1:
+        return Draft(other.prompt, item.question, item.sets, "attention", "bad")
+    sets = (item.sets[0], other.sets[1])
+    return Draft(item.prompt, "alignment", sets, "attention", "left")
+
+
+def are_foreign(one: Prompt, other: Prompt) -> bool:
+    """Whether no picture of one prompt could pass for the other: no object and no word shared."""
+    if one.slots and other.slots:
+        objects = one.slots.get("object"), other.slots.get("object")
+        return objects[0] != objects[1] and not set(one.slots.values()) & set(other.slots.values())
+    return not _stems(one.text) & _stems(other.text)
+
+
+def _stems(text: str) -> set[str]:
+    """The beginnings of the words that carry meaning, roughly."""
+    return {word[:4] for word in re.findall(r"[^\W\d_]{3,}", text.lower())} - _COMMON
+
+
+_COMMON = {"the", "and", "with", "colo", "for", "from", "one", "two", "thre", "four", "five"}

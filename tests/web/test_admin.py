@@ -1,0 +1,159 @@
+"""The admin pages say what is in the store, and their forms do what they say."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
+
+from sayso.web import overview
+from sayso.web.tasks import TaskOptions
+
+
+def submit(rater: Rater, path: str, **fields: object) -> Any:
+    data = {"csrf": rater.token, **{k: str(v) for k, v in fields.items()}}
+    return rater.http.post(path, data=data)
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Office:
+    study = make_study(tmp_path)
+    gold = {s.id: "good" for s in study.samples(BASE)[:2]}
+    options = TaskOptions(overlap=2, gold=gold, gold_share=0.2, attention_share=0.2)  # type: ignore[arg-type]
+    return Office(study, options, names=("ann", "bob", "eve", "boss"))
+
+
+def rows(office: Office) -> dict[str, dict[str, Any]]:
+    with office.site.read() as db:
+        task = overview.tasks(db)[0]
+        votes = overview.live_votes(db, task)
+        return {row["name"]: row for row in overview.raters(db, votes, office.clock.now)}
+
+
+def test_numbers_of_raters_and_progress(office: Office):
+    office.client().work()
+    office.client("bob").work(lambda _: "skip", most=3)
+    ann, bob = rows(office)["ann"], rows(office)["bob"]
+    assert (
+        ann["votes"]
+        == ann["today"]
+        == office.table("select count(*) from ratings where rater = 'ann'")[0][0]
+    )
+    assert (ann["median_s"], ann["skip_share"], bob["skip_share"]) == (1.5, 0.0, 1.0)
+    assert (ann["gold_right"], ann["gold_n"]) == (2, 2)
+    assert ann["attention_right"] == 0 < ann["attention_n"]
+    assert rows(office)["eve"]["votes"] == 0
+    with office.site.read() as db:
+        task = overview.tasks(db)[0]
+        votes = overview.live_votes(db, task)
+        progress = overview.progress(db, task, votes, office.clock.now)
+    assert progress["items"] == 10
+    assert progress["votes_needed"] == 20
+    assert progress["votes"] == 10 + sum(not v["shown"].get("gold") and not v["attention"]
+                                         and v["rater"] == "bob" for v in votes)  # fmt: skip
+    assert progress["raters_active"] == 2
+    assert progress["votes_last_hour"] == len(votes)
+    assert sum(hour["votes"] for hour in overview.hours(votes, office.clock.now)) == len(votes)
+    shares = overview.rates(votes)
+    assert sum(rate["share"] for rate in shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("path", ["", "/raters", "/gold", "/disagreements", "/guideline"])
+def test_every_page_renders_empty_and_full(office: Office, path: str):
+    boss = office.client("boss")
+    for work in (0, 20):
+        office.client().work(most=work)
+        office.client("bob").work(lambda _: "bad", most=work)
+        page = boss.http.get(f"/admin{path}")
+        assert page.status_code == 200
+        assert "meadow" in page.text
+
+
+def test_careless_raters_are_flagged():
+    assert overview._flag((0, 4), (0, 4)) == ""
+    assert "3 of 10 attention" in overview._flag((5, 5), (3, 10))
+    assert "2 of 5 gold" in overview._flag((2, 5), (9, 10))
+    assert overview._flag((5, 5), (9, 10)) == ""
+
+
+def test_adding_raters_and_links(office: Office):
+    boss = office.client("boss")
+    page = submit(boss, "/admin/raters", action="add", name="zoe", role="reviewer").text
+    link = re.search(r"http://127\.0\.0\.1:8321/in/([\w-]+)", page)
+    assert link
+    office.links["zoe"] = link[1]
+    assert office.client("zoe").session()["rater"] == {"name": "zoe", "role": "reviewer"}
+    again = submit(boss, "/admin/raters", action="add", name="zoe", role="rater")
+    assert (again.status_code, "already" in again.text) == (422, True)
+    submit(boss, "/admin/raters", action="link", name="zoe")
+    assert office.client("zoe").session()["error"]["code"] == "not_signed_in"
+    submit(boss, "/admin/raters", action="disable", name="ann")
+    assert office.client().session()["error"]["code"] == "not_signed_in"
+    submit(boss, "/admin/raters", action="enable", name="ann")
+    assert office.client().session()["rater"]["name"] == "ann"
+
+
+def test_guideline_versions(office: Office):
+    boss = office.client("boss")
+    submit(boss, "/admin/guideline", text="First.", base_version=0)
+    assert "First." in boss.http.get("/admin/guideline").text
+    late = submit(boss, "/admin/guideline", text="Mine.", base_version=0)
+    assert late.status_code == 409
+    assert "Mine." in late.text
+    submit(boss, "/admin/guideline", text="Second.", base_version=1)
+    assert office.table("select version, text, author from guidelines order by version") == [
+        (1, "First.", "boss"), (2, "Second.", "boss"),
+    ]  # fmt: skip
+
+
+def test_a_reviewer_decides(office: Office):
+    office.client().work()
+    office.client("bob").work(lambda _: "bad")
+    eve = office.client("eve")
+    with office.site.read() as db:
+        task = overview.tasks(db)[0]
+        open_rows = overview.disagreements(db, task, overview.live_votes(db, task))
+    assert len(open_rows) == 10
+    assert {vote["rater"] for vote in open_rows[0]["votes"]} == {"Rater 1", "Rater 2"}
+    assert eve.http.get(open_rows[0]["images"][0]).status_code == 200
+    chosen = open_rows[0]["item_id"]
+    assert submit(eve, "/admin/disagreements", item_id=chosen, value="bad").status_code == 200
+    assert submit(eve, "/admin/disagreements", item_id=chosen, value="good").status_code == 200
+    assert submit(eve, "/admin/disagreements", item_id=chosen, value="left").status_code == 422
+    assert submit(eve, "/admin/disagreements", item_id="x", value="bad").status_code == 404
+    decisions = [r for r in office.study.feedback.ratings() if r.shown.get("adjudication")]
+    assert [(r.rater, r.value) for r in decisions] == [("eve", "good")]
+    label = office.study.feedback.labels(simulated=False)[decisions[0].sample_id]
+    assert (label.good, label.bad, label.value) == (2, 1, "good")
+    assert office.table("select votes from items where control = ''") == [(2,)] * 10
+    with office.site.read() as db:
+        again = overview.disagreements(db, task, overview.live_votes(db, task))
+    assert [row["decided"] for row in again] == [None] * 9 + ["good"]
+
+
+def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: Path):
+    study = make_study(tmp_path, prompts=6, per_prompt=1, models=(BASE, TUNED))
+    options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=2, attention_share=0.0)
+    office = Office(study, options, names=("ann", "bob", "eve"))
+    for name in ("ann", "bob"):
+        rater = office.client(name)
+        while pages := rater.pages():
+            left = rater.http.get(pages[0]["left"][0]["url"]).content
+            right = rater.http.get(pages[0]["right"][0]["url"]).content
+            mine = (left < right) == (name == "ann")
+            rater.answer(pages[0], lambda _, value="left" if mine else "right": value)
+    eve = office.client("eve")
+    with office.site.read() as db:
+        task = overview.tasks(db)[0]
+        split = overview.disagreements(db, task, overview.live_votes(db, task))
+    assert len(split) == 12
+    lefts = {eve.http.get(row["left"][0]).content for row in split}
+    samples = {s.id: s for s in study.samples()}
+    for row in split:
+        assert submit(eve, "/admin/disagreements", item_id=row["item_id"], value="left").is_success
+    decided = [c for c in study.feedback.comparisons() if c.shown.get("adjudication")]
+    chosen = [c.left_ids if c.value == "left" else c.right_ids for c in decided]
+    assert {samples[ids[0]].model for ids in chosen} == {BASE, TUNED}
+    assert len(lefts) == len({ids[0] for ids in chosen})
+    assert items_of({"kind": "compare", "item_id": split[0]["item_id"]})

@@ -1,0 +1,137 @@
+"""Promise 7: nothing a rater's browser receives tells where an image comes from; sides are even."""
+
+import hashlib
+import io
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image
+from rating_studies import BASE, TUNED, Office, Rater, make_study
+from scipy.stats import chisquare
+
+from sayso.types import digest
+from sayso.web.pictures import bare_png
+from sayso.web.tasks import TaskOptions
+
+
+def everything_received(office: Office, name: str = "ann") -> bytes:
+    """All answers of a whole session, headers, addresses and pictures included."""
+    rater, received = office.client(name), []
+    rater.http.event_hooks["response"] = [lambda answer: received.append(answer)]
+    rater.http.get("/")
+    rater.session()
+    while pages := rater.pages(3):
+        for page in pages:
+            sides = page.get("items") or [{"image": i} for i in page["left"] + page["right"]]
+            for side in sides:
+                assert rater.http.get(side["image"]["url"]).status_code == 200
+            choice = "left" if "left" in page else "good"
+            rater.answer(page, lambda _, value=choice: value)
+    rater.http.get("/openapi.json")
+    for answer in received:
+        answer.read()
+    return b"\n".join(
+        str(answer.url).encode() + repr(answer.headers.raw).encode() + answer.content
+        for answer in received
+    ).lower()
+
+
+def secrets_of(office: Office) -> set[str]:
+    """What would tell a rater the model: names, ids, paths, hashes of them and of the files."""
+    told = {TUNED, "secretmodel", "align-", "images/", str(office.study.path)}
+    for sample in office.study.samples():
+        content = (office.study.path / sample.path).read_bytes()
+        told |= {sample.id, sample.path, digest(sample.id), hashlib.sha256(content).hexdigest()}
+        told |= {hashlib.md5(content).hexdigest(), hashlib.sha256(sample.id.encode()).hexdigest()}
+        told |= {hashlib.sha1(content).hexdigest(), sample.prompt_id}
+    for model in (BASE, TUNED):
+        for algorithm in ("md5", "sha1", "sha256"):
+            told.add(hashlib.new(algorithm, model.encode()).hexdigest()[:12])
+        told.add(digest(model))
+    return told
+
+
+def test_a_comparison_session_tells_no_model(tmp_path: Path):
+    study = make_study(tmp_path, prompts=6, per_prompt=4, models=(BASE, TUNED))
+    office = Office(study, TaskOptions(kind="compare", right=TUNED, attention_share=0.2))
+    received = everything_received(office)
+    assert len(study.feedback.comparisons()) > 12
+    assert len(received) > 50_000
+    assert not [secret for secret in secrets_of(office) if secret.lower().encode() in received]
+
+
+def test_a_rating_session_tells_no_model(tmp_path: Path):
+    study = make_study(tmp_path, models=(TUNED,))
+    options = TaskOptions(model=TUNED, images_per_page=3, attention_share=0.2)
+    office = Office(study, options)
+    received = everything_received(office)
+    assert len(study.feedback.labels(simulated=False)) == 12
+    assert not [secret for secret in secrets_of(office) if secret.lower().encode() in received]
+
+
+def test_pictures_keep_their_pixels_and_lose_their_metadata(tmp_path: Path):
+    office = Office(make_study(tmp_path))
+    stored = {Image.open(office.study.path / s.path).tobytes() for s in office.study.samples(BASE)}
+    ann = office.client()
+    pages = ann.pages(10)
+    for page in pages:
+        answer = ann.http.get(page["items"][0]["image"]["url"])
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.headers["cache-control"] == "no-store"
+        assert not {"etag", "last-modified", "content-disposition"} & answer.headers.keys()
+        picture = Image.open(io.BytesIO(answer.content))
+        assert picture.info == {}
+        assert picture.tobytes() in stored
+        assert (page["items"][0]["image"]["width"], picture.size) == (16, (16, 16))
+
+
+def test_other_formats_are_written_anew(tmp_path: Path):
+    source = Image.effect_noise((24, 24), 60).convert("RGB")
+    for form in ("WEBP", "BMP"):
+        file = io.BytesIO()
+        source.save(
+            file, form, **({"lossless": True, "exif": b"Exif\0\0model"} if form == "WEBP" else {})
+        )
+        bare = bare_png(file.getvalue())
+        assert b"model" not in bare
+        assert Image.open(io.BytesIO(bare)).tobytes() == source.tobytes()
+
+
+def test_pictures_belong_to_one_rater(tmp_path: Path):
+    office = Office(make_study(tmp_path), names=("ann", "bob"))
+    url = office.client().pages()[0]["items"][0]["image"]["url"]
+    assert office.client("bob").http.get(url).status_code == 404
+
+
+def red(rater: Rater, url: str) -> int:
+    """How red a picture is; those of the tuned model are redder."""
+    return Image.open(io.BytesIO(rater.http.get(url).content)).getpixel((0, 0))[0]
+
+
+def test_sides_are_stored_and_even_per_rater_and_pair(tmp_path: Path):
+    names = tuple(f"rater{i}" for i in range(6))
+    study = make_study(tmp_path, prompts=10, per_prompt=1, models=(BASE, TUNED))
+    options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=6, attention_share=0.0)
+    office = Office(study, options, names=names)
+    for name in names:
+        rater = office.client(name)
+        while pages := rater.pages(10):
+            for page in pages:
+                choice = "left" if red(rater, page["left"][0]["url"]) >= 100 else "right"
+                rater.answer(page, lambda _, value=choice: value)
+    votes = study.feedback.comparisons()
+    assert len(votes) == 6 * 10 * 2
+    chosen = {v.left_model if v.value == "left" else v.right_model for v in votes}
+    assert chosen == {TUNED}  # what the rater saw left is what is stored as left
+    models = {s.id: s.model for s in study.samples()}
+    for vote in votes:
+        assert {models[i] for i in vote.left_ids} == {vote.left_model}
+        assert {models[i] for i in vote.right_ids} == {vote.right_model}
+    left = Counter(v.left_model for v in votes)
+    assert chisquare(list(left.values())).pvalue > 0.05
+    for key in (lambda v: v.rater, lambda v: v.prompt_id):
+        per = Counter((key(v), v.left_model) for v in votes)
+        total = Counter(key(v) for v in votes)
+        assert all(abs(2 * per[k, BASE] - n) <= 4 for k, n in total.items())
+    per_rater_and_pair = Counter((v.rater, v.prompt_id) for v in votes if v.left_model == BASE)
+    assert sum(n == 1 for n in per_rater_and_pair.values()) == 60

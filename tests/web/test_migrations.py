@@ -1,0 +1,106 @@
+"""Databases of older versions are backed up and brought up to date; their votes stay."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from rating_studies import Office, make_study
+from sqlalchemy import create_engine
+
+import sayso.migrations
+from sayso import vote_tables, work_tables
+from sayso.database import Database, StoreError
+from sayso.feedback import Feedback
+from sayso.types import Rating
+
+OLD = Rating("old", "s1", "ann", "alignment", "good", False, 1.0, 2.0)
+
+
+def old_store(path: Path) -> None:
+    """A database as version 1 left it: no record of migrations, a vote in it."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(sayso.migrations.__file__).parent))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as db:
+        config.attributes["connection"] = db
+        command.upgrade(config, "0001")
+        db.exec_driver_sql("drop table alembic_version")
+        db.exec_driver_sql(
+            "insert into ratings (id, sample_id, reason, rater, question, value, simulated, "
+            "shown_at, answered_at, shown) values "
+            "('old', 's1', '', 'ann', 'alignment', 'good', 0, 1, 2, '{}')"
+        )
+    engine.dispose()
+
+
+def test_scripts_make_the_tables_that_the_code_declares(tmp_path: Path):
+    with Database(f"sqlite:///{tmp_path / 'f.db'}").read() as db:
+        assert compare_metadata(MigrationContext.configure(db), work_tables.metadata) == []
+        assert vote_tables.version(db) == vote_tables.VERSION
+
+
+def test_an_old_store_is_backed_up_and_migrated(tmp_path: Path):
+    path = tmp_path / "feedback.db"
+    old_store(path)
+    store = Feedback(f"sqlite:///{path}")
+    assert store.ratings() == [OLD]
+    assert store.add_ratings([Rating("new", "s2", "ann", "alignment", "bad", False, 1.0, 2.0)]) == 1
+    with closing(sqlite3.connect(tmp_path / "feedback.db.backup-1")) as backup:
+        assert backup.execute("select id from ratings").fetchall() == [("old",)]
+        assert backup.execute("select version from schema_version").fetchall() == [(1,)]
+        assert backup.execute("pragma integrity_check").fetchone() == ("ok",)
+    assert sorted(p.name for p in tmp_path.glob("*backup*")) == ["feedback.db.backup-1"]
+
+
+def test_a_new_store_needs_no_backup(tmp_path: Path):
+    Feedback(f"sqlite:///{tmp_path / 'f.db'}").add_ratings([OLD])
+    assert not list(tmp_path.glob("*backup*"))
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "feedback.db"
+    old_store(path)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("create table tasks (unexpected text)")
+    with pytest.raises(StoreError, match="tasks"):
+        Feedback(f"sqlite:///{path}").ratings()
+    with closing(sqlite3.connect(path)) as db, db:
+        assert db.execute("select version from schema_version").fetchall() == [(1,)]
+        tables = {row[0] for row in db.execute("select name from sqlite_master")}
+        assert "raters" not in tables
+        db.execute("drop table tasks")
+    assert Feedback(f"sqlite:///{path}").ratings() == [OLD]
+
+
+def test_many_programs_migrate_at_once(tmp_path: Path):
+    path = tmp_path / "feedback.db"
+    old_store(path)
+    found: list[object] = []
+    threads = [
+        Thread(target=lambda: found.append(Feedback(f"sqlite:///{path}").ratings()))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[OLD]] * 4
+
+
+def test_an_old_vote_counts_in_a_task(tmp_path: Path):
+    study = make_study(tmp_path)
+    path = study.path / "feedback.db"
+    old_store(path)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("update ratings set sample_id = ?", [study.samples()[0].id])
+    office = Office(study)
+    assert office.client().work() == 11
+    shutil.rmtree(tmp_path / "study" / "images")
+    assert len(study.feedback.labels(simulated=False)) == 12

@@ -1,0 +1,153 @@
+"""Every page: nothing that axe finds (WCAG 2.2 AA), light and dark, and no wider than a phone."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from browser import Watched, answer, chromium, ready, saved, scrolls_sideways, violations
+from page_server import Served, serve
+from playwright.sync_api import Browser, Page
+from rating_studies import TUNED
+
+PHONE = {"width": 320, "height": 640}
+DESK = {"width": 1440, "height": 900}
+PATHS = ("overview", "raters", "gold", "disagreements", "guideline")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def check(page: Page) -> None:
+    """Light on a desk, dark on a phone: each size and each appearance once."""
+    for size, scheme in ((DESK, "light"), (PHONE, "dark")):
+        page.set_viewport_size(size)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        assert violations(page) == [], f"{page.url} {scheme}"
+        assert not scrolls_sideways(page), f"{page.url} at {size}"
+
+
+def opened(stack: ExitStack, browser: Browser, folder: Path, **task: object) -> tuple[Served, Page]:
+    served = stack.enter_context(serve(folder, **task))  # type: ignore[arg-type]
+    watched = Watched(browser)
+    stack.callback(watched.context.close)
+    page = watched.open(served.link)
+    ready(page)
+    return served, page
+
+
+def test_rating_one_picture_with_help_and_notices(
+    stack: ExitStack, browser: Browser, tmp_path: Path
+) -> None:
+    served, page = opened(stack, browser, tmp_path)
+    answer(page, "j")
+    answer(page, "s")
+    saved(page)
+    check(page)
+    page.keyboard.press("?")
+    check(page)
+    page.keyboard.press("Escape")
+    page.evaluate(
+        "import('/static/view.js').then(v => v.notice('x', 'cup', 'A break?', [], () => 0))"
+    )
+    page.wait_for_selector(".notice")
+    check(page)
+    served.set_state("paused")
+    page.reload()
+    page.wait_for_selector("h1:has-text('Paused')")
+    check(page)
+
+
+def test_rating_three_pictures(stack: ExitStack, browser: Browser, tmp_path: Path) -> None:
+    _, page = opened(stack, browser, tmp_path, n=90, images_per_page=3)
+    answer(page, "j")
+    check(page)
+
+
+def test_comparing_and_refused_answers(stack: ExitStack, browser: Browser, tmp_path: Path) -> None:
+    _, page = opened(stack, browser, tmp_path, kind="compare", right=TUNED)
+    check(page)
+    body = '{"error": {"code": "vote_conflict", "message": "Already answered."}}'
+    page.route("**/api/votes", lambda r: r.fulfill(status=409, body=body))
+    answer(page, "f")
+    page.click("#refused-open")
+    check(page)
+
+
+def test_reading_the_guideline_and_signing_in(
+    stack: ExitStack, browser: Browser, tmp_path: Path
+) -> None:
+    served = stack.enter_context(serve(tmp_path))
+    served.write_guideline("# What counts\n\nMark a picture **good** if\n\n- it shows the object")
+    watched = Watched(browser)
+    stack.callback(watched.context.close)
+    page = watched.open(served.url)
+    page.fill("#link", "wrong")
+    page.click("main form button")
+    page.wait_for_selector('[role="alert"]')
+    check(page)
+    page.fill("#link", served.link)
+    page.click("main form button")
+    page.wait_for_selector("#begin-go")
+    check(page)
+    page.goto(f"{served.url}/in/../nothing-here")
+    check(page)
+
+
+@pytest.fixture(scope="module")
+def worked(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Served, Page]]:
+    """A study on which two people disagreed, and its admin's browser."""
+    folder = tmp_path_factory.mktemp("worked")
+    with serve(folder, ("ann", "bob", "boss"), n=20, overlap=2) as served:
+        served.office.client("ann").work()
+        served.office.client("bob").work(lambda _: "bad")
+        served.write_guideline("One\n\n**Two**")
+        watched = Watched(browser)
+        page = watched.open(served.link_of("boss"))
+        yield served, page
+        watched.context.close()
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_administration(worked: tuple[Served, Page], name: str) -> None:
+    served, page = worked
+    page.goto(f"{served.url}/admin{'' if name == 'overview' else '/' + name}")
+    assert page.get_attribute('.tabs [aria-current="page"]', "href")
+    check(page)
+
+
+def test_an_admin_adds_a_rater_and_pauses(worked: tuple[Served, Page]) -> None:
+    served, page = worked
+    page.set_viewport_size(DESK)  # type: ignore[arg-type]
+    page.goto(f"{served.url}/admin/raters")
+    page.fill('[name="name"]:not([type="hidden"])', "Zoe")
+    page.click("text=Add >> nth=-1")
+    assert "/in/" in page.input_value("#new-link")
+    check(page)
+    page.goto(f"{served.url}/admin")
+    page.click('button[value="pause"]')
+    page.wait_for_selector('.state[data-state="paused"]')
+    page.click('button[value="resume"]')
+    page.wait_for_selector('.state[data-state="open"]')
+
+
+def test_progress_follows_the_server(worked: tuple[Served, Page]) -> None:
+    served, page = worked
+    page.goto(f"{served.url}/admin")
+    page.clock.install()
+    page.reload()
+    served.set_state("paused")
+    page.clock.run_for(11_000)
+    page.wait_for_selector('.state[data-state="paused"]')
+    served.set_state("open")

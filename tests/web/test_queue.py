@@ -1,0 +1,226 @@
+"""The rules of the queue: pure functions, then a random walk of raters over the real store."""
+
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from rating_studies import BASE, Office, Rater, items_of, make_study
+from scipy.stats import chisquare
+
+from sayso.web import queue
+from sayso.web.queue import LEASE_S, Newest
+from sayso.web.tasks import TaskOptions
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def test_sides_over_ten_thousand_assignments():
+    """Chi-square: left and right equally often in all, per rater and per pair of sets."""
+    raters, pairs = 20, 250
+    swapped: Counter[tuple[int, int]] = Counter()
+    balance: Counter[Any] = Counter()
+    order = [(r, p, q) for r in range(raters) for p in range(pairs) for q in range(2)]
+    queue.generator(5, "walk").shuffle(order)
+    for r, p, q in order:
+        coin = queue.generator(5, r, p, q).random() < 0.5
+        swap = queue.swap_sides(balance["rater", r], balance["pair", p], balance[r, p], coin)
+        for key in (("rater", r), ("pair", p), (r, p)):
+            balance[key] += 1 if swap else -1
+        swapped[r, p] += swap
+    assert len(order) == 10_000
+    assert chisquare([swapped.total(), 10_000 - swapped.total()]).pvalue > 0.01
+    per_rater = [sum(swapped[r, p] for p in range(pairs)) for r in range(raters)]
+    assert chisquare(per_rater).pvalue > 0.01
+    assert max(abs(n - pairs) for n in per_rater) <= 5  # of 500
+    per_pair = [sum(swapped[r, p] for r in range(raters)) for p in range(pairs)]
+    assert max(abs(n - raters) for n in per_pair) <= 4  # of 40
+    assert set(swapped.values()) == {1}
+    assert len(swapped) == raters * pairs
+
+
+def test_the_coin_decides_when_all_is_even_and_balance_otherwise():
+    assert queue.swap_sides(0, 0, 0, True)
+    assert not queue.swap_sides(0, 0, 0, False)
+    assert not queue.swap_sides(1, 0, 0, True)
+    assert queue.swap_sides(0, -1, 0, False)
+    assert queue.swap_sides(1, 0, -1, False)
+
+
+@pytest.mark.parametrize(("gold", "attention"), [(0.05, 0.1), (0.0, 0.0), (0.12, 0.03)])
+def test_share_of_checks(gold: float, attention: float):
+    n = 3000
+    kinds = Counter(queue.control_at(i, 3, "ann", gold, attention) for i in range(n))
+    assert kinds["gold"] / n == pytest.approx(gold, abs=0.015)
+    assert kinds["attention"] / n == pytest.approx(attention, abs=0.015)
+    first = {i for i in range(n) if queue.control_at(i, 3, "ann", gold, attention)}
+    other = {i for i in range(n) if queue.control_at(i, 3, "bob", gold, attention)}
+    assert not first or first != other
+
+
+def test_orders_can_be_replayed():
+    assert queue.shuffled(50, 7, "t") == queue.shuffled(50, 7, "t") != queue.shuffled(50, 8, "t")
+    assert sorted(queue.shuffled(50, 7, "t")) == list(range(50))
+    starts = {queue.first_rank(1000, 7, f"rater {i}") for i in range(50)}
+    assert len(starts) > 45
+    assert queue.shuffled(5, 0) == [1, 0, 3, 4, 2]  # as on any other machine
+
+
+def test_a_tenth_is_shared():
+    wanted = Counter(queue.overlap_of(i, 1, 3, 5) for i in range(5000))
+    assert wanted.keys() == {1, 3}
+    assert wanted[3] / 5000 == pytest.approx(0.1, abs=0.015)
+    assert {queue.overlap_of(i, 2, 0, 5) for i in range(100)} == {2}
+
+
+@pytest.mark.parametrize(
+    ("until", "now", "holds"),
+    [(100.0, 99.0, True), (100.0, 100.0, False), (100.0 + LEASE_S, 99.0, False)],
+)
+def test_leases_and_clocks_that_jump(until: float, now: float, holds: bool):
+    assert queue.is_reserved(until, now) is holds
+
+
+def test_what_a_vote_replaces():
+    live, gone = Newest("a", retracted=False), Newest("b", retracted=True)
+    assert queue.superseded(None, False, None) is None
+    assert queue.superseded(live, False, "a") == "a"
+    assert queue.superseded(live, True, "a") == "a"
+    assert queue.superseded(gone, False, None) == queue.superseded(gone, False, "b") == "b"
+    for newest, retracts, names in (
+        (None, False, "a"), (None, True, None), (live, False, None), (live, True, None),
+        (live, False, "b"), (gone, True, "b"), (gone, False, "a"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"\w"):
+            queue.superseded(newest, retracts, names)
+
+
+def test_two_servers_make_the_same_order(tmp_path: Path):
+    """Same seed, same raters, same answers: the same pages in the same order."""
+    seen = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        options = TaskOptions(attention_share=0.15, overlap=2, seed=11)
+        office = Office(make_study(tmp_path / folder, 8, 3), options, names=("ann", "bob"))
+        for name in office.names:
+            office.client(name).work()
+        seen.append(office.table("select rater, item_id from ratings order by seq"))
+    assert seen[0] == seen[1]
+
+
+class Walk(RuleBasedStateMachine):
+    """Raters join, lease, vote, change, take back, leave and let leases expire, in any order."""
+
+    names = ("ann", "bob", "cem", "dan")
+
+    @initialize(overlap=st.sampled_from([1, 2, 3]))
+    def begin(self, overlap: int) -> None:
+        self.folder = TemporaryDirectory(dir=MEMORY)
+        study = make_study(Path(self.folder.name), 4, 2)
+        gold = {s.id: "bad" for s in study.samples(BASE)[:1]}
+        options = TaskOptions(
+            overlap=overlap, gold=gold, gold_share=0.1, attention_share=0.2, seed=1
+        )
+        self.office, self.overlap = Office(study, options, names=self.names), overlap
+        self.raters: dict[str, Rater] = {}
+        self.held: dict[str, dict[str, dict[str, Any]]] = {}
+        self.live: dict[tuple[str, str], str] = {}
+        self.sent: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+
+    @rule(name=st.sampled_from(names), n=st.integers(1, 4))
+    def lease(self, name: str, n: int) -> None:
+        if name not in self.raters:
+            self.raters[name], self.held[name] = self.office.client(name), {}
+        have = tuple(self.held[name])
+        for page in self.raters[name].pages(n, have):
+            assert page["page_id"] not in have
+            self.held[name][page["page_id"]] = page
+
+    def pick(self, name: str, k: int) -> tuple[str, str] | None:
+        held = self.held.get(name) or {}
+        if not held:
+            return None
+        page = list(held)[k % len(held)]
+        return page, items_of(held[page])[0]
+
+    @rule(name=st.sampled_from(names), k=st.integers(0, 9), value=st.sampled_from(["good", "bad"]))
+    def vote(self, name: str, k: int, value: str) -> None:
+        chosen = self.pick(name, k)
+        if chosen is None:
+            return
+        page, item = chosen
+        old = self.live.get((name, item))
+        body = self.raters[name].body(item, value, supersedes=old)
+        answer = self.raters[name].post("/api/votes", body)
+        assert answer.status_code == 200, answer.text
+        self.live[name, item] = body["id"]
+        self.sent.append((name, body, answer.json()))
+        if k % 2:
+            del self.held[name][page]
+
+    @rule(name=st.sampled_from(names), k=st.integers(0, 9))
+    def undo(self, name: str, k: int) -> None:
+        mine = [key for key in self.live if key[0] == name]
+        if not mine:
+            return
+        key = mine[k % len(mine)]
+        body = self.raters[name].body(key[1], "retracted", supersedes=self.live.pop(key))
+        answer = self.raters[name].post("/api/votes", body)
+        assert answer.status_code == 200, answer.text
+        self.sent.append((name, body, answer.json()))
+
+    @rule(k=st.integers(0, 99))
+    def send_again(self, k: int) -> None:
+        if self.sent:
+            name, body, answer = self.sent[k % len(self.sent)]
+            again = self.raters[name].post("/api/votes", body)
+            assert again.status_code == 200
+            assert again.json()["surplus"] == answer["surplus"]
+
+    @rule(name=st.sampled_from(names))
+    def leave(self, name: str) -> None:
+        if self.held.get(name):
+            self.raters[name].post("/api/release", {"page_ids": list(self.held[name])})
+            self.held[name] = {}
+
+    @rule(seconds=st.sampled_from([60.0, LEASE_S + 1, -3600.0, 86400.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.office.clock.now += seconds
+
+    @invariant()
+    def promises_hold(self) -> None:
+        if not hasattr(self, "office"):
+            return
+        raters = "select id, rater, item_id, surplus from ratings a where value <> 'retracted' "
+        live = self.office.table(
+            raters + "and not exists (select 1 from ratings b where b.supersedes = a.id)"
+        )
+        assert {row[0] for row in live} == set(self.live.values())
+        counted = Counter(row[2] for row in live if not row[3])
+        items = self.office.table("select id, control, overlap, votes, open from items")
+        now = self.office.clock.now
+        reserved = Counter(
+            row[0]
+            for row in self.office.table("select item, until from assignments where state='leased'")
+            if now < row[1] <= now + LEASE_S
+        )
+        for item, control, overlap, votes, is_open in items:
+            assert counted[item] == votes
+            assert overlap == (0 if control else self.overlap)
+            assert control or votes + reserved[item] <= overlap
+            assert bool(is_open) == (overlap == 0 or votes < overlap)
+        done = sum(row[3] for row in items if not row[1])
+        assert self.office.table("select votes from tasks") == [(done,)]
+
+    def teardown(self) -> None:
+        if hasattr(self, "office"):
+            self.office.site.database.close()
+            self.folder.cleanup()
+
+
+TestWalk = Walk.TestCase
+TestWalk.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)

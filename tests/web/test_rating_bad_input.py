@@ -1,0 +1,324 @@
+"""What goes wrong while people rate: a clear answer, and nothing lost."""
+
+import shutil
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from rating_studies import Office, items_of, make_study
+from sqlalchemy import event
+
+from sayso.database import Database
+from sayso.errors import UserError
+from sayso.stages.rate import RateConfig, plan, rate
+from sayso.web import people
+from sayso.web.filesystems import kind_of, refuse_network
+from sayso.web.opening import open_task
+from sayso.web.queue import LEASE_S
+from sayso.web.serving import Listening, check, free_port, prepare
+from sayso.web.tasks import TaskOptions
+
+PLAIN = TaskOptions(attention_share=0.0)
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Office:
+    return Office(make_study(tmp_path), names=("ann", "bob", "boss"), busy_timeout_s=0.1)
+
+
+def error(answer: object) -> tuple[int, str, bool]:
+    said = answer.json()["error"]  # type: ignore[attr-defined]
+    assert said["message"].endswith(".")
+    assert "Traceback" not in said["message"]
+    return answer.status_code, said["code"], said["retry"]  # type: ignore[attr-defined]
+
+
+def set_state(office: Office, action: str) -> None:
+    boss = office.client("boss")
+    form = {"csrf": boss.token, "task": office.site.task, "action": action}
+    assert boss.http.post("/admin/task", data=form, follow_redirects=False).status_code == 303
+
+
+def test_unknown_and_odd_items(office: Office):
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    assert error(ann.vote("nothing")) == (404, "unknown_item", False)
+    for odd in (
+        {"value": "left"}, {"value": "great"}, {"question": "fidelity"}, {"latency_ms": -1},
+        {"shown_at": "NaN"}, {"id": ""}, {"id": "a b"}, {"reason": "x" * 201}, {"unknown": 1},
+        {"position": -1},
+    ):  # fmt: skip
+        assert error(ann.vote(item, **odd))[:2] == (422, "invalid"), odd
+    broken = ann.http.post("/api/votes", content=b"{", headers={"X-CSRF-Token": ann.token})
+    assert error(broken)[0] == 422
+    assert office.table("select count(*) from ratings") == [(0,)]
+
+
+def test_replayed_id_with_another_body(office: Office):
+    ann = office.client()
+    one, two = (items_of(page)[0] for page in ann.pages(2))
+    assert ann.vote(one, id="same").status_code == 200
+    assert error(ann.vote(two, id="same")) == (409, "vote_conflict", False)
+    assert office.table("select item_id from ratings") == [(one,)]
+
+
+def test_votes_after_the_task_was_closed_are_kept(office: Office):
+    ann = office.client()
+    first, second = (items_of(page)[0] for page in ann.pages(2))
+    assert ann.vote(first, id="before").status_code == 200
+    set_state(office, "close")
+    body = ann.body(second)
+    late = ann.post("/api/votes", body)
+    assert error(late) == (410, "task_closed", False)
+    assert late.json()["error"]["stored"] is True
+    assert error(ann.post("/api/votes", body))[:2] == (410, "task_closed")
+    assert error(ann.vote("nothing"))[0] == 404
+    assert error(ann.post("/api/next", {})) == (410, "task_closed", False)
+    stored = office.table("select id, surplus from ratings order by seq")
+    assert stored == [("before", 0), (body["id"], 1)]
+    assert ann.session()["task"]["closed"]
+
+
+def test_pausing(office: Office):
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    set_state(office, "pause")
+    assert error(ann.post("/api/next", {})) == (423, "paused", True)
+    assert ann.session()["task"]["paused"]
+    assert ann.vote(item).status_code == 200
+    set_state(office, "resume")
+    assert len(ann.pages(10)) == 10
+
+
+def test_image_deleted_under_the_page(office: Office):
+    ann = office.client()
+    page = ann.pages()[0]
+    shutil.rmtree(office.study.path / "images")
+    gone = ann.http.get(page["items"][0]["image"]["url"])
+    assert gone.status_code == 404
+    assert "missing" in gone.text
+    answer = ann.post("/api/release", {"page_ids": [page["page_id"]], "broken": True})
+    assert answer.status_code == 200
+    final = ann.next()
+    assert (final["pages"], final["done"]) == ([], True)
+    assert office.table("select count(*) from items where broken") == [(12,)]
+    assert office.study.feedback.ratings() == []
+
+
+def test_very_many_missing_images_do_not_end_the_work(tmp_path: Path):
+    office = Office(make_study(tmp_path, prompts=8, per_prompt=6))
+    images = office.study.path / "images"
+    images.rename(images.with_name("away"))
+    ann = office.client()
+    assert error(ann.post("/api/next", {})) == (503, "pictures_missing", True)
+    assert office.table("select count(*) from items where broken") == [(20,)]
+    images.with_name("away").rename(images)
+    assert ann.work() == 28
+
+
+def test_restored_images_come_back(office: Office):
+    images = office.study.path / "images"
+    images.rename(images.with_name("away"))
+    ann = office.client()
+    assert ann.pages(10) == []
+    images.with_name("away").rename(images)
+    open_task(office.site.database, office.study, PLAIN)
+    assert ann.work() == 12
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_damaged_image(office: Office, damage: str):
+    ann = office.client()
+    url = ann.pages()[0]["items"][0]["image"]["url"]
+    for sample in office.study.samples():
+        path = office.study.path / sample.path
+        content = path.read_bytes()
+        middle = len(content) // 2
+        rest = b"" if damage == "cut" else b"?" + content[middle + 1 :]
+        path.write_bytes(content[:middle] + rest)
+    assert ann.http.get(url).status_code == 404
+
+
+@pytest.fixture
+def limits(office: Office) -> Iterator[list[str]]:
+    """Commands that every new connection runs first."""
+    commands: list[str] = []
+
+    def restrict(connection: sqlite3.Connection, _record: object) -> None:
+        for command in commands:
+            connection.execute(command)
+
+    event.listen(office.site.database.engine, "connect", restrict)
+    yield commands
+    commands.clear()
+
+
+@pytest.mark.parametrize("command", ["PRAGMA max_page_count=1", "PRAGMA query_only=ON"])
+def test_full_disk_and_read_only_store(office: Office, limits: list[str], command: str):
+    """A full disk: SQLite may take no page more, so sooner or later a vote does not fit."""
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    limits.append(command)
+    office.site.database.close()
+    stored: list[str | None] = [None]
+    for i in range(200):
+        value = "retracted" if i % 2 else "bad"
+        body = ann.body(item, value, supersedes=stored[-1], reason="x" * 200)
+        answer = ann.post("/api/votes", body)
+        if answer.status_code != 200:
+            break
+        stored.append(body["id"])
+    assert error(answer) == (503, "store_unavailable", True)
+    limits.clear()
+    office.site.database.close()
+    assert ann.post("/api/votes", body).status_code == 200
+    assert office.table("select id from ratings order by seq") == [
+        (vote,) for vote in (*stored[1:], body["id"])
+    ]
+
+
+def test_database_locked_by_another_program(office: Office):
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    body = ann.body(item)
+    with closing(sqlite3.connect(office.study.path / "feedback.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert error(ann.post("/api/votes", body)) == (503, "store_unavailable", True)
+        assert ann.session()["rater"]["name"] == "ann"  # reading goes on
+        other.execute("ROLLBACK")
+    assert ann.post("/api/votes", body).status_code == 200
+    assert len(office.study.feedback.ratings()) == 1
+
+
+def test_database_of_a_newer_version(office: Office):
+    with closing(sqlite3.connect(office.study.path / "feedback.db")) as db, db:
+        db.execute("update schema_version set version = 99")
+    with pytest.raises(UserError, match=r"format 99.*upgrade sayso"):
+        prepare(office.study, "", PLAIN)
+
+
+def test_port_in_use_suggests_a_free_one(office: Office):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} is in use; give another, such"):
+            check(True, office.site.database, Listening(port=port))
+        free = free_port("127.0.0.1", port)
+    check(True, office.site.database, Listening(port=free))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.7.7", "rating.example"])
+def test_other_addresses_need_sign_in(office: Office, host: str):
+    with pytest.raises(UserError, match="sayso raters STUDY add NAME"):
+        check(True, office.site.database, Listening(host=host))
+
+
+def test_several_workers_need_postgresql(office: Office):
+    with pytest.raises(UserError, match="--workers 2 is not possible with SQLite"):
+        check(False, office.site.database, Listening(workers=2))
+
+
+def test_network_drives_are_refused(tmp_path: Path):
+    mounts = (
+        "21 1 8:1 / / rw - ext4 /dev/sda rw\n"
+        "22 21 0:40 / /home/shared\\040disk rw shared:1 - nfs4 server:/x rw\n"
+        "23 22 0:41 / /home/shared\\040disk/local rw - xfs /dev/sdb rw\n"
+    )
+    for folder, kind in (("/home", "ext4"), ("/home/shared disk", "nfs4")):
+        assert kind_of(Path(folder) / "study/feedback.db", mounts) == kind
+    assert kind_of(Path("/home/shared disk/local/f.db"), mounts) == "xfs"
+    with pytest.raises(UserError, match=r"network drive \(nfs4\)"):
+        refuse_network(Path("/home/shared disk/study/feedback.db"), mounts)
+    refuse_network(tmp_path / "feedback.db")
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 86400.0, -5.0])
+def test_the_server_clock_jumps(office: Office, jump: float):
+    ann, bob = office.client(), office.client("bob")
+    item = items_of(ann.pages()[0])[0]
+    office.clock.now += jump
+    assert ann.vote(item).status_code == 200
+    assert ann.work() + bob.work() == 11
+    counts = office.table("select count(*) from ratings where not surplus group by item_id")
+    assert counts == [(1,)] * 12
+
+
+def test_a_lease_from_the_future_blocks_nobody(office: Office):
+    ann, bob = office.client(), office.client("bob")
+    held = [items_of(page)[0] for page in ann.pages(10)]
+    office.clock.now -= 10 * LEASE_S
+    assert bob.work() == 12
+    assert ann.vote(held[0]).json()["surplus"] is True
+
+
+@pytest.mark.parametrize("times", [(0, 0), (9e12, 1), (5, 4e13)])
+def test_the_clock_of_the_page_is_wrong(office: Office, times: tuple[float, float]):
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    assert ann.vote(item, shown_at=times[0], answered_at=times[1]).status_code == 200
+    (rating,) = office.study.feedback.ratings()
+    assert (rating.shown_at, rating.answered_at) == (times[0] / 1000, times[1] / 1000)
+    assert rating.shown["received_at"] == office.clock.now
+
+
+def test_a_guideline_comes_before_the_work(office: Office):
+    ann = office.client()
+    with office.site.write() as db:
+        people.write_guideline(db, "Look **closely**.", "boss", 0)
+    assert error(ann.post("/api/next", {})) == (428, "guideline_required", False)
+    task = ann.session()["task"]
+    assert "<strong>closely</strong>" in task["guideline_html"]
+    assert (task["guideline_version"], task["guideline_accepted"]) == (1, False)
+    assert error(ann.post("/api/guideline/accept", {"version": 7}))[0] == 409
+    assert ann.post("/api/guideline/accept", {"version": 1}).status_code == 200
+    assert ann.session()["task"]["guideline_accepted"]
+    item = items_of(ann.pages()[0])[0]
+    assert ann.vote(item, guideline_version=1).status_code == 200
+    assert office.study.feedback.ratings()[0].shown["guideline_version"] == 1
+
+
+def test_a_bug_is_answered_and_told_nothing(office: Office, monkeypatch: pytest.MonkeyPatch):
+    ann = office.client()
+    monkeypatch.setattr("sayso.web.api.hand_out", lambda *_: 1 / 0)
+    assert error(ann.post("/api/next", {})) == (500, "bug", True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"images_per_page": 5}, "images_per_page 5"),
+        ({"overlap": 0}, "overlap 0"),
+        ({"gold_share": 0.4, "attention_share": 0.2}, "at most 0.5 together"),
+        ({"port": 0}, "port 0"),
+        ({"task": "compare"}, "--right"),
+        ({"task": "compare", "right": "runs/x", "prompts": "train"}, "a set needs 4"),
+        ({"task": "compare", "right": "runs/x", "prompts": "unseen"}, "no unseen prompts"),
+        ({"model": "runs/x"}, "sayso generate"),
+        ({"gold": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"host": "0.0.0.0"}, "nobody has to sign in"),
+    ],
+)
+def test_refused_before_anything_starts(tmp_path: Path, options: dict[str, object], says: str):
+    study = make_study(tmp_path)
+    with pytest.raises(UserError, match=says):
+        rate(study, RateConfig(**options))  # type: ignore[arg-type]
+
+
+def test_plan(tmp_path: Path):
+    study = make_study(tmp_path)
+    assert plan(study, RateConfig(overlap=2, attention_share=0.25)) == {
+        "items": 12, "votes": 24, "checks": 3,
+    }  # fmt: skip
+    assert not (study.path / "feedback.db").exists()
+
+
+def test_votes_stay_in_one_database(tmp_path: Path):
+    study = make_study(tmp_path)
+    Office(study).client().work(most=1)
+    with pytest.raises(UserError, match="votes stay in one database"):
+        study.use_database("postgresql://me@127.0.0.1:1/x")
+    assert Database(study.feedback.database.url).absent is False

@@ -1,0 +1,98 @@
+"""The rating app on PostgreSQL: two workers, and the database going down in mid-session."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from postgresql import Server
+from rating_studies import Office, Rater, items_of, make_study
+from served import served
+
+from sayso import work_tables
+from sayso.database import Database
+from sayso.web import people
+from sayso.web.app import create_app
+from sayso.web.site import Site
+from sayso.web.tasks import TaskOptions
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server()
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(server.folder)
+
+
+@pytest.fixture
+def url(server: Server) -> Iterator[str]:
+    """An empty database."""
+    yield server.url
+    database = Database(server.url)
+    with database.engine.begin() as db:
+        db.exec_driver_sql("drop schema public cascade")
+        db.exec_driver_sql("create schema public")
+    database.close()
+
+
+def test_same_tables(url: str):
+    with Database(url).read() as db:
+        assert compare_metadata(MigrationContext.configure(db), work_tables.metadata) == []
+
+
+def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
+    """Four raters at two servers of one database, all at once."""
+    names = ("ann", "bob", "cem", "dan")
+    options = TaskOptions(overlap=2, attention_share=0.1)
+    one = Office(make_study(tmp_path, per_prompt=5), options, url, names=names)
+    two = Office.__new__(Office)
+    two.__dict__.update(one.__dict__)
+    two.site = Site(one.study, Database(url, keep_open=True), one.site.task, False, one.clock)
+    two.app = create_app(two.site)
+    raters = [office.client(name) for office, name in zip((one, two) * 2, names, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(Rater.work, raters))
+    assert sum(done) >= 40
+    everything = one.study.feedback.ratings(simulated=False)
+    votes = [vote for vote in everything if "attention" not in vote.shown]
+    assert len(everything) > len(votes)
+    assert set(Counter(v.sample_id for v in votes).values()) == {2}
+    assert len({(v.sample_id, v.rater) for v in votes}) == len(votes) == 40
+    assert not any(v.shown["surplus"] for v in votes)
+    for office in (one, two):
+        office.site.database.close()
+
+
+def test_the_database_goes_down_in_mid_session(tmp_path: Path, server: Server, url: str):
+    office = Office(make_study(tmp_path), TaskOptions(attention_share=0.0), url, busy_timeout_s=2)
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    body = ann.body(item)
+    server.stop()
+    down = ann.post("/api/votes", body)
+    assert (down.status_code, down.json()["error"]["retry"]) == (503, True)
+    assert "kept in your browser" in down.json()["error"]["message"]
+    assert ann.http.get("/").status_code == 503
+    server.start()
+    assert ann.post("/api/votes", body).status_code == 200
+    assert [r.id for r in office.study.feedback.ratings()] == [body["id"]]
+    office.site.database.close()
+
+
+def test_workers_of_the_command(tmp_path: Path, url: str):
+    study = make_study(tmp_path)
+    study.use_database(url)
+    with study.feedback.database.write() as db:
+        link = people.add(db, "ann", "rater")
+    with served(study.path, "--workers", 2, "--attention-share", 0) as running:
+        browser = running.browser()
+        browser.get(f"/in/{link}")
+        token = browser.get("/api/session").json()["csrf"]
+        answer = browser.post("/api/next", json={"n": 10}, headers={"X-CSRF-Token": token})
+        assert len(answer.json()["pages"]) == 10

@@ -1,0 +1,240 @@
+"""Sign-in, roles, forged requests, headers, and nothing that leads outside."""
+
+import re
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from rating_studies import ADDRESS, Office, make_study
+
+import sayso.web
+from sayso.errors import UserError
+from sayso.files import read_or_make_secret
+from sayso.web import people, sessions
+from sayso.web.app import HEADERS, MOST_BYTES
+from sayso.web.guideline_text import to_html
+from sayso.web.serving import is_loopback
+
+WEB = Path(sayso.web.__file__).parent
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Office:
+    return Office(make_study(tmp_path), names=("ann", "boss", "eve"))
+
+
+def stranger(office: Office) -> TestClient:
+    return TestClient(office.app, base_url=ADDRESS, raise_server_exceptions=False)
+
+
+def test_links_sign_in_and_nothing_else_does(office: Office):
+    browser = stranger(office)
+    assert browser.get("/api/session").status_code == 401
+    assert "sign" in browser.get("/").text.lower()
+    wrong = browser.get("/in/not-a-link")
+    assert wrong.status_code == 403
+    assert not browser.cookies
+    answer = browser.get(f"/in/{office.links['ann']}", follow_redirects=False)
+    assert answer.status_code == 303
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=lax" in cookie
+    assert browser.get("/api/session").json()["rater"] == {"name": "ann", "role": "rater"}
+
+
+def test_links_are_stored_as_hashes(office: Office):
+    stored = str(office.table("select * from raters"))
+    assert not any(link in stored for link in office.links.values())
+
+
+@pytest.mark.parametrize(
+    "change", [lambda c: c[:-1] + "0", lambda c: "x" + c, lambda c: "", lambda c: "é.a.b.c"]
+)
+def test_forged_cookies(office: Office, change: object):
+    session = sessions.begin(office.table("select id from raters where name = 'ann'")[0][0])
+    good = sessions.sign(office.site.secret, session)
+    assert sessions.verify(office.site.secret, good) == session
+    last = "0" if good[-1] != "0" else "1"
+    for forged in (good[:-1] + last, f"x{good}", "", "é.a.b.c", good.replace(".", "-")):
+        assert sessions.verify(office.site.secret, forged) is None
+    assert sessions.verify(b"another secret", good) is None
+
+
+def test_sessions_end(office: Office):
+    old = sessions.Session("s", "r", round(time.time() - 1))
+    assert sessions.verify(office.site.secret, sessions.sign(office.site.secret, old)) is None
+
+
+def test_a_rater_who_is_switched_off_is_out(office: Office):
+    ann = office.client()
+    with office.site.write() as db:
+        people.set_active(db, "ann", False)
+    assert ann.http.get("/api/session").status_code == 401
+    assert ann.post("/api/next", {}).status_code == 401
+
+
+def test_changes_need_the_token(office: Office):
+    ann = office.client()
+    for token in ("", "0" * 64, "é"):
+        answer = ann.http.post("/api/next", json={}, headers={"X-CSRF-Token": token.encode()})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "csrf")
+    boss = office.client("boss")
+    ann.token = boss.token
+    assert ann.post("/api/next", {}).status_code == 403
+
+
+def test_other_sites_are_refused(office: Office):
+    ann = office.client()
+    for header in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = ann.http.post("/api/next", json={}, headers={"X-CSRF-Token": ann.token, **header})
+        assert answer.status_code == 403
+        assert stranger(office).post("/sign-in", data={}, headers=header).status_code == 403
+    same = {"X-CSRF-Token": ann.token, "Origin": ADDRESS}
+    assert ann.http.post("/api/next", json={}, headers=same).status_code == 200
+
+
+def test_sign_in_form_and_sign_out(office: Office):
+    browser = stranger(office)
+    token = re.search(r'name="csrf"\s+value="(\w+)"', browser.get("/").text)
+    assert token
+    form = {"csrf": token[1], "link": f"{ADDRESS}/in/{office.links['ann']}"}
+    assert browser.post("/sign-in", data={**form, "csrf": "no"}).status_code == 403
+    assert browser.post("/sign-in", data={**form, "link": "no"}).status_code == 403
+    browser.post("/sign-in", data=form)
+    csrf = browser.get("/api/session").json()["csrf"]
+    browser.post("/out", data={"csrf": csrf})
+    assert browser.get("/api/session").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/admin", "boss eve"), ("/admin/raters", "boss"), ("/admin/guideline", "boss"),
+     ("/admin/gold", "boss eve"), ("/admin/disagreements", "boss eve")],
+)  # fmt: skip
+def test_roles(office: Office, path: str, allowed: str):
+    for name in office.names:
+        status = office.client(name).http.get(path).status_code
+        assert (status == 200) == (name in allowed.split()), name
+        assert status in (200, 403)
+    assert stranger(office).get(path, follow_redirects=False).status_code == 303
+
+
+def test_admin_changes_need_role_and_token(office: Office):
+    eve, boss = office.client("eve"), office.client("boss")
+    form = {"csrf": eve.token, "task": office.site.task, "action": "close"}
+    assert eve.http.post("/admin/task", data=form).status_code == 403
+    assert boss.http.post("/admin/task", data=form).status_code == 403
+    assert office.table("select state from tasks") == [("open",)]
+
+
+def test_headers_of_every_kind_of_answer(office: Office):
+    ann = office.client()
+    url = ann.pages()[0]["items"][0]["image"]["url"]
+    for path in ("/", "/api/session", url, "/nothing", "/static/style.css", "/healthz", "/admin"):
+        headers = ann.http.get(path).headers
+        assert HEADERS.items() <= {k: headers.get(k) for k in HEADERS}.items(), path
+        assert "server" not in headers
+    assert "'unsafe" not in HEADERS["Content-Security-Policy"]
+    assert "http" not in HEADERS["Content-Security-Policy"]
+
+
+def test_local_server_answers_only_to_its_own_name(tmp_path: Path):
+    office = Office(make_study(tmp_path), names=(), local=True)
+    for host in ("127.0.0.1:8321", "localhost", "[::1]:8321"):
+        answer = stranger(office).get("/api/session", headers={"Host": host})
+        assert answer.json()["rater"]["name"] == "local"
+    for host in ("evil.example", "evil.example:8321", "127.0.0.1.evil.example"):
+        assert stranger(office).get("/", headers={"Host": host}).status_code == 400
+
+
+def test_local_mode_needs_no_sign_in_but_the_token(tmp_path: Path):
+    office = Office(make_study(tmp_path), names=(), local=True)
+    assert stranger(office).post("/api/next", json={}).status_code == 401
+    me = office.client("local")
+    assert me.work() == 12
+    assert me.http.get("/admin").status_code == 200
+    assert {r.rater for r in office.study.feedback.ratings()} == {"local"}
+
+
+@pytest.mark.parametrize(
+    ("host", "inside"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.3.2.1", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("example.org", False)],
+)  # fmt: skip
+def test_loopback(host: str, inside: bool):
+    assert is_loopback(host) is inside
+
+
+def test_secret_is_for_the_owner_only(tmp_path: Path):
+    path = tmp_path / "server.secret"
+    secret = read_or_make_secret(path)
+    assert len(secret) == 32
+    assert read_or_make_secret(path) == secret
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    path.chmod(0o644)
+    with pytest.raises(UserError, match="chmod 600"):
+        read_or_make_secret(path)
+    path.chmod(0o600)
+    path.write_text("zzz")
+    with pytest.raises(UserError, match="damaged"):
+        read_or_make_secret(path)
+
+
+def test_large_requests_are_refused(office: Office):
+    ann = office.client()
+    answer = ann.http.post("/api/votes", content=b"x" * (MOST_BYTES + 1))
+    assert answer.status_code == 413
+
+    def endless() -> object:
+        yield b"x"
+
+    assert ann.http.post("/api/votes", content=endless()).status_code == 413
+
+
+def test_paths_do_not_leave_the_static_folder(office: Office):
+    ann = office.client()
+    for path in (
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%2fapp.py",
+        "/i/../../x/0",
+    ):
+        assert ann.http.get(path).status_code == 404
+
+
+def test_no_page_asks_anything_of_another_host():
+    """Promise 9: no address of another host in any file that a browser gets, and no inline code."""
+    files = [*WEB.glob("static/*"), *WEB.glob("templates/**/*.html")]
+    assert len(files) > 10
+    for file in files:
+        text = file.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(
+            r"""(?:https?:)?//[a-z0-9-]+\.[a-z]""", re.sub(r"^\s*//.*$", "", text, flags=re.M)
+        ), file
+        if file.suffix == ".html":
+            assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=", text), file
+
+
+def test_guideline_text_can_hold_no_script():
+    html = to_html("# Rules & more\n\n<script>alert(1)</script>\n\n- **one**\n- two\nlast line")
+    assert "<script" not in html
+    assert "<h2>Rules &amp; more</h2>" in html
+    assert "<ul><li><strong>one</strong></li><li>two</li></ul><p>last line</p>" in html
+
+
+def test_signing_out_gives_the_pages_back(office: Office):
+    ann, eve = office.client(), office.client("eve")
+    assert len(ann.pages(10)) == 10
+    assert len(eve.pages(10)) == 2
+    ann.http.post("/out", data={"csrf": ann.token})
+    assert len(eve.pages(10, tuple(page["page_id"] for page in eve.pages(10)))) == 10
+
+
+def test_signing_in_leads_to_no_other_site(office: Office):
+    for path, leads in (("/admin", "/admin"), ("//evil.example", "/"), ("http://evil", "/")):
+        answer = office.client().http.get("/sign-in", params={"next": path}, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, leads)
+    assert stranger(office).get("/sign-in", params={"next": "/admin"}).status_code == 200
