@@ -305,7 +305,16 @@ def test_the_command_prints_the_tables(
 
 
 def test_the_small_install_is_enough(small: Study) -> None:
-    heavy = ["torch", "scipy", "jaxtyping", "diffusers", "transformers", "safetensors", "pandas"]
+    heavy = [
+        "torch",
+        "scipy",
+        "jaxtyping",
+        "diffusers",
+        "transformers",
+        "safetensors",
+        "pandas",
+        "rich",
+    ]
     heavy += ["rich"]  # comes with sayso[train]
     code = (
         "import sys; from pathlib import Path\n"
