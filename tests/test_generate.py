@@ -116,6 +116,7 @@ class ByRedness(Reward):
 
 def test_best_of_keeps_the_top_by_reward(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sayso.reward.load_reward", lambda *_: ByRedness())
+    monkeypatch.setattr("sayso.reward.reward_folders", lambda *_: [])
     config = GenerateConfig(per_prompt=2, best_of=6, reward="runs/fit-x", batch_size=7)
     assert plan(study, config)["images"] == 18
     run = generate(study, config)
