@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from sayso.vote_tables import metadata
 
-Row = Mapping[str, Any]
+Row = Mapping[Any, Any]
 """A row that was read: column → value."""
 
 store = Table(

@@ -62,7 +62,7 @@ def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
 def test_attention_checks_of_comparisons(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=2, models=(BASE, TUNED))
     options = TaskOptions(
-        kind="compare", right=TUNED, set_size=2, attention_share=0.3, gold_share=0
+        kind="compare", right=TUNED, set_size=2, attention_share=0.3, gold_share=0.0
     )
     office = Office(study, options)
     ann = office.client()

@@ -63,7 +63,7 @@ def test_forged_cookies(office: Office, change: object):
 
 
 def test_sessions_end(office: Office):
-    old = sessions.Session("s", "r", round(time.time() - 1))
+    old = sessions.Session("s", "r", time.time() - 1)
     assert sessions.verify(office.site.secret, sessions.sign(office.site.secret, old)) is None
 
 
@@ -230,7 +230,7 @@ def test_signing_out_gives_the_pages_back(office: Office):
     assert len(ann.pages(10)) == 10
     assert len(eve.pages(10)) == 2
     ann.http.post("/out", data={"csrf": ann.token})
-    assert len(eve.pages(10, tuple(page["page_id"] for page in eve.pages(10)))) == 10
+    assert len(eve.pages(10)) == 10
 
 
 def test_signing_in_leads_to_no_other_site(office: Office):

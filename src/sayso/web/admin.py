@@ -67,15 +67,14 @@ def admin(site: Site) -> APIRouter:
             raise Refusal(403, "csrf", "This form came from another site.")
         site.check_token(view.asker, form.get("csrf", ""))
 
-    Reviewer = Annotated[_View, Depends(reviewer)]  # noqa: N806 - types of the routes
-    Administrator = Annotated[_View, Depends(administrator)]  # noqa: N806
-
     @router.get("")
-    def show_overview(view: Reviewer) -> Response:
+    def show_overview(view: Annotated[_View, Depends(reviewer)]) -> Response:
         return _overview(view)
 
     @router.post("/task")
-    def change_task(view: Administrator, request: Request, form: Fields) -> Response:
+    def change_task(
+        view: Annotated[_View, Depends(administrator)], request: Request, form: Fields
+    ) -> Response:
         check(view, request, form)
         state = _STATES.get(form.get("action", ""))
         if state is None:
@@ -88,11 +87,13 @@ def admin(site: Site) -> APIRouter:
         return RedirectResponse(f"/admin?task={task}", 303)
 
     @router.get("/raters")
-    def show_raters(view: Administrator) -> Response:
+    def show_raters(view: Annotated[_View, Depends(administrator)]) -> Response:
         return _raters(view)
 
     @router.post("/raters")
-    def change_raters(view: Administrator, request: Request, form: Fields) -> Response:
+    def change_raters(
+        view: Annotated[_View, Depends(administrator)], request: Request, form: Fields
+    ) -> Response:
         check(view, request, form)
         try:
             with site.write() as db:
@@ -103,7 +104,7 @@ def admin(site: Site) -> APIRouter:
         return _raters(view, new_link=link)
 
     @router.get("/gold")
-    def show_checks(view: Reviewer) -> Response:
+    def show_checks(view: Annotated[_View, Depends(reviewer)]) -> Response:
         with site.read() as db:
             votes = overview.live_votes(db, view.task)
             summary, rows = overview.check_rows(db, votes, "gold")
@@ -113,21 +114,25 @@ def admin(site: Site) -> APIRouter:
         )
 
     @router.get("/disagreements")
-    def show_disagreements(view: Reviewer, page: int = 1) -> Response:
+    def show_disagreements(view: Annotated[_View, Depends(reviewer)], page: int = 1) -> Response:
         return _disagreements(view, page)
 
     @router.post("/disagreements")
-    def decide(view: Reviewer, request: Request, form: Fields) -> Response:
+    def decide(
+        view: Annotated[_View, Depends(reviewer)], request: Request, form: Fields
+    ) -> Response:
         check(view, request, form)
         task = _decide(view, form)
         return RedirectResponse(f"/admin/disagreements?task={task}", 303)
 
     @router.get("/guideline")
-    def show_guideline(view: Administrator) -> Response:
+    def show_guideline(view: Annotated[_View, Depends(administrator)]) -> Response:
         return _guideline(view)
 
     @router.post("/guideline")
-    def save_guideline(view: Administrator, request: Request, form: Fields) -> Response:
+    def save_guideline(
+        view: Annotated[_View, Depends(administrator)], request: Request, form: Fields
+    ) -> Response:
         check(view, request, form)
         text, base = form.get("text", ""), form.get("base_version", "")
         try:

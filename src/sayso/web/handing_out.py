@@ -97,7 +97,7 @@ def release(db: Connection, rater: Person, pages: Sequence[str], refused: bool) 
     there = select(work.items.c.id).where(_items.page.in_(pages)).scalar_subquery()
     mine = and_(_assigned.rater == rater.id, _assigned.state == "leased", _assigned.item.in_(there))
     items = select(work.items).join(work.assignments, _assigned.item == _items.id).where(mine)
-    found = list(db.execute(items).mappings())
+    found: list[Row] = list(db.execute(items).mappings())
     state = "refused" if refused else "released"
     db.execute(update(work.assignments).where(mine).values(state=state, until=0.0))
     return found
@@ -265,8 +265,8 @@ class _Desk:
         by_me = _assigned.rater == self._rater.id
         same = _items.pair == item["pair"]
         coin = generator(self._task["seed"], "side", self._rater.name, item["id"]).random() < 0.5
-        balances = (self._balance(c) for c in (by_me, same, and_(by_me, same)))
-        return swap_sides(*balances, coin)
+        both = and_(by_me, same)
+        return swap_sides(self._balance(by_me), self._balance(same), self._balance(both), coin)
 
     def _balance(self, which: ColumnElement[bool]) -> int:
         """Swapped minus unswapped assignments of this task."""

@@ -154,7 +154,7 @@ class VoteBody(_Body):
     shown_at: Milliseconds
     answered_at: Milliseconds
     latency_ms: Milliseconds
-    hidden_ms: Milliseconds = 0
+    hidden_ms: Milliseconds = 0.0
     position: Whole = Field(default=0, ge=0, le=1_000_000_000)
     guideline_version: Whole = Field(default=0, ge=0, le=1_000_000)
     supersedes: Id | None = None

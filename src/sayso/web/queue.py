@@ -51,8 +51,9 @@ def control_at(
     """
     rng = generator(seed, "checks", rater, position // BLOCK)
     n_gold, n_attention = (int(s * BLOCK + rng.random()) for s in (gold_share, attention_share))
-    kinds: list[Control] = ["gold"] * n_gold + ["attention"] * n_attention
-    block: list[Control] = [*kinds, *[""] * BLOCK][:BLOCK]
+    block: list[Control] = []
+    for i in range(BLOCK):
+        block.append("gold" if i < n_gold else "attention" if i < n_gold + n_attention else "")
     rng.shuffle(block)
     return block[position % BLOCK]
 
