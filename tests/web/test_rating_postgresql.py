@@ -70,7 +70,7 @@ def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
 
 
 def test_the_database_goes_down_in_mid_session(tmp_path: Path, server: Server, url: str):
-    office = Office(make_study(tmp_path), TaskOptions(attention_share=0.0), url, busy_timeout_s=2)
+    office = Office(make_study(tmp_path), TaskOptions(attention_share=0.0), url, busy_timeout_s=2.0)
     ann = office.client()
     item = items_of(ann.pages()[0])[0]
     body = ann.body(item)

@@ -30,6 +30,11 @@ const MESSAGES = {
   ],
   noTask: () => ["done", "Nothing to rate now", "There is no open task for you."],
   almost: () => ["sync", "Almost done", "Your last answers are being saved."],
+  starved: () => [
+    "cup",
+    "Nothing free at the moment",
+    "Others are working on what is left. This page looks again by itself.",
+  ],
   finished: (run) => [
     "done",
     "All done, thank you",

@@ -17,6 +17,7 @@ const EMPTY_MS = 5000; // others have what is left: ask again, some of it may co
  */
 export class Queue {
   done = false;
+  starved = false; // there is work, but others have it
   #ahead;
 
   #api;
@@ -109,6 +110,7 @@ export class Queue {
       if (wanted) this.#pages.push({ page, images: this.#load(page) });
     }
     this.done = done;
+    this.starved = pages.length === 0 && !done;
     this.#on.progress(progress);
     this.#on.changed();
     if (pages.length) this.fill();

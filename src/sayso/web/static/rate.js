@@ -135,7 +135,9 @@ class App {
     this.status.update();
     for (const { vote } of this.outbox.refused) this.history.forget(vote.id);
     if (this.outbox.state === "paused") this.paused();
-    if (this.outbox.state === "saved" && this.rating?.page === null) this.rating.next();
+    if (this.outbox.state !== "saved" || this.rating?.page !== null) return;
+    this.queue.fill();
+    this.rating.next();
   }
 
   answered() {
@@ -146,8 +148,11 @@ class App {
   }
 
   empty(coming) {
-    if (this.queue.finished) return this.tell(this.outbox.waiting.length ? "almost" : "finished");
     if (coming) return undefined;
+    if (!this.#trouble && (this.queue.finished || this.queue.starved)) {
+      const last = this.queue.finished ? "finished" : "starved";
+      return this.tell(this.outbox.waiting.length ? "almost" : last);
+    }
     return this.#trouble ? this.tell(this.#trouble) : view.showView("rating");
   }
 
@@ -198,8 +203,8 @@ class App {
     const session = await api.session().catch(() => null);
     if (!session || session.task?.paused) return this.paused();
     this.outbox.nudge();
-    if (this.rating.page) view.showView("rating");
-    return this.queue.fill();
+    if (this.rating?.page) view.showView("rating");
+    return this.queue?.fill();
   }
 
   tellOthers() {
