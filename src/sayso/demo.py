@@ -81,7 +81,12 @@ def commands(study: str, config: DemoConfig) -> list[str]:
             f"rate {study} --simulated --task compare --prompts test --set-size {sets} "
             f"--left {left} --right {right} --raters 9 --overlap 9"
         )
-    return [*lines, f"evaluate {study} --model {tuned}", f"report {study}"]
+    return [
+        *lines,
+        f"evaluate {study} --model {tuned}",
+        f"agreement {study}",
+        f"report {study}",
+    ]
 
 
 def demo(path: Path, config: DemoConfig) -> None:

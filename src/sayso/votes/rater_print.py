@@ -35,7 +35,7 @@ def title(section: Mapping[str, Any]) -> str:
 
 def _agreement(section: Mapping[str, Any]) -> Table:
     answers = list(section["groups"]["all"]["rates"])
-    table = _table("prompts", "alpha", "kappa", "alike", *answers, "items", "by 2+")
+    table = _table("prompts", "alpha", "kappa", "alike", *answers, "by 2+")
     for name, group in section["groups"].items():
         rates = [_percent(group["rates"][a]["value"]) for a in answers]
         table.add_row(
@@ -44,7 +44,6 @@ def _agreement(section: Mapping[str, Any]) -> Table:
             _number(group["kappa"]["value"]),
             _percent(group["agreement"]["value"]),
             *rates,
-            str(group["items"]),
             str(group["shared_items"]),
         )
     return table
