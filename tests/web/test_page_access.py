@@ -5,20 +5,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from browser import Watched, answer, chromium, ready, saved, scrolls_sideways, violations
+from browser import Watched, answer, ready, saved, scrolls_sideways, violations
+from page_actions import browser_fixture
 from page_server import Served, serve
 from playwright.sync_api import Browser, Page
 from rating_studies import TUNED
 
+__all__ = ["browser_fixture"]
+
 PHONE = {"width": 320, "height": 640}
 DESK = {"width": 1440, "height": 900}
 PATHS = ("overview", "raters", "gold", "disagreements", "guideline")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

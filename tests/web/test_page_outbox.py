@@ -1,0 +1,180 @@
+"""The rating page in real Chromium when something fails: no answer is lost, and it is said."""
+
+import json
+from collections.abc import Callable
+
+from browser import Watched, answer, ready, saved, shown, waits
+from page_actions import Start, browser_fixture, rate, start_fixture
+from page_server import Served
+from playwright.sync_api import Route
+
+__all__ = ["browser_fixture", "start_fixture"]
+
+
+def with_guideline(served: Served, _: Watched) -> None:
+    served.write_guideline("Mark a picture **good** if it shows what the prompt asks for.")
+
+
+def fails_with(status: int, code: str = "failed", message: str = "Not now.") -> Callable:
+    body = json.dumps({"error": {"code": code, "message": message}})
+    return lambda route: route.fulfill(status=status, body=body, content_type="application/json")
+
+
+def test_fifty_pictures_three_undone_ten_offline(start: Start) -> None:
+    served, watched, page = start()
+    expected: dict[str, str] = {}
+    rate(page, watched, ["good", "bad", "skip", "good", "bad"] * 10, expected)
+    for _ in range(3):
+        answer(page, "Backspace")
+    rate(page, watched, ["bad", "bad", "good"], expected)
+    assert len(expected) == 50
+    saved(page)
+    watched.context.set_offline(True)
+    rate(page, watched, ["good", "bad"] * 5, expected)
+    waits(page, 10)
+    assert len(served.live()) == 50
+    watched.context.set_offline(False)
+    saved(page)
+    assert served.live() == expected
+    page.reload()
+    ready(page)
+    rate(page, watched, ["skip", "good"], expected)
+    saved(page)
+    assert served.live() == expected
+    assert len(expected) == 62
+    assert len(served.rows()) == 50 + 2 * 3 + 10 + 2
+    assert page.inner_text("#mine-text").startswith("62 of ")
+
+
+def test_a_busy_server_keeps_answers_over_a_reload(start: Start) -> None:
+    served, watched, page = start()
+    watched.context.route("**/api/votes", fails_with(503))
+    expected: dict[str, str] = {}
+    rate(page, watched, ["good", "bad", "good"], expected)
+    fourth = shown(page)
+    waits(page, 3)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.reload()
+    waits(page, 3)
+    ready(page)
+    assert shown(page) == fourth
+    watched.context.unroute("**/api/votes")
+    page.click("#saved-retry")
+    saved(page)
+    assert served.live() == expected
+
+
+def test_an_expired_session_drops_nothing(start: Start) -> None:
+    served, watched, page = start()
+    expected: dict[str, str] = {}
+    rate(page, watched, ["good"], expected)
+    saved(page)
+    watched.context.clear_cookies()
+    rate(page, watched, ["bad", "bad"], expected)
+    page.wait_for_selector('#saved[data-state="signed_out"]')
+    page.click("#saved-sign-in")
+    page.wait_for_selector("#link")
+    page.fill("#link", served.link)
+    page.click("main form button")
+    ready(page)
+    saved(page)
+    assert served.live() == expected
+
+
+def test_a_refused_answer_is_kept_and_can_be_sent_again(start: Start) -> None:
+    served, watched, page = start()
+    watched.context.route("**/api/votes", fails_with(409, "vote_conflict", "Already answered."))
+    expected: dict[str, str] = {}
+    rate(page, watched, ["good"], expected)
+    page.wait_for_selector("#refused-open:not([hidden])")
+    page.reload()
+    ready(page)
+    assert page.inner_text("#refused-open") == "1 answer refused"
+    page.click("#refused-open")
+    assert "Already answered." in page.inner_text("#refused-list")
+    with page.expect_download() as download:
+        page.click("#refused-file")
+    kept = json.loads(download.value.path().read_text())
+    assert kept[0]["vote"]["value"] == "good"
+    watched.context.unroute("**/api/votes")
+    page.click("text=Send again")
+    page.wait_for_selector("#refused-open", state="hidden")
+    saved(page)
+    assert served.live() == expected
+
+
+def test_leaving_with_unsent_answers_warns(start: Start) -> None:
+    _, watched, page = start()
+    watched.context.route("**/api/votes", fails_with(503))
+    answer(page, "j")
+    waits(page, 1)
+    kinds: list[str] = []
+    page.on("dialog", lambda dialog: (kinds.append(dialog.type), dialog.accept()))
+    page.reload()
+    assert kinds == ["beforeunload"]
+
+
+def test_one_tab_rates_the_other_stands_aside(start: Start) -> None:
+    served, watched, first = start()
+    answer(first, "j")
+    second = watched.open(first.url)
+    second.wait_for_selector("text=Open in another tab")
+    answer(first, "j")
+    second.click("text=Rate here instead")
+    ready(second)
+    first.wait_for_selector("text=Open in another tab")
+    first.keyboard.press("f")
+    answer(second, "f")
+    saved(second)
+    assert sorted(served.live().values()) == ["bad", "good", "good"]
+
+
+def test_a_missing_picture_is_reported_and_passed_over(start: Start) -> None:
+    calls: list[Route] = []
+
+    def before(_: Served, watched: Watched) -> None:
+        watched.context.route("**/i/**", lambda route: _gone_once(route, calls))
+
+    served, _, page = start(before)
+    page.wait_for_selector('.notice[data-key="broken"]')
+    assert served.refused() == 1
+    answer(page, "j")
+    saved(page)
+    assert len(served.live()) == 1
+
+
+def _gone_once(route: Route, seen: list[Route]) -> None:
+    first = not seen
+    seen.append(route)
+    if first:
+        return fails_with(404, "gone")(route)
+    return route.continue_()
+
+
+def test_the_guideline_comes_first_and_again_when_it_changes(start: Start) -> None:
+    served, _, page = start(with_guideline, wait=False)
+    page.wait_for_selector("#begin-text >> text=Mark a picture")
+    page.keyboard.press("j")
+    page.click("#begin-go")
+    ready(page)
+    assert served.rows() == []
+    page.keyboard.press("g")
+    assert "what the prompt asks for" in page.inner_text("#guide-text")
+
+
+def test_done_paused_and_closed_are_said(start: Start) -> None:
+    served, _, page = start(n=10)
+    for _ in range(9):
+        answer(page, "j")
+    page.keyboard.press("j")
+    page.wait_for_selector("text=All done, thank you")
+    assert len(served.live()) == 10
+    page.keyboard.press("Backspace")
+    ready(page)
+    saved(page)
+    served.set_state("paused")
+    page.reload()
+    page.wait_for_selector("h1:has-text('Paused')")
+    served.set_state("closed")
+    page.reload()
+    page.wait_for_selector("h1:has-text('Closed')")
