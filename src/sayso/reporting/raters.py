@@ -97,7 +97,9 @@ def _lead(result: JsonObject) -> str:
     if not marks:
         return ""
     section, every = marks[0], marks[0]["groups"]["all"]
-    who = "simulated raters" if result["raters"] == "simulated" else "people"
+    one = len(section["raters"]) == 1
+    people, simulated = ("person", "simulated rater") if one else ("people", "simulated raters")
+    who = simulated if result["raters"] == "simulated" else people
     text = (
         f"{words.number(len(section['raters']))} {who} marked {words.number(section['items'])} "
         f"images, {words.number(every['shared_items'])} of them by two or more."
