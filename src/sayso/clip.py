@@ -1,6 +1,5 @@
 """CLIP as a feature extractor: differentiable preprocessing, and embeddings kept in the study."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -308,8 +307,7 @@ def folder_hash(folder: Path) -> str:
     parts = []
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".txt", ".safetensors"):
-            with path.open("rb") as file:
-                parts.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+            parts.append([path.name, files.sha256(path)])
     return digest(parts)
 
 

@@ -25,7 +25,7 @@ from sayso.types import (
     digest,
 )
 from sayso.votes.ballots import is_check
-from sayso.votes.labels import LabelMethod, LabelRow, label_rows, preferences, soft_labels
+from sayso.votes.labels import LabelMethod, LabelRow, label_rows, majority, preferences, soft_labels
 
 if TYPE_CHECKING:
     from sayso.study import Study
@@ -46,9 +46,7 @@ class Label:
     @property
     def value(self) -> Value:
         """The majority of good and bad; "skip" if there is none."""
-        if self.good == self.bad:
-            return "skip"
-        return "good" if self.good > self.bad else "bad"
+        return majority(self.good, self.bad)
 
 
 class Feedback:

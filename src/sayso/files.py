@@ -1,6 +1,7 @@
 """Durable files: a file appears whole under its name or not at all; lines are appended whole."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -96,6 +97,12 @@ def _parse_line(path: Path, number: int, line: str) -> JsonObject:
             "command"
         )
     return value
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_or_make_secret(path: Path) -> bytes:

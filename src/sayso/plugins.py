@@ -28,6 +28,11 @@ def plugin_names(kind: Kind) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if m.name[0] != "_")
 
 
+def is_plugin(kind: Kind, name: str) -> bool:
+    """Whether `name` means a plug-in, shipped or the user's own file, and not a run."""
+    return name.endswith(".py") or name in plugin_names(kind)
+
+
 def load_plugin(kind: Kind, name: str, base: type[T]) -> type[T]:
     """The class of the plug-in `name`, or of the user's own file if `name` ends in ".py".
 

@@ -1,13 +1,12 @@
 """What a run was computed with: the device, and hash and licence of every model that was loaded."""
 
-import hashlib
 import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sayso.files import JsonObject
+from sayso.files import JsonObject, sha256
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,7 +38,7 @@ def loaded(folders: Iterable[Path]) -> list[JsonObject]:
 def hashes(folder: Path) -> dict[str, str]:
     """File name within the folder → SHA-256, for the weights."""
     return {
-        str(path.relative_to(folder)): _sha256(path)
+        str(path.relative_to(folder)): sha256(path)
         for path in sorted(folder.rglob("*.safetensors"))
     }
 
@@ -50,8 +49,3 @@ def licence(folder: Path) -> str | None:
 
     card = folder / "README.md"
     return ModelCard.load(card).data.to_dict().get("license") if card.exists() else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

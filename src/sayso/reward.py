@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sayso.clip import ClipEncoder, embed_samples, resolve_clip, to_pixels
 from sayso.errors import UserError, unknown_name
-from sayso.plugins import load_plugin, plugin_names
+from sayso.plugins import is_plugin, load_plugin, plugin_names
 from sayso.run import Run
 from sayso.study import Study
 from sayso.types import Prompt, Sample
@@ -155,7 +155,7 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     Raises: UserError: if there is no such run or plug-in, the run is not finished, or the plug-in
         has to be trained first.
     """
-    if name not in plugin_names("reward") and not name.endswith(".py"):
+    if not is_plugin("reward", name):
         return _load_fitted(_fit_run(study, name), study, device)
     kind: type[Any] = load_plugin("reward", name, Reward)
     if issubclass(kind, TrainableReward):
@@ -170,7 +170,7 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
 
 def reward_folders(study: Study, name: str) -> list[Path]:
     """The folders of the weights that `load_reward` reads: CLIP's, and those of the fit if any."""
-    if name in plugin_names("reward") or name.endswith(".py"):
+    if is_plugin("reward", name):
         plugin, runs = name, []
     else:
         run = _fit_run(study, name)

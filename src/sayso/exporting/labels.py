@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import compute
 
 from sayso.types import Value
+from sayso.votes.labels import majority, pairs_alike
 
 # its functions are made while it is imported, so no type checker knows them
 pc: Any = compute
@@ -40,16 +41,12 @@ class Count:
     @property
     def agreement(self) -> float | None:
         """Share of the pairs of raters who say the same, skips apart; None with fewer than two."""
-        n = self.n_good + self.n_bad
-        same = self.n_good * (self.n_good - 1) + self.n_bad * (self.n_bad - 1)
-        return same / (n * (n - 1)) if n > 1 else None
+        return pairs_alike(self.n_good, self.n_bad)
 
     @property
     def majority(self) -> Value:
         """What more raters say of good and bad; "skip" if neither."""
-        if self.n_good == self.n_bad:
-            return "skip"
-        return "good" if self.n_good > self.n_bad else "bad"
+        return majority(self.n_good, self.n_bad)
 
 
 def count_labels(votes: Path) -> list[Count]:

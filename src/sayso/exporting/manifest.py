@@ -1,6 +1,5 @@
 """The manifest of an export: what is in it, and the checksum of every file."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,9 +18,7 @@ def checksums(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def _checksum(path: Path) -> dict[str, object]:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": sha256}
+    return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
 
 
 def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:

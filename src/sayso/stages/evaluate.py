@@ -149,9 +149,9 @@ def _refuse_unpaired(base: Sequence[Sample], aligned: Sequence[Sample], model: s
 
 def _find_reward(study: Study, name: str) -> None:
     """Refuse an unknown reward before anything is loaded."""
-    from sayso.plugins import plugin_names
+    from sayso.plugins import is_plugin
 
-    if name not in plugin_names("reward") and not name.endswith(".py"):
+    if not is_plugin("reward", name):
         study.find_run(name)
 
 

@@ -1,6 +1,5 @@
 """Stage `import`: take images, preferences and ratings of others' tables into a study."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional
 
+from sayso import files
 from sayso.errors import UserError
 from sayso.progress import console, progress
 from sayso.run import Run
@@ -177,12 +177,8 @@ def _hashes(path: Path) -> dict[str, str]:
     """SHA-256 of every table that was read."""
     from sayso.importing import table_files
 
-    hashes: dict[str, str] = {}
-    for table in table_files(path):
-        with table.open("rb") as file:
-            name = str(table.relative_to(path)) if path.is_dir() else table.name
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+    folder = path if path.is_dir() else path.parent
+    return {str(table.relative_to(folder)): files.sha256(table) for table in table_files(path)}
 
 
 def _entries(importer: "TableImport", context: "Context", path: Path) -> "Iterator[Entry]":

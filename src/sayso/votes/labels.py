@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sayso.errors import UserError, unknown_name
-from sayso.types import Preference, Question, Rating, Sample
+from sayso.types import Preference, Question, Rating, Sample, Value
 from sayso.votes import ballots
 from sayso.votes.agreement import Votes, collect
 from sayso.votes.dawid_skene import dawid_skene
@@ -104,12 +104,20 @@ def label_rows(
     rows = []
     for name in sorted(votes):
         good, bad, skip = (votes[name].count(value) for value in ballots.MARKS)
-        said = (labels.get(name), _pairs_alike(good, bad))
+        said = (labels.get(name), pairs_alike(good, bad))
         rows.append(LabelRow(name, question, good, bad, skip, *said, simulated))
     return rows
 
 
-def _pairs_alike(good: int, bad: int) -> float | None:
+def majority(good: int, bad: int) -> Value:
+    """What more marks say of good and bad; "skip" if neither."""
+    if good == bad:
+        return "skip"
+    return "good" if good > bad else "bad"
+
+
+def pairs_alike(good: int, bad: int) -> float | None:
+    """Share of the pairs of judgements that are equal; None with fewer than two."""
     n = good + bad
     return (good * (good - 1) + bad * (bad - 1)) / (n * (n - 1)) if n > 1 else None
 
