@@ -59,7 +59,9 @@ def test_numbers_of_raters_and_progress(office: Office):
     assert sum(rate["share"] for rate in shares) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("path", ["", "/raters", "/gold", "/disagreements", "/guideline"])
+@pytest.mark.parametrize(
+    "path", ["", "/raters", "/gold", "/agreement", "/disagreements", "/guideline", "/export"]
+)
 def test_every_page_renders_empty_and_full(office: Office, path: str):
     boss = office.client("boss")
     for work in (0, 20):

@@ -111,7 +111,8 @@ def test_sign_in_form_and_sign_out(office: Office):
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [("/admin", "boss eve"), ("/admin/raters", "boss"), ("/admin/guideline", "boss"),
-     ("/admin/gold", "boss eve"), ("/admin/disagreements", "boss eve")],
+     ("/admin/gold", "boss eve"), ("/admin/disagreements", "boss eve"),
+     ("/admin/agreement", "boss eve"), ("/admin/export", "boss")],
 )  # fmt: skip
 def test_roles(office: Office, path: str, allowed: str):
     for name in office.names:
