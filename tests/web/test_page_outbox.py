@@ -178,3 +178,55 @@ def test_done_paused_and_closed_are_said(start: Start) -> None:
     served.set_state("closed")
     page.reload()
     page.wait_for_selector("h1:has-text('Closed')")
+
+
+def test_a_new_guideline_in_mid_session_is_read_and_nothing_is_lost(start: Start) -> None:
+    served, watched, page = start()
+    expected: dict[str, str] = {}
+    rate(page, watched, ["good", "bad"], expected)
+    saved(page)
+    for path in ("**/api/votes", "**/api/next"):
+        watched.context.route(path, fails_with(503))
+    rate(page, watched, ["good", "bad", "good"], expected)
+    served.write_guideline("New: the number must be right.")
+    watched.context.unroute("**/api/next")
+    page.wait_for_selector("#begin-text >> text=the number must be right")
+    assert len(served.rows()) == 2
+    watched.context.unroute("**/api/votes")
+    served.write_guideline("Newer: the colour too.", base_version=1)
+    page.click("#begin-go")
+    page.wait_for_selector("#begin-text >> text=the colour too")
+    page.click("#begin-go")
+    ready(page)
+    rate(page, watched, ["bad", "good"], expected)
+    saved(page)
+    assert served.live() == expected
+    versions = [row["shown"]["guideline_version"] for row in served.rows()]
+    assert versions == [0] * 5 + [2] * 2
+
+
+def test_a_task_closed_in_mid_session_keeps_what_is_answered(start: Start) -> None:
+    served, watched, page = start()
+    expected: dict[str, str] = {}
+    rate(page, watched, ["good"], expected)
+    watched.context.set_offline(True)
+    rate(page, watched, ["bad", "bad", "good"], expected)
+    waits(page, 3)
+    served.set_state("closed")
+    sent: list[int] = []
+    page.on("response", lambda r: r.url.endswith("/api/votes") and sent.append(r.status))
+    watched.context.set_offline(False)
+    page.wait_for_selector("h1:has-text('Closed')")
+    saved(page)
+    page.keyboard.press("j")
+    page.wait_for_timeout(1500)
+    assert sent == [410, 410, 410]
+    assert served.live() == expected
+    assert [row["surplus"] for row in served.rows()] == [False, True, True, True]
+    assert page.is_hidden("#refused-open")
+    served.set_state("open")
+    page.click("text=Look again")
+    ready(page)
+    rate(page, watched, ["good"], expected)
+    saved(page)
+    assert served.live() == expected
