@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
-from browser import Watched, answer, ready, saved, shown, waits
+from browser import Watched, answer, ready, saved, scrolls_sideways, shown, violations, waits
 from page_actions import Start, browser_fixture, rate, start_fixture
-from page_server import Served
-from playwright.sync_api import Route
+from page_server import Served, serve
+from playwright.sync_api import Browser, Route
+
+from sayso.web.pages import OFFLINE
 
 __all__ = ["browser_fixture", "start_fixture"]
 
@@ -230,3 +233,37 @@ def test_a_task_closed_in_mid_session_keeps_what_is_answered(start: Start) -> No
     rate(page, watched, ["good"], expected)
     saved(page)
     assert served.live() == expected
+
+
+KEPT = """async () => {
+  const found = await Promise.all((await caches.keys()).map(async (name) =>
+    (await (await caches.open(name)).keys()).map(({ url }) => new URL(url).pathname)));
+  return found.flat().sort();
+}"""
+
+
+def test_a_reload_without_a_connection_says_what_waits(browser: Browser, tmp_path: Path) -> None:
+    with serve(tmp_path) as served:
+        watched = Watched(browser, service_workers="allow")
+        page = watched.open(served.link)
+        ready(page)
+        page.evaluate("navigator.serviceWorker.ready.then(() => 0)")
+        expected: dict[str, str] = {}
+        rate(page, watched, ["good"], expected)
+        saved(page)
+        watched.context.set_offline(True)
+        rate(page, watched, ["bad", "skip"], expected)
+        waits(page, 2)
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.reload()
+        page.wait_for_selector("text=2 answers wait on this device.")
+        assert page.evaluate(KEPT) == sorted(OFFLINE)
+        page.set_viewport_size({"width": 320, "height": 640})
+        assert violations(page) == []
+        assert not scrolls_sideways(page)
+        watched.context.set_offline(False)
+        ready(page)
+        saved(page)
+        assert served.live() == expected
+        assert (watched.foreign, watched.errors) == ([], [])
+        watched.context.close()

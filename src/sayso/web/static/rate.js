@@ -296,4 +296,5 @@ class App {
   }
 }
 
+navigator.serviceWorker?.register("/worker.js").catch(() => {}); // none over plain http
 boot();
