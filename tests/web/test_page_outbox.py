@@ -140,6 +140,7 @@ def test_a_missing_picture_is_reported_and_passed_over(start: Start) -> None:
 
     served, _, page = start(before)
     page.wait_for_selector('.notice[data-key="broken"]')
+    page.wait_for_load_state("networkidle")  # the report goes out with the notice
     assert served.refused() == 1
     answer(page, "j")
     saved(page)
