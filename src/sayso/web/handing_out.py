@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from sayso import work_tables as work
-from sayso.web.offers import Page, by_page, free_pages, held
+from sayso.web.assigned import Page, by_page, free_pages, held
 from sayso.web.people import Person
 from sayso.web.queue import (
     LEASE_S,

@@ -29,8 +29,6 @@ from sayso.web.queue import shuffled
 from sayso.web.tasks import Draft, Page, TaskOptions, draft
 
 _CHUNK = 5000
-VOTE_TABLES: Mapping[str, Table] = {"rate": votes.ratings, "compare": votes.comparisons}
-"""The table of the votes of each kind of task."""
 
 
 def open_task(database: Database, study: Study, options: TaskOptions) -> str:
@@ -74,7 +72,7 @@ def _fingerprint(study: Study, options: TaskOptions) -> str:
 
 def _foreign_votes(db: Connection, task: str, kind: str) -> int:
     """The number of the newest vote that this task did not collect."""
-    table = VOTE_TABLES[kind]
+    table = votes.VOTE_TABLES[kind]
     elsewhere = or_(table.c.task_id.is_(None), table.c.task_id != task)
     return db.scalar(select(func.coalesce(func.max(table.c.seq), 0)).where(elsewhere)) or 0
 
@@ -186,7 +184,7 @@ def _take_over_votes(db: Connection, task: str, kind: str) -> None:
 
 def _votes_on_items(task: str, kind: str) -> Any:
     table, items, people, done = (
-        VOTE_TABLES[kind], work.items, work.raters, work.assignments,
+        votes.VOTE_TABLES[kind], work.items, work.raters, work.assignments,
     )  # fmt: skip
     later = table.alias()
     key = table.c.sample_id if kind == "rate" else table.c.pair
