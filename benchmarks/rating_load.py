@@ -1,6 +1,9 @@
-"""Fifty raters vote once a second each through the real server on SQLite; times of their votes.
+"""Fifty raters vote once a second each through the real server; times of their votes.
 
     python benchmarks/rating_load.py [--raters 50] [--seconds 60] [--images 20000]
+        [--db postgresql://USER@HOST/NAME --workers 2]
+
+SQLite, if no other database is named; one that is must be empty.
 
 Each does what the rating page does for an answer: POST the vote, fetch the picture of a page to
 come, and ask for more pages when few are left. Exits with 1 if a request fails or the 95th
@@ -34,6 +37,11 @@ class Times:
     picture: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
+    def clear(self) -> None:
+        """Signing in and the first pages are not part of the measure."""
+        for times in (self.vote, self.next, self.picture):
+            times.clear()
+
 
 class Rater:
     """One browser: it keeps pages ahead and answers at its own pace."""
@@ -43,12 +51,15 @@ class Rater:
         self._link, self._times = link, times
         self._pages: deque[dict[str, Any]] = deque()
 
-    async def work(self, start: float, seconds: float, pace: float) -> None:
+    async def sign_in(self) -> None:
         await self._http.get(self._link)
         self._http.headers["X-CSRF-Token"] = (await self._http.get("/api/session")).json()["csrf"]
         await self._fill()
-        due = start + random.random() * pace
-        while due < start + seconds:
+
+    async def work(self, seconds: float, pace: float) -> None:
+        due = time.perf_counter() + random.random() * pace
+        end = due + seconds
+        while due < end:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             await self._answer()
             due += pace
@@ -85,9 +96,11 @@ class Rater:
 
 
 async def _work(address: str, links: list[str], seconds: float, times: Times) -> None:
-    start = time.perf_counter() + 5  # signing in is not part of the measure
     raters = [Rater(address, link, times) for link in links]
-    await asyncio.gather(*(rater.work(start, seconds, 1.0) for rater in raters))
+    for rater in raters:
+        await rater.sign_in()
+    times.clear()
+    await asyncio.gather(*(rater.work(seconds, 1.0) for rater in raters))
 
 
 def main() -> None:
@@ -95,12 +108,17 @@ def main() -> None:
     parser.add_argument("--raters", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--db", default="")
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     times = Times()
     with tempfile.TemporaryDirectory() as folder:
         study = make_study(Path(folder) / "study", options.images)
+        if options.db:
+            study.use_database(options.db)
         links = sign_in_links(study.path, options.raters)
-        with served(study.path, "--overlap", 3) as (address, pid, _):
+        task = ("--overlap", 3, "--workers", options.workers)
+        with served(study.path, *task) as (address, pid, _):
             asyncio.run(_work(address, links, options.seconds, times))
             busy = sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15])) / 100
         stored = len(study.feedback.ratings())

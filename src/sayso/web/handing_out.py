@@ -10,7 +10,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Select,
     and_,
     bindparam,
     func,
@@ -37,6 +36,7 @@ from sayso.work_tables import Row
 _items, _assigned = work.items.c, work.assignments.c
 
 
+_CHECKS: tuple[Control, ...] = ("gold", "attention")
 MOST_BROKEN = 20
 """Pages with unreadable pictures that one request sets aside before it gives up."""
 
@@ -123,8 +123,11 @@ _SET_LEASE = update(work.assignments).where(
     _assigned.rater == bindparam("by_rater"),
     _assigned.item.in_(bindparam("of_items", expanding=True)),
 )
-_BALANCE: Select[Any] = (
-    select(func.count(), func.coalesce(func.sum(_assigned.swapped.cast(Integer)), 0))
+_BALANCE = (
+    select(
+        func.count().label("total"),
+        func.coalesce(func.sum(_assigned.swapped.cast(Integer)), 0).label("swapped"),
+    )
     .join_from(work.assignments, work.items, _items.id == _assigned.item)
     .where(_assigned.task == bindparam("of_task"))
 )
@@ -188,8 +191,10 @@ class _Desk:
 
     def new_pages(self, n: int) -> list[HandedPage]:
         """Up to `n` more pages in the rater's order, leased; fewer if nothing is left."""
-        kinds = [self._kind(self._handed_out + i) for i in range(n)]
-        checks = {c: deque(self._free(c, self._start, kinds.count(c))) for c in set(kinds) - {""}}
+        kinds: list[Control] = [self._kind(self._handed_out + i) for i in range(n)]
+        checks: dict[Control, deque[Page]] = {
+            c: deque(self._free(c, self._start, kinds.count(c))) for c in _CHECKS if c in kinds
+        }
         ordinary = deque(self._free("", self._cursor, n - sum(map(len, checks.values()))))
         found: list[HandedPage] = []
         for kind in kinds:
@@ -266,8 +271,8 @@ class _Desk:
 
     def _balance(self, which: ColumnElement[bool]) -> int:
         """Swapped minus unswapped assignments of this task."""
-        total, swapped = self._db.execute(_BALANCE.where(which), self._who).one()
-        return 2 * swapped - total
+        row = self._db.execute(_BALANCE.where(which), self._who).mappings().one()
+        return 2 * row["swapped"] - row["total"]
 
     def _page(self, entries: list[Entry]) -> HandedPage:
         return HandedPage(entries[0].item["page"], entries, self._now + LEASE_S)
