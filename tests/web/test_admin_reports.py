@@ -25,6 +25,12 @@ from sayso.web.tasks import TaskOptions
 NAMES = ("ann", "bobadilla", "simulated-cy", "simulated-di", "eve", "boss")
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are done when the page comes back, however busy the machine is."""
+    monkeypatch.setattr(downloads, "PATIENCE_S", 60.0)
+
+
 @pytest.fixture
 def office(tmp_path: Path) -> Office:
     options = TaskOptions(overlap=4, attention_share=0.5)
