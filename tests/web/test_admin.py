@@ -127,7 +127,7 @@ def test_a_reviewer_decides(office: Office):
     decisions = [r for r in office.study.feedback.ratings() if r.shown.get("adjudication")]
     assert [(r.rater, r.value) for r in decisions] == [("eve", "good")]
     label = office.study.feedback.labels(simulated=False)[decisions[0].sample_id]
-    assert (label.good, label.bad, label.value) == (2, 1, "good")
+    assert (label.good, label.bad, label.decided, label.value) == (1, 1, "good", "good")
     assert office.table("select votes from items where control = ''") == [(2,)] * 10
     with office.site.read() as db:
         again = overview.disagreements(db, task, overview.live_votes(db, task))
