@@ -55,7 +55,7 @@ def open_task(database: Database, study: Study, options: TaskOptions) -> str:
             db.execute(insert(work.tasks).values(_task_row(task, options)))
         _add_items(db, task, pages, options.seed)
         _set_overlaps(db, task, pages)
-        _take_over_votes(db, task, options.kind)
+        _take_over_votes(db, task, options)
         foreign = _foreign_votes(db, task, options.kind)
         _count(db, task, options, f"{source} {foreign}")
     _reopen(database, task)
@@ -177,9 +177,10 @@ def _set_overlaps(db: Connection, task: str, pages: Sequence[Page]) -> None:
 # votes made elsewhere
 
 
-def _take_over_votes(db: Connection, task: str, kind: str) -> None:
-    """Whoever judged an item in another task has done so here."""
-    found = db.execute(_votes_on_items(task, kind)).mappings().all()
+def _take_over_votes(db: Connection, task: str, options: TaskOptions) -> None:
+    """Whoever judged an item in another task has done so here; people and programs are apart."""
+    query = _votes_on_items(task, options.kind).where(work.raters.c.simulated == options.simulated)
+    found = db.execute(query).mappings().all()
     for part in _chunks(found):
         db.execute(insert(work.assignments), [_answered(task, row) for row in part])
 
