@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 
-.PHONY: demo test check format test-kill recipe docs clean
+.PHONY: demo test check format test-kill bench-rating recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -25,6 +25,12 @@ format: $(INSTALLED)
 test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20
 	$(BIN)/python -m pytest tests/kill/test_votes.py --vote-kills 1000
+
+BENCHMARKS := rating_page rating_load rating_open export
+
+bench-rating: $(INSTALLED)  ## speed of the rating app: page, load, a large study, a large export
+	@failed=0; for name in $(BENCHMARKS); do \
+	  $(BIN)/python benchmarks/$$name.py || failed=1; done; exit $$failed
 
 recipe: $(INSTALLED)  ## the longer tiny-world recipe, up to 45 minutes on 2 cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/lee2023_tiny.sh

@@ -11,52 +11,31 @@ import json
 import resource
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from made_up import finish, make_study, sayso
 
 from sayso import files
-from sayso.study import Study, StudyInfo
-from sayso.types import Prompt, Rating, Sample, Sampler, digest
-
-FILES, PER_PROMPT = 200, 4
-SAMPLER = Sampler(image_size_px=64)
+from sayso.study import Study
+from sayso.types import Rating, Sample
 
 
-def make_study(path: Path, votes: int, images: int) -> Study:
-    """A study of `images` records and `votes` ratings, each image rated by as many raters."""
-    study = Study.create(path, StudyInfo("benchmark", sampler=SAMPLER))
-    study.write_prompts(
-        Prompt(f"p{i}", f"prompt {i} of a benchmark", "count", {}, "train")
-        for i in range(-(-images // PER_PROMPT))
-    )
-    rng = np.random.default_rng(0)
-    for i in range(min(FILES, images)):
-        picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-        (path / "images").mkdir(exist_ok=True)
-        picture.save(path / "images" / f"{i}.png")
-    samples = [
-        Sample(digest(i), f"p{i // PER_PROMPT}", "base", i, SAMPLER, f"images/{i % FILES}.png", "")
-        for i in range(images)
-    ]
-    files.append_lines(path / "samples.jsonl", (asdict(s) for s in samples))
-    study.feedback.add_ratings([Rating("first", samples[0].id, "maker", "alignment", "good",
-                                       False, 0.0, 0.0)])  # fmt: skip
-    with sqlite3.connect(path / "feedback.db") as db:
+def add_votes(study: Study, votes: int) -> None:
+    """Rate each image by as many raters as it takes."""
+    samples = study.samples()
+    first = Rating("first", samples[0].id, "maker", "alignment", "good", False, 0.0, 0.0)
+    study.feedback.add_ratings([first])
+    with closing(sqlite3.connect(study.path / "feedback.db")) as db, db:
         db.execute("PRAGMA synchronous=OFF")
         db.executemany(
             "INSERT INTO ratings (id, sample_id, reason, rater, question, value, simulated, "
             "shown_at, answered_at, shown) VALUES (?, ?, '', ?, 'alignment', ?, 0, ?, ?, ?)",
             _votes(samples, votes - 1),
         )
-    db.close()
-    return study
 
 
 def _votes(samples: list[Sample], n: int) -> Iterator[tuple[object, ...]]:
@@ -76,20 +55,20 @@ def main() -> None:
     parser.add_argument("--limit-mib", type=float, default=1024)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        study = make_study(Path(folder) / "study", options.images)
+        add_votes(study, options.votes)
         started = time.perf_counter()
-        study = make_study(Path(folder) / "study", options.votes, options.images)
-        made = time.perf_counter()
-        command = [sys.executable, "-m", "sayso", "export", study.path, "--format", options.format]
+        command = sayso("export", study.path, "--format", options.format)
         subprocess.run(command, check=True, capture_output=True)
-        seconds = time.perf_counter() - made
+        seconds = time.perf_counter() - started
         manifest = files.read_json(study.export_path(options.format) / "manifest.json")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(json.dumps({
-        "votes": manifest["counts"]["votes"], "images": manifest["counts"]["images"],
-        "format": options.format, "seconds": round(seconds, 1), "peak_mib": round(peak),
-        "limit_mib": options.limit_mib, "seconds_to_make_the_study": round(made - started, 1),
-    }))  # fmt: skip
-    sys.exit(peak > options.limit_mib or manifest["counts"]["votes"] != options.votes)
+    counts = manifest["counts"]
+    figures = {
+        "votes": counts["votes"], "images": counts["images"], "format": options.format,
+        "seconds": round(seconds, 1), "lost": options.votes - counts["votes"],
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
+    }  # fmt: skip
+    finish("export", figures, {"peak_mib": options.limit_mib, "lost": 0})
 
 
 if __name__ == "__main__":

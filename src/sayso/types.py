@@ -16,10 +16,12 @@ CATEGORIES = ("count", "colour", "background", "combination")
 """The paper's four prompt groups, in its order. A user's own prompts may name any category."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def digest(value: object, length: int = 16) -> str:
     """First `length` hex digits of the SHA-256 of a JSON value; the same on every machine."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()[:length]
 
 
 @dataclass(frozen=True, slots=True)

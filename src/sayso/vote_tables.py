@@ -5,6 +5,8 @@ vote on an item is unique (partial index), a vote is superseded at most once (un
 one of the same rater on the same item and question (foreign key over all of them).
 """
 
+from collections.abc import Mapping
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -96,6 +98,9 @@ comparisons = _vote_table(
     Column("left_ids", JSON, nullable=False),
     Column("right_ids", JSON, nullable=False),
 )
+
+VOTE_TABLES: Mapping[str, Table] = {"rate": ratings, "compare": comparisons}
+"""The table of the votes of each kind of task."""
 
 
 def version(db: Connection) -> int:

@@ -135,8 +135,7 @@ def _store_vote(site: Site, asker: Asker, vote: Vote) -> tuple[VoteAnswer, bool]
     try:
         with site.write() as db:
             receipt = cast_vote(db, asker.person, vote, around)
-            task = _task(db, receipt.task)
-            progress = _progress(db, task, asker.person)
+            progress = _progress(db, receipt.task, asker.person)
     except VoteRefused as refused:
         raise Refusal(_STATUS[refused.code], refused.code, str(refused)) from None
     except ConflictError:

@@ -1,26 +1,25 @@
 """Hand out pages: a rater's own leased ones first, then new ones in the order of the queue."""
 
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Integer,
     and_,
-    false,
+    bindparam,
     func,
     insert,
-    literal,
-    or_,
     select,
-    true,
     update,
 )
 
 from sayso import work_tables as work
+from sayso.web.assigned import Page, by_page, free_pages, held
 from sayso.web.people import Person
 from sayso.web.queue import (
     LEASE_S,
@@ -37,6 +36,7 @@ from sayso.work_tables import Row
 _items, _assigned = work.items.c, work.assignments.c
 
 
+_CHECKS: tuple[Control, ...] = ("gold", "attention")
 MOST_BROKEN = 20
 """Pages with unreadable pictures that one request sets aside before it gives up."""
 
@@ -83,11 +83,7 @@ def hand_out(
     """
     desk = _Desk(db, task, rater, now, usable)
     pages = [page for page in desk.renewed() if page.id not in have][:n]
-    while len(pages) < n:
-        page = desk.next_page()
-        if page is None:
-            break
-        pages.append(page)
+    pages += desk.new_pages(n - len(pages))
     desk.leave()
     return pages, desk.patience == 0
 
@@ -115,6 +111,28 @@ def set_aside(db: Connection, items: Iterable[str]) -> None:
         db.execute(update(work.items).where(_items.id == item).values(broken=True))
 
 
+_TAKE_SEAT = select(work.participants).where(
+    work.participants.c.task == bindparam("of_task"),
+    work.participants.c.rater == bindparam("by_rater"),
+)
+_LEAVE = update(work.participants).where(
+    work.participants.c.task == bindparam("of_task"),
+    work.participants.c.rater == bindparam("by_rater"),
+)
+_SET_LEASE = update(work.assignments).where(
+    _assigned.rater == bindparam("by_rater"),
+    _assigned.item.in_(bindparam("of_items", expanding=True)),
+)
+_BALANCE = (
+    select(
+        func.count().label("total"),
+        func.coalesce(func.sum(_assigned.swapped.cast(Integer)), 0).label("swapped"),
+    )
+    .join_from(work.assignments, work.items, _items.id == _assigned.item)
+    .where(_assigned.task == bindparam("of_task"))
+)
+
+
 class _Desk:
     """One rater at one task in one transaction."""
 
@@ -123,145 +141,128 @@ class _Desk:
     ) -> None:
         self._db, self._task, self._rater, self._now = db, task, rater, now
         self._usable = usable
+        self._who = {"of_task": task["id"], "by_rater": rater.id}
         self._start = first_rank(task["n_ranks"], task["seed"], rater.name)
         self._cursor, self._handed_out = self._take_seat()
+        self._new: list[dict[str, Any]] = []
         self.patience = MOST_BROKEN
 
     def _take_seat(self) -> tuple[int, int]:
-        table = work.participants
-        mine = and_(table.c.task == self._task["id"], table.c.rater == self._rater.id)
-        row = self._db.execute(select(table).where(mine)).mappings().first()
+        row = self._db.execute(_TAKE_SEAT, self._who).mappings().first()
         if row:
             return row["cursor"], row["handed_out"]
         seat = {
             "task": self._task["id"], "rater": self._rater.id, "cursor": self._start,
             "handed_out": 0, "seen_at": self._now,
         }  # fmt: skip
-        self._db.execute(insert(table).values(seat))
+        self._db.execute(insert(work.participants).values(seat))
         return self._start, 0
 
     def leave(self) -> None:
-        """Note how far the rater is."""
-        table = work.participants
-        mine = and_(table.c.task == self._task["id"], table.c.rater == self._rater.id)
-        values = {
-            "cursor": self._cursor, "handed_out": self._handed_out, "seen_at": self._now,
-        }  # fmt: skip
-        self._db.execute(update(table).where(mine).values(values))
+        """Write the new leases, and how far the rater is."""
+        self._write_leases()
+        seen = {"cursor": self._cursor, "handed_out": self._handed_out, "seen_at": self._now}
+        self._db.execute(_LEAVE.values(seen), self._who)
 
     # pages leased before
 
     def renewed(self) -> list[HandedPage]:
         """The rater's leased pages, their leases renewed; what others took meanwhile is gone."""
-        query = (
-            select(work.items, *_ASSIGNMENT, self._reserved.label("reserved"))
-            .join(work.assignments, _assigned.item == _items.id)
-            .where(_assigned.task == self._task["id"], _assigned.rater == self._rater.id)
-            .where(_assigned.state == "leased", _items.broken == false())
-            .order_by(_assigned.position, _items.slot)
-        )
-        rows = list(self._db.execute(query).mappings())
-        set_aside(self._db, [row["id"] for row in rows if not self._usable(row)])
-        kept = [row for row in rows if self._still_ours(row) and self._usable(row)]
-        self._set_lease([r["id"] for r in kept], "leased", self._now + LEASE_S)
-        self._set_lease([r["id"] for r in rows if r not in kept], "released", 0.0)
-        grouped = groupby(kept, key=lambda row: row["page"])
-        return [self._page([_entry(row) for row in page]) for _, page in grouped]
+        rows = held(self._db, self._task, self._rater.id, self._now)
+        broken = [row["id"] for row in rows if not self._usable(row)]
+        set_aside(self._db, broken)
+        kept = [row for row in rows if row["id"] not in broken and self._still_ours(row)]
+        ids = {row["id"] for row in kept}
+        self._set_lease(list(ids), "leased", self._now + LEASE_S)
+        self._set_lease([r["id"] for r in rows if r["id"] not in ids], "released", 0.0)
+        return [self._page([_entry(row) for row in page]) for page in by_page(kept)]
 
     def _still_ours(self, row: Row) -> bool:
-        if is_reserved(row["until"], self._now):
+        if is_reserved(row["my_until"], self._now):
             return True
         return has_room(row["overlap"], row["votes"], row["reserved"])
 
     def _set_lease(self, items: Sequence[str], state: str, until: float) -> None:
         if items:
-            mine = and_(_assigned.rater == self._rater.id, _assigned.item.in_(items))
-            values = {"state": state, "until": until}
-            self._db.execute(update(work.assignments).where(mine).values(values))
+            these = {"by_rater": self._rater.id, "of_items": items}
+            self._db.execute(_SET_LEASE.values(state=state, until=until), these)
 
     # new pages
 
-    def next_page(self) -> HandedPage | None:
-        """The next page in the rater's order, leased; None if nothing is left."""
+    def new_pages(self, n: int) -> list[HandedPage]:
+        """Up to `n` more pages in the rater's order, leased; fewer if nothing is left."""
+        kinds: list[Control] = [self._kind(self._handed_out + i) for i in range(n)]
+        checks: dict[Control, deque[Page]] = {
+            c: deque(self._free(c, self._start, kinds.count(c))) for c in _CHECKS if c in kinds
+        }
+        ordinary = deque(self._free("", self._cursor, n - sum(map(len, checks.values()))))
+        found: list[HandedPage] = []
+        for kind in kinds:
+            line = checks.get(kind) or ordinary
+            if not line:
+                break
+            found.append(self._hand(line.popleft(), is_check=line is not ordinary))
+        return found
+
+    def _kind(self, position: int) -> Control:
         task = self._task
-        kind = control_at(
-            self._handed_out, task["seed"], self._rater.name, task["gold_share"],
-            task["attention_share"],
-        )  # fmt: skip
-        rows = self._around(kind, self._start) if kind else []
-        if not rows:
-            rows = self._around("", self._cursor)
-            if not rows:
-                return None
+        shares = task["gold_share"], task["attention_share"]
+        return control_at(position, task["seed"], self._rater.name, *shares)
+
+    def _free(self, control: Control, start: int, n: int) -> list[Page]:
+        """The first `n` free pages at or after rank `start`, going round once."""
+        found: list[Page] = []
+        for ranks in (range(start, self._task["n_ranks"]), range(start)):
+            if len(found) < n:
+                found += self._whole(control, ranks, n - len(found))
+        return found
+
+    def _whole(self, control: Control, ranks: range, n: int) -> list[Page]:
+        """Free pages whose pictures can be read; the others are set aside while patience lasts."""
+        while True:
+            who = self._rater.id
+            pages = free_pages(self._db, self._task, who, self._now, control, ranks, n)
+            broken = [row["id"] for page in pages for row in page if not self._usable(row)]
+            if not broken:
+                return pages
+            if not self.patience:
+                return [page for page in pages if all(map(self._usable, page))]
+            given_up = broken[: self.patience]
+            set_aside(self._db, given_up)
+            self.patience -= len(given_up)
+
+    def _hand(self, rows: Page, is_check: bool) -> HandedPage:
+        if not is_check:
             self._cursor = rows[0]["rank"] + 1
-        entries = [self._lease(row) for row in rows]
+        page = self._page([self._lease(row) for row in rows])
         self._handed_out += 1
-        return self._page(entries)
-
-    def _around(self, control: Control, start: int) -> list[Row]:
-        """The items of the first free page at or after rank `start`, going round once."""
-        for part in (_items.rank >= start, _items.rank < start):
-            while self.patience and (rows := self._free(control, part)):
-                broken = [row["id"] for row in rows if not self._usable(row)]
-                if not broken:
-                    return rows
-                set_aside(self._db, broken)
-                self.patience -= 1
-        return []
-
-    def _free(self, control: Control, part: ColumnElement[bool]) -> list[Row]:
-        there = and_(
-            _items.task == self._task["id"], _items.control == control, _items.open == true(),
-            _items.broken == false(), ~self._mine.exists(),
-            or_(_items.overlap == 0, _items.votes + self._reserved < _items.overlap),
-        )  # fmt: skip
-        first = select(_items.page).where(there, part).order_by(_items.rank).limit(1)
-        page = self._db.scalar(first)
-        if page is None:
-            return []
-        query = select(work.items).where(there, _items.page == page).order_by(_items.slot)
-        return list(self._db.execute(query).mappings())
-
-    @property
-    def _mine(self) -> Any:
-        """The rater has answered it, has it now, or does not want it."""
-        taken = _assigned.state.in_(["answered", "leased", "refused"])
-        return select(literal(1)).where(
-            _assigned.item == _items.id, _assigned.rater == self._rater.id, taken
-        )
-
-    @property
-    def _reserved(self) -> Any:
-        """How many others hold a lease on the item; see `is_reserved`."""
-        other = work.assignments.alias()
-        return (
-            select(func.count())
-            .where(other.c.item == _items.id, other.c.rater != self._rater.id)
-            .where(other.c.state == "leased", other.c.until > self._now)
-            .where(other.c.until <= self._now + LEASE_S)
-            .scalar_subquery()
-        )
+        return page
 
     def _lease(self, item: Row) -> Entry:
-        mine = and_(_assigned.item == item["id"], _assigned.rater == self._rater.id)
-        old = self._db.execute(select(work.assignments).where(mine)).mappings().first()
         lease = {
             "state": "leased", "until": self._now + LEASE_S, "position": self._handed_out,
         }  # fmt: skip
-        if old:
-            self._db.execute(update(work.assignments).where(mine).values(lease))
-            return Entry(item, old["key"], old["swapped"], self._handed_out, old["vote"])
-        new = {
-            "item": item["id"], "rater": self._rater.id, "task": self._task["id"],
-            "key": secrets.token_urlsafe(16), "swapped": self._side(item), "surplus": False,
-        }  # fmt: skip
-        self._db.execute(insert(work.assignments).values({**new, **lease}))
-        return Entry(item, new["key"], new["swapped"], self._handed_out, None)
+        if item["my_key"]:  # given back earlier
+            again = {"by_rater": self._rater.id, "of_items": [item["id"]]}
+            self._db.execute(_SET_LEASE.values(lease), again)
+            return _entry(item)._replace(position=self._handed_out)
+        key, swapped = secrets.token_urlsafe(16), self._side(item)
+        self._new.append({
+            "item": item["id"], "rater": self._rater.id, "task": self._task["id"], "key": key,
+            "swapped": swapped, "surplus": False, **lease,
+        })  # fmt: skip
+        return Entry(item, key, swapped, self._handed_out, None)
+
+    def _write_leases(self) -> None:
+        if self._new:
+            self._db.execute(insert(work.assignments), self._new)
+            self._new = []
 
     def _side(self, item: Row) -> bool:
         """Whether the first set of a comparison stands right for this rater."""
         if not item["pair"]:
             return False
+        self._write_leases()  # they count
         by_me = _assigned.rater == self._rater.id
         same = _items.pair == item["pair"]
         coin = generator(self._task["seed"], "side", self._rater.name, item["id"]).random() < 0.5
@@ -270,27 +271,13 @@ class _Desk:
 
     def _balance(self, which: ColumnElement[bool]) -> int:
         """Swapped minus unswapped assignments of this task."""
-        query = (
-            select(func.count(), func.coalesce(func.sum(_assigned.swapped.cast(_INTEGER)), 0))
-            .join_from(work.assignments, work.items, _items.id == _assigned.item)
-            .where(_assigned.task == self._task["id"], which)
-        )
-        total, swapped = self._db.execute(query).one()
-        return 2 * swapped - total
+        row = self._db.execute(_BALANCE.where(which), self._who).mappings().one()
+        return 2 * row["swapped"] - row["total"]
 
     def _page(self, entries: list[Entry]) -> HandedPage:
         return HandedPage(entries[0].item["page"], entries, self._now + LEASE_S)
 
 
-_INTEGER = work.items.c.rank.type
-_ASSIGNMENT = [
-    _assigned[name].label(label)
-    for name, label in (
-        ("key", "key"), ("swapped", "swapped"), ("position", "position"), ("vote", "newest"),
-        ("until", "until"),
-    )
-]  # fmt: skip
-
-
 def _entry(row: Row) -> Entry:
-    return Entry(row, row["key"], row["swapped"], row["position"], row["newest"])
+    """What the rater's own assignment says of a page leased before."""
+    return Entry(row, row["my_key"], row["my_swapped"], row["my_position"], row["my_vote"])

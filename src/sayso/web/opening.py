@@ -1,8 +1,12 @@
 """Open a task: put its items into the database once, and take account of votes made elsewhere."""
 
+import gc
+import hashlib
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import (
@@ -29,8 +33,6 @@ from sayso.web.queue import shuffled
 from sayso.web.tasks import Draft, Page, TaskOptions, draft
 
 _CHUNK = 5000
-VOTE_TABLES: Mapping[str, Table] = {"rate": votes.ratings, "compare": votes.comparisons}
-"""The table of the votes of each kind of task."""
 
 
 def open_task(database: Database, study: Study, options: TaskOptions) -> str:
@@ -49,17 +51,36 @@ def open_task(database: Database, study: Study, options: TaskOptions) -> str:
     if old and old["source"] == f"{source} {foreign}":
         _reopen(database, task)
         return task
-    pages = draft(study, options)
-    with database.write() as db:
-        if not db.scalar(select(work.tasks.c.id).where(work.tasks.c.id == task)):
-            db.execute(insert(work.tasks).values(_task_row(task, options)))
-        _add_items(db, task, pages, options.seed)
-        _set_overlaps(db, task, pages)
-        _take_over_votes(db, task, options)
-        foreign = _foreign_votes(db, task, options.kind)
-        _count(db, task, options, f"{source} {foreign}")
+    with _no_collections():
+        pages = draft(study, options)
+        with database.write() as db:
+            _make(db, task, options, pages, source)
     _reopen(database, task)
     return task
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Garbage collections among a hundred thousand records take 40 % of the time and find none."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _make(
+    db: Connection, task: str, options: TaskOptions, pages: Sequence[Page], source: str
+) -> None:
+    known = db.scalar(select(work.tasks.c.id).where(work.tasks.c.id == task))
+    if not known:
+        db.execute(insert(work.tasks).values(_task_row(task, options)))
+    _add_items(db, task, pages, options.seed)
+    if known:
+        _set_overlaps(db, task, pages)
+    _take_over_votes(db, task, options)
+    foreign = _foreign_votes(db, task, options.kind)
+    _count(db, task, options, f"{source} {foreign}")
 
 
 def _fingerprint(study: Study, options: TaskOptions) -> str:
@@ -74,7 +95,7 @@ def _fingerprint(study: Study, options: TaskOptions) -> str:
 
 def _foreign_votes(db: Connection, task: str, kind: str) -> int:
     """The number of the newest vote that this task did not collect."""
-    table = VOTE_TABLES[kind]
+    table = votes.VOTE_TABLES[kind]
     elsewhere = or_(table.c.task_id.is_(None), table.c.task_id != task)
     return db.scalar(select(func.coalesce(func.max(table.c.seq), 0)).where(elsewhere)) or 0
 
@@ -120,27 +141,47 @@ def _add_items(db: Connection, task: str, pages: Sequence[Page], seed: int) -> N
     first = db.scalar(select(func.coalesce(func.max(items.c.rank), -1)).where(items.c.task == task))
     new = [page for page in pages if page[0].content not in known]
     order = shuffled(len(new), seed, task, len(known))
-    rows: list[dict[str, Any]] = []
-    for rank, i in enumerate(order, (first or 0) + 1 if known else 0):
-        for slot, item in enumerate(new[i]):
-            if item.content not in known:
-                known.add(item.content)
-                rows.append(_item_row(task, rank, slot, item))
-    for part in _chunks(rows):
-        db.execute(insert(items), part)
+    rows = _item_rows(task, (new[i] for i in order), (first or 0) + 1 if known else 0, known)
+    with _progress(sum(map(len, new))) as advance:
+        while part := list(islice(rows, _CHUNK)):
+            db.execute(insert(items), part)
+            advance(len(part))
 
 
-def _item_row(task: str, rank: int, slot: int, item: Draft) -> dict[str, Any]:
+def _progress(items: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A bar for what takes longer than a blink."""
+    if items <= _CHUNK:
+        return nullcontext(lambda _: None)
+    from sayso.progress import progress
+
+    return progress("set up", items, unit="items")
+
+
+def _item_rows(
+    task: str, pages: Iterable[Page], first: int, known: set[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of the items that are not `known`, their pages ranked from `first`."""
+    for rank, page in enumerate(pages, first):
+        page_id = _place_id(task, rank)
+        for slot, item in enumerate(page):
+            content = item.content
+            if content not in known:
+                known.add(content)
+                row = _item_row(item, content)
+                place = {"task": task, "rank": rank, "slot": slot, "page": page_id}
+                yield {**row, **place, "id": _place_id(task, rank, slot)}
+
+
+def _place_id(*place: str | int) -> str:
+    """A hash of the place in a shuffled order: it tells nothing of the image."""
+    return hashlib.sha256("/".join(map(str, place)).encode()).hexdigest()[:16]
+
+
+def _item_row(item: Draft, content: str) -> dict[str, Any]:
     return {
-        # a hash of the place in a shuffled order tells nothing of the image
-        "id": digest([task, rank, slot]),
-        "page": digest([task, rank]),
-        "task": task,
-        "content": item.content,
+        "content": content,
         "pair": item.pair if len(item.sets) == 2 else "",
         "control": item.control,
-        "rank": rank,
-        "slot": slot,
         "question": item.question,
         "prompt_id": item.prompt.id,
         "prompt": item.prompt.text,
@@ -187,7 +228,7 @@ def _take_over_votes(db: Connection, task: str, options: TaskOptions) -> None:
 
 def _votes_on_items(task: str, kind: str) -> Any:
     table, items, people, done = (
-        VOTE_TABLES[kind], work.items, work.raters, work.assignments,
+        votes.VOTE_TABLES[kind], work.items, work.raters, work.assignments,
     )  # fmt: skip
     later = table.alias()
     key = table.c.sample_id if kind == "rate" else table.c.pair

@@ -9,8 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, select, true
 
 from sayso import work_tables as work
-from sayso.vote_tables import RETRACTED
-from sayso.web.opening import VOTE_TABLES
+from sayso.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.web.people import LOCAL_NAME, everyone
 from sayso.web.queue import LEASE_S, generator, opposite
 from sayso.work_tables import Row

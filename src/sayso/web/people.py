@@ -155,8 +155,10 @@ def guidelines(db: Connection) -> list[Guideline]:
 
 def guideline(db: Connection) -> Guideline:
     """The newest version."""
-    found = guidelines(db)
-    return found[0] if found else Guideline(0, "")
+    table = work.guidelines
+    newest = select(table).order_by(table.c.version.desc()).limit(1)
+    row = db.execute(newest).mappings().first()
+    return Guideline(**row) if row else Guideline(0, "")
 
 
 def write_guideline(db: Connection, text: str, author: str, base_version: int) -> int:

@@ -4,19 +4,34 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from sqlalchemy import Connection, Table, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, union_all, update
 
 from sayso import work_tables as work
 from sayso.feedback import vote_row
 from sayso.types import Choice, Comparison, Question, Rating, Value, digest
-from sayso.vote_tables import RETRACTED
-from sayso.web.handing_out import locked_task
-from sayso.web.opening import VOTE_TABLES
+from sayso.vote_tables import RETRACTED, VOTE_TABLES
+from sayso.web.assigned import given, locked_task_of, reserved
 from sayso.web.people import Person
 from sayso.web.queue import LEASE_S, Newest, has_room, is_reserved, opposite, superseded
 from sayso.work_tables import Row
 
 ANSWERS: Mapping[str, tuple[str, ...]] = {"rate": get_args(Value), "compare": get_args(Choice)}
+
+
+_STORED = union_all(*(
+    select(t.c.id, t.c.body, t.c.rater, t.c.surplus, t.c.shown).where(t.c.id == bindparam("of_id"))
+    for t in VOTE_TABLES.values()
+))  # fmt: skip
+_assigned = work.assignments.c
+_ASSIGN = update(work.assignments).where(
+    _assigned.item == bindparam("of_item"), _assigned.rater == bindparam("by_rater")
+)
+_COUNT_ITEM = update(work.items).where(work.items.c.id == bindparam("of_item"))
+_COUNT_TASK = (
+    update(work.tasks)
+    .where(work.tasks.c.id == bindparam("of_task"))
+    .values(votes=work.tasks.c.votes + bindparam("change"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +64,13 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was stored. `closed`: the task takes no more votes, this one is kept as surplus."""
+    """What was stored, and the task after it.
+
+    `closed`: the task takes no more votes, this one is kept as surplus.
+    """
 
     id: str
-    task: str
+    task: Row
     surplus: bool
     closed: bool = False
 
@@ -71,55 +89,37 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) 
     Raises: VoteRefused: for an unknown item, an id stored with another body, a second live vote,
         or an answer that does not fit the question.
     """
-    where = db.scalar(select(work.items.c.task).where(work.items.c.id == vote.item_id))
-    if where is None:
+    task = locked_task_of(db, vote.item_id)
+    if task is None:
         raise VoteRefused("unknown_item", "This page is unknown here; reload to go on.")
-    task = locked_task(db, where)
-    item = _item(db, vote.item_id)  # after the lock: its counters must be the newest
-    stored = _stored(db, vote)
+    # after the lock on the task: the counters of the item must be the newest
+    item = given(db, task["kind"], vote.item_id, rater.id)
+    stored = db.execute(_STORED, {"of_id": vote.id}).mappings().first()
     if stored is not None:
-        return _repeated(stored, vote, rater)
-    assigned = _assignment(db, item, rater)
-    if assigned is None:
+        return _repeated(stored, vote, rater, task)
+    if item is None:
         raise VoteRefused("unknown_item", "This page was not given to you; reload to go on.")
     _check(vote, item, task)
-    replaced = _replaced(db, assigned, vote, task["kind"])
-    counted = _counts(db, item, assigned, task, around)
+    replaced = _replaced(item, vote)
+    counted = _counts(db, item, task, rater, around)
     surplus = not counted and not around.adjudication
-    _insert(db, rater, vote, around, item, task, assigned, replaced, surplus)
-    _follow_up(db, item, task, assigned, vote, around.now, counted)
-    return Receipt(vote.id, task["id"], surplus, task["state"] == "closed")
+    _insert(db, rater, vote, around, item, task, replaced, surplus)
+    change = _follow_up(db, item, rater, vote, around.now, counted)
+    after = {**task, "votes": task["votes"] + change}
+    return Receipt(vote.id, after, surplus, task["state"] == "closed")
 
 
-def _item(db: Connection, item_id: str) -> Row:
-    return db.execute(select(work.items).where(work.items.c.id == item_id)).mappings().one()
-
-
-def _stored(db: Connection, vote: Vote) -> Row | None:
-    for table in VOTE_TABLES.values():
-        row = db.execute(select(table).where(table.c.id == vote.id)).mappings().first()
-        if row is not None:
-            return row
-    return None
-
-
-def _repeated(stored: Row, vote: Vote, rater: Person) -> Receipt:
+def _repeated(stored: Row, vote: Vote, rater: Person, task: Row) -> Receipt:
     if stored["body"] != _body(vote) or stored["rater"] != rater.name:
         raise VoteRefused(
             "vote_conflict", "An answer with this id is stored already, with another content."
         )
     closed = bool(stored["shown"].get("closed"))
-    return Receipt(stored["id"], stored["task_id"], stored["surplus"], closed)
+    return Receipt(stored["id"], task, stored["surplus"], closed)
 
 
 def _body(vote: Vote) -> str:
     return digest(asdict(vote), 32)
-
-
-def _assignment(db: Connection, item: Row, rater: Person) -> Row | None:
-    table = work.assignments
-    mine = select(table).where(table.c.item == item["id"], table.c.rater == rater.id)
-    return db.execute(mine).mappings().first()
 
 
 def _check(vote: Vote, item: Row, task: Row) -> None:
@@ -130,11 +130,10 @@ def _check(vote: Vote, item: Row, task: Row) -> None:
         raise VoteRefused("invalid", f"{vote.value!r} is no answer; allowed: {', '.join(allowed)}.")
 
 
-def _replaced(db: Connection, assigned: Row, vote: Vote, kind: str) -> str | None:
-    table, newest = VOTE_TABLES[kind], None
-    if assigned["vote"] is not None:
-        value = db.scalar(select(table.c.value).where(table.c.id == assigned["vote"]))
-        newest = Newest(assigned["vote"], value == RETRACTED)
+def _replaced(item: Row, vote: Vote) -> str | None:
+    newest = None
+    if item["my_vote"] is not None:
+        newest = Newest(item["my_vote"], item["my_value"] == RETRACTED)
     try:
         return superseded(newest, vote.value == RETRACTED, vote.supersedes)
     except ValueError as error:
@@ -144,38 +143,30 @@ def _replaced(db: Connection, assigned: Row, vote: Vote, kind: str) -> str | Non
         ) from None
 
 
-def _counts(db: Connection, item: Row, assigned: Row, task: Row, around: Circumstances) -> bool:
+def _counts(db: Connection, item: Row, task: Row, rater: Person, around: Circumstances) -> bool:
     """Whether the vote is one of those that the overlap asks for; a change stays what it was.
 
     Not counted are votes on an item that has its raters already, votes after the task was closed,
     and a reviewer's decision.
     """
-    if assigned["state"] == "answered":
-        return not assigned["surplus"]
+    if item["my_state"] == "answered":
+        return not item["my_surplus"]
     if around.adjudication or task["state"] == "closed":
         return False
-    if assigned["state"] == "leased" and is_reserved(assigned["until"], around.now):
+    if item["my_state"] == "leased" and is_reserved(item["my_until"], around.now):
         return True
-    return has_room(item["overlap"], item["votes"], _reserved(db, assigned, around.now))
-
-
-def _reserved(db: Connection, assigned: Row, now: float) -> int:
-    table = work.assignments
-    others = select(table.c.until).where(
-        table.c.item == assigned["item"], table.c.rater != assigned["rater"],
-        table.c.state == "leased",
-    )  # fmt: skip
-    return sum(is_reserved(until, now) for until in db.scalars(others))
+    others = reserved(db, item["id"], rater.id, around.now)
+    return has_room(item["overlap"], item["votes"], others)
 
 
 # what is written
 
 
 def _insert(
-    db: Connection, rater: Person, vote: Vote, around: Circumstances, item: Row,
-    task: Row, assigned: Row, replaced: str | None, surplus: bool,
+    db: Connection, rater: Person, vote: Vote, around: Circumstances, item: Row, task: Row,
+    replaced: str | None, surplus: bool,
 ) -> None:  # fmt: skip
-    shown = _shown(vote, around, item, task, assigned, surplus)
+    shown = _shown(vote, around, item, task, surplus)
     # a retraction is a row of the table but no Rating: its value is put in last
     answer = ANSWERS[task["kind"]][0] if vote.value == RETRACTED else vote.value
     common: dict[str, Any] = {
@@ -187,22 +178,20 @@ def _insert(
         sample = item["samples"][0][0]
         made: Rating | Comparison = Rating(**common, sample_id=sample, reason=vote.reason)
     else:
-        made = _comparison(common, item, assigned["swapped"])
+        made = _comparison(common, item)
     more = {
         "task_id": task["id"], "item_id": item["id"], "body": _body(vote), "surplus": surplus,
         "attention": item["control"] == "attention",
     }  # fmt: skip
-    table: Table = VOTE_TABLES[task["kind"]]
-    db.execute(insert(table).values({**vote_row(made), **more, "value": vote.value}))
+    db.execute(insert(VOTE_TABLES[task["kind"]]), {**vote_row(made), **more, "value": vote.value})
 
 
 def _shown(
-    vote: Vote, around: Circumstances, item: Row, task: Row, assigned: Row,
-    surplus: bool,
-) -> dict[str, object]:  # fmt: skip
+    vote: Vote, around: Circumstances, item: Row, task: Row, surplus: bool
+) -> dict[str, object]:
     shown: dict[str, object] = {
         "task": task["id"], "item": item["id"], "page": item["page"], "slot": item["slot"],
-        "position": assigned["position"], "page_position": vote.position,
+        "position": item["my_position"], "page_position": vote.position,
         "images_per_page": task["images_per_page"], "latency_ms": vote.latency_ms,
         "hidden_ms": vote.hidden_ms, "session": around.session, "overlap_target": item["overlap"],
         "surplus": surplus, "guideline_version": vote.guideline_version,
@@ -211,7 +200,7 @@ def _shown(
     }  # fmt: skip
     if item["control"] and item["expected"]:
         expected = item["expected"]
-        shown[item["control"]] = opposite(expected) if assigned["swapped"] else expected
+        shown[item["control"]] = opposite(expected) if item["my_swapped"] else expected
     if around.adjudication:
         shown["adjudication"] = True
     if task["state"] == "closed":
@@ -219,8 +208,8 @@ def _shown(
     return shown
 
 
-def _comparison(common: dict[str, Any], item: Row, swapped: bool) -> Comparison:
-    order = -1 if swapped else 1
+def _comparison(common: dict[str, Any], item: Row) -> Comparison:
+    order = -1 if item["my_swapped"] else 1
     left, right = item["samples"][::order]
     left_model, right_model = item["models"][::order]
     return Comparison(
@@ -230,10 +219,9 @@ def _comparison(common: dict[str, Any], item: Row, swapped: bool) -> Comparison:
 
 
 def _follow_up(
-    db: Connection, item: Row, task: Row, assigned: Row, vote: Vote,
-    now: float, counted: bool,
-) -> None:  # fmt: skip
-    """Bring the assignment and the counters in line with the vote.
+    db: Connection, item: Row, rater: Person, vote: Vote, now: float, counted: bool
+) -> int:
+    """Bring the assignment and the counters in line with the vote: the change of the task's votes.
 
     A counted answer that is taken back keeps its place for the rater; an uncounted one had none.
     """
@@ -241,21 +229,21 @@ def _follow_up(
     state, until = "answered", 0.0
     if retracts:
         state, until = ("leased", now + LEASE_S) if counted else ("released", 0.0)
-    table = work.assignments
-    mine = (table.c.item == assigned["item"], table.c.rater == assigned["rater"])
-    values = {"vote": vote.id, "surplus": not counted, "state": state, "until": until}
-    db.execute(update(table).where(*mine).values(values))
-    change = (not retracts) - (assigned["state"] == "answered")
-    if change and counted:
-        _recount(db, item, task, change)
+    db.execute(_ASSIGN, {
+        "of_item": item["id"], "by_rater": rater.id, "vote": vote.id, "surplus": not counted,
+        "state": state, "until": until,
+    })  # fmt: skip
+    change = (not retracts) - (item["my_state"] == "answered")
+    return _recount(db, item, change) if change and counted else 0
 
 
-def _recount(db: Connection, item: Row, task: Row, change: int) -> None:
+def _recount(db: Connection, item: Row, change: int) -> int:
     overlap, votes = item["overlap"], item["votes"] + change
-    is_open = has_room(overlap, votes, 0)
-    here = work.items.c.id == item["id"]
-    db.execute(update(work.items).where(here).values(votes=votes, open=is_open))
-    if not item["control"]:
-        counted = min(votes, overlap) - min(item["votes"], overlap)
-        total = {"votes": work.tasks.c.votes + counted}
-        db.execute(update(work.tasks).where(work.tasks.c.id == task["id"]).values(total))
+    counters = {"of_item": item["id"], "votes": votes, "open": has_room(overlap, votes, 0)}
+    db.execute(_COUNT_ITEM, counters)
+    if item["control"]:
+        return 0
+    counted = min(votes, overlap) - min(item["votes"], overlap)
+    if counted:
+        db.execute(_COUNT_TASK, {"of_task": item["task"], "change": counted})
+    return counted
