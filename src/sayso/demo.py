@@ -20,7 +20,7 @@ class DemoConfig:
     """Prove the path in under a minute, at a size that shows no effect."""
     through_app: bool = False
     """Have the simulated raters work in the rating app, over HTTP: 20 of them, one of them
-    careless, three to an image. Takes about twice as long."""
+    careless, three to an image. Takes a minute or two longer."""
     seed: int = 0
     """Seed of everything."""
 

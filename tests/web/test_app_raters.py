@@ -88,6 +88,7 @@ def study(drawn: Path, tmp_path: Path) -> Study:
 # the whole loop of ratings
 
 
+@pytest.mark.slow
 def test_agreement_finds_the_careless_one_and_weighs_its_votes(tmp_path: Path) -> None:
     """20 raters, overlap 3, one careless: for two fifths of the images one of three did not look.
 
@@ -156,6 +157,8 @@ def test_interrupted_it_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -
             rate(study, through_app(**FEW))
     before = told(study)
     assert len(before) == 16
+    with pytest.raises(UserError, match="votes are missing still"):
+        rate(study, through_app(raters=2, overlap=2))  # the others hold pages
     rate(study, through_app(**FEW))
     assert set(before) < set(told(study))
     marks = [r.sample_id for r in study.feedback.ratings() if not is_check(r)]
@@ -220,6 +223,14 @@ def test_a_paused_task_ends_in_one_line(study: Study) -> None:
     with study.feedback.database.write() as db:
         db.exec_driver_sql("update tasks set state = 'paused'")
     with pytest.raises(UserError, match="paused"):
+        rate(study, through_app(raters=2, overlap=2, per_prompt=1))
+
+
+def test_a_rater_who_is_switched_off_is_named(study: Study) -> None:
+    rate(study, through_app(raters=2, overlap=1, per_prompt=1))
+    with study.feedback.database.write() as db:
+        people.set_active(db, "simulated-2", False)
+    with pytest.raises(UserError, match=r"simulated-2 is switched off; .* on simulated-2"):
         rate(study, through_app(raters=2, overlap=2, per_prompt=1))
 
 

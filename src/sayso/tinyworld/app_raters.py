@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from sqlalchemy import Connection
 
 from sayso.errors import UserError
 from sayso.progress import progress
@@ -63,27 +64,34 @@ def collect(study: Study, config: "RateConfig", options: TaskOptions) -> int:
         options = replace(options, attention_share=ATTENTION_SHARE)
     site = replace(prepare(study, "", options), local=False)
     fastest = min(rater.pace_s for rater in crew.everyone)
-    with served(site) as port:
+    with served(site) as port, ExitStack() as lines:
         workers = [
-            _Worker(rater, crew, _Browser(port, link), round(_PAGES * fastest / rater.pace_s) or 1)
+            _Worker(
+                rater,
+                crew,
+                lines.enter_context(closing(_Browser(port, link))),
+                round(_PAGES * fastest / rater.pace_s) or 1,
+            )
             for rater, link in zip(crew.everyone, links, strict=True)
         ]
-        try:
-            return _work(workers, _Eyes())
-        finally:
-            for worker in workers:
-                worker.browser.close()
+        return _work(workers, _Eyes())
 
 
 def _links(study: Study, raters: Sequence[SimulatedRater]) -> list[str]:
     """A sign-in link for each; raters who are not known yet are added."""
     with study.feedback.database.write() as db:
-        return [
-            people.new_link(db, rater.name)
-            if people.find(db, rater.name)
-            else people.add(db, rater.name, "rater", simulated=True)
-            for rater in raters
-        ]
+        return [_link(db, rater.name, study) for rater in raters]
+
+
+def _link(db: Connection, name: str, study: Study) -> str:
+    known = people.find(db, name)
+    if known is None:
+        return people.add(db, name, "rater", simulated=True)
+    if not known["active"]:
+        raise UserError(
+            f"{name} is switched off; let it rate with: sayso raters {study.path} on {name}"
+        )
+    return people.new_link(db, name)
 
 
 def _work(workers: "Sequence[_Worker]", eyes: "_Eyes") -> int:
