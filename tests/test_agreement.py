@@ -12,7 +12,8 @@ from numpy import ndarray
 from statsmodels.stats import inter_rater
 
 from sayso.votes import agreement, bootstrap
-from sayso.votes.agreement import Ballot, Votes, collect, fleiss_kappa, krippendorff_alpha, measure
+from sayso.votes.agreement import Votes, collect, fleiss_kappa, krippendorff_alpha, measure
+from sayso.votes.ballots import Ballot
 from sayso.votes.bootstrap import Clusters
 
 CLASSES = ("good", "bad", "skip")

@@ -142,6 +142,7 @@ def test_comparison_named_the_other_way_round_is_the_same(study: Study):
     [
         ({"overlap": 2}, "overlap 2 with 1 raters"),
         ({"raters": 0}, "overlap 1 with 0 raters"),
+        ({"careless": 2}, "careless 2 of 1 raters"),
         ({"per_prompt": -1}, "per_prompt -1"),
         ({"task": "compare"}, "--right"),
         ({"task": "compare", "right": "base"}, "two models"),
@@ -153,6 +154,18 @@ def test_refusals(study: Study, options: dict[str, object], says: str):
     with pytest.raises(UserError, match=says):
         rate(study, simulated(**options))
     assert not (study.path / "feedback.db").exists()
+
+
+def test_through_the_app_is_for_simulated_raters(study: Study):
+    with pytest.raises(UserError, match="add --simulated"):
+        rate(study, RateConfig(through_app=True))
+
+
+def test_careless_raters_do_not_look(study: Study):
+    rate(study, simulated(raters=3, overlap=3, careless=1))
+    marks = Counter((r.rater, r.value) for r in study.feedback.ratings())
+    assert marks["simulated-3", "good"] > 0.6 * 48
+    assert marks["simulated-1", "bad"] > 0.8 * 48
 
 
 @pytest.mark.parametrize("task", [{}, {"task": "compare", "right": TUNED, "prompts": "train"}])

@@ -1,6 +1,7 @@
 """Raters: the table, the rules on carelessness, the stage, and what the report says of them."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import voted
+from scipy.stats import binom
 
 from sayso import cli, files
 from sayso.errors import UserError
@@ -21,8 +23,16 @@ from sayso.types import Rating
 from sayso.votes.agreement import Ballot, collect
 from sayso.votes.ballots import MARKS
 from sayso.votes.bootstrap import Interval
-from sayso.votes.rater_report import label_quality, plain
-from sayso.votes.rater_table import RULES, Checks, RaterRow, careless, rater_table
+from sayso.votes.rater_report import label_gain, label_quality, plain
+from sayso.votes.rater_table import (
+    RULES,
+    Checks,
+    RaterRow,
+    careless,
+    fails,
+    in_order,
+    rater_table,
+)
 
 ROW = RaterRow(
     "r", 50, 2.0, {}, 40, 0.9, 0.8, Checks(0, 0), Checks(0, 0), {}, Interval(0.9, 0.8, 1.0)
@@ -71,11 +81,11 @@ def test_who_answers_always_the_same_agrees_by_chance_alone() -> None:
 
 def test_checks_are_counted_and_attention_counts_for_nothing_else() -> None:
     gold = [Ballot(f"g{k}", "p", "a", "good", gold=k > 0) for k in range(4)]
-    attention = [Ballot(f"t{k}", "p", "a", "bad", attention=k == 0) for k in range(3)]
+    attention = [Ballot(f"t{k}", "p", "a", "bad", attention=k == 0) for k in range(5)]
     row = table_of([*marks("a", "gg"), *gold, *attention])["a"]
     assert row.gold == Checks(4, 3)
-    assert row.attention == Checks(3, 1)
-    assert row.attention.share == pytest.approx(1 / 3)
+    assert row.attention == Checks(5, 1)
+    assert row.attention.share == pytest.approx(1 / 5)
     assert row.votes == 6
     assert "attention" in row.careless
     assert plain(row)["gold"] == {"n": 4, "right": 3, "share": 0.75}
@@ -88,11 +98,15 @@ def test_checks_are_counted_and_attention_counts_for_nothing_else() -> None:
         ({"skill": Interval(0.3, 0.2, 0.4)}, ("guesses",)),
         ({"skill": Interval(0.3, 0.1, 0.5)}, ()),
         ({"skill": Interval(0.0, -0.1, 0.1), "shared": 0}, ()),
-        ({"attention": Checks(3, 1)}, ("attention",)),
-        ({"attention": Checks(3, 2)}, ()),
+        ({"attention": Checks(3, 0)}, ("attention",)),
+        ({"attention": Checks(3, 1)}, ()),
         ({"attention": Checks(2, 0)}, ()),
-        ({"gold": Checks(9, 5)}, ("gold",)),
-        ({"gold": Checks(4, 0)}, ()),
+        ({"attention": Checks(12, 6)}, ("attention",)),
+        ({"attention": Checks(12, 7)}, ()),
+        ({"attention": Checks(600, 401)}, ()),
+        ({"attention": Checks(600, 399)}, ("attention",)),
+        ({"gold": Checks(9, 4)}, ("gold",)),
+        ({"gold": Checks(9, 5)}, ()),
         ({"seconds": 0.3}, ("hurries",)),
         ({"seconds": 0.3, "votes": 19}, ()),
     ],
@@ -115,6 +129,35 @@ def test_label_quality_by_hand() -> None:
     assert found["accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert found["squared_error"] == pytest.approx((0 + 0.25 + 0.64) / 3)
     assert label_quality(labels, {}) == {"n": 0, "accuracy": None, "squared_error": None}
+
+
+def test_label_gain_by_hand() -> None:
+    """Two prompts: on one the labels are nearer by 0.75, on the other farther by 0.25."""
+    truth = {"a": True, "b": True, "c": False, "x": True}
+    labels, others = {"a": 0.5, "b": 0.5, "c": 0.5}, {"a": 0.0, "b": 0.0, "c": 0.0, "x": 1.0}
+    prompt_of = {"a": "p", "b": "p", "c": "q"}
+    gain = label_gain(labels, others, truth, prompt_of, resamples=400, seed=0)
+    assert gain.value == pytest.approx((2 * -0.75 + 0.25) / 3)
+    assert (gain.low, gain.high) == (pytest.approx(-0.75), pytest.approx(0.25))
+    assert math.isnan(label_gain({}, others, truth, prompt_of).value)
+    assert math.isnan(label_gain(labels, others, truth, prompt_of, resamples=0).low)
+
+
+def test_names_with_numbers_are_in_order() -> None:
+    names = ["simulated-10", "zoe", "simulated-2", "ann", "", "7up", "simulated-2b", "x²"]
+    assert sorted(names, key=in_order) == [
+        "", "ann", "simulated-2", "simulated-2b", "simulated-10", "x²", "zoe", "7up",
+    ]  # fmt: skip
+
+
+def test_few_honest_raters_fail_their_checks_by_bad_luck() -> None:
+    """Who is right on nine of ten; the share alone would speak against one in twelve of them."""
+    for n in (3, 4, 5, 8, 12, 42, 500):
+        failing = [right for right in range(n + 1) if fails(Checks(n, right))]
+        chance = binom.cdf(max(failing), n, 0.9)
+        assert chance <= 0.001 + 1e-9
+        assert max(failing) < n * 2 / 3
+    assert not fails(Checks(0, 0))
 
 
 # the stage
@@ -253,6 +296,22 @@ def test_the_judge_is_asked_about_shared_images_alone(
     quality = result["labels"]["truth"]["tinyworld"]
     assert quality["dawid-skene"]["n"] == len(asked)
     assert quality["dawid-skene"]["squared_error"] < quality["share"]["squared_error"]
+    assert "against_majority" not in quality["majority"]
+    gain = quality["dawid-skene"]["against_majority"]
+    expected = quality["dawid-skene"]["squared_error"] - quality["majority"]["squared_error"]
+    assert gain["value"] == pytest.approx(expected)
+    assert gain["low"] is None
+
+
+def test_peoples_labels_are_never_held_against_the_judge(
+    small: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sayso.stages.agreement._read", lambda *_: pytest.fail("asked"))
+    small.info = replace(small.info, base_model="tinyworld")
+    voted.add_ratings(small, raters=4, overlap=2, simulated=False, seed=5)
+    assert agreement(small, QUICK).result["labels"]["truth"] == {}
+    with pytest.raises(UserError, match="no truth for people"):
+        agreement(small, replace(QUICK, judge="tinyworld", name="judged"))
 
 
 def test_one_rater_an_image_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,6 +361,26 @@ def test_the_command_prints_the_tables(
     ):
         assert word in said
     assert "simulated raters" in said
+
+
+def test_eighty_columns_are_enough(
+    small: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sayso.progress.console.width", 80)
+    checks = [
+        Rating(
+            f"t{k}", s.id, "simulated-03", "alignment", "bad", True, 0.0, 1.0,
+            shown={"attention": "good", "gold": None},
+        )
+        for k, s in enumerate(small.samples("runs/align-rwr")[:4])
+    ]  # fmt: skip
+    small.feedback.add_ratings(checks)
+    cli.run(["agreement", str(small.path), "--resamples", "9"])
+    said = capsys.readouterr().err
+    assert "simulated-03 *" in said
+    assert "0/4" in said
+    assert "careless by the rules: simulated-03 (attention)" in said
+    assert "…" not in said
 
 
 def test_the_small_install_is_enough(small: Study) -> None:

@@ -354,6 +354,29 @@ def test_bad_raters_are_refused(options: dict[str, Any], match: str) -> None:
         SimulatedRater(**options)
     with pytest.raises(ValueError, match="at least 1"):
         make_raters(0, seed=1)
+    with pytest.raises(ValueError, match="4 of 3 raters"):
+        make_raters(3, seed=1, careless=4)
+
+
+def test_careless_raters_press_one_key_and_then_another() -> None:
+    raters = make_raters(4, seed=2, careless=1)
+    assert raters[:3] == make_raters(3, seed=2)
+    careless, rng = raters[3], np.random.default_rng(0)
+    for seen in (GOOD, BAD, UNSURE):
+        marks = Counter(careless.rate(seen, rng) for _ in range(1000))
+        assert 0.75 < marks["good"] / 1000 < 0.95
+        assert marks["skip"] == 0
+    sides = Counter(careless.compare([BAD], [GOOD], "alignment", rng) for _ in range(1000))
+    assert 0.75 < sides["left"] / 1000 < 0.95
+    assert sides["tie"] == 0
+    assert careless.pace_s < min(rater.pace_s for rater in raters[:3])
+
+
+def test_times_are_around_the_pace() -> None:
+    rater, rng = make_raters(1, seed=3)[0], np.random.default_rng(0)
+    times = [rater.seconds(rng) for _ in range(2000)]
+    assert np.median(times) == pytest.approx(rater.pace_s, rel=0.05)
+    assert min(times) > 0
 
 
 def test_decisions_do_not_depend_on_order() -> None:
@@ -371,6 +394,16 @@ def test_alignment_comparison_counts_good_pictures() -> None:
     assert rater.compare(two, two[::-1], "alignment", rng) == "tie"
     with pytest.raises(ValueError, match="at least one picture"):
         rater.compare([], two, "alignment", rng)
+
+
+def test_a_set_of_something_else_loses_at_a_glance() -> None:
+    """Though no picture of the other set is true; with some of the subject it is counted."""
+    rater, rng = SimulatedRater("simulated-x", 1.0, 1.0), np.random.default_rng(0)
+    foreign = Verdict(False, 0.9, 0.9, on_subject=False)
+    assert rater.compare([BAD] * 4, [foreign] * 4, "alignment", rng) == "left"
+    assert rater.compare([foreign] * 4, [BAD] * 3 + [foreign], "alignment", rng) == "right"
+    mixed = [BAD, BAD, foreign, foreign]
+    assert rater.compare(mixed, [foreign] * 4, "alignment", rng) == "tie"
 
 
 def test_fidelity_comparison_sees_clear_differences_only() -> None:

@@ -18,6 +18,9 @@ class DemoConfig:
 
     quick: bool = False
     """Prove the path in under a minute, at a size that shows no effect."""
+    through_app: bool = False
+    """Have the simulated raters work in the rating app, over HTTP: 20 of them, one of them
+    careless, three to an image. Takes a minute or two longer."""
     seed: int = 0
     """Seed of everything."""
 
@@ -35,6 +38,9 @@ class Size:
 
 FIT = "--joining interaction --dropout 0.7 --weight-decay 0.3 --hidden-width 256"
 """The paper's head overfits on a hundred prompts; this one less."""
+
+THROUGH_APP = "--through-app --raters 20 --careless 1 --overlap 3"
+"""Enough raters for the careless one to be found, and for their labels to be better than one's."""
 
 FULL = Size(
     prompts="--train 160 --test 64 --fidelity 256",
@@ -59,12 +65,15 @@ def commands(study: str, config: DemoConfig) -> list[str]:
     sets = min(4, size.pool)
     base, tuned = "base", "runs/align-rwr"
     best = f"{base}@best-of-{size.pool}"
+    marked, taught, compared = "", "", ""
+    if config.through_app:
+        marked, taught, compared = f" {THROUGH_APP}", " --labels dawid-skene", " --through-app"
     lines = [
         f"new {study} --seed {config.seed}",
         f"prompts {study} {size.prompts}",
         f"generate {study} --prompts train --per-prompt {size.train_images}",
-        f"rate {study} --simulated --prompts train",
-        f"fit {study} {size.fit}",
+        f"rate {study} --simulated --prompts train{marked}",
+        f"fit {study} {size.fit}{taught}",
         f"align {study} {size.align}",
         f"generate {study} --prompts test --per-prompt {size.pool}",
         f"generate {study} --prompts test --per-prompt {sets} --best-of {size.pool} "
@@ -79,7 +88,7 @@ def commands(study: str, config: DemoConfig) -> list[str]:
     for left, right in ((base, tuned), (base, best), (best, tuned)):
         lines.append(
             f"rate {study} --simulated --task compare --prompts test --set-size {sets} "
-            f"--left {left} --right {right} --raters 9 --overlap 9"
+            f"--left {left} --right {right} --raters 9 --overlap 9{compared}"
         )
     return [
         *lines,

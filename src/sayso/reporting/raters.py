@@ -9,14 +9,17 @@ from markupsafe import Markup
 from sayso.files import JsonObject
 from sayso.reporting import gallery, words
 from sayso.reporting.material import Material
-from sayso.votes.rater_table import RULES
+from sayso.votes.rater_table import RULES, in_order
 
 KINDS = {"good": "win", "bad": "lose", "skip": "undecided", "first": "win", "second": "lose"}
 """Answer → CSS class that gives its colour; a tie has its own."""
 SHOWN = 15
 """Raters shown at once; the rest is folded."""
 METHODS = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
-TRUTHS = {"gold": "items with a known answer", "tinyworld": "the tiny world's judge"}
+TRUTHS = {
+    "gold": "items with a known answer",
+    "tinyworld": "the hidden truth, what the tiny world's judge reads off the pictures",
+}
 
 
 def raters_part(page: Environment, material: Material) -> Markup:
@@ -36,13 +39,14 @@ def raters_part(page: Environment, material: Material) -> Markup:
             labels=_labels(result.get("labels", {})),
             start=_start(result),
             shown=SHOWN,
+            timed=_is_timed(result),
             study=material.study.path,
         )
     )
 
 
 def _section(section: Mapping[str, Any], material: Material) -> dict[str, Any]:
-    raters = sorted(section["raters"], key=lambda row: (not row["careless"], row["rater"]))
+    raters = sorted(section["raters"], key=lambda r: (not r["careless"], in_order(r["rater"])))
     return {
         **section,
         "title": _title(section, material),
@@ -70,6 +74,12 @@ def _group(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
 def _parts(shares: Mapping[str, float | None]) -> list[tuple[str, float]]:
     """Shares of the answers as parts of a stacked bar."""
     return [(KINDS.get(answer, answer), share or 0.0) for answer, share in shares.items()]
+
+
+def _is_timed(result: JsonObject) -> bool:
+    """Whether times of simulated raters are shown."""
+    rows = (row for section in result.get("sections", []) for row in section["raters"])
+    return result.get("raters") == "simulated" and any(row["seconds"] for row in rows)
 
 
 def _start(result: JsonObject) -> float:
@@ -125,9 +135,26 @@ def _labels(labels: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     tables: Sequence[dict[str, Any]] = [
         {
-            "source": TRUTHS[source],
+            "source": TRUTHS[source].split(",")[0],
+            "verdict": _verdict(TRUTHS[source], methods["dawid-skene"], methods["majority"]),
             "rows": [(name, methods[method]) for method, name in METHODS.items()],
         }
         for source, methods in labels["truth"].items()
     ]
     return {**labels, "tables": tables}
+
+
+def _verdict(truth: str, estimate: Mapping[str, Any], majority: Mapping[str, Any]) -> str:
+    """Whether Dawid–Skene labels come nearer to a truth than the majority's; "" if not measured."""
+    gain = estimate.get("against_majority")
+    if not gain or gain["low"] is None:
+        return ""
+    low, high = (words.fixed(gain[end], 4) for end in ("low", "high"))
+    errors = " against ".join(words.fixed(m["squared_error"], 4) for m in (estimate, majority))
+    sure = not gain["low"] <= 0 <= gain["high"]
+    how = "farther from" if gain["value"] > 0 else "nearer to"
+    said = f"are {how} {truth}, than" if sure else f"are not clearly nearer to {truth}, than"
+    return (
+        f"Dawid–Skene labels {said} the majority's: squared error {errors}, a difference of "
+        f"{words.fixed(gain['value'], 4)} (95\u00a0% interval {low} to {high}, prompts drawn anew)."
+    )

@@ -16,6 +16,7 @@ from sayso.votes.labels import METHODS, judgements
 from sayso.votes.rater_report import (
     Section,
     comparison_sections,
+    label_gain,
     label_quality,
     plain,
     rating_section,
@@ -37,8 +38,9 @@ class AgreementConfig:
     resamples: int = 999
     """How often raters and prompts are drawn anew for the intervals; 0 leaves the intervals out."""
     judge: Literal["auto", "tinyworld", "none"] = "auto"
-    """What else than gold items to hold the labels of several raters against: the tiny world's
-    judge. auto is tinyworld in a study of the tiny world where torch is installed."""
+    """What else than gold items to hold the labels of several simulated raters against: the tiny
+    world's judge. auto is tinyworld in a study of the tiny world where torch is installed. People's
+    labels are never held against it."""
 
 
 class _Votes(NamedTuple):
@@ -161,10 +163,29 @@ def _labels(study: Study, config: AgreementConfig, votes: _Votes) -> dict[str, A
         "undecided_by_majority": sum(y == 0.5 for y in majority.values()),
         "changed": sum((majority[i] - 0.5) * (estimate[i] - 0.5) < 0 for i in shared),
         "truth": {
-            source: {method: label_quality(known, truth) for method, known in labels.items()}
+            source: _against(truth, labels, votes, config, study.info.seed)
             for source, truth in _truths(study, config, votes, ratings, list(shared)).items()
         },
     }
+
+
+def _against(
+    truth: Mapping[str, bool],
+    labels: Mapping[str, Mapping[str, float]],
+    votes: _Votes,
+    config: AgreementConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """How near each kind of label comes to a truth, and how much nearer than the majority's."""
+    options = {"resamples": config.resamples, "seed": seed}
+    prompt_of = {name: sample.prompt_id for name, sample in votes.samples.items()}
+    known = {name: true for name, true in truth.items() if name in prompt_of}
+    found = {method: label_quality(own, known) for method, own in labels.items()}
+    for method, own in labels.items():
+        if method != "majority":
+            gain = label_gain(own, labels["majority"], known, prompt_of, **options)
+            found[method]["against_majority"] = gain.plain()
+    return found
 
 
 def _truths(
@@ -178,13 +199,20 @@ def _truths(
     gold = {r.sample_id: r.shown[GOLD] == "good" for r in ratings if GOLD in r.shown}
     known = [votes.samples[i] for i in images if i in votes.samples]
     found: dict[str, Mapping[str, bool]] = {"gold": gold} if gold else {}
-    if _judged(study, config):
+    if _judged(study, config, votes.kind):
         found["tinyworld"] = _judge(study, known, votes.prompts)
     return found
 
 
-def _judged(study: Study, config: AgreementConfig) -> bool:
+def _judged(study: Study, config: AgreementConfig, kind: str) -> bool:
     torch = importlib.util.find_spec("torch") is not None
+    if kind == "people":
+        if config.judge == "tinyworld":
+            raise UserError(
+                "the judge is a program and no truth for people's labels; leave --judge out, or "
+                "give --raters simulated"
+            )
+        return False
     if config.judge == "tinyworld" and not torch:
         raise UserError("the judge needs torch; install sayso[train], or give --judge none")
     wanted = config.judge == "auto" and study.info.base_model == "tinyworld"

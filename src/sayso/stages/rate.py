@@ -17,6 +17,9 @@ class RateConfig:
 
     simulated: bool = False
     """Let programs judge that read the tiny world's pictures; they are kept apart from people."""
+    through_app: bool = False
+    """Simulated raters: work in the rating app as people do, each signed in and over HTTP, checks
+    and all, in place of writing to the store. Pages, gold, checks and --db are as for people."""
     task: Literal["rate", "compare"] = "rate"
     """Mark images good, bad or skip; or compare two sets of images of one prompt."""
     prompts: PromptChoice | None = None
@@ -33,6 +36,8 @@ class RateConfig:
     """To compare: images of each model in a set; the paper shows 4."""
     raters: int = 1
     """How many simulated raters there are; the paper has 2 to mark and 9 to compare."""
+    careless: int = 0
+    """How many of the simulated raters, the last ones, press keys without looking."""
     overlap: int = 1
     """How many raters judge the same image or pair of sets; the paper has 1 and 9."""
     seed: int = 0
@@ -68,6 +73,10 @@ def rate(study: Study, config: RateConfig) -> int:
         world (nothing is stored then).
     """
     _check(config)
+    if config.through_app:
+        from sayso.tinyworld import app_raters
+
+        return app_raters.collect(study, config, _task(config))
     if config.simulated:
         from sayso.tinyworld.rating import collect
 
@@ -83,7 +92,7 @@ def rate(study: Study, config: RateConfig) -> int:
 def plan(study: Study, config: RateConfig) -> dict[str, object]:
     """How many votes there will be in all."""
     _check(config)
-    if config.simulated:
+    if config.simulated and not config.through_app:
         from sayso.tinyworld.rating import count
 
         return {"votes": count(study, config)}
@@ -99,7 +108,7 @@ def _task(config: RateConfig) -> "TaskOptions":
     from sayso.web.tasks import TaskOptions, read_gold
 
     names = ("model", "per_prompt", "images_per_page", "left", "right", "set_size", "overlap",
-             "shared_overlap", "gold_share", "attention_share", "seed")  # fmt: skip
+             "shared_overlap", "gold_share", "attention_share", "seed", "simulated")  # fmt: skip
     return TaskOptions(
         kind=config.task,
         prompts=config.prompts or ("train" if config.task == "rate" else "test"),
@@ -115,6 +124,13 @@ def _check(config: RateConfig) -> None:
             f"overlap {config.overlap} with {config.raters} raters is not possible; "
             "give at least 1 rater and an overlap from 1 to the number of raters"
         )
+    if not 0 <= config.careless <= config.raters:
+        raise UserError(
+            f"careless {config.careless} of {config.raters} raters is not possible; give 0 to "
+            f"{config.raters}"
+        )
+    if config.through_app and not config.simulated:
+        raise UserError("--through-app is for simulated raters; add --simulated, or leave it out")
     if config.per_prompt < 0 or config.set_size < 1:
         raise UserError(
             f"per_prompt {config.per_prompt} and set_size {config.set_size} are not possible; "

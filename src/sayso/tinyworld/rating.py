@@ -1,7 +1,7 @@
 """Marks and comparisons by simulated raters, who read the tiny world's pictures."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ def collect(study: Study, config: "RateConfig") -> int:
     Raises: UserError: if there are no such images; if an image is gone or damaged, or a prompt is
         not of the tiny world (nothing is stored then).
     """
-    crew = _Crew(study, config)
+    crew = Crew(study, config)
     return (_compare if config.task == "compare" else _rate)(study, config, crew)
 
 
@@ -48,20 +48,39 @@ def count(study: Study, config: "RateConfig") -> int:
     return len(judged(study, config)) * config.overlap
 
 
-class _Crew:
+def refuse_unfit(study: Study, config: "RateConfig") -> None:
+    """Look at everything that would be judged.
+
+    Raises: UserError: if there is nothing, an image is gone or damaged, or a prompt is not of the
+        tiny world.
+    """
+    if config.task == "compare":
+        pairs = [pair for pair in _pairs(study, config) if pair.question == QUESTIONS[0]]
+        samples = [sample for pair in pairs for side in pair.sides for sample in side]
+    else:
+        samples = [sample for sample, _ in _images(study, config)]
+    _refuse_damaged(study, samples)
+
+
+def _refuse_damaged(study: Study, samples: Iterable[Sample]) -> None:
+    for sample in samples:
+        study.image(sample)
+
+
+class Crew:
     """The simulated raters, who of them judges an item, and the randomness of each decision."""
 
     def __init__(self, study: Study, config: "RateConfig") -> None:
         from sayso.tinyworld.raters import make_raters
 
         self._seeds = (study.info.seed, config.seed)
-        self._everyone = make_raters(config.raters, config.seed)
+        self.everyone = make_raters(config.raters, config.seed, config.careless)
         self._overlap = config.overlap
 
     def of(self, item: str) -> "list[SimulatedRater]":
         """The raters of an item; more overlap adds raters and takes none away."""
-        order = self.rng("", f"who judges {item}").permutation(len(self._everyone))
-        return [self._everyone[i] for i in order[: self._overlap].tolist()]
+        order = self.rng("", f"who judges {item}").permutation(len(self.everyone))
+        return [self.everyone[i] for i in order[: self._overlap].tolist()]
 
     def rng(self, rater: str, item: str) -> np.random.Generator:
         from sayso.tinyworld.raters import decision_rng
@@ -72,7 +91,7 @@ class _Crew:
 # marks
 
 
-def _rate(study: Study, config: "RateConfig", crew: _Crew) -> int:
+def _rate(study: Study, config: "RateConfig", crew: Crew) -> int:
     done = {(r.sample_id, r.rater) for r in study.feedback.ratings() if r.question == "alignment"}
     images = _images(study, config)
     missing = [(s, p) for s, p in images if any((s.id, r.name) not in done for r in crew.of(s.id))]
@@ -142,8 +161,7 @@ class _Verdicts:
     """What the judge sees; made only after every picture was found whole."""
 
     def __init__(self, study: Study, items: Sequence[tuple[Sample, Prompt]]) -> None:
-        for sample, _ in items:
-            study.image(sample)
+        _refuse_damaged(study, (sample for sample, _ in items))
         self._study = study
         self._judge: Callable[[list[np.ndarray], list[Prompt]], list[Verdict]] | None = None
 
@@ -164,7 +182,7 @@ def _load_judge() -> "Callable[[list[np.ndarray], list[Prompt]], list[Verdict]]"
 # comparisons
 
 
-def _compare(study: Study, config: "RateConfig", crew: _Crew) -> int:
+def _compare(study: Study, config: "RateConfig", crew: Crew) -> int:
     done = {comparison.id for comparison in study.feedback.comparisons()}
     pairs = _pairs(study, config)
     jobs = [
@@ -191,7 +209,7 @@ def _verdicts_by_id(study: Study, items: list[tuple[Sample, Prompt]]) -> "dict[s
 
 
 def _comparison(
-    pair: _Pair, rater: "SimulatedRater", vote_id: str, verdicts: "dict[str, Verdict]", crew: _Crew
+    pair: _Pair, rater: "SimulatedRater", vote_id: str, verdicts: "dict[str, Verdict]", crew: Crew
 ) -> Comparison:
     rng = crew.rng(rater.name, _item(pair))
     swap = bool(rng.random() < 0.5)

@@ -54,12 +54,13 @@ class Verdict(NamedTuple):
     """Whether the prompt is true of a picture, and how sure that is.
 
     `certainty` weighs only what the prompt asks for; `cleanness` is how clear the picture is,
-    whatever was asked. Both in [0, 1].
+    whatever was asked. Both in [0, 1]. `on_subject`: an object of the kind asked for is there.
     """
 
     true: bool
     certainty: float
     cleanness: float = 1.0
+    on_subject: bool = True
 
 
 def is_true(reading: Reading, slots: Mapping[str, str | int]) -> bool:
@@ -84,7 +85,8 @@ def verdict(reading: Reading, slots: Mapping[str, str | int]) -> Verdict:
     answers = _answers(reading, slots)
     faults = [certainty for right, certainty in answers if not right]
     certainty = max(faults) if faults else min(certainty for _, certainty in answers)
-    return Verdict(not faults, certainty, reading.certainty)
+    on_subject = any(found.object == slots["object"] for found in reading.objects)
+    return Verdict(not faults, certainty, reading.certainty, on_subject)
 
 
 def _answers(reading: Reading, slots: Mapping[str, str | int]) -> list[tuple[bool, float]]:

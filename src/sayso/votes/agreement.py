@@ -12,23 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
+from sayso.votes.ballots import Ballot
 from sayso.votes.bootstrap import Clusters, Interval, bootstrap
-
-
-class Ballot(NamedTuple):
-    """One vote, reduced to what statistics need.
-
-    `seconds` it took, None if not recorded. `gold` and `attention`: whether the vote was right, on
-    an item with a known answer and on a check of attention; None on other items.
-    """
-
-    item: str
-    prompt: str
-    rater: str
-    value: str
-    seconds: float | None = None
-    gold: bool | None = None
-    attention: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy import ndarray
 
 from sayso.types import Comparison
-from sayso.votes.agreement import Ballot, collect
-from sayso.votes.ballots import item_of, pair_of
+from sayso.votes.agreement import collect
+from sayso.votes.ballots import Ballot, item_of, pair_of
 from sayso.votes.bootstrap import bootstrap
 
 SUSPECT_BELOW = 0.01

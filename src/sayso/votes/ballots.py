@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sayso.types import Comparison, Question, Rating, digest
-from sayso.votes.agreement import Ballot
 
 MARKS = ("good", "bad", "skip")
 """Answers to one image; the first two are judgements, a skip is none."""
@@ -26,6 +25,22 @@ It is made knowing that they disagree, so it is no ballot beside theirs.
 """
 LATENCY_MS = "latency_ms"
 """Key of `shown`: the time the rater took, without the time the page was hidden."""
+
+
+class Ballot(NamedTuple):
+    """One vote, reduced to what statistics need.
+
+    `seconds` it took, None if not recorded. `gold` and `attention`: whether the vote was right, on
+    an item with a known answer and on a check of attention; None on other items.
+    """
+
+    item: str
+    prompt: str
+    rater: str
+    value: str
+    seconds: float | None = None
+    gold: bool | None = None
+    attention: bool | None = None
 
 
 class Pair(NamedTuple):

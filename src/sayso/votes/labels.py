@@ -1,17 +1,19 @@
 """What several raters' marks of one image come to, and preferences between images of a prompt.
 
-numpy alone, so that the small install can use it.
+numpy alone, so that the small install can use it; loaded when labels are made, because the rating
+app, which makes none, shall start fast.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sayso.errors import UserError, unknown_name
 from sayso.types import Preference, Question, Rating, Sample, Value
 from sayso.votes import ballots
-from sayso.votes.agreement import Votes, collect
-from sayso.votes.dawid_skene import dawid_skene
+
+if TYPE_CHECKING:
+    from sayso.votes.agreement import Votes
 
 LabelMethod = Literal["share", "majority", "dawid-skene"]
 """How the marks of several raters become one label."""
@@ -56,32 +58,36 @@ def check_method(method: str) -> None:
         raise unknown_name("labels", method, METHODS)
 
 
-def judgements(ratings: Iterable[Rating]) -> Votes:
+def judgements(ratings: Iterable[Rating]) -> "Votes":
     """The raters' good and bad marks as arrays, good first; see `ballots.is_judgement`."""
+    from sayso.votes.agreement import collect
+
     counted = [r for r in ratings if ballots.is_judgement(r)]
     alone = {r.sample_id: r.sample_id for r in counted}
     return collect(ballots.of_ratings(counted, alone), ballots.MARKS).without("skip")
 
 
-def _share(marks: Votes) -> list[float]:
+def _share(marks: "Votes") -> list[float]:
     counts = marks.counts()
     return (counts[:, 0] / counts.sum(1).clip(min=1)).tolist()
 
 
-def _majority(marks: Votes) -> list[float]:
+def _majority(marks: "Votes") -> list[float]:
     return [0.5 if share == 0.5 else float(share > 0.5) for share in _share(marks)]
 
 
-def _probability(marks: Votes) -> list[float]:
+def _probability(marks: "Votes") -> list[float]:
     if not (marks.counts().sum(1) > 1).any():
         raise UserError(
             "labels dawid-skene compare raters with each other, and no image has marks of two; "
             "rate with an overlap of 2 or more (3 is usual), or choose labels share"
         )
+    from sayso.votes.dawid_skene import dawid_skene
+
     return dawid_skene(marks).probabilities[:, 0].tolist()
 
 
-METHODS: Mapping[str, Callable[[Votes], list[float]]] = {
+METHODS: Mapping[str, Callable[["Votes"], list[float]]] = {
     "share": _share,
     "majority": _majority,
     "dawid-skene": _probability,

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from sayso.files import JsonObject
 from sayso.progress import console
-from sayso.votes.rater_table import RULES
+from sayso.votes.rater_table import RULES, in_order
 
 METHOD_NAMES = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
-TRUTHS = {"gold": "gold items", "tinyworld": "the tiny world's judge"}
+TRUTHS = {"gold": "gold items", "tinyworld": "the hidden truth"}
+_HEADS = {"gold": "gold", "attention": "atten-\ntion"}
 
 
 def show(result: JsonObject) -> None:
@@ -52,12 +53,20 @@ def _agreement(section: Mapping[str, Any]) -> Table:
 def _raters(section: Mapping[str, Any]) -> Table:
     answers = list(section["groups"]["all"]["rates"])
     checks = [c for c in ("gold", "attention") if any(r[c]["n"] for r in section["raters"])]
-    columns = ("votes", "s/vote", *answers, "agrees", "kappa", "skill", *checks, "careless")
-    table = _table("rater", *columns)
-    for row in section["raters"]:
+    table = _table(
+        "rater",
+        "votes",
+        "s/vote",
+        *answers,
+        "agrees",
+        "kappa",
+        "skill",
+        *(_HEADS[c] for c in checks),
+    )
+    for row in sorted(section["raters"], key=lambda r: in_order(r["rater"])):
         style = "bold red" if row["careless"] else None
         table.add_row(
-            escape(row["rater"]),
+            escape(row["rater"]) + (" *" if row["careless"] else ""),
             str(row["votes"]),
             _number(row["seconds"], 1),
             *(_percent(row["shares"][a]) for a in answers),
@@ -65,23 +74,28 @@ def _raters(section: Mapping[str, Any]) -> Table:
             _number(row["kappa"]),
             _number(row["skill"]["value"]),
             *(_check(row[c]) for c in checks),
-            ", ".join(row["careless"]),
             style=style,
         )
     return table
 
 
 def _show_careless(result: JsonObject) -> None:
-    spoken = {rule for s in result["sections"] for r in s["raters"] for rule in r["careless"]}
-    if not spoken:
+    broken = {name: rules_broken(result, name) for name in result["careless"]}
+    if not broken:
         console.print("\nNo rater is careless by the rules.")
         return
-    console.print(
-        f"\nCareless by the rules: {escape(', '.join(result['careless']))}", highlight=False
-    )
+    named = ", ".join(f"{name} ({', '.join(rules)})" for name, rules in broken.items())
+    console.print(f"\n* careless by the rules: {escape(named)}", highlight=False)
     for rule in RULES:
-        if rule in spoken:
+        if any(rule in rules for rules in broken.values()):
             console.print(f"  {rule}: {RULES[rule]}", highlight=False)
+
+
+def rules_broken(result: JsonObject, rater: str) -> list[str]:
+    """The rules that speak against a rater in some section, in the order of `RULES`."""
+    rows = (r for s in result["sections"] for r in s["raters"] if r["rater"] == rater)
+    found = {rule for row in rows for rule in row["careless"]}
+    return [rule for rule in RULES if rule in found]
 
 
 def _show_labels(labels: Mapping[str, Any]) -> None:
@@ -94,11 +108,15 @@ def _show_labels(labels: Mapping[str, Any]) -> None:
         highlight=False,
     )
     for source, methods in labels["truth"].items():
-        table = _table(f"against {TRUTHS[source]}", "right", "squared error", "images")
+        heads = ("right", "squared\nerror", "minus the\nmajority's", "images")
+        table = _table(f"against {TRUTHS[source]}", *heads)
         for method, name in METHOD_NAMES.items():
             row = methods[method]
-            error = _number(row["squared_error"], 4)
-            table.add_row(name, _percent(row["accuracy"], 1), error, str(row["n"]))
+            error, gain = _number(row["squared_error"], 4), row.get("against_majority")
+            table.add_row(
+                name, _percent(row["accuracy"], 1), error, _interval(gain, 4) if gain else "",
+                str(row["n"]),
+            )  # fmt: skip
         console.print(table)
 
 
@@ -107,8 +125,7 @@ def _table(first: str, *columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column(first, no_wrap=True)
     for column in columns:
-        left = column == "careless"
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -120,11 +137,11 @@ def _percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
 
 
-def _interval(row: Mapping[str, float | None]) -> str:
+def _interval(row: Mapping[str, float | None], digits: int = 2) -> str:
     ends: Sequence[float | None] = (row["low"], row["high"])
-    known = [f"{end:.2f}" for end in ends if end is not None]
-    return _number(row["value"]) + (f" ({' to '.join(known)})" if len(known) == 2 else "")
+    known = [f"{end:.{digits}f}" for end in ends if end is not None]
+    return _number(row["value"], digits) + (f" ({' to '.join(known)})" if len(known) == 2 else "")
 
 
 def _check(row: Mapping[str, Any]) -> str:
-    return f"{row['right']} of {row['n']}" if row["n"] else "–"
+    return f"{row['right']}/{row['n']}" if row["n"] else "–"

@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 
 from sayso.types import CATEGORIES, Comparison, Prompt, Question, Rating
-from sayso.votes.agreement import Agreement, Ballot, Votes, collect, measure
-from sayso.votes.ballots import JUDGING_MARKS, MARKS, SIDES, Pair, of_comparisons, of_ratings
-from sayso.votes.bootstrap import Interval, finite
+from sayso.votes.agreement import Agreement, Votes, collect, measure
+from sayso.votes.ballots import (
+    JUDGING_MARKS,
+    MARKS,
+    SIDES,
+    Ballot,
+    Pair,
+    of_comparisons,
+    of_ratings,
+)
+from sayso.votes.bootstrap import Clusters, Interval, bootstrap, finite
 from sayso.votes.dawid_skene import DawidSkene, dawid_skene
 from sayso.votes.rater_table import Checks, RaterRow, rater_table
 
@@ -160,6 +168,42 @@ def label_quality(labels: Mapping[str, float], truth: Mapping[str, bool]) -> dic
         "accuracy": float(np.mean(right)),
         "squared_error": float(np.mean(error)),
     }
+
+
+def label_gain(
+    labels: Mapping[str, float],
+    others: Mapping[str, float],
+    truth: Mapping[str, bool],
+    prompt_of: Mapping[str, str],
+    *,
+    resamples: int = 999,
+    seed: int = 0,
+) -> Interval:
+    """How much the squared error of labels differs from that of others; below 0 is nearer.
+
+    Both are of the same votes, so the difference is taken image by image and is surer than either
+    error. Its interval draws prompts anew, for these raters: others would need other votes.
+
+    Args:
+        labels, others: sample id → label in [0, 1].
+        truth: sample id → whether the image is good.
+        prompt_of: sample id → prompt id.
+        resamples, seed: of the bootstrap.
+    Returns: NaN if no image has all three.
+    """
+    both = sorted(labels.keys() & others.keys() & truth.keys())
+    if not both:
+        return Interval(math.nan, math.nan, math.nan)
+    prompts, prompt = np.unique([prompt_of[i] for i in both], return_inverse=True)
+    errors = [[(kind[i] - truth[i]) ** 2 for i in both] for kind in (labels, others)]
+    gain = np.array(errors[0]) - np.array(errors[1])
+
+    def mean(_raters: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        weight = drawn[prompt]
+        return np.array([weight @ gain / weight.sum()])
+
+    clusters = Clusters(raters=1, prompts=len(prompts))
+    return bootstrap(mean, clusters, resamples=resamples, seed=seed)[0]
 
 
 # for JSON

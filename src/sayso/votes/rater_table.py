@@ -4,6 +4,7 @@ numpy alone, so that the small install can use it.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -12,26 +13,37 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from sayso.votes.agreement import Ballot, Votes
+from sayso.votes.agreement import Votes
+from sayso.votes.ballots import Ballot
 from sayso.votes.bootstrap import Interval
 from sayso.votes.dawid_skene import DawidSkene
 
 LEAST_SHARE_RIGHT = 2 / 3
-"""Of checks; who passes fewer is careless."""
-LEAST_GOLD, LEAST_ATTENTION = 5, 3
-"""Checks of each kind before the rule speaks."""
+"""Of checks; who passes fewer, and not by bad luck, is careless."""
+USUAL_SHARE_RIGHT, BAD_LUCK = 0.9, 1 / 1000
+"""It may be bad luck if one who passes the usual share would pass so few more often than this."""
 LEAST_SECONDS = 0.4
 """No one sees a picture, decides and presses a key in less as a rule."""
 LEAST_TIMED = 20
 """Timed votes before the rule on speed speaks."""
 
+_TOO_FEW = (
+    "fewer than 2 of 3 {} right, and so few that one who is right on 9 of 10 has at most once in "
+    "1,000 times"
+)
 RULES: Mapping[str, str] = {
     "guesses": "skill, with the upper end of its 95 % interval, below half the median rater's",
-    "attention": f"fewer than 2 of 3 attention checks right (of at least {LEAST_ATTENTION})",
-    "gold": f"fewer than 2 of 3 items with a known answer right (of at least {LEAST_GOLD})",
+    "attention": _TOO_FEW.format("attention checks"),
+    "gold": _TOO_FEW.format("items with a known answer"),
     "hurries": f"median time below {LEAST_SECONDS} s (over at least {LEAST_TIMED} votes)",
 }
 """Name of each rule by which a rater is called careless → what it says."""
+
+
+def in_order(rater: str) -> list[tuple[int, str]]:
+    """Sorts names with numbers as people count: rater-2 before rater-10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", rater)
+    return [(int(p), "") if p[0].isdecimal() else (-1, p) for p in parts]
 
 
 class Checks(NamedTuple):
@@ -107,8 +119,8 @@ def careless(row: RaterRow, skills: Sequence[float]) -> tuple[str, ...]:
     guesses = len(skills) >= 3 and row.skill.high < median(skills) / 2
     found = {
         "guesses": guesses and row.shared > 0,
-        "attention": _fails(row.attention, LEAST_ATTENTION),
-        "gold": _fails(row.gold, LEAST_GOLD),
+        "attention": fails(row.attention),
+        "gold": fails(row.gold),
         "hurries": row.seconds is not None
         and row.seconds < LEAST_SECONDS
         and row.votes >= LEAST_TIMED,
@@ -116,8 +128,18 @@ def careless(row: RaterRow, skills: Sequence[float]) -> tuple[str, ...]:
     return tuple(name for name, spoken in found.items() if spoken)
 
 
-def _fails(checks: Checks, least: int) -> bool:
-    return checks.n >= least and checks.right < LEAST_SHARE_RIGHT * checks.n - 1e-9
+def fails(checks: Checks) -> bool:
+    """Whether too few checks were passed: in share, and for bad luck (binomial lower tail).
+
+    With three checks or more it can be true; by the share alone, one in twelve raters who are right
+    on nine of ten would fail the first five.
+    """
+    n, right = checks
+    luck, chance = 0.0, (1 - USUAL_SHARE_RIGHT) ** n
+    for k in range(right + 1):
+        luck += chance
+        chance *= (n - k) / (k + 1) * USUAL_SHARE_RIGHT / (1 - USUAL_SHARE_RIGHT)
+    return right < LEAST_SHARE_RIGHT * n - 1e-9 and luck <= BAD_LUCK + 1e-9
 
 
 class _Beside(NamedTuple):

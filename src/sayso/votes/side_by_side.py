@@ -9,8 +9,8 @@ from numpy import ndarray
 
 from sayso import metrics
 from sayso.types import Comparison
-from sayso.votes.agreement import Ballot, Votes, collect
-from sayso.votes.ballots import SIDES, Pair, of_comparisons, pair_of, rank
+from sayso.votes.agreement import Votes, collect
+from sayso.votes.ballots import SIDES, Ballot, Pair, of_comparisons, pair_of, rank
 from sayso.votes.bootstrap import centred, draws
 
 THRESHOLD = 2 / 3

@@ -11,8 +11,6 @@ from sqlalchemy import Connection, func, select
 from sayso import vote_tables
 from sayso.study import Study
 from sayso.types import Question
-from sayso.votes.rater_report import comparison_sections, plain, rating_section
-from sayso.votes.rater_table import RULES
 from sayso.web.admin_view import View, view_of
 from sayso.web.site import Site
 
@@ -85,6 +83,9 @@ def sections(study: Study, simulated: bool) -> list[dict[str, Any]]:
     )  # fmt: skip
     if not ratings and not comparisons:
         return []
+    # with numpy, which would make the start of the app a tenth slower
+    from sayso.votes.rater_report import comparison_sections, plain, rating_section
+
     prompts = {prompt.id: prompt for prompt in study.prompts()}
     prompt_of = {sample.id: prompts[sample.prompt_id] for sample in study.samples()}
     marks = (rating_section(ratings, prompt_of, q, resamples=0) for q in QUESTIONS)
@@ -103,6 +104,8 @@ def agreement(site: Site) -> APIRouter:
 
     @router.get("/agreement")
     def show_agreement(view: Annotated[View, Depends(reviewer)]) -> Response:
+        from sayso.votes.rater_table import RULES
+
         count = counter.count()
         parts = [("People", count.people), ("Simulated raters", count.simulated)]
         return view.page(

@@ -78,7 +78,7 @@ def _make(
     _add_items(db, task, pages, options.seed)
     if known:
         _set_overlaps(db, task, pages)
-    _take_over_votes(db, task, options.kind)
+    _take_over_votes(db, task, options)
     foreign = _foreign_votes(db, task, options.kind)
     _count(db, task, options, f"{source} {foreign}")
 
@@ -218,9 +218,10 @@ def _set_overlaps(db: Connection, task: str, pages: Sequence[Page]) -> None:
 # votes made elsewhere
 
 
-def _take_over_votes(db: Connection, task: str, kind: str) -> None:
-    """Whoever judged an item in another task has done so here."""
-    found = db.execute(_votes_on_items(task, kind)).mappings().all()
+def _take_over_votes(db: Connection, task: str, options: TaskOptions) -> None:
+    """Whoever judged an item in another task has done so here; people and programs are apart."""
+    query = _votes_on_items(task, options.kind).where(work.raters.c.simulated == options.simulated)
+    found = db.execute(query).mappings().all()
     for part in _chunks(found):
         db.execute(insert(work.assignments), [_answered(task, row) for row in part])
 

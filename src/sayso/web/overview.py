@@ -15,8 +15,6 @@ from sayso.web.queue import LEASE_S, generator, opposite
 from sayso.work_tables import Row
 
 HOURS = 24
-MIN_CHECKS = 5
-"""Fewer answers to checks than this say nothing about a rater."""
 
 
 def tasks(db: Connection) -> list[Row]:
@@ -139,9 +137,11 @@ def _right(votes: Iterable[Row], check: str) -> tuple[int, int]:
 
 
 def _flag(gold: tuple[int, int], attention: tuple[int, int]) -> str:
-    """Why an admin should look at a rater; "" if nothing stands out."""
-    for name, (right, n), least in (("attention checks", attention, 0.8), ("gold", gold, 0.6)):
-        if n >= MIN_CHECKS and right / n < least:
+    """Why an admin should look at a rater, by the rules of `sayso agreement`; "" for no reason."""
+    from sayso.votes.rater_table import Checks, fails
+
+    for name, (right, n) in (("attention checks", attention), ("gold", gold)):
+        if fails(Checks(n, right)):
             return f"only {right} of {n} {name} right"
     return ""
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import Connection, func, insert, select, true, update
+from sqlalchemy import Connection, false, func, insert, select, true, update
 
 from sayso import work_tables as work
 from sayso.errors import UserError
@@ -93,8 +93,9 @@ def everyone(db: Connection) -> list[Row]:
 
 
 def must_sign_in(db: Connection) -> bool:
-    """Whether raters were added, so that the server cannot take everyone for the local one."""
-    others = select(func.count()).where(work.raters.c.name != LOCAL_NAME)
+    """Whether people were added, so that the server cannot take everyone for the local one."""
+    table = work.raters.c
+    others = select(func.count()).where(table.name != LOCAL_NAME, table.simulated == false())
     return bool(db.scalar(others.select_from(work.raters)))
 
 

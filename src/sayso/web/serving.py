@@ -8,6 +8,8 @@ import socket
 import threading
 import time
 import webbrowser
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,14 +162,36 @@ def _browse(address: str) -> None:
     webbrowser.open(address)
 
 
+@contextmanager
+def served(site: Site) -> Iterator[int]:
+    """Serve in the background while the block runs, on a free port of this machine: the port."""
+    import uvicorn
+
+    # asyncio turns Nagle's algorithm off (40 ms a reply) only where the protocol is named
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = uvicorn.Server(uvicorn.Config(create_app(site), **_SERVER))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+            site.database.close()
+
+
+_SERVER: Mapping[str, Any] = {
+    "log_level": "warning", "access_log": False, "server_header": False,
+    "timeout_graceful_shutdown": 5, "timeout_keep_alive": 75,
+}  # fmt: skip
+
+
 def _run(site: Site, listening: Listening) -> None:
     import uvicorn
 
-    common: dict[str, Any] = {
-        "host": listening.host, "port": listening.port, "log_level": "warning",
-        "access_log": False, "server_header": False, "timeout_graceful_shutdown": 5,
-        "timeout_keep_alive": 75,
-    }  # fmt: skip
+    common: dict[str, Any] = {"host": listening.host, "port": listening.port, **_SERVER}
     if listening.workers == 1:
         uvicorn.run(create_app(site), **common)
         return

@@ -21,7 +21,10 @@ MOST_CHECKS = 500
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """What people are asked; `sayso.stages.rate.RateConfig` explains each."""
+    """What is asked; `sayso.stages.rate.RateConfig` explains each.
+
+    A task is of people or of simulated raters: the votes of one use up no place of the other.
+    """
 
     kind: Literal["rate", "compare"] = "rate"
     prompts: PromptChoice = "train"
@@ -37,6 +40,7 @@ class TaskOptions:
     gold_share: float = 0.05
     attention_share: float | None = None
     seed: int = 0
+    simulated: bool = False
 
     @property
     def identity(self) -> str:
@@ -45,14 +49,16 @@ class TaskOptions:
             asked: list[object] = [sorted([self.left, self.right]), self.set_size]
         else:
             asked = [self.model, self.per_prompt, self.images_per_page, dict(self.gold)]
-        return digest([self.kind, self.prompts, asked, self.seed])
+        whose = ["simulated"] if self.simulated else []
+        return digest([self.kind, self.prompts, asked, self.seed, *whose])
 
     @property
     def name(self) -> str:
         """What the admin reads."""
+        who = ", simulated raters" if self.simulated else ""
         if self.kind == "compare":
-            return f"compare {self.left} with {self.right}, {self.prompts} prompts"
-        return f"rate {self.model}, {self.prompts} prompts"
+            return f"compare {self.left} with {self.right}, {self.prompts} prompts{who}"
+        return f"rate {self.model}, {self.prompts} prompts{who}"
 
 
 @dataclass(frozen=True, slots=True)
