@@ -73,9 +73,10 @@ def test_every_page_renders_empty_and_full(office: Office, path: str):
 
 
 def test_careless_raters_are_flagged():
-    assert overview._flag((0, 4), (0, 4)) == ""
+    assert overview._flag((0, 2), (0, 2)) == ""
+    assert overview._flag((2, 5), (9, 10)) == "", "bad luck is no carelessness"
     assert "3 of 10 attention" in overview._flag((5, 5), (3, 10))
-    assert "2 of 5 gold" in overview._flag((2, 5), (9, 10))
+    assert "4 of 10 gold" in overview._flag((4, 10), (9, 10))
     assert overview._flag((5, 5), (9, 10)) == ""
 
 
