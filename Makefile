@@ -23,8 +23,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
-	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20
-	$(BIN)/python -m pytest tests/kill/test_votes.py --vote-kills 1000
+	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600
+	$(BIN)/python -m pytest tests/kill/test_votes.py --vote-kills 1000 --timeout 7200 -rP
 
 BENCHMARKS := rating_page rating_load rating_open export
 

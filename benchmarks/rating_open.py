@@ -3,9 +3,9 @@
     python benchmarks/rating_open.py [--images 100000]
 
 Times from the start of `sayso rate` until its page answers: the first time, when the items are put
-into the database, and again later; then single requests for the next item and for its picture, in
-the fresh task and with half of its items done. Exits with 1 if opening again takes 1 s or more, or
-the 95th percentile of next item and picture together 50 ms or more.
+into the database, and later (the median of five); then single requests for the next item and for
+its picture, in the fresh task and with half of its items done. Exits with 1 if opening again takes
+1 s or more, or the 95th percentile of next item and picture together 50 ms or more.
 """
 
 import argparse
@@ -15,14 +15,21 @@ import time
 import uuid
 from contextlib import closing
 from pathlib import Path
+from statistics import median
 
 import httpx2 as httpx
 from made_up import finish, make_study, milliseconds, served
 
-TURNS = 300
+TURNS, OPENINGS = 300, 5
 ANSWER = {
     "question": "alignment", "value": "good", "shown_at": 1, "answered_at": 2, "latency_ms": 1,
 }  # fmt: skip
+
+
+def seconds_to_open(study: Path) -> float:
+    """From the start of the command until the page answers."""
+    with served(study) as (_, _, seconds):
+        return seconds
 
 
 def next_items(address: str) -> list[float]:
@@ -52,16 +59,17 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         study = make_study(Path(folder) / "study", options.images).path
-        with served(study) as (_, _, first):
-            pass
-        with served(study) as (address, _, again):
+        first = seconds_to_open(study)
+        again = [seconds_to_open(study) for _ in range(OPENINGS)]
+        with served(study) as (address, _, _):
             fresh = next_items(address)
         finish_half(study)
         with served(study) as (address, _, _):
             half = next_items(address)
     figures = {
-        "images": options.images, "first_open_s": round(first, 2), "open_s": round(again, 2),
-        "next": milliseconds(fresh), "next_when_half_done": milliseconds(half),
+        "images": options.images, "first_open_s": round(first, 2),
+        "open_s": round(median(again), 2), "next": milliseconds(fresh),
+        "next_when_half_done": milliseconds(half),
     }  # fmt: skip
     limits = {"open_s": 1.0, "next/p95_ms": 50.0, "next_when_half_done/p95_ms": 50.0}
     finish("rating open", figures, limits)

@@ -7,13 +7,12 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import run_sayso
+from disks import small_disk
 
 from sayso import tinyworld
 
@@ -181,22 +180,6 @@ def test_same_name_other_config(study_path: Path) -> None:
     line = refused("align", study_path, "--learning-rate", 0.125, says="exists with another config")
     assert "learning_rate" in line
     assert "0.125" in line
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system with room for almost nothing."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
-        capture_output=True, check=False,
-    )  # fmt: skip
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_full_disk(tmp_path: Path) -> None:

@@ -367,6 +367,23 @@ def test_labels_equal_those_of_the_store(shared: Study, tmp_path: Path):
     assert not stored
 
 
+def test_a_reviewers_decision_is_the_label(study: Study, tmp_path: Path):
+    split = images_of(study, "p0")[2]
+    decision = mark(split, "eve", "bad", shown={"adjudication": True})
+    study.feedback.add_ratings([decision])
+    out = written(study, tmp_path / "out", "sayso")
+    row = {r["sample_id"]: r for r in rows(out / "labels.parquet") if r["question"] == "alignment"}
+    assert {r["decided"] for i, r in row.items() if i != split} == {None}
+    assert (row[split]["n_good"], row[split]["n_bad"], row[split]["agreement"]) == (1, 1, 0.0)
+    assert (row[split]["decided"], row[split]["p_good"]) == ("bad", 0.0)
+    assert study.feedback.labels(simulated=False)[split].value == "bad"
+    votes = {r["vote_id"]: r["adjudication"] for r in rows(out / "votes.parquet")}
+    assert [i for i, marked in votes.items() if marked] == [decision.id]
+    loaded = rows(next((written(study, tmp_path / "kto", "kto")).rglob("*.parquet")))
+    assert [r["label"] for r in loaded if r["image"]["bytes"] == study.image_bytes(
+        next(s for s in study.samples() if s.id == split))] == [False]  # fmt: skip
+
+
 def test_images_load_as_images(shared: Study, tmp_path: Path, hub: Any):
     out = written(shared, tmp_path / "out", "sayso")
     files = {"train": str(out / "images.parquet")}

@@ -56,6 +56,22 @@ def test_skips_and_checks_of_attention_make_no_label() -> None:
     assert soft_labels([*MARKS, gold], "share")["a"] == pytest.approx(3 / 4)
 
 
+def test_a_reviewers_decision_is_the_label_and_no_ballot() -> None:
+    decided = [mark(i, "eve", v, shown={"adjudication": True}) for i, v in ("ab", "bg", "cs")
+               for v in [{"b": "bad", "g": "good", "s": "skip"}[v]]]  # fmt: skip
+    for method in ("share", "majority", "dawid-skene"):
+        alone, with_decisions = (soft_labels(m, method) for m in (MARKS, [*MARKS, *decided]))
+        assert with_decisions == {**alone, "a": 0.0, "b": 1.0}
+    rows = {
+        r.sample_id: r for r in labels.label_rows([*MARKS, *decided], "share", True, "alignment")
+    }
+    assert (rows["a"].n_good, rows["a"].n_bad, rows["a"].p_good) == (2, 1, 0.0)
+    assert rows["a"].agreement == pytest.approx(1 / 3)
+    prompts = dict.fromkeys("abcd", "p")
+    assert ballots.of_ratings(decided, prompts) == []
+    assert len(ballots.of_ratings([*MARKS, *decided], prompts)) == len(MARKS)
+
+
 def test_dawid_skene_needs_two_marks_of_some_image() -> None:
     alone = [mark("a", "x", "good"), mark("b", "y", "bad"), mark("b", "z", "skip")]
     with pytest.raises(UserError, match="no image has marks of two"):

@@ -24,8 +24,16 @@ from sayso.types import (
     Value,
     digest,
 )
-from sayso.votes.ballots import is_check
-from sayso.votes.labels import LabelMethod, LabelRow, label_rows, majority, preferences, soft_labels
+from sayso.votes.ballots import is_check, is_judgement
+from sayso.votes.labels import (
+    LabelMethod,
+    LabelRow,
+    decisions,
+    label_rows,
+    majority,
+    preferences,
+    soft_labels,
+)
 
 if TYPE_CHECKING:
     from sayso.study import Study
@@ -36,17 +44,21 @@ _CHUNK = 500  # ids in one query; SQLite allows some thousands of variables
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What the raters say of one image: how many marked it good, bad, or skipped it."""
+    """What the raters say of one image: how many marked it good, bad, or skipped it.
+
+    `decided` is what a reviewer has decided on their disagreement, good or bad.
+    """
 
     good: int
     bad: int
     skip: int
     simulated: bool
+    decided: Value | None = None
 
     @property
     def value(self) -> Value:
-        """The majority of good and bad; "skip" if there is none."""
-        return majority(self.good, self.bad)
+        """The decision, or else the majority of good and bad; "skip" if there is none."""
+        return self.decided or majority(self.good, self.bad)
 
 
 class Feedback:
@@ -136,10 +148,14 @@ class Feedback:
         Checks of attention are no marks of the image and do not count.
         """
         labels: dict[str, Label] = {}
-        for rating in self._marks(simulated, question):
+        marks = self._marks(simulated, question)
+        for rating in filter(is_judgement, marks):
             old = labels.get(rating.sample_id, Label(0, 0, 0, simulated))
             more = getattr(old, rating.value) + 1
             labels[rating.sample_id] = replace(old, **{rating.value: more})
+        for sample, value in decisions(marks).items():
+            old = labels.get(sample, Label(0, 0, 0, simulated))
+            labels[sample] = replace(old, decided=value)
         return labels
 
     def soft_labels(

@@ -74,13 +74,14 @@ def in_words(reading: Reading) -> str:
 
 
 def _rated(study: Study, rows: Sequence[Scored]) -> list[Scored]:
-    """Marks from the ratings of people: true if more said good than bad."""
+    """Marks from the ratings of people: true if more said good than bad, or a reviewer decided."""
     labels = study.feedback.labels(simulated=False)
     found = []
     for row in rows:
         label = labels.get(row.id)
-        if label is not None and label.good != label.bad:
-            sure = max(label.good, label.bad) / (label.good + label.bad)
-            row = replace(row, true=label.good > label.bad, certainty=sure)
+        if label is not None and label.value != "skip":
+            most = max(label.good, label.bad)
+            sure = 1.0 if label.decided else most / (label.good + label.bad)
+            row = replace(row, true=label.value == "good", certainty=sure)
         found.append(row)
     return found

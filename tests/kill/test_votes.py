@@ -35,7 +35,7 @@ from sayso.types import Prompt, Sample, Sampler, digest
 from sayso.web import people, sessions
 
 RATERS = 20
-IMAGES = 4000
+LEAST_IMAGES, IMAGES_A_KILL = 4000, 12  # more than are rated between two kills
 FORKS = """
 import os, shlex, signal, sys
 import uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on, uvicorn.loops.auto
@@ -150,7 +150,7 @@ def vote(item: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_study(folder: Path, url: str) -> Study:
+def make_study(folder: Path, url: str, images: int) -> Study:
     """Many samples that share one picture; raters who sign in."""
     info = StudyInfo("kill", 1, sampler=Sampler(2, image_size_px=16), feedback_url=url)
     study = Study.create(folder / "study", info)
@@ -158,7 +158,7 @@ def make_study(folder: Path, url: str) -> Study:
     Image.new("RGB", (16, 16)).save(study.path / "one.png")
     rows = (
         asdict(Sample(digest(i), "p", "base", i, info.sampler, "one.png", ""))
-        for i in range(IMAGES)
+        for i in range(images)
     )
     (study.path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with study.feedback.database.write() as db:
@@ -194,7 +194,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
 
 def test_acknowledged_votes_survive_sigkill(store: tuple[str, int], tmp_path: Path) -> None:
     url, kills = store
-    study = make_study(tmp_path, url)
+    study = make_study(tmp_path, url, max(LEAST_IMAGES, IMAGES_A_KILL * kills))
     stop, rng = threading.Event(), random.Random(41)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -29,6 +29,8 @@ class Watched:
     """A browser context that notes foreign requests, script errors and refusals by the CSP."""
 
     def __init__(self, browser: Browser, **options: object) -> None:
+        # a worker would stand between the page and the answers that tests put in its way
+        options.setdefault("service_workers", "block")
         self.foreign: list[str] = []
         self.errors: list[str] = []
         self.items: dict[str, list[str]] = {}  # page id → its item ids, as the server handed out

@@ -59,7 +59,9 @@ def test_numbers_of_raters_and_progress(office: Office):
     assert sum(rate["share"] for rate in shares) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("path", ["", "/raters", "/gold", "/disagreements", "/guideline"])
+@pytest.mark.parametrize(
+    "path", ["", "/raters", "/gold", "/agreement", "/disagreements", "/guideline", "/export"]
+)
 def test_every_page_renders_empty_and_full(office: Office, path: str):
     boss = office.client("boss")
     for work in (0, 20):
@@ -125,7 +127,7 @@ def test_a_reviewer_decides(office: Office):
     decisions = [r for r in office.study.feedback.ratings() if r.shown.get("adjudication")]
     assert [(r.rater, r.value) for r in decisions] == [("eve", "good")]
     label = office.study.feedback.labels(simulated=False)[decisions[0].sample_id]
-    assert (label.good, label.bad, label.value) == (2, 1, "good")
+    assert (label.good, label.bad, label.decided, label.value) == (1, 1, "good", "good")
     assert office.table("select votes from items where control = ''") == [(2,)] * 10
     with office.site.read() as db:
         again = overview.disagreements(db, task, overview.live_votes(db, task))

@@ -202,6 +202,21 @@ def test_time_with_the_tab_hidden_is_not_counted(start: Start) -> None:
     assert abs(took_ms - latency - hidden) <= 2
 
 
+def test_a_jump_of_the_wall_clock_changes_no_latency(start: Start) -> None:
+    served, _, page = start()
+    for hours in (5, -9):
+        page.evaluate(
+            "hours => { const real = Date.now; Date.now = () => real() + hours * 3_600_000; }",
+            hours,
+        )
+        answer(page, "j")
+    saved(page)
+    for vote in served.rows():
+        took_ms = 1000 * (vote["answered_at"] - vote["shown_at"])
+        assert abs(took_ms - vote["shown"]["latency_ms"] - vote["shown"]["hidden_ms"]) <= 2
+        assert 0 <= vote["shown"]["latency_ms"] < 60_000
+
+
 def test_a_break_is_proposed_after_rating_without_a_pause(start: Start) -> None:
     _, _, page = start()
     due = page.evaluate("""async () => {

@@ -1,5 +1,6 @@
 """Every page: nothing that axe finds (WCAG 2.2 AA), light and dark, and no wider than a phone."""
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ __all__ = ["browser_fixture"]
 
 PHONE = {"width": 320, "height": 640}
 DESK = {"width": 1440, "height": 900}
-PATHS = ("overview", "raters", "gold", "disagreements", "guideline")
+PATHS = ("overview", "raters", "gold", "agreement", "disagreements", "guideline", "export")
 
 
 @pytest.fixture
@@ -121,6 +122,24 @@ def test_administration(worked: tuple[Served, Page], name: str) -> None:
     served, page = worked
     page.goto(f"{served.url}/admin{'' if name == 'overview' else '/' + name}")
     assert page.get_attribute('.tabs [aria-current="page"]', "href")
+    check(page)
+
+
+def test_an_admin_makes_and_downloads_an_export(worked: tuple[Served, Page]) -> None:
+    served, page = worked
+    page.set_viewport_size(DESK)  # type: ignore[arg-type]
+    page.goto(f"{served.url}/admin/export")
+    page.check('[value="imagefolder"]')
+    page.click("text=Make the export")
+    page.wait_for_selector('.made[data-state="ready"]', timeout=30_000)
+    check(page)
+    with page.expect_download() as download:
+        page.click("text=Download")
+    assert zipfile.is_zipfile(download.value.path())
+    page.check('[value="kto"]')
+    page.click("text=Make the export")
+    page.wait_for_selector('.made[data-state="failed"]', timeout=30_000)
+    assert "can hold none of the 40 votes" in page.inner_text(".made")
     check(page)
 
 

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
-from browser import Watched, answer, ready, saved, shown, waits
+from browser import Watched, answer, ready, saved, scrolls_sideways, shown, violations, waits
 from page_actions import Start, browser_fixture, rate, start_fixture
-from page_server import Served
-from playwright.sync_api import Route
+from page_server import Served, serve
+from playwright.sync_api import Browser, Route
+
+from sayso.web.pages import OFFLINE
 
 __all__ = ["browser_fixture", "start_fixture"]
 
@@ -137,6 +140,7 @@ def test_a_missing_picture_is_reported_and_passed_over(start: Start) -> None:
 
     served, _, page = start(before)
     page.wait_for_selector('.notice[data-key="broken"]')
+    page.wait_for_load_state("networkidle")  # the report goes out with the notice
     assert served.refused() == 1
     answer(page, "j")
     saved(page)
@@ -178,3 +182,89 @@ def test_done_paused_and_closed_are_said(start: Start) -> None:
     served.set_state("closed")
     page.reload()
     page.wait_for_selector("h1:has-text('Closed')")
+
+
+def test_a_new_guideline_in_mid_session_is_read_and_nothing_is_lost(start: Start) -> None:
+    served, watched, page = start()
+    expected: dict[str, str] = {}
+    rate(page, watched, ["good", "bad"], expected)
+    saved(page)
+    for path in ("**/api/votes", "**/api/next"):
+        watched.context.route(path, fails_with(503))
+    rate(page, watched, ["good", "bad", "good"], expected)
+    served.write_guideline("New: the number must be right.")
+    watched.context.unroute("**/api/next")
+    page.wait_for_selector("#begin-text >> text=the number must be right")
+    assert len(served.rows()) == 2
+    watched.context.unroute("**/api/votes")
+    served.write_guideline("Newer: the colour too.", base_version=1)
+    page.click("#begin-go")
+    page.wait_for_selector("#begin-text >> text=the colour too")
+    page.click("#begin-go")
+    ready(page)
+    rate(page, watched, ["bad", "good"], expected)
+    saved(page)
+    assert served.live() == expected
+    versions = [row["shown"]["guideline_version"] for row in served.rows()]
+    assert versions == [0] * 5 + [2] * 2
+
+
+def test_a_task_closed_in_mid_session_keeps_what_is_answered(start: Start) -> None:
+    served, watched, page = start()
+    expected: dict[str, str] = {}
+    rate(page, watched, ["good"], expected)
+    watched.context.set_offline(True)
+    rate(page, watched, ["bad", "bad", "good"], expected)
+    waits(page, 3)
+    served.set_state("closed")
+    sent: list[int] = []
+    page.on("response", lambda r: r.url.endswith("/api/votes") and sent.append(r.status))
+    watched.context.set_offline(False)
+    page.wait_for_selector("h1:has-text('Closed')")
+    saved(page)
+    page.keyboard.press("j")
+    page.wait_for_timeout(1500)
+    assert sent == [410, 410, 410]
+    assert served.live() == expected
+    assert [row["surplus"] for row in served.rows()] == [False, True, True, True]
+    assert page.is_hidden("#refused-open")
+    served.set_state("open")
+    page.click("text=Look again")
+    ready(page)
+    rate(page, watched, ["good"], expected)
+    saved(page)
+    assert served.live() == expected
+
+
+KEPT = """async () => {
+  const found = await Promise.all((await caches.keys()).map(async (name) =>
+    (await (await caches.open(name)).keys()).map(({ url }) => new URL(url).pathname)));
+  return found.flat().sort();
+}"""
+
+
+def test_a_reload_without_a_connection_says_what_waits(browser: Browser, tmp_path: Path) -> None:
+    with serve(tmp_path) as served:
+        watched = Watched(browser, service_workers="allow")
+        page = watched.open(served.link)
+        ready(page)
+        page.evaluate("navigator.serviceWorker.ready.then(() => 0)")
+        expected: dict[str, str] = {}
+        rate(page, watched, ["good"], expected)
+        saved(page)
+        watched.context.set_offline(True)
+        rate(page, watched, ["bad", "skip"], expected)
+        waits(page, 2)
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.reload()
+        page.wait_for_selector("text=2 answers wait on this device.")
+        assert page.evaluate(KEPT) == sorted(OFFLINE)
+        page.set_viewport_size({"width": 320, "height": 640})
+        assert violations(page) == []
+        assert not scrolls_sideways(page)
+        watched.context.set_offline(False)
+        ready(page)
+        saved(page)
+        assert served.live() == expected
+        assert (watched.foreign, watched.errors) == ([], [])
+        watched.context.close()

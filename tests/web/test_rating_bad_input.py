@@ -2,23 +2,17 @@
 
 import shutil
 import socket
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from rating_studies import Office, items_of, make_study
-from sqlalchemy import event
 
-from sayso.database import Database
 from sayso.errors import UserError
 from sayso.stages.rate import RateConfig, plan, rate
 from sayso.web import people
-from sayso.web.filesystems import kind_of, refuse_network
 from sayso.web.opening import open_task
 from sayso.web.queue import LEASE_S
-from sayso.web.serving import Listening, check, free_port, prepare
+from sayso.web.serving import Listening, check, free_port
 from sayso.web.tasks import TaskOptions
 
 PLAIN = TaskOptions(attention_share=0.0)
@@ -142,64 +136,6 @@ def test_damaged_image(office: Office, damage: str):
     assert ann.http.get(url).status_code == 404
 
 
-@pytest.fixture
-def limits(office: Office) -> Iterator[list[str]]:
-    """Commands that every new connection runs first."""
-    commands: list[str] = []
-
-    def restrict(connection: sqlite3.Connection, _record: object) -> None:
-        for command in commands:
-            connection.execute(command)
-
-    event.listen(office.site.database.engine, "connect", restrict)
-    yield commands
-    commands.clear()
-
-
-@pytest.mark.parametrize("command", ["PRAGMA max_page_count=1", "PRAGMA query_only=ON"])
-def test_full_disk_and_read_only_store(office: Office, limits: list[str], command: str):
-    """A full disk: SQLite may take no page more, so sooner or later a vote does not fit."""
-    ann = office.client()
-    item = items_of(ann.pages()[0])[0]
-    limits.append(command)
-    office.site.database.close()
-    stored: list[str | None] = [None]
-    for i in range(200):
-        value = "retracted" if i % 2 else "bad"
-        body = ann.body(item, value, supersedes=stored[-1], reason="x" * 200)
-        answer = ann.post("/api/votes", body)
-        if answer.status_code != 200:
-            break
-        stored.append(body["id"])
-    assert error(answer) == (503, "store_unavailable", True)
-    limits.clear()
-    office.site.database.close()
-    assert ann.post("/api/votes", body).status_code == 200
-    assert office.table("select id from ratings order by seq") == [
-        (vote,) for vote in (*stored[1:], body["id"])
-    ]
-
-
-def test_database_locked_by_another_program(office: Office):
-    ann = office.client()
-    item = items_of(ann.pages()[0])[0]
-    body = ann.body(item)
-    with closing(sqlite3.connect(office.study.path / "feedback.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        assert error(ann.post("/api/votes", body)) == (503, "store_unavailable", True)
-        assert ann.session()["rater"]["name"] == "ann"  # reading goes on
-        other.execute("ROLLBACK")
-    assert ann.post("/api/votes", body).status_code == 200
-    assert len(office.study.feedback.ratings()) == 1
-
-
-def test_database_of_a_newer_version(office: Office):
-    with closing(sqlite3.connect(office.study.path / "feedback.db")) as db, db:
-        db.execute("update schema_version set version = 99")
-    with pytest.raises(UserError, match=r"format 99.*upgrade sayso"):
-        prepare(office.study, "", PLAIN)
-
-
 def test_port_in_use_suggests_a_free_one(office: Office):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -215,25 +151,6 @@ def test_port_in_use_suggests_a_free_one(office: Office):
 def test_other_addresses_need_sign_in(office: Office, host: str):
     with pytest.raises(UserError, match="sayso raters STUDY add NAME"):
         check(True, office.site.database, Listening(host=host))
-
-
-def test_several_workers_need_postgresql(office: Office):
-    with pytest.raises(UserError, match="--workers 2 is not possible with SQLite"):
-        check(False, office.site.database, Listening(workers=2))
-
-
-def test_network_drives_are_refused(tmp_path: Path):
-    mounts = (
-        "21 1 8:1 / / rw - ext4 /dev/sda rw\n"
-        "22 21 0:40 / /home/shared\\040disk rw shared:1 - nfs4 server:/x rw\n"
-        "23 22 0:41 / /home/shared\\040disk/local rw - xfs /dev/sdb rw\n"
-    )
-    for folder, kind in (("/home", "ext4"), ("/home/shared disk", "nfs4")):
-        assert kind_of(Path(folder) / "study/feedback.db", mounts) == kind
-    assert kind_of(Path("/home/shared disk/local/f.db"), mounts) == "xfs"
-    with pytest.raises(UserError, match=r"network drive \(nfs4\)"):
-        refuse_network(Path("/home/shared disk/study/feedback.db"), mounts)
-    refuse_network(tmp_path / "feedback.db")
 
 
 @pytest.mark.parametrize("jump", [-86400.0, 86400.0, -5.0])
@@ -314,11 +231,3 @@ def test_plan(tmp_path: Path):
         "items": 12, "votes": 24, "checks": 3,
     }  # fmt: skip
     assert not (study.path / "feedback.db").exists()
-
-
-def test_votes_stay_in_one_database(tmp_path: Path):
-    study = make_study(tmp_path)
-    Office(study).client().work(most=1)
-    with pytest.raises(UserError, match="votes stay in one database"):
-        study.use_database("postgresql://me@127.0.0.1:1/x")
-    assert Database(study.feedback.database.url).absent is False

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from browser import Watched, chromium, ready, saved
+from page_actions import rate
+from page_server import Served, WallClock, running
 from postgresql import Server
 from rating_studies import Office, Rater, items_of, make_study
 from served import served
@@ -82,6 +85,32 @@ def test_the_database_goes_down_in_mid_session(tmp_path: Path, server: Server, u
     server.start()
     assert ann.post("/api/votes", body).status_code == 200
     assert [r.id for r in office.study.feedback.ratings()] == [body["id"]]
+    office.site.database.close()
+
+
+def test_the_page_keeps_answers_while_the_database_is_down(
+    tmp_path: Path, server: Server, url: str
+):
+    options = TaskOptions(attention_share=0.0)
+    study = make_study(tmp_path, per_prompt=5)
+    office = Office(study, options, url, WallClock(), busy_timeout_s=2.0)  # type: ignore[arg-type]
+    with running(office.app) as address, chromium() as browser:
+        watched = Watched(browser)
+        page = watched.open(Served(office, address).link)
+        ready(page)
+        expected: dict[str, str] = {}
+        rate(page, watched, ["good"], expected)
+        saved(page)
+        server.stop()
+        rate(page, watched, ["bad", "skip"], expected)
+        page.wait_for_selector('#saved[data-state="unavailable"]')
+        assert page.inner_text("#saved").startswith("2 waiting: the server cannot store now")
+        server.start()
+        page.click("#saved-retry")
+        saved(page)
+        assert Served(office, address).live() == expected
+        watched.context.close()
+        assert watched.errors == []
     office.site.database.close()
 
 

@@ -1,6 +1,8 @@
 """Sign-in, roles, forged requests, headers, and nothing that leads outside."""
 
+import json
 import re
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -12,9 +14,10 @@ from rating_studies import ADDRESS, Office, make_study
 import sayso.web
 from sayso.errors import UserError
 from sayso.files import read_or_make_secret
-from sayso.web import people, sessions
+from sayso.web import pages, people, sessions
 from sayso.web.app import HEADERS, MOST_BYTES
 from sayso.web.guideline_text import to_html
+from sayso.web.pages import OFFLINE
 from sayso.web.serving import is_loopback
 
 WEB = Path(sayso.web.__file__).parent
@@ -111,7 +114,8 @@ def test_sign_in_form_and_sign_out(office: Office):
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [("/admin", "boss eve"), ("/admin/raters", "boss"), ("/admin/guideline", "boss"),
-     ("/admin/gold", "boss eve"), ("/admin/disagreements", "boss eve")],
+     ("/admin/gold", "boss eve"), ("/admin/disagreements", "boss eve"),
+     ("/admin/agreement", "boss eve"), ("/admin/export", "boss")],
 )  # fmt: skip
 def test_roles(office: Office, path: str, allowed: str):
     for name in office.names:
@@ -216,6 +220,29 @@ def test_no_page_asks_anything_of_another_host():
         ), file
         if file.suffix == ".html":
             assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=", text), file
+
+
+def test_what_browsers_keep_for_offline_names_nobody(office: Office):
+    ann = office.client()
+    for url in OFFLINE:
+        assert ann.http.get(url).content == stranger(office).get(url).content
+        assert "ann" not in re.split(r"\W+", ann.http.get(url).text)
+        assert office.study.info.name not in ann.http.get(url).text
+    worker = ann.http.get("/worker.js")
+    assert worker.headers["content-type"].startswith("text/javascript")
+    assert f"const FILES = {json.dumps(OFFLINE)}" in worker.text
+
+
+def test_another_file_makes_another_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    before = pages.worker_script.__wrapped__()
+    assert before == pages.worker_script.__wrapped__()
+    shutil.copytree(pages.STATIC, tmp_path / "static")
+    with (tmp_path / "static" / "style.css").open("a") as style:
+        style.write("/* more */")
+    monkeypatch.setattr(pages, "STATIC", tmp_path / "static")
+    after = pages.worker_script.__wrapped__()
+    assert before.split("\n")[1:] == after.split("\n")[1:]
+    assert before != after
 
 
 def test_guideline_text_can_hold_no_script():

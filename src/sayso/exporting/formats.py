@@ -1,5 +1,6 @@
 """What an export format must offer, what it may ask for, and how one is found by name."""
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,3 +67,11 @@ def load_format(name: str) -> type[ExportFormat]:
     Raises: UserError: for an unknown name.
     """
     return load_plugin("export", name, ExportFormat)
+
+
+def need_pyarrow() -> None:
+    """Raises: UserError: if the package that reads and writes tables is missing."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(
+            "tables need one more package; install it with: pip install 'sayso[export]'"
+        )

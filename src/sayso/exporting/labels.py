@@ -1,6 +1,6 @@
 """What the raters say of each image, counted from a snapshot of the votes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,29 @@ pc: Any = compute
 SCHEMA = pa.schema([
     ("sample_id", pa.string()), ("question", pa.string()), ("n_good", pa.int64()),
     ("n_bad", pa.int64()), ("n_skip", pa.int64()), ("p_good", pa.float64()),
-    ("agreement", pa.float64()),
+    ("agreement", pa.float64()), ("decided", pa.string()),
 ])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Live ratings of one image on one question."""
+    """Live ratings of one image on one question.
+
+    The numbers are of the raters; `decided` is a reviewer's decision, good or bad.
+    """
 
     sample_id: str
     question: str
     n_good: int
     n_bad: int
     n_skip: int
+    decided: Value | None = None
 
     @property
     def p_good(self) -> float | None:
-        """Share of good among good and bad; None if there are neither."""
+        """Share of good among good and bad, 1 or 0 if decided; None if there are neither."""
+        if self.decided:
+            return float(self.decided == "good")
         n = self.n_good + self.n_bad
         return self.n_good / n if n else None
 
@@ -45,20 +51,22 @@ class Count:
 
     @property
     def majority(self) -> Value:
-        """What more raters say of good and bad; "skip" if neither."""
-        return majority(self.n_good, self.n_bad)
+        """The decision, or else what more raters say of good and bad; "skip" if neither."""
+        return self.decided or majority(self.n_good, self.n_bad)
 
 
 def count_labels(votes: Path) -> list[Count]:
     """The counts of each rated image and question, sorted; attention items do not count.
 
-    Only four columns are read, so a million votes need some tens of megabytes.
+    Only a few columns are read, so a million votes need some tens of megabytes.
     """
-    columns = ["kind", "item_ids", "question", "value", "live", "attention"]
+    columns = ["kind", "item_ids", "question", "value", "live", "attention", "adjudication"]
     table = pq.read_table(votes, columns=columns)
     wanted = pc.and_(pc.equal(table["kind"], "rating"), table["live"])
     attention = pc.fill_null(table["attention"], False)
     table = table.filter(pc.and_(wanted, pc.invert(attention)))
+    decided = _decisions(table.filter(table["adjudication"]))
+    table = table.filter(pc.invert(table["adjudication"]))
     counts = {
         f"n_{value}": pc.cast(pc.equal(table["value"], value), pa.int64())
         for value in ("good", "bad", "skip")
@@ -66,11 +74,18 @@ def count_labels(votes: Path) -> list[Count]:
     # a rating is of one image, so its list of items is as long as the table
     items = {"sample_id": pc.list_flatten(table["item_ids"]), "question": table["question"]}
     grouped = pa.table({**items, **counts}).group_by(["sample_id", "question"])
-    return list(_sorted(grouped.aggregate([(name, "sum") for name in counts])))
+    return list(_sorted(grouped.aggregate([(name, "sum") for name in counts]), decided))
 
 
-def _sorted(table: pa.Table) -> Iterator[Count]:
+def _decisions(table: pa.Table) -> dict[tuple[str, str], Value]:
+    """Image and question → what a reviewer has decided; of several the newest stands."""
+    rows = table.select(["item_ids", "question", "value"]).to_pylist()
+    return {(r["item_ids"][0], r["question"]): r["value"] for r in rows if r["value"] != "skip"}
+
+
+def _sorted(table: pa.Table, decided: Mapping[tuple[str, str], Value]) -> Iterator[Count]:
     table = table.sort_by([("sample_id", "ascending"), ("question", "ascending")])
     for row in table.to_pylist():
         numbers = [row[f"n_{value}_sum"] for value in ("good", "bad", "skip")]
-        yield Count(row["sample_id"], row["question"], *numbers)
+        key = row["sample_id"], row["question"]
+        yield Count(*key, *numbers, decided=decided.get(key))

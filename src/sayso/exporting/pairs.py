@@ -28,7 +28,7 @@ class Pair:
 
 
 def compared(votes: Path, question: str) -> Iterator[Pair]:
-    """The live comparisons of single images on a question, as shown; attention items left out."""
+    """The live comparisons of single images on a question, as shown; checks left out."""
     for row in _comparisons(votes, question):
         if len(row["left_ids"]) == 1 and len(row["right_ids"]) == 1:
             yield Pair(
@@ -49,10 +49,10 @@ def count_sets(votes: Path, question: str) -> int:
 
 def _comparisons(votes: Path, question: str) -> Iterator[dict]:
     columns = ["vote_id", "kind", "prompt_id", "item_ids", "left_ids", "right_ids", "question"]
-    columns += ["value", "rater", "answered_at", "live", "attention"]
+    columns += ["value", "rater", "answered_at", "live", "attention", "adjudication"]
     for row in read_votes(votes, columns):
-        counts = row["kind"] == "comparison" and row["live"] and not row["attention"]
-        if counts and row["question"] == question:
+        counts = row["kind"] == "comparison" and row["live"] and row["question"] == question
+        if counts and not row["attention"] and not row["adjudication"]:
             yield row
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from sayso.errors import UserError
 from sayso.types import Comparison, Prompt, Rating, Sample
+from sayso.votes.ballots import is_decision
 
 Vote = Rating | Comparison
 Row = tuple[object, ...]
@@ -33,7 +34,8 @@ SCHEMA = pa.schema([
     ("left_model", pa.string()), ("right_model", pa.string()),
     ("shown_at", TIME), ("answered_at", TIME), ("latency_ms", pa.float64()),
     ("position", pa.int64()), ("session", pa.string()),
-    ("gold", pa.bool_()), ("attention", pa.bool_()), ("overlap_target", pa.int64()),
+    ("gold", pa.bool_()), ("attention", pa.bool_()), ("adjudication", pa.bool_()),
+    ("overlap_target", pa.int64()),
     ("supersedes", pa.string()), ("live", pa.bool_()),
     ("app_version", pa.string()), ("guideline_version", pa.string()), ("shown", pa.string()),
 ])  # fmt: skip
@@ -126,7 +128,8 @@ def _row(vote: Vote, live: bool, items: list[str], prompt: Prompt, pseudonyms: P
         pseudonyms.of(vote.rater), vote.simulated, *sides,
         nanoseconds(vote.shown_at), nanoseconds(vote.answered_at), _number(shown, "latency_ms"),
         _whole(shown, "position"), _text(shown, "session"),
-        _flag(shown, "gold"), _flag(shown, "attention"), _whole(shown, "overlap_target"),
+        _flag(shown, "gold"), _flag(shown, "attention"), is_decision(vote),
+        _whole(shown, "overlap_target"),
         vote.supersedes, live, _text(shown, "app_version"), _text(shown, "guideline_version"),
         _JSON(shown),
     )  # fmt: skip

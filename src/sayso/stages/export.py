@@ -1,6 +1,5 @@
 """Stage `export`: write the votes as tables that other programs read."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sayso import files
 from sayso.errors import UserError
-from sayso.exporting.formats import ExportOptions, load_format
+from sayso.exporting.formats import ExportOptions, load_format, need_pyarrow
 from sayso.progress import console
 from sayso.study import Study
 
@@ -64,14 +63,6 @@ def plan(study: Study, config: ExportConfig) -> dict[str, object]:
     votes = sum(1 for _ in study.feedback.stream(simulated))
     who = "simulated" if simulated else "people"
     return {"folder": _out(study, config), "votes of": who, "votes": votes}
-
-
-def need_pyarrow() -> None:
-    """Raises: UserError: if the package that reads and writes tables is missing."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(
-            "tables need one more package; install it with: pip install 'sayso[export]'"
-        )
 
 
 def _out(study: Study, config: ExportConfig) -> Path:

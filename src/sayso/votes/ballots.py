@@ -19,6 +19,11 @@ The value under either is the answer expected: good or bad for a rating, left, r
 comparison. A gold item is an ordinary one whose answer is known, and its votes count like others.
 An attention item only checks that the rater looks; its votes count for nothing else.
 """
+ADJUDICATION = "adjudication"
+"""Key of `shown`: true for a reviewer's decision on what raters disagree about.
+
+It is made knowing that they disagree, so it is no ballot beside theirs.
+"""
 LATENCY_MS = "latency_ms"
 """Key of `shown`: the time the rater took, without the time the page was hidden."""
 
@@ -60,13 +65,23 @@ def is_check(vote: Rating | Comparison) -> bool:
     return vote.shown.get(ATTENTION) is not None
 
 
+def is_decision(vote: Rating | Comparison) -> bool:
+    """Whether the vote is a reviewer's decision on a disagreement."""
+    return bool(vote.shown.get(ADJUDICATION))
+
+
+def is_judgement(vote: Rating | Comparison) -> bool:
+    """Whether the vote is a rater's own word on the item: no check and no reviewer's decision."""
+    return not is_check(vote) and not is_decision(vote)
+
+
 def fingerprint(votes: Iterable[Rating | Comparison]) -> str:
     """Changes with every vote; the order does not matter."""
     return digest(sorted(vote.id for vote in votes))
 
 
 def of_ratings(ratings: Iterable[Rating], prompt_of: Mapping[str, str]) -> list[Ballot]:
-    """The ballots of ratings on one question.
+    """The ballots of ratings on one question; reviewers' decisions are none.
 
     Args:
         prompt_of: sample id → prompt id; ratings of other samples are left out.
@@ -74,14 +89,17 @@ def of_ratings(ratings: Iterable[Rating], prompt_of: Mapping[str, str]) -> list[
     return [
         _ballot(vote, vote.sample_id, prompt_of[vote.sample_id], vote.value)
         for vote in ratings
-        if vote.sample_id in prompt_of
+        if vote.sample_id in prompt_of and not is_decision(vote)
     ]
 
 
 def of_comparisons(comparisons: Iterable[Comparison]) -> dict[Pair, list[Ballot]]:
-    """The ballots of comparisons by pair of models and question; an item is a pair of sets."""
+    """The ballots of comparisons by pair of models and question; an item is a pair of sets.
+
+    Reviewers' decisions are none.
+    """
     found: dict[Pair, list[Ballot]] = {}
-    for vote in comparisons:
+    for vote in (v for v in comparisons if not is_decision(v)):
         ballot = _ballot(vote, item_of(vote), vote.prompt_id, verdict(vote))
         found.setdefault(pair_of(vote), []).append(ballot)
     return dict(sorted(found.items(), key=lambda e: (e[0].question, rank(e[0].first), e[0])))

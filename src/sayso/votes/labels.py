@@ -23,7 +23,8 @@ def soft_labels(ratings: Iterable[Rating], method: LabelMethod) -> dict[str, flo
     share: good among good and bad. majority: 1 or 0, and 1/2 for a tie. dawid-skene: the
     probability of good, with every rater's own rates of error learned beside it. Skips count for
     nothing: who skips could not tell, and an answer nobody gave must not come of it. Checks of
-    attention count for nothing either.
+    attention count for nothing either. Where a reviewer has decided good or bad, the label is 1 or
+    0 whatever the raters said.
 
     Args:
         ratings: live ones on one question, all of people or all of simulated raters.
@@ -31,10 +32,22 @@ def soft_labels(ratings: Iterable[Rating], method: LabelMethod) -> dict[str, flo
     Raises: UserError: for an unknown method, or dawid-skene where no image has two marks.
     """
     check_method(method)
+    ratings = list(ratings)
     marks = judgements(ratings)
     values = METHODS[method](marks) if len(marks) else []
     seen = set(marks.item.tolist())
-    return {name: values[i] for i, name in enumerate(marks.items) if i in seen}
+    labels = {name: values[i] for i, name in enumerate(marks.items) if i in seen}
+    return labels | {name: float(said == "good") for name, said in decisions(ratings).items()}
+
+
+def decisions(ratings: Iterable[Rating]) -> dict[str, Value]:
+    """Sample id → what a reviewer has decided, good or bad; of several the newest stands.
+
+    Args:
+        ratings: live ones on one question, oldest first.
+    """
+    decided = (r for r in ratings if ballots.is_decision(r) and r.value != "skip")
+    return {r.sample_id: r.value for r in decided}
 
 
 def check_method(method: str) -> None:
@@ -44,8 +57,8 @@ def check_method(method: str) -> None:
 
 
 def judgements(ratings: Iterable[Rating]) -> Votes:
-    """The good and bad marks as arrays, good first; without skips and checks of attention."""
-    counted = [r for r in ratings if not ballots.is_check(r)]
+    """The raters' good and bad marks as arrays, good first; see `ballots.is_judgement`."""
+    counted = [r for r in ratings if ballots.is_judgement(r)]
     alone = {r.sample_id: r.sample_id for r in counted}
     return collect(ballots.of_ratings(counted, alone), ballots.MARKS).without("skip")
 
@@ -79,8 +92,8 @@ METHODS: Mapping[str, Callable[[Votes], list[float]]] = {
 class LabelRow:
     """What the raters say of one image.
 
-    `p_good` in [0, 1], None if all skipped; `agreement` is the share of pairs of its judgements
-    that are equal, None with fewer than two.
+    The numbers are of the raters' own marks. `p_good` in [0, 1], None if all skipped; `agreement`
+    is the share of pairs of the judgements that are equal, None with fewer than two.
     """
 
     sample_id: str
@@ -99,7 +112,7 @@ def label_rows(
     """The labels of one kind of raters on one question as a table, by sample id."""
     labels = soft_labels(ratings, method)
     votes: dict[str, list[str]] = {}
-    for rating in ratings:
+    for rating in filter(ballots.is_judgement, ratings):
         votes.setdefault(rating.sample_id, []).append(rating.value)
     rows = []
     for name in sorted(votes):

@@ -1,7 +1,6 @@
 """The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
 
 import secrets
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,70 +11,41 @@ from sqlalchemy import Connection, insert, select, update
 from sayso import work_tables as work
 from sayso.errors import UserError
 from sayso.web import overview, people
+from sayso.web.admin_agreement import agreement
+from sayso.web.admin_export import export
+from sayso.web.admin_view import View, view_of
 from sayso.web.guideline_text import to_html
-from sayso.web.pages import Fields, picture_response, render
-from sayso.web.people import Role
+from sayso.web.pages import Fields, picture_response
 from sayso.web.queue import opposite
-from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.site import Refusal, Site
 from sayso.web.voting import Circumstances, Vote, VoteRefused, cast_vote
 from sayso.work_tables import Row
 
-PAGES: tuple[tuple[str, str, str, Role], ...] = (
-    ("overview", "Progress", "/admin", "reviewer"),
-    ("raters", "Raters", "/admin/raters", "admin"),
-    ("gold", "Checks", "/admin/gold", "reviewer"),
-    ("disagreements", "Disagreements", "/admin/disagreements", "reviewer"),
-    ("guideline", "Guideline", "/admin/guideline", "admin"),
-)
 PAGE_SIZE = 20
 _STATES = {"pause": "paused", "resume": "open", "close": "closed"}
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """A request for an admin page: who asks, and for which task."""
-
-    site: Site
-    asker: Asker
-    task: Row
-    tasks: list[Row]
-
-    def page(self, name: str, status: int = 200, **context: Any) -> Response:
-        allowed = [p for p in PAGES if self.asker.person.may(p[3])]
-        common = {
-            "nav": name,
-            "pages": [{"key": key, "title": title, "url": url} for key, title, url, _ in allowed],
-            "task": _task_context(self.task),
-            "tasks": [_task_context(task) for task in self.tasks],
-        }
-        template = f"admin/{name}.html"
-        return render(self.site, template, self.asker, status, **{**common, **context})
 
 
 def admin(site: Site) -> APIRouter:
     """The routes under /admin."""
     router = APIRouter(prefix="/admin", include_in_schema=False)
+    router.include_router(agreement(site))
+    router.include_router(export(site))
 
-    def reviewer(request: Request) -> _View:
-        return _view(site, request, "reviewer")
+    def reviewer(request: Request) -> View:
+        return view_of(site, request, "reviewer")
 
-    def administrator(request: Request) -> _View:
-        return _view(site, request, "admin")
-
-    def check(view: _View, request: Request, form: dict[str, str]) -> None:
-        if not is_same_site(request):
-            raise Refusal(403, "csrf", "This form came from another site.")
-        site.check_token(view.asker, form.get("csrf", ""))
+    def administrator(request: Request) -> View:
+        return view_of(site, request, "admin")
 
     @router.get("")
-    def show_overview(view: Annotated[_View, Depends(reviewer)]) -> Response:
+    def show_overview(view: Annotated[View, Depends(reviewer)]) -> Response:
         return _overview(view)
 
     @router.post("/task")
     def change_task(
-        view: Annotated[_View, Depends(administrator)], request: Request, form: Fields
+        view: Annotated[View, Depends(administrator)], request: Request, form: Fields
     ) -> Response:
-        check(view, request, form)
+        view.check_form(request, form)
         state = _STATES.get(form.get("action", ""))
         if state is None:
             raise Refusal(422, "invalid", "Pause, resume or close?")
@@ -87,14 +57,14 @@ def admin(site: Site) -> APIRouter:
         return RedirectResponse(f"/admin?task={task}", 303)
 
     @router.get("/raters")
-    def show_raters(view: Annotated[_View, Depends(administrator)]) -> Response:
+    def show_raters(view: Annotated[View, Depends(administrator)]) -> Response:
         return _raters(view)
 
     @router.post("/raters")
     def change_raters(
-        view: Annotated[_View, Depends(administrator)], request: Request, form: Fields
+        view: Annotated[View, Depends(administrator)], request: Request, form: Fields
     ) -> Response:
-        check(view, request, form)
+        view.check_form(request, form)
         try:
             with site.write() as db:
                 secret = _change_rater(db, form)
@@ -104,7 +74,7 @@ def admin(site: Site) -> APIRouter:
         return _raters(view, new_link=link)
 
     @router.get("/gold")
-    def show_checks(view: Annotated[_View, Depends(reviewer)]) -> Response:
+    def show_checks(view: Annotated[View, Depends(reviewer)]) -> Response:
         with site.read() as db:
             votes = overview.live_votes(db, view.task)
             summary, rows = overview.check_rows(db, votes, "gold")
@@ -114,26 +84,26 @@ def admin(site: Site) -> APIRouter:
         )
 
     @router.get("/disagreements")
-    def show_disagreements(view: Annotated[_View, Depends(reviewer)], page: int = 1) -> Response:
+    def show_disagreements(view: Annotated[View, Depends(reviewer)], page: int = 1) -> Response:
         return _disagreements(view, page)
 
     @router.post("/disagreements")
     def decide(
-        view: Annotated[_View, Depends(reviewer)], request: Request, form: Fields
+        view: Annotated[View, Depends(reviewer)], request: Request, form: Fields
     ) -> Response:
-        check(view, request, form)
+        view.check_form(request, form)
         task = _decide(view, form)
         return RedirectResponse(f"/admin/disagreements?task={task}", 303)
 
     @router.get("/guideline")
-    def show_guideline(view: Annotated[_View, Depends(administrator)]) -> Response:
+    def show_guideline(view: Annotated[View, Depends(administrator)]) -> Response:
         return _guideline(view)
 
     @router.post("/guideline")
     def save_guideline(
-        view: Annotated[_View, Depends(administrator)], request: Request, form: Fields
+        view: Annotated[View, Depends(administrator)], request: Request, form: Fields
     ) -> Response:
-        check(view, request, form)
+        view.check_form(request, form)
         text, base = form.get("text", ""), form.get("base_version", "")
         try:
             with site.write() as db:
@@ -155,24 +125,7 @@ def admin(site: Site) -> APIRouter:
     return router
 
 
-def _view(site: Site, request: Request, role: Role) -> _View:
-    asker = site.require(request, role)
-    with site.read() as db:
-        tasks = overview.tasks(db)
-    wanted = request.query_params.get("task", site.task)
-    chosen = next((task for task in tasks if task["id"] == wanted), None)
-    if chosen is None:
-        raise Refusal(404, "not_found", "There is no such task.")
-    return _View(site, asker, chosen, tasks)
-
-
-def _task_context(task: Row) -> dict[str, Any]:
-    questions = ["alignment"] if task["kind"] == "rate" else ["alignment", "fidelity"]
-    kept = ("id", "name", "kind", "images_per_page", "overlap", "state")
-    return {"questions": questions, **{key: task[key] for key in kept}}
-
-
-def _overview(view: _View) -> Response:
+def _overview(view: View) -> Response:
     now = view.site.clock()
     with view.site.read() as db:
         votes = overview.live_votes(db, view.task)
@@ -182,7 +135,7 @@ def _overview(view: _View) -> Response:
     )
 
 
-def _raters(view: _View, new_link: str = "", error: str = "", status: int = 200) -> Response:
+def _raters(view: View, new_link: str = "", error: str = "", status: int = 200) -> Response:
     with view.site.read() as db:
         votes = overview.live_votes(db, view.task)
         rows = overview.raters(db, votes, view.site.clock())
@@ -204,7 +157,7 @@ def _change_rater(db: Connection, form: dict[str, str]) -> str:
 
 
 def _guideline(
-    view: _View, saved: bool = False, error: str = "", kept: str | None = None, status: int = 200
+    view: View, saved: bool = False, error: str = "", kept: str | None = None, status: int = 200
 ) -> Response:
     with view.site.read() as db:
         versions = people.guidelines(db)
@@ -224,7 +177,7 @@ def _guideline(
 # disagreements
 
 
-def _disagreements(view: _View, page: int, error: str = "", status: int = 200) -> Response:
+def _disagreements(view: View, page: int, error: str = "", status: int = 200) -> Response:
     with view.site.read() as db:
         votes = overview.live_votes(db, view.task)
         rows = overview.disagreements(db, view.task, votes)
@@ -237,7 +190,7 @@ def _disagreements(view: _View, page: int, error: str = "", status: int = 200) -
     )
 
 
-def _decide(view: _View, form: dict[str, str]) -> str:
+def _decide(view: View, form: dict[str, str]) -> str:
     """Store a reviewer's decision as a vote of its own, beside the raters': the item's task."""
     site, person = view.site, view.asker.person
     now = site.clock()

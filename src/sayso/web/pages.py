@@ -1,5 +1,6 @@
 """The pages for raters: rating, sign-in, pictures."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sayso.types import digest
 from sayso.web import people, sessions
 from sayso.web.api import mark_broken, picture_path
 from sayso.web.handing_out import release_all
@@ -17,6 +19,11 @@ from sayso.web.pictures import BrokenPicture, read_bare
 from sayso.web.site import Asker, Refusal, Site, is_same_site
 
 TEMPLATES = Path(__file__).parent / "templates"
+STATIC = Path(__file__).parent / "static"
+OFFLINE = ("/offline", *(f"/static/{name}" for name in (
+    "offline.js", "store.js", "style.css", "theme.js", "icon.svg",
+)))  # fmt: skip
+"""All that the browser keeps for a reload without a connection; the page comes first."""
 
 
 @cache
@@ -32,6 +39,16 @@ async def read_form(request: Request) -> dict[str, str]:
 
 
 Fields = Annotated[dict[str, str], Depends(read_form)]
+
+
+@cache
+def worker_script() -> str:
+    """worker.js with the files it keeps and a hash of them; any change makes it another worker."""
+    page = _environment().get_template("offline.html").render()
+    kept = [page, *((STATIC / Path(url).name).read_text() for url in OFFLINE[1:])]
+    script = (STATIC / "worker.js").read_text()
+    version = digest([*kept, script])
+    return f'const VERSION = "{version}";\nconst FILES = {json.dumps(OFFLINE)};\n{script}'
 
 
 def render(
@@ -116,6 +133,16 @@ def pages(site: Site) -> APIRouter:
         if found is None:
             raise Refusal(404, "unknown_item", "There is no such picture.")
         return picture_response(site, *found)
+
+    @router.get("/offline")
+    def offline_page() -> Response:
+        """What the browser keeps for a reload without a connection: it names nobody."""
+        return HTMLResponse(_environment().get_template("offline.html").render())
+
+    @router.get("/worker.js")
+    def worker() -> Response:
+        headers = {"Cache-Control": "no-cache"}
+        return Response(worker_script(), media_type="text/javascript", headers=headers)
 
     @router.get("/healthz")
     def health() -> JSONResponse:

@@ -16,6 +16,9 @@ async function refresh() {
 
 if (document.querySelector("[data-live]")) setInterval(refresh, EVERY_MS);
 
+// on a narrow window the tabs scroll sideways
+document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
     const field = document.getElementById(button.dataset.copy);

@@ -41,7 +41,12 @@ const MESSAGES = {
     "Every page for you is answered and saved.",
     [{ label: "Look for more", run: run.reload }],
   ],
-  closed: () => ["done", "Closed", "This task takes no more answers. Thank you for your work."],
+  closed: (run, keptAnswers) => [
+    "done",
+    "Closed",
+    `This task takes no more answers; those you gave are kept. Thank you for your work.${keptAnswers}`,
+    [{ label: "Look again", run: run.reload }],
+  ],
   paused: () => [
     "pause",
     "Paused",

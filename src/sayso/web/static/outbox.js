@@ -18,6 +18,7 @@ export class Outbox {
   waiting = [];
   refused = [];
   others = 0;
+  closed = false; // the server kept an answer and wants no more
   state = "saved"; // saved | sending | offline | unavailable | signed_out | paused
   retryAt = 0;
   progress = null;
@@ -144,7 +145,10 @@ export class Outbox {
   }
 
   async #failed(record, error) {
-    if (error.stored) return this.#sent(record);
+    if (error.stored) {
+      this.closed = true;
+      return this.#sent(record);
+    }
     if (REFUSED.has(error.status)) return this.#refuse(record, error);
     this.#failures += 1;
     const backoff = Math.min(FIRST_WAIT_MS * 2 ** (this.#failures - 1), LONGEST_WAIT_MS);

@@ -73,7 +73,12 @@ class App {
   }
 
   async accept() {
-    await api.post("/api/guideline/accept", { version: this.task.guideline_version });
+    try {
+      await api.post("/api/guideline/accept", { version: this.task.guideline_version });
+    } catch (error) {
+      if (error.status !== 409) throw error;
+      return this.leave("/"); // it has changed again: read the newest
+    }
     return this.begin();
   }
 
@@ -134,6 +139,7 @@ class App {
   outboxChanged() {
     this.status.update();
     for (const { vote } of this.outbox.refused) this.history.forget(vote.id);
+    if (this.outbox.closed) return this.closed();
     if (this.outbox.state === "paused") this.paused();
     if (this.outbox.state !== "saved" || this.rating?.page !== null) return;
     this.queue.fill();
@@ -159,7 +165,7 @@ class App {
   trouble(error) {
     this.status.trouble(error);
     if (error.status === 423) return this.paused();
-    if (error.status === 410) return this.tell("closed");
+    if (error.status === 410) return this.closed();
     if (error.status === 428) return this.leave("/");
     this.#trouble = error.offline ? "offline" : error.signedOut ? "signedOut" : "unavailable";
     return this.rating.next();
@@ -191,6 +197,11 @@ class App {
   tell(name) {
     const run = { retry: () => this.retry(), leave: (url) => this.leave(url), reload };
     tell(name, run, this.outbox.waiting.length);
+  }
+
+  closed() {
+    this.queue?.stop();
+    this.tell("closed");
   }
 
   paused() {
@@ -285,4 +296,5 @@ class App {
   }
 }
 
+navigator.serviceWorker?.register("/worker.js").catch(() => {}); // none over plain http
 boot();

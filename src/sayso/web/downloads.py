@@ -1,0 +1,179 @@
+"""An export for download: made by the command line beside the server, one at a time.
+
+A process of its own keeps votes flowing while it works. What stands in the folder, and whether its
+lock is held, is all there is to know, so every worker of the server says the same.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from sayso import files
+from sayso.errors import UserError
+from sayso.exporting.formats import need_pyarrow
+from sayso.study import Study
+
+PATIENCE_S = 3.0
+"""A small export is there when the page that asked for it comes back."""
+CHUNK = 1 << 18
+_NICE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The last export: what was asked for, and what became of it.
+
+    Attributes:
+        order: the options, `by` whom and `at` when, in seconds since the epoch.
+        said: the last line of the command.
+        manifest, sha256, bytes: of a finished one; the checksum is the manifest's, which has those
+            of all other files.
+    """
+
+    state: Literal["running", "ready", "failed"]
+    order: Mapping[str, Any]
+    said: str = ""
+    manifest: Mapping[str, Any] | None = None
+    sha256: str = ""
+    bytes: int = 0
+
+
+class Downloads:
+    """The folder in which a study's exports for download are made, one after the other."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study.path.resolve()
+        self._folder = study.export_path(".download").resolve()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, options: Mapping[str, str], by: str, now: float) -> None:
+        """Begin an export in place of the last one, and wait a little for its end.
+
+        Args:
+            options: of `sayso export` by their names in Python; `format` among them.
+        Raises: UserError: if one is being made, or the package for tables is missing.
+        """
+        need_pyarrow()
+        with self._turn() as lock:
+            self._clear()
+            files.write_json(self._folder / "order.json", {**options, "by": by, "at": now})
+            with (self._folder / "said.txt").open("wb") as said:
+                # the lock is handed on, so that it is held just as long as the process runs
+                self._process = subprocess.Popen(
+                    self._command(options), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                    pass_fds=(lock.fileno(),),
+                )  # fmt: skip
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_S)
+
+    def _command(self, options: Mapping[str, str]) -> list[str]:
+        asked = [f"--{name.replace('_', '-')}={v}" for name, v in options.items() if v]
+        command = [sys.executable, "-m", "sayso", "export", str(self._study)]
+        return [*command, *asked, f"--out={self._folder / options['format']}"]
+
+    def remove(self) -> None:
+        """Delete the last export.
+
+        Raises: UserError: if one is being made.
+        """
+        with self._turn():
+            self._clear()
+
+    def last(self) -> Made | None:
+        """The last export, which may still be in the making."""
+        if not (self._folder / "order.json").exists():
+            return None
+        order = files.read_json(self._folder / "order.json")
+        if self._is_held():
+            return Made("running", order)
+        return self._finished(order)
+
+    def _finished(self, order: Mapping[str, Any]) -> Made:
+        lines = (self._folder / "said.txt").read_text(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), "It was stopped.")
+        folder = self._folder / order["format"]
+        path = folder / "manifest.json"
+        if not path.exists():
+            return Made("failed", order, said.removeprefix("sayso: error: "))
+        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        manifest = json.loads(path.read_text())
+        return Made("ready", order, said, manifest, files.sha256(path), size)
+
+    def folder(self) -> Path | None:
+        """The finished export."""
+        last = self.last()
+        return self._folder / last.order["format"] if last and last.state == "ready" else None
+
+    def _clear(self) -> None:
+        for path in self._folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+
+    @contextmanager
+    def _turn(self) -> Iterator[IO[bytes]]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("wb") as lock:
+            if not _take(lock):
+                raise UserError("an export is being made already; wait until it is done")
+            yield lock
+
+    def _is_held(self) -> bool:
+        with (self._folder / "lock").open("wb") as lock:
+            return not _take(lock)
+
+
+def _take(lock: IO[bytes]) -> bool:
+    """Take a lock that is given back when the file is closed, by whom it was handed to as well."""
+    import fcntl  # absent on Windows, where the other pages shall work
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+class _Sink:
+    """What a ZIP archive is written to: it forgets what was taken, so it cannot go back."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, part: bytes) -> int:
+        self._parts.append(bytes(part))
+        return len(part)
+
+    def flush(self) -> None:
+        pass
+
+    def take(self) -> bytes:
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken
+
+
+def zipped(folder: Path) -> Iterator[bytes]:
+    """The files of a folder as a ZIP archive, a chunk at a time; nothing is compressed again."""
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[arg-type]
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = f"{folder.name}/{path.relative_to(folder)}"
+            info = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
+            with path.open("rb") as source, archive.open(info, "w") as entry:
+                while part := source.read(CHUNK):
+                    entry.write(part)
+                    yield sink.take()
+    yield sink.take()

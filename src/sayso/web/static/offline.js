@@ -1,0 +1,22 @@
+// The page that stands in for the start page while the server cannot be reached.
+
+import { openStore } from "./store.js";
+
+const EVERY_MS = 5000;
+
+async function count() {
+  const store = await openStore();
+  const n = (await store.all("outbox")).length;
+  const waiting = document.getElementById("waiting");
+  if (n) waiting.textContent = n === 1 ? "1 answer waits on this device." : `${n} answers wait on this device.`;
+}
+
+async function look() {
+  const answer = await fetch("/healthz", { cache: "no-store" }).catch(() => null);
+  if (answer?.ok) location.replace("/");
+}
+
+count();
+setInterval(look, EVERY_MS);
+window.addEventListener("online", look);
+document.getElementById("try").addEventListener("click", look);

@@ -1,0 +1,28 @@
+// A reload without a connection: says what waits on this device, and goes on when the net is back.
+//
+// The server puts a hash of these files before this line, so that a changed file is a new worker.
+// Nothing else is ever kept: no page with a name on it, no picture, no answer of the server.
+
+const PLACE = `sayso-${VERSION}`;
+
+self.addEventListener("install", (event) => {
+  const keep = async () => (await caches.open(PLACE)).addAll(FILES);
+  event.waitUntil(keep().then(() => self.skipWaiting()));
+});
+
+self.addEventListener("activate", (event) => {
+  const forget = async () => {
+    const old = (await caches.keys()).filter((name) => name !== PLACE);
+    await Promise.all(old.map((name) => caches.delete(name)));
+  };
+  event.waitUntil(forget());
+});
+
+self.addEventListener("fetch", (event) => {
+  const { request } = event;
+  const { pathname } = new URL(request.url);
+  const start = request.mode === "navigate" && pathname === "/";
+  if (request.method !== "GET" || !(start || FILES.includes(pathname))) return;
+  const kept = () => caches.match(start ? FILES[0] : pathname, { cacheName: PLACE });
+  event.respondWith(fetch(request).catch(async () => (await kept()) ?? Response.error()));
+});

@@ -1,0 +1,135 @@
+"""What is wrong with the store while people rate: a clear answer, and nothing lost."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disks import small_disk
+from rating_studies import Office, Rater, items_of, make_study
+from sqlalchemy import event
+from test_rating_bad_input import PLAIN, error, office
+
+from sayso.database import Database
+from sayso.errors import UserError
+from sayso.web.filesystems import kind_of, refuse_network
+from sayso.web.serving import Listening, check, prepare
+
+__all__ = ["office"]
+
+
+@pytest.fixture
+def limits(office: Office) -> Iterator[list[str]]:
+    """Commands that every new connection runs first."""
+    commands: list[str] = []
+
+    def restrict(connection: sqlite3.Connection, _record: object) -> None:
+        for command in commands:
+            connection.execute(command)
+
+    event.listen(office.site.database.engine, "connect", restrict)
+    yield commands
+    commands.clear()
+
+
+@pytest.mark.parametrize("command", ["PRAGMA max_page_count=1", "PRAGMA query_only=ON"])
+def test_full_disk_and_read_only_store(office: Office, limits: list[str], command: str):
+    """A full disk: SQLite may take no page more, so sooner or later a vote does not fit."""
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    limits.append(command)
+    office.site.database.close()
+    stored, refused = vote_until_refused(ann, item)
+    limits.clear()
+    office.site.database.close()
+    assert ann.post("/api/votes", refused).status_code == 200
+    ids = [*stored, refused["id"]]
+    assert office.table("select id from ratings order by seq") == [(vote,) for vote in ids]
+
+
+def vote_until_refused(rater: Rater, item: str) -> tuple[list[str], dict[str, Any]]:
+    """Answer and take back again and again: the ids that were stored, and the vote that was not."""
+    stored: list[str] = []
+    for i in range(2000):
+        value = "retracted" if i % 2 else "bad"
+        body = rater.body(item, value, supersedes=stored[-1] if stored else None, reason="x" * 200)
+        answer = rater.post("/api/votes", body)
+        if answer.status_code != 200:
+            assert error(answer) == (503, "store_unavailable", True)
+            return stored, body
+        stored.append(body["id"])
+    raise AssertionError("the disk never gets full")
+
+
+def fill(path: Path) -> None:
+    """Write until nothing fits any more."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+
+
+def test_a_disk_that_gets_full_in_mid_session(tmp_path: Path):
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        office = Office(make_study(disk), busy_timeout_s=0.5)
+        ann = office.client()
+        item = items_of(ann.pages()[0])[0]
+        ballast = disk / "ballast"
+        with pytest.raises(OSError, match="No space"):
+            fill(ballast)
+        stored, refused = vote_until_refused(ann, item)
+        assert ann.session()["rater"]["name"] == "ann"  # reading goes on
+        ballast.unlink()
+        assert ann.post("/api/votes", refused).status_code == 200
+        ids = [*stored, refused["id"]]
+        assert office.table("select id from ratings order by seq") == [(vote,) for vote in ids]
+        assert office.table("pragma integrity_check") == [("ok",)]
+        office.site.database.close()
+
+
+def test_database_locked_by_another_program(office: Office):
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    body = ann.body(item)
+    with closing(sqlite3.connect(office.study.path / "feedback.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert error(ann.post("/api/votes", body)) == (503, "store_unavailable", True)
+        assert ann.session()["rater"]["name"] == "ann"  # reading goes on
+        other.execute("ROLLBACK")
+    assert ann.post("/api/votes", body).status_code == 200
+    assert len(office.study.feedback.ratings()) == 1
+
+
+def test_database_of_a_newer_version(office: Office):
+    with closing(sqlite3.connect(office.study.path / "feedback.db")) as db, db:
+        db.execute("update schema_version set version = 99")
+    with pytest.raises(UserError, match=r"format 99.*upgrade sayso"):
+        prepare(office.study, "", PLAIN)
+
+
+def test_several_workers_need_postgresql(office: Office):
+    with pytest.raises(UserError, match="--workers 2 is not possible with SQLite"):
+        check(False, office.site.database, Listening(workers=2))
+
+
+def test_network_drives_are_refused(tmp_path: Path):
+    mounts = (
+        "21 1 8:1 / / rw - ext4 /dev/sda rw\n"
+        "22 21 0:40 / /home/shared\\040disk rw shared:1 - nfs4 server:/x rw\n"
+        "23 22 0:41 / /home/shared\\040disk/local rw - xfs /dev/sdb rw\n"
+    )
+    for folder, kind in (("/home", "ext4"), ("/home/shared disk", "nfs4")):
+        assert kind_of(Path(folder) / "study/feedback.db", mounts) == kind
+    assert kind_of(Path("/home/shared disk/local/f.db"), mounts) == "xfs"
+    with pytest.raises(UserError, match=r"network drive \(nfs4\)"):
+        refuse_network(Path("/home/shared disk/study/feedback.db"), mounts)
+    refuse_network(tmp_path / "feedback.db")
+
+
+def test_votes_stay_in_one_database(tmp_path: Path):
+    study = make_study(tmp_path)
+    Office(study).client().work(most=1)
+    with pytest.raises(UserError, match="votes stay in one database"):
+        study.use_database("postgresql://me@127.0.0.1:1/x")
+    assert Database(study.feedback.database.url).absent is False
