@@ -94,6 +94,16 @@ def sections(study: Study, simulated: bool) -> list[dict[str, Any]]:
     return [plain(section) for section in found]
 
 
+def _shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sections with the careless raters first."""
+    from sayso.votes.rater_table import in_order
+
+    def place(row: dict[str, Any]) -> tuple[bool, list[tuple[int, str]]]:
+        return not row["careless"], in_order(row["rater"])
+
+    return [{**section, "raters": sorted(section["raters"], key=place)} for section in found]
+
+
 def agreement(site: Site) -> APIRouter:
     """The route of the page."""
     router = APIRouter()
@@ -107,7 +117,7 @@ def agreement(site: Site) -> APIRouter:
         from sayso.votes.rater_table import RULES
 
         count = counter.count()
-        parts = [("People", count.people), ("Simulated raters", count.simulated)]
+        parts = [("People", _shown(count.people)), ("Simulated raters", _shown(count.simulated))]
         return view.page(
             "agreement", parts=[part for part in parts if part[1]], rules=RULES,
             at=time.strftime("%H:%M:%S", time.localtime(count.at)), study=str(site.study.path),
