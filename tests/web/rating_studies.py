@@ -24,6 +24,7 @@ from sayso.web.tasks import TaskOptions
 BASE, TUNED = "base", "runs/align-secretmodel"
 SAMPLER = Sampler(num_inference_steps=2, image_size_px=16)
 OBJECTS = ("dog", "cat", "tree", "house", "boat", "fish", "bird", "car")
+SECRET = "5a" * 32
 ADDRESS = "http://127.0.0.1:8321"
 
 
@@ -32,6 +33,7 @@ def make_study(
 ) -> Study:
     """A study with tiny pictures whose metadata tells the model, as some tools write it."""
     study = Study.create(folder / "study", StudyInfo("meadow", 3, sampler=SAMPLER))
+    set_secret(study, SECRET)
     texts = [f"{i // len(OBJECTS) + 1} {OBJECTS[i % len(OBJECTS)]}s" for i in range(prompts)]
     study.write_prompts(
         Prompt(f"prompt-{i}", text, "count", {"object": text.split()[1][:-1]}, "train")
@@ -40,6 +42,13 @@ def make_study(
     for model in models:
         add_images(study, model, per_prompt)
     return study
+
+
+def set_secret(study: Study, secret: str) -> None:
+    """Orders depend on it, so tests want the same one each time."""
+    path = study.path / "server.secret"
+    path.write_text(secret)
+    path.chmod(0o600)
 
 
 def add_images(study: Study, model: str, per_prompt: int, first: int = 0) -> None:

@@ -41,7 +41,7 @@ def test_numbers_of_raters_and_progress(office: Office):
         == office.table("select count(*) from ratings where rater = 'ann'")[0][0]
     )
     assert (ann["median_s"], ann["skip_share"], bob["skip_share"]) == (1.5, 0.0, 1.0)
-    assert (ann["gold_right"], ann["gold_n"]) == (2, 2)
+    assert ann["gold_right"] == ann["gold_n"] > 0
     assert ann["attention_right"] == 0 < ann["attention_n"]
     assert rows(office)["eve"]["votes"] == 0
     with office.site.read() as db:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -10,6 +11,7 @@ from rating_studies import BASE, TUNED, Office, Rater, make_study
 from scipy.stats import chisquare
 
 from sayso.types import digest
+from sayso.web.opening import open_task
 from sayso.web.pictures import bare_png
 from sayso.web.tasks import TaskOptions
 
@@ -38,7 +40,15 @@ def everything_received(office: Office, name: str = "ann") -> bytes:
 
 def secrets_of(office: Office) -> set[str]:
     """What would tell a rater the model: names, ids, paths, hashes of them and of the files."""
-    told = {TUNED, "secretmodel", "align-", "images/", str(office.study.path)}
+    told = {
+        office.options.identity,
+        office.site.task,
+        TUNED,
+        "secretmodel",
+        "align-",
+        "images/",
+        str(office.study.path),
+    }
     for sample in office.study.samples():
         content = (office.study.path / sample.path).read_bytes()
         told |= {sample.id, sample.path, digest(sample.id), hashlib.sha256(content).hexdigest()}
@@ -135,3 +145,44 @@ def test_sides_are_stored_and_even_per_rater_and_pair(tmp_path: Path):
         assert all(abs(2 * per[k, BASE] - n) <= 4 for k, n in total.items())
     per_rater_and_pair = Counter((v.rater, v.prompt_id) for v in votes if v.left_model == BASE)
     assert sum(n == 1 for n in per_rater_and_pair.values()) == 60
+
+
+def test_progress_does_not_tell_which_pages_are_checks(tmp_path: Path):
+    study = make_study(tmp_path, prompts=8, per_prompt=6)
+    gold = {sample.id: "good" for sample in study.samples(BASE)[:4]}
+    office = Office(study, TaskOptions(gold=gold, gold_share=0.1, attention_share=0.2))
+    control = dict(office.table("select id, control from items"))
+    ann = office.client()
+    moved: Counter[bool] = Counter()
+    before = ann.session()["progress"]
+    while pages := ann.pages():
+        item = pages[0]["items"][0]["item_id"]
+        now = ann.vote(item).json()["progress"]
+        moved[bool(control[item])] += now["project"] != before["project"]
+        assert now["mine"] == before["mine"] + 1
+        before = now
+    asked = Counter(bool(c) for i, c in control.items())
+    assert asked[True] > 4
+    assert sum(moved.values()) <= before["project_total"] / 10 + 1
+    assert before["project"] == before["project_total"] == 44
+
+
+def test_answers_taken_over_do_not_tilt_the_sides(tmp_path: Path):
+    study = make_study(tmp_path, prompts=40, per_prompt=1, models=(BASE, TUNED))
+    prompts = study.prompts()
+    options = TaskOptions(kind="compare", right=TUNED, set_size=1, attention_share=0.0)
+    study.write_prompts(prompts[:20])
+    office = Office(study, options)
+    ann = office.client()
+    ann.work(lambda _: "left")
+    study.write_prompts(prompts)
+    office.site.task = open_task(office.site.database, study, replace(options, seed=9))
+    seen: dict[str, bool] = {}
+    while pages := ann.pages():
+        [[swapped]] = office.table(
+            f"select swapped from assignments where item = '{pages[0]['item_id']}'"
+        )
+        seen.setdefault(pages[0]["prompt"], bool(swapped))
+        ann.answer(pages[0], lambda _: "left")
+    assert len(seen) == 20
+    assert 4 <= sum(seen.values()) <= 16

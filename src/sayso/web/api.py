@@ -4,11 +4,12 @@ import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select
 
 from sayso import work_tables as work
 from sayso.database import ConflictError
 from sayso.web import people
+from sayso.web.assigned import is_anything_left
 from sayso.web.guideline_text import to_html
 from sayso.web.handing_out import Entry, HandedPage, hand_out, locked_task, release, set_aside
 from sayso.web.messages import (
@@ -33,7 +34,8 @@ from sayso.web.messages import (
 )
 from sayso.web.people import Person
 from sayso.web.pictures import size_of
-from sayso.web.queue import votes_to_go
+from sayso.web.queue import told_progress, votes_to_go
+from sayso.web.sessions import form_token, public_id
 from sayso.web.site import Asker, Refusal, Site, is_same_site
 from sayso.web.voting import ANSWERS, Circumstances, Vote, VoteRefused, cast_vote
 from sayso.work_tables import Row
@@ -94,16 +96,17 @@ def api(site: Site) -> APIRouter:
             pages, gave_up = hand_out(
                 db, task, asker.person, body.have, body.n, site.clock(), site.usable
             )
-            answer = NextAnswer(
+            if gave_up and not pages:  # nothing is set aside: the folder may be back soon
+                log.error("many pictures of %s cannot be read", site.study.path)
+                message = (
+                    "The pictures cannot be read at the moment; please tell the study's admin."
+                )
+                raise Refusal(503, "pictures_missing", message, retry=True)
+            return NextAnswer(
                 pages=[_page(site, task["kind"], page) for page in pages],
-                done=not pages and not _holds_any(db, task, asker.person),
+                done=not pages and not is_anything_left(db, task, asker.person.id),
                 progress=_progress(db, task, asker.person),
             )
-        if gave_up and not pages:
-            log.error("many pictures of %s cannot be read", site.study.path)
-            message = "The pictures cannot be read at the moment; please tell the study's admin."
-            raise Refusal(503, "pictures_missing", message, retry=True)
-        return answer
 
     @router.post("/votes", responses=_errors(404, 409, 410))
     def votes(request: Request, body: VoteBody, token: Token = "") -> VoteAnswer:
@@ -145,8 +148,6 @@ def _store_vote(site: Site, asker: Asker, vote: Vote) -> tuple[VoteAnswer, bool]
 
 
 def _session(site: Site, asker: Asker) -> SessionAnswer:
-    from sayso.web.sessions import form_token
-
     with site.read() as db:
         task = _task(db, site.task) if site.task else None
         return SessionAnswer(
@@ -154,7 +155,7 @@ def _session(site: Site, asker: Asker) -> SessionAnswer:
             csrf=form_token(site.secret, asker.session),
             local=site.local,
             study=StudyBody(id=site.store_id, name=site.study.info.name),
-            task=_task_body(db, task, asker.person) if task else None,
+            task=_task_body(site, db, task, asker.person) if task else None,
             progress=_progress(db, task, asker.person) if task else None,
             overlap=task["overlap"] if task else None,
             app_version=site.app_version,
@@ -165,10 +166,10 @@ def _task(db: Connection, task: str) -> Row:
     return db.execute(select(work.tasks).where(work.tasks.c.id == task)).mappings().one()
 
 
-def _task_body(db: Connection, task: Row, person: Person) -> TaskBody:
+def _task_body(site: Site, db: Connection, task: Row, person: Person) -> TaskBody:
     guideline = people.guideline(db)
     return TaskBody(
-        id=task["id"],
+        id=public_id(site.secret, task["id"]),
         kind=task["kind"],
         questions=["alignment"] if task["kind"] == "rate" else ["alignment", "fidelity"],
         answers=list(ANSWERS[task["kind"]]),
@@ -198,14 +199,6 @@ def _open_task(site: Site, db: Connection, person: Person) -> Row:
     return task
 
 
-def _holds_any(db: Connection, task: Row, person: Person) -> bool:
-    table = work.assignments
-    leased = select(table.c.item).where(
-        table.c.task == task["id"], table.c.rater == person.id, table.c.state == "leased"
-    )
-    return db.execute(leased.limit(1)).first() is not None
-
-
 def _progress(db: Connection, task: Row, person: Person) -> Progress:
     table = work.assignments
     mine = db.scalar(
@@ -213,12 +206,10 @@ def _progress(db: Connection, task: Row, person: Person) -> Progress:
             table.c.task == task["id"], table.c.rater == person.id, table.c.state == "answered"
         )
     )
-    left = task["wanted"] - task["votes"]
     checks = task["gold_share"] + task["attention_share"]
-    total = votes_to_go(task["n_items"], mine or 0, left, checks)
-    return Progress(
-        mine=mine or 0, mine_total=total, project=task["votes"], project_total=task["wanted"]
-    )
+    told = told_progress(task["votes"], task["wanted"], has_checks=checks > 0)
+    total = votes_to_go(task["n_items"], mine or 0, task["wanted"] - told, checks)
+    return Progress(mine=mine or 0, mine_total=total, project=told, project_total=task["wanted"])
 
 
 # pages
@@ -273,9 +264,3 @@ def picture_path(db: Connection, rater: str, key: str, place: int) -> tuple[str,
     sides = row["images"][:: -1 if row["swapped"] else 1]
     paths = [path for side in sides for path in side]
     return (row["id"], paths[place]) if 0 <= place < len(paths) else None
-
-
-def mark_broken(site: Site, item: str) -> None:
-    """Tell the admin of an item whose picture cannot be read."""
-    with site.write() as db:
-        db.execute(update(work.items).where(work.items.c.id == item).values(broken=True))

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     Connection,
     Double,
     Select,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     bindparam,
     false,
     func,
+    literal,
     or_,
     select,
     true,
@@ -42,15 +44,25 @@ _RESERVED = (
 )
 _BY_RATER = and_(_mine.item == _items.id, _mine.rater == bindparam("rater"))
 _NOT_TAKEN = or_(_mine.state.is_(None), _mine.state == "released")
+_UNKNOWN = or_(bindparam("also_known", type_=Boolean), _items.expected == "")
 _FREE = (
     select(work.items, *_MINE)
     .join(work.assignments, _BY_RATER, isouter=True)
     .where(_items.task == bindparam("task"), _items.control == bindparam("control"))
-    .where(_items.open == true(), _items.broken == false(), _NOT_TAKEN)
+    .where(_items.open == true(), _items.broken == false(), _NOT_TAKEN, _UNKNOWN)
     .where(_items.rank >= bindparam("first"), _items.rank < bindparam("end"))
     .where(or_(_items.overlap == 0, _items.votes + _RESERVED < _items.overlap))
     .order_by(_items.rank, _items.slot)
     .limit(bindparam("most"))
+)
+_LEFT = (
+    select(literal(1))
+    .select_from(work.items)
+    .join(work.assignments, _BY_RATER, isouter=True)
+    .where(_items.task == bindparam("task"), _items.open == true(), _items.broken == false())
+    .where(or_(_items.control == "", and_(_items.control == "gold", _items.expected == "")))
+    .where(or_(_mine.state.is_(None), _mine.state.in_(["released", "leased"])))
+    .limit(1)
 )
 _HELD = (
     select(work.items, *_MINE, _RESERVED.label("reserved"))
@@ -83,17 +95,30 @@ def held(db: Connection, task: Row, rater: str, now: float) -> list[Row]:
     return _rows(db, _HELD, task=task["id"], rater=rater, now=now)
 
 
+def is_anything_left(db: Connection, task: Row, rater: str) -> bool:
+    """Whether something may still come to a rater, now or when others have given it back."""
+    return db.execute(_LEFT, {"task": task["id"], "rater": rater}).first() is not None
+
+
 def free_pages(
-    db: Connection, task: Row, rater: str, now: float, control: Control, ranks: range, n: int
+    db: Connection,
+    task: Row,
+    rater: str,
+    now: float,
+    control: Control,
+    ranks: range,
+    n: int,
+    also_known: bool = True,
 ) -> list[Page]:
     """The first `n` pages with items for this rater, or fewer, in the order of the task.
 
-    Items that the rater has had, or that have their raters, are left out of their pages.
+    Items that the rater has had, or that have their raters, are left out of their pages; without
+    `also_known` those whose answer is known, too.
     """
     # no page has more items than the task's pages have, so n of them are whole in so many rows
     rows = _rows(
         db, _FREE, task=task["id"], rater=rater, now=now, control=control, first=ranks.start,
-        end=ranks.stop, most=n * task["images_per_page"],
+        end=ranks.stop, most=n * task["images_per_page"], also_known=also_known,
     )  # fmt: skip
     return by_page(rows)[:n]
 

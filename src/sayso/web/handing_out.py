@@ -15,6 +15,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    true,
     update,
 )
 
@@ -36,6 +37,7 @@ from sayso.work_tables import Row
 _items, _assigned = work.items.c, work.assignments.c
 
 
+_LOOKED_AT = 1000  # items set aside, when nothing else is left
 _CHECKS: tuple[Control, ...] = ("gold", "attention")
 MOST_BROKEN = 20
 """Pages with unreadable pictures that one request sets aside before it gives up."""
@@ -76,6 +78,8 @@ def hand_out(
 ) -> tuple[list[HandedPage], bool]:  # fmt: skip
     """Up to `n` pages for a rater, who keeps the leases of the pages `have`.
 
+    When nothing else is left, items that were set aside are looked at again.
+
     Args:
         task: from `locked_task`.
         now: seconds since the epoch.
@@ -84,8 +88,11 @@ def hand_out(
     desk = _Desk(db, task, rater, now, usable)
     pages = [page for page in desk.renewed() if page.id not in have][:n]
     pages += desk.new_pages(n - len(pages))
+    if not pages and _take_back(db, task, usable):
+        pages = desk.new_pages(n)
     desk.leave()
-    return pages, desk.patience == 0
+    # a page that the rater still has, and somebody else had meanwhile, is leased anew, not sent
+    return [page for page in pages if page.id not in have], desk.patience == 0
 
 
 def release(db: Connection, rater: Person, pages: Sequence[str], refused: bool) -> list[Row]:
@@ -105,20 +112,24 @@ def release_all(db: Connection, rater: Person) -> None:
     db.execute(update(work.assignments).where(mine).values(state="released", until=0.0))
 
 
-def set_aside(db: Connection, items: Iterable[str]) -> None:
-    """Hand out these items no more: their images cannot be read."""
+def set_aside(db: Connection, items: Iterable[str], broken: bool = True) -> None:
+    """Hand out these items no more, or again: whether their images can be read."""
     for item in items:
-        db.execute(update(work.items).where(_items.id == item).values(broken=True))
+        db.execute(update(work.items).where(_items.id == item).values(broken=broken))
 
 
-_TAKE_SEAT = select(work.participants).where(
-    work.participants.c.task == bindparam("of_task"),
-    work.participants.c.rater == bindparam("by_rater"),
-)
-_LEAVE = update(work.participants).where(
-    work.participants.c.task == bindparam("of_task"),
-    work.participants.c.rater == bindparam("by_rater"),
-)
+def _take_back(db: Connection, task: Row, usable: Usable) -> bool:
+    """Hand out again what was set aside and can be read now: whether there was any."""
+    aside = select(work.items).where(_items.task == task["id"], _items.broken == true())
+    mended = [row["id"] for row in db.execute(aside.limit(_LOOKED_AT)).mappings() if usable(row)]
+    set_aside(db, mended, broken=False)
+    return bool(mended)
+
+
+_seats = work.participants.c
+_SEAT = and_(_seats.task == bindparam("of_task"), _seats.rater == bindparam("by_rater"))
+_TAKE_SEAT = select(work.participants).where(_SEAT)
+_LEAVE = update(work.participants).where(_SEAT)
 _SET_LEASE = update(work.assignments).where(
     _assigned.rater == bindparam("by_rater"),
     _assigned.item.in_(bindparam("of_items", expanding=True)),
@@ -129,7 +140,8 @@ _BALANCE = (
         func.coalesce(func.sum(_assigned.swapped.cast(Integer)), 0).label("swapped"),
     )
     .join_from(work.assignments, work.items, _items.id == _assigned.item)
-    .where(_assigned.task == bindparam("of_task"))
+    # an answer taken over from another task was not handed out here
+    .where(_assigned.task == bindparam("of_task"), _assigned.position >= 0)
 )
 
 
@@ -202,6 +214,9 @@ class _Desk:
             if not line:
                 break
             found.append(self._hand(line.popleft(), is_check=line is not ordinary))
+        if len(found) < n and not ordinary:  # what stands beside gold, and must be answered too
+            beside = self._free("gold", self._start, n - len(found), also_known=False)
+            found += [self._hand(page, is_check=True) for page in beside]
         return found
 
     def _kind(self, position: int) -> Control:
@@ -209,19 +224,20 @@ class _Desk:
         shares = task["gold_share"], task["attention_share"]
         return control_at(position, task["seed"], self._rater.name, *shares)
 
-    def _free(self, control: Control, start: int, n: int) -> list[Page]:
+    def _free(self, control: Control, start: int, n: int, also_known: bool = True) -> list[Page]:
         """The first `n` free pages at or after rank `start`, going round once."""
         found: list[Page] = []
         for ranks in (range(start, self._task["n_ranks"]), range(start)):
             if len(found) < n:
-                found += self._whole(control, ranks, n - len(found))
+                found += self._whole(control, ranks, n - len(found), also_known)
         return found
 
-    def _whole(self, control: Control, ranks: range, n: int) -> list[Page]:
+    def _whole(self, control: Control, ranks: range, n: int, also_known: bool) -> list[Page]:
         """Free pages whose pictures can be read; the others are set aside while patience lasts."""
         while True:
             who = self._rater.id
-            pages = free_pages(self._db, self._task, who, self._now, control, ranks, n)
+            wanted = (control, ranks, n, also_known)
+            pages = free_pages(self._db, self._task, who, self._now, *wanted)
             broken = [row["id"] for page in pages for row in page if not self._usable(row)]
             if not broken:
                 return pages

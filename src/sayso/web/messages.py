@@ -62,7 +62,10 @@ class TaskBody(BaseModel):
 
 
 class Progress(BaseModel):
-    """Answers: mine so far and at most in the end; the project's and how many it wants."""
+    """Answers: mine so far and at most in the end; the project's and how many it wants.
+
+    The project's move in steps where checks are hidden, or they would tell which pages are checks.
+    """
 
     mine: int
     mine_total: int

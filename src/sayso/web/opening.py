@@ -2,22 +2,20 @@
 
 import gc
 import hashlib
-import secrets
+import hmac
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
 from sqlalchemy import (
     Connection,
-    Table,
     and_,
     case,
     false,
     func,
     insert,
-    literal,
     or_,
     select,
     true,
@@ -29,6 +27,8 @@ from sayso import work_tables as work
 from sayso.database import Database
 from sayso.study import Study
 from sayso.types import digest
+from sayso.web.elsewhere import take_over_votes
+from sayso.web.handing_out import locked_task
 from sayso.web.queue import shuffled
 from sayso.web.tasks import Draft, Page, TaskOptions, draft
 
@@ -54,7 +54,8 @@ def open_task(database: Database, study: Study, options: TaskOptions) -> str:
     with _no_collections():
         pages = draft(study, options)
         with database.write() as db:
-            _make(db, task, options, pages, source)
+            _make(db, task, options, pages, _seed(study, options))
+            _count(db, task, options, source)
     _reopen(database, task)
     return task
 
@@ -69,18 +70,32 @@ def _no_collections() -> Iterator[None]:
         gc.enable()
 
 
+def _seed(study: Study, options: TaskOptions) -> int:
+    # programs do not cheat, and the same seed shall give the same votes of theirs
+    return options.seed if options.simulated else private_seed(options.seed, study.secret())
+
+
+def private_seed(seed: int, secret: bytes) -> int:
+    """The seed of a task, in [0, 2³¹): raters who know the options must not replay its order.
+
+    Who has the study can: the store holds this seed.
+    """
+    mac = hmac.new(secret, f"seed of a task\n{seed}".encode(), "sha256").digest()
+    return int.from_bytes(mac[:4], "big") >> 1
+
+
 def _make(
-    db: Connection, task: str, options: TaskOptions, pages: Sequence[Page], source: str
+    db: Connection, task: str, options: TaskOptions, pages: Sequence[Page], seed: int
 ) -> None:
+    """Put the task and its items in, or what is new of them."""
     known = db.scalar(select(work.tasks.c.id).where(work.tasks.c.id == task))
     if not known:
-        db.execute(insert(work.tasks).values(_task_row(task, options)))
-    _add_items(db, task, pages, options.seed)
+        db.execute(insert(work.tasks).values(_task_row(task, options, seed)))
+    row = locked_task(db, task)  # votes that are being cast count before or after, and not between
+    _add_items(db, task, pages, row["seed"])
     if known:
         _set_overlaps(db, task, pages)
-    _take_over_votes(db, task, options)
-    foreign = _foreign_votes(db, task, options.kind)
-    _count(db, task, options, f"{source} {foreign}")
+    take_over_votes(db, task, options)
 
 
 def _fingerprint(study: Study, options: TaskOptions) -> str:
@@ -111,14 +126,14 @@ def _reopen(database: Database, task: str) -> None:
         db.execute(update(work.items).where(work.items.c.task == task).values(broken=False))
 
 
-def _task_row(task: str, options: TaskOptions) -> dict[str, Any]:
+def _task_row(task: str, options: TaskOptions, seed: int) -> dict[str, Any]:
     return {
         "id": task,
         "name": options.name,
         "kind": options.kind,
         "images_per_page": options.images_per_page if options.kind == "rate" else 1,
         "overlap": options.overlap,
-        "seed": options.seed,
+        "seed": seed,
         "gold_share": options.gold_share,
         "attention_share": options.attention_share or 0.0,
         "state": "open",
@@ -139,9 +154,10 @@ def _add_items(db: Connection, task: str, pages: Sequence[Page], seed: int) -> N
     items = work.items
     known = set(db.scalars(select(items.c.content).where(items.c.task == task)))
     first = db.scalar(select(func.coalesce(func.max(items.c.rank), -1)).where(items.c.task == task))
-    new = [page for page in pages if page[0].content not in known]
+    new = [page for page in pages if any(item.content not in known for item in page)]
     order = shuffled(len(new), seed, task, len(known))
-    rows = _item_rows(task, (new[i] for i in order), (first or 0) + 1 if known else 0, known)
+    start = (first or 0) + 1 if known else 0
+    rows = _item_rows(task, seed, (new[i] for i in order), start, known)
     with _progress(sum(map(len, new))) as advance:
         while part := list(islice(rows, _CHUNK)):
             db.execute(insert(items), part)
@@ -158,18 +174,18 @@ def _progress(items: int) -> AbstractContextManager[Callable[[int], None]]:
 
 
 def _item_rows(
-    task: str, pages: Iterable[Page], first: int, known: set[str]
+    task: str, seed: int, pages: Iterable[Page], first: int, known: set[str]
 ) -> Iterator[dict[str, Any]]:
     """Rows of the items that are not `known`, their pages ranked from `first`."""
     for rank, page in enumerate(pages, first):
-        page_id = _place_id(task, rank)
+        page_id = _place_id(seed, task, rank)
         for slot, item in enumerate(page):
             content = item.content
             if content not in known:
                 known.add(content)
                 row = _item_row(item, content)
                 place = {"task": task, "rank": rank, "slot": slot, "page": page_id}
-                yield {**row, **place, "id": _place_id(task, rank, slot)}
+                yield {**row, **place, "id": _place_id(seed, task, rank, slot)}
 
 
 def _place_id(*place: str | int) -> str:
@@ -215,54 +231,15 @@ def _set_overlaps(db: Connection, task: str, pages: Sequence[Page]) -> None:
             db.execute(update(items).where(items.c.task == task, part).values(overlap=overlap))
 
 
-# votes made elsewhere
-
-
-def _take_over_votes(db: Connection, task: str, options: TaskOptions) -> None:
-    """Whoever judged an item in another task has done so here; people and programs are apart."""
-    query = _votes_on_items(task, options.kind).where(work.raters.c.simulated == options.simulated)
-    found = db.execute(query).mappings().all()
-    for part in _chunks(found):
-        db.execute(insert(work.assignments), [_answered(task, row) for row in part])
-
-
-def _votes_on_items(task: str, kind: str) -> Any:
-    table, items, people, done = (
-        votes.VOTE_TABLES[kind], work.items, work.raters, work.assignments,
-    )  # fmt: skip
-    later = table.alias()
-    key = table.c.sample_id if kind == "rate" else table.c.pair
-    there = and_(done.c.item == items.c.id, done.c.rater == people.c.id)
-    return (
-        select(items.c.id.label("item"), people.c.id.label("rater"), table.c.id.label("vote"))
-        .join_from(table, people, people.c.name == table.c.rater)
-        .join(items, and_(items.c.task == task, items.c.content == _content(table, key)))
-        .where(~select(literal(1)).where(later.c.supersedes == table.c.id).exists())
-        .where(~select(literal(1)).where(there).exists())
-        .where(table.c.value != votes.RETRACTED, table.c.attention == false())
-    )
-
-
-def _content(table: Table, key: Any) -> Any:
-    """As `Draft.content` of ordinary and gold items."""
-    return table.c.question + ":" + key
-
-
-def _answered(task: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **row,
-        "task": task,
-        "key": secrets.token_urlsafe(16),
-        "state": "answered",
-        "until": 0.0,
-        "swapped": False,
-        "position": -1,
-        "surplus": False,
-    }
+# counters
 
 
 def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None:
-    """Set the counters of items and task anew."""
+    """Set the counters of items and task anew.
+
+    Args:
+        source: see `_fingerprint`.
+    """
     items, done = work.items, work.assignments
     mine = items.c.task == task
     answers = (
@@ -280,9 +257,10 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
     ).where(mine, items.c.control == "")  # fmt: skip
     n_items, wanted, given = db.execute(ordinary).one()
     last = db.scalar(select(func.max(items.c.rank)).where(mine))
+    foreign = _foreign_votes(db, task, options.kind)
     values = {
         "n_items": n_items, "wanted": wanted, "votes": given, "n_ranks": (last or 0) + 1,
-        "source": source, "overlap": options.overlap, "gold_share": options.gold_share,
-        "attention_share": options.attention_share or 0.0,
+        "source": f"{source} {foreign}", "overlap": options.overlap,
+        "gold_share": options.gold_share, "attention_share": options.attention_share or 0.0,
     }  # fmt: skip
     db.execute(update(work.tasks).where(work.tasks.c.id == task).values(values))

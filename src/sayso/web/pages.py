@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sayso.types import digest
 from sayso.web import people, sessions
-from sayso.web.api import mark_broken, picture_path
-from sayso.web.handing_out import release_all
+from sayso.web.api import picture_path
+from sayso.web.handing_out import release_all, set_aside
 from sayso.web.people import Person
 from sayso.web.pictures import BrokenPicture, read_bare
 from sayso.web.site import Asker, Refusal, Site, is_same_site
@@ -162,7 +162,8 @@ def picture_response(site: Site, item: str, path: str) -> Response:
     try:
         content = read_bare(site.picture(path))
     except BrokenPicture:
-        mark_broken(site, item)
+        with site.write() as db:
+            set_aside(db, [item])
         raise Refusal(404, "image_gone", "This picture is missing.") from None
     return Response(content, media_type="image/png")
 

@@ -58,15 +58,15 @@ def control_at(
     return block[position % BLOCK]
 
 
-def overlap_of(number: int, overlap: int, shared_overlap: int, seed: int) -> int:
+def overlap_of(page: str, overlap: int, shared_overlap: int, seed: int) -> int:
     """How many raters a page wants: those of a random tenth `shared_overlap`, if that is more.
 
     Args:
-        number: of the page, ≥ 0.
+        page: what it shows, so that pages which join later change nothing for the others.
     """
     if shared_overlap <= overlap:
         return overlap
-    return shared_overlap if generator(seed, "shared", number).random() < 0.1 else overlap
+    return shared_overlap if generator(seed, "shared", page).random() < 0.1 else overlap
 
 
 def is_reserved(until: float, now: float) -> bool:
@@ -142,5 +142,17 @@ def votes_to_go(n_items: int, mine: int, left: int, check_share: float) -> int:
         left: votes that the task still wants from anyone.
         check_share: share of checks among the pages, in [0, 1).
     """
-    ordinary = min(left, n_items)
-    return mine + round(ordinary / (1 - check_share))
+    unseen = n_items - mine * (1 - check_share)
+    return mine + max(0, round(min(left, unseen) / (1 - check_share)))
+
+
+def told_progress(votes: int, wanted: int, has_checks: bool) -> int:
+    """The votes of a task as raters are told them, ≤ `votes`.
+
+    A number that moved with each ordinary answer would give the hidden checks away, which are not
+    among the votes wanted: it moves in steps of a hundredth, at least ten, unless there are none.
+    """
+    if not has_checks or votes >= wanted:
+        return votes
+    step = max(10, wanted // 100)
+    return votes // step * step

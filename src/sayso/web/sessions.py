@@ -57,5 +57,10 @@ def is_form_token(secret: bytes, session: Session | None, token: str) -> bool:
     return hmac.compare_digest(token.encode(), form_token(secret, session).encode())
 
 
+def public_id(secret: bytes, name: str) -> str:
+    """A name that raters may see for one that they must not: no hash that they could check."""
+    return _mac(secret, "name", name)[:16]
+
+
 def _mac(secret: bytes, purpose: str, text: str) -> str:
     return hmac.new(secret, f"{purpose}\n{text}".encode(), "sha256").hexdigest()

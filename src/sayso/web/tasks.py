@@ -110,7 +110,7 @@ def _rated(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> lis
         samples = drawn.get(prompt.id, [])[: options.per_prompt or None]
         for i in range(0, len(samples), options.images_per_page):
             part = samples[i : i + options.images_per_page]
-            pages.append(_rate_page(prompt, part, options, len(pages)))
+            pages.append(_rate_page(prompt, part, options))
     if not pages:
         raise UserError(
             f"there are no images of model {options.model!r} for {options.prompts} prompts; "
@@ -120,12 +120,10 @@ def _rated(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> lis
     return sorted(pages, key=lambda page: bool(page[0].control))
 
 
-def _rate_page(
-    prompt: Prompt, samples: Sequence[Sample], options: TaskOptions, number: int
-) -> Page:
-    """A page with a gold image is shown to everyone, its other images too."""
+def _rate_page(prompt: Prompt, samples: Sequence[Sample], options: TaskOptions) -> Page:
+    """A page with a gold image is for everyone, its other images too."""
     control: Control = "gold" if any(s.id in options.gold for s in samples) else ""
-    wanted = overlap_of(number, options.overlap, options.shared_overlap, options.seed)
+    wanted = overlap_of(samples[0].id, options.overlap, options.shared_overlap, options.seed)
     return [
         Draft(
             prompt, "alignment", ((sample,),), control, options.gold.get(sample.id, ""),

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from sqlalchemy import Connection, bindparam, insert, select, union_all, update
+from sqlalchemy import Connection, bindparam, insert, select, union_all
 
-from sayso import work_tables as work
 from sayso.feedback import vote_row
 from sayso.types import Choice, Comparison, Question, Rating, Value, digest
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.web.assigned import given, locked_task_of, reserved
+from sayso.web.counting import assign, recount
+from sayso.web.elsewhere import follow, newest_vote
 from sayso.web.people import Person
 from sayso.web.queue import LEASE_S, Newest, has_room, is_reserved, opposite, superseded
 from sayso.work_tables import Row
@@ -22,16 +23,6 @@ _STORED = union_all(*(
     select(t.c.id, t.c.body, t.c.rater, t.c.surplus, t.c.shown).where(t.c.id == bindparam("of_id"))
     for t in VOTE_TABLES.values()
 ))  # fmt: skip
-_assigned = work.assignments.c
-_ASSIGN = update(work.assignments).where(
-    _assigned.item == bindparam("of_item"), _assigned.rater == bindparam("by_rater")
-)
-_COUNT_ITEM = update(work.items).where(work.items.c.id == bindparam("of_item"))
-_COUNT_TASK = (
-    update(work.tasks)
-    .where(work.tasks.c.id == bindparam("of_task"))
-    .values(votes=work.tasks.c.votes + bindparam("change"))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +92,14 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) 
         raise VoteRefused("unknown_item", "This page was not given to you; reload to go on.")
     _check(vote, item, task)
     replaced = _replaced(item, vote)
+    if item["my_vote"] is None and not around.adjudication:
+        replaced = newest_vote(db, task["kind"], item, rater)
     counted = _counts(db, item, task, rater, around)
     surplus = not counted and not around.adjudication
     _insert(db, rater, vote, around, item, task, replaced, surplus)
     change = _follow_up(db, item, rater, vote, around.now, counted)
+    if replaced is not None:
+        follow(db, item, rater, replaced, vote.id, ends=vote.value == RETRACTED)
     after = {**task, "votes": task["votes"] + change}
     return Receipt(vote.id, after, surplus, task["state"] == "closed")
 
@@ -146,15 +141,17 @@ def _replaced(item: Row, vote: Vote) -> str | None:
 def _counts(db: Connection, item: Row, task: Row, rater: Person, around: Circumstances) -> bool:
     """Whether the vote is one of those that the overlap asks for; a change stays what it was.
 
-    Not counted are votes on an item that has its raters already, votes after the task was closed,
-    and a reviewer's decision.
+    Not counted are votes on an item that has its raters already, votes after the task was closed
+    but for what is answered again, and a reviewer's decision.
     """
     if item["my_state"] == "answered":
         return not item["my_surplus"]
-    if around.adjudication or task["state"] == "closed":
+    answers_again = item["my_vote"] is not None and not item["my_surplus"]
+    if around.adjudication or (task["state"] == "closed" and not answers_again):
         return False
     if item["my_state"] == "leased" and is_reserved(item["my_until"], around.now):
-        return True
+        # a lease that did not hold while a clock was wrong may have gone to another, who answered
+        return has_room(item["overlap"], item["votes"], 0)
     others = reserved(db, item["id"], rater.id, around.now)
     return has_room(item["overlap"], item["votes"], others)
 
@@ -229,21 +226,7 @@ def _follow_up(
     state, until = "answered", 0.0
     if retracts:
         state, until = ("leased", now + LEASE_S) if counted else ("released", 0.0)
-    db.execute(_ASSIGN, {
-        "of_item": item["id"], "by_rater": rater.id, "vote": vote.id, "surplus": not counted,
-        "state": state, "until": until,
-    })  # fmt: skip
+    new = {"vote": vote.id, "surplus": not counted, "state": state, "until": until}
+    assign(db, item["id"], rater.id, **new)
     change = (not retracts) - (item["my_state"] == "answered")
-    return _recount(db, item, change) if change and counted else 0
-
-
-def _recount(db: Connection, item: Row, change: int) -> int:
-    overlap, votes = item["overlap"], item["votes"] + change
-    counters = {"of_item": item["id"], "votes": votes, "open": has_room(overlap, votes, 0)}
-    db.execute(_COUNT_ITEM, counters)
-    if item["control"]:
-        return 0
-    counted = min(votes, overlap) - min(item["votes"], overlap)
-    if counted:
-        db.execute(_COUNT_TASK, {"of_task": item["task"], "change": counted})
-    return counted
+    return recount(db, item, change) if change and counted else 0
