@@ -44,7 +44,7 @@ def test_sides_over_ten_thousand_assignments():
 
 
 def test_sides_of_one_question_are_balanced_and_not_only_drawn():
-    """One question, so no second sight evens out the first; by chance alone 18 would be the mean."""
+    """One question, so no second sight evens out the first; by chance the mean would be 18."""
     raters, pairs = 20, 500
     order = [(r, p) for r in range(raters) for p in range(pairs)]
     queue.generator(5, "walk").shuffle(order)

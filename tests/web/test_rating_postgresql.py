@@ -1,5 +1,6 @@
 """The rating app on PostgreSQL: two workers, and the database going down in mid-session."""
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ from sayso import work_tables
 from sayso.database import Database
 from sayso.web import people
 from sayso.web.app import create_app
+from sayso.web.opening import open_task
 from sayso.web.site import Site
 from sayso.web.tasks import TaskOptions
+from sayso.web.voting import Circumstances, Vote, cast_vote
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,28 @@ def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
     assert not any(v.shown["surplus"] for v in votes)
     for office in (one, two):
         office.site.database.close()
+
+
+def test_a_task_opened_again_waits_for_votes_being_cast(tmp_path: Path, url: str):
+    """Another server opens the task while a vote is not committed yet: no counter is lost."""
+    options = TaskOptions(attention_share=0.0)
+    office = Office(make_study(tmp_path), options, url)
+    item = items_of(office.client().pages()[0])[0]
+    vote = Vote("v1", item, "alignment", "good", 1.0, 2.0, 1.0, 0.0, 0)
+    around = Circumstances("session", "version", office.clock.now)
+    other = Database(url)
+    with ThreadPoolExecutor(1) as pool:
+        with other.write() as db:
+            rater = people.by_id(db, db.exec_driver_sql("select id from raters").scalar_one())
+            cast_vote(db, rater, vote, around)
+            os.utime(office.study.path / "samples.jsonl")
+            opening = pool.submit(open_task, office.site.database, office.study, options)
+            with pytest.raises(TimeoutError):
+                opening.result(1.0)
+        opening.result(30)
+    other.close()
+    assert office.table("select sum(votes) from items") == [(1,)]
+    assert office.table("select votes from tasks") == [(1,)]
 
 
 def test_the_database_goes_down_in_mid_session(tmp_path: Path, server: Server, url: str):
