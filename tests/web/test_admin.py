@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
+from rating_studies import BASE, TUNED, Office, Rater, make_study
 
 from sayso.web import overview
 from sayso.web.tasks import TaskOptions
@@ -135,6 +135,30 @@ def test_a_reviewer_decides(office: Office):
     assert [row["decided"] for row in again] == [None] * 9 + ["good"]
 
 
+def test_who_has_judged_an_item_does_not_decide_it(office: Office):
+    eve, boss = office.client("eve"), office.client("boss")
+    office.client().work(lambda _: "bad")
+    eve.work()
+    [(item, vote)] = office.table(
+        "select item_id, id from ratings where rater = 'eve' and value = 'good' "
+        "and item_id in (select id from items where control = '') limit 1"
+    )
+    assert "another reviewer must decide" in eve.http.get("/admin/disagreements").text
+    assert 'name="item_id"' not in eve.http.get("/admin/disagreements").text
+    refused = submit(eve, "/admin/disagreements", item_id=item, value="bad")
+    assert refused.status_code == 409
+    assert "You have judged this yourself; another reviewer must decide." in refused.text
+    live = {r.id: r.value for r in office.study.feedback.ratings()}
+    assert live[vote] == "good"
+    assert "another reviewer must decide" not in boss.http.get("/admin/disagreements").text
+    assert submit(boss, "/admin/disagreements", item_id=item, value="bad").status_code == 200
+    kept = {r.id: (r.rater, r.value) for r in office.study.feedback.ratings()}
+    assert kept[vote] == ("eve", "good")
+    assert ("boss", "bad") in kept.values()
+    assert eve.vote(item, "retracted", supersedes=vote).status_code == 200
+    assert submit(eve, "/admin/disagreements", item_id=item, value="good").status_code == 200
+
+
 def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: Path):
     study = make_study(tmp_path, prompts=6, per_prompt=1, models=(BASE, TUNED))
     options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=2, attention_share=0.0)
@@ -159,4 +183,3 @@ def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: 
     chosen = [c.left_ids if c.value == "left" else c.right_ids for c in decided]
     assert {samples[ids[0]].model for ids in chosen} == {BASE, TUNED}
     assert len(lefts) == len({ids[0] for ids in chosen})
-    assert items_of({"kind": "compare", "item_id": split[0]["item_id"]})

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from sayso import work_tables as work
 from sayso.errors import UserError
+from sayso.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.web import overview, people
 from sayso.web.admin_agreement import agreement
 from sayso.web.admin_export import export
@@ -180,7 +181,7 @@ def _guideline(
 def _disagreements(view: View, page: int, error: str = "", status: int = 200) -> Response:
     with view.site.read() as db:
         votes = overview.live_votes(db, view.task)
-        rows = overview.disagreements(db, view.task, votes)
+        rows = overview.disagreements(db, view.task, votes, view.asker.person.name)
     pages = max(1, -(-len(rows) // PAGE_SIZE))
     page = min(max(page, 1), pages)
     left = sum(row["decided"] is None for row in rows)
@@ -203,6 +204,9 @@ def _decide(view: View, form: dict[str, str]) -> str:
             seed = next(task["seed"] for task in view.tasks if task["id"] == item["task"])
             shown_swapped = overview.reviewer_sees_swapped(item["id"], seed)
             swapped, newest = _seat(db, item, person.id, shown_swapped)
+            if newest is not None and _is_own_answer(db, newest):
+                message = "You have judged this yourself; another reviewer must decide."
+                raise Refusal(409, "judged", message)
             value = form.get("value", "")
             vote: Any = {
                 "id": secrets.token_hex(16), "item_id": item["id"],
@@ -231,3 +235,12 @@ def _seat(db: Connection, item: Row, rater: str, swapped: bool) -> tuple[bool, s
     }  # fmt: skip
     db.execute(insert(table).values(new))
     return swapped, None
+
+
+def _is_own_answer(db: Connection, vote: str) -> bool:
+    """Whether a vote is an answer that a rater gave and stands by, not a reviewer's decision."""
+    for table in VOTE_TABLES.values():
+        row = db.execute(select(table.c.value, table.c.shown).where(table.c.id == vote)).first()
+        if row is not None:
+            return row.value != RETRACTED and not row.shown.get("adjudication")
+    return False

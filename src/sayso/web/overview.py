@@ -195,8 +195,14 @@ def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
     return found
 
 
-def disagreements(db: Connection, task: Row, votes: Iterable[Row]) -> list[dict[str, Any]]:
-    """Items on which raters disagree, undecided ones first; sides as `reviewer_sees_swapped`."""
+def disagreements(
+    db: Connection, task: Row, votes: Iterable[Row], reviewer: str = ""
+) -> list[dict[str, Any]]:
+    """Items on which raters disagree, undecided ones first; sides as `reviewer_sees_swapped`.
+
+    Args:
+        reviewer: name of who asks; `judged` marks the items on which this person has an answer.
+    """
     by_item: dict[str, list[Row]] = defaultdict(list)
     for vote in votes:
         if not _expected(vote):
@@ -204,14 +210,24 @@ def disagreements(db: Connection, task: Row, votes: Iterable[Row]) -> list[dict[
     split = {item: asked for item, asked in by_item.items() if _is_split(asked)}
     found = items_by_id(db, split)
     swapped = _swaps(db, task)
-    rows = [_disagreement(found[item], task, asked, swapped) for item, asked in split.items()]
+    rows = [
+        {
+            **_disagreement(found[item], task, asked, swapped),
+            "judged": any(v["rater"] == reviewer and not _is_decision(v) for v in asked),
+        }
+        for item, asked in split.items()
+    ]
     return sorted(rows, key=lambda row: row["decided"] is not None)
 
 
 def _is_split(votes: list[Row]) -> bool:
     """Whether the raters' answers differ, skips and a reviewer's decision left out."""
-    plain = {_chosen(v) for v in votes if not v["shown"].get("adjudication")} - {"skip"}
+    plain = {_chosen(v) for v in votes if not _is_decision(v)} - {"skip"}
     return len(plain) > 1
+
+
+def _is_decision(vote: Row) -> bool:
+    return bool(vote["shown"].get("adjudication"))
 
 
 def _chosen(vote: Row) -> str:
@@ -240,8 +256,8 @@ def _disagreement(
         turned = seen != reviewer_sees_swapped(item["id"], task["seed"])
         return opposite(vote["value"]) if turned else vote["value"]
 
-    decisions = [value(v) for v in votes if v["shown"].get("adjudication")]
-    others = [v for v in votes if not v["shown"].get("adjudication")]
+    decisions = [value(v) for v in votes if _is_decision(v)]
+    others = [v for v in votes if not _is_decision(v)]
     return {
         "item_id": item["id"],
         "prompt": item["prompt"],
