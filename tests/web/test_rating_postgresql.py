@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -49,15 +50,22 @@ def test_same_tables(url: str):
         assert compare_metadata(MigrationContext.configure(db), work_tables.metadata) == []
 
 
+def second_worker(one: Office) -> Office:
+    """Another server of the same study."""
+    two = Office.__new__(Office)
+    two.__dict__.update(one.__dict__)
+    database = Database(one.url, one.busy_timeout_s, keep_open=True)
+    two.site = Site(one.study, database, one.site.task, False, one.clock)
+    two.app = create_app(two.site)
+    return two
+
+
 def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
     """Four raters at two servers of one database, all at once."""
     names = ("ann", "bob", "cem", "dan")
     options = TaskOptions(overlap=2, attention_share=0.1)
     one = Office(make_study(tmp_path, per_prompt=5), options, url, names=names)
-    two = Office.__new__(Office)
-    two.__dict__.update(one.__dict__)
-    two.site = Site(one.study, Database(url, keep_open=True), one.site.task, False, one.clock)
-    two.app = create_app(two.site)
+    two = second_worker(one)
     raters = [office.client(name) for office, name in zip((one, two) * 2, names, strict=True)]
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(Rater.work, raters))
@@ -68,6 +76,30 @@ def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
     assert set(Counter(v.sample_id for v in votes).values()) == {2}
     assert len({(v.sample_id, v.rater) for v in votes}) == len(votes) == 40
     assert not any(v.shown["surplus"] for v in votes)
+    for office in (one, two):
+        office.site.database.close()
+
+
+def test_two_reviewers_decide_at_once(tmp_path: Path, server: Server, url: str):
+    options = TaskOptions(overlap=2, attention_share=0.0)
+    one = Office(make_study(tmp_path, per_prompt=5), options, url, names=("eve", "boss"))
+    two, start = second_worker(one), Barrier(2)
+    items = [row[0] for row in one.table("select id from items")]
+
+    def decide(rater: Rater) -> set[int]:
+        found = set()
+        for item in items:
+            start.wait(30)
+            form = {"csrf": rater.token, "item_id": item, "value": "good"}
+            answer = rater.http.post("/admin/disagreements", data=form, follow_redirects=False)
+            found.add(answer.status_code)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        statuses = list(pool.map(decide, [one.client("eve"), two.client("boss")]))
+    assert statuses == [{303}, {303}]
+    assert "deadlock" not in (server.folder / "log").read_text()
+    assert one.table("select count(*) from ratings") == [(2 * len(items),)]
     for office in (one, two):
         office.site.database.close()
 

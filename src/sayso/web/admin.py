@@ -16,6 +16,7 @@ from sayso.web.admin_agreement import agreement
 from sayso.web.admin_export import export
 from sayso.web.admin_view import View, view_of
 from sayso.web.guideline_text import to_html
+from sayso.web.handing_out import locked_task
 from sayso.web.pages import Fields, picture_response
 from sayso.web.queue import opposite
 from sayso.web.site import Refusal, Site
@@ -201,8 +202,9 @@ def _decide(view: View, form: dict[str, str]) -> str:
             item = overview.items_by_id(db, [form.get("item_id", "")]).get(form.get("item_id", ""))
             if item is None:
                 raise Refusal(404, "unknown_item", "There is no such item.")
-            seed = next(task["seed"] for task in view.tasks if task["id"] == item["task"])
-            shown_swapped = overview.reviewer_sees_swapped(item["id"], seed)
+            # a seat locks the task weakly, and two who hold that both wait for `cast_vote`'s lock
+            task = locked_task(db, item["task"])
+            shown_swapped = overview.reviewer_sees_swapped(item["id"], task["seed"])
             swapped, newest = _seat(db, item, person.id, shown_swapped)
             if newest is not None and _is_own_answer(db, newest):
                 message = "You have judged this yourself; another reviewer must decide."
