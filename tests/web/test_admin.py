@@ -176,6 +176,8 @@ def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: 
         split = overview.disagreements(db, task, overview.live_votes(db, task))
     assert len(split) == 12
     lefts = {eve.http.get(row["left"][0]).content for row in split}
+    addresses = {(row["left"][0][-2:], row["right"][0][-2:]) for row in split}
+    assert addresses == {("/0", "/1")}, "an address tells which set it is"
     samples = {s.id: s for s in study.samples()}
     for row in split:
         assert submit(eve, "/admin/disagreements", item_id=row["item_id"], value="left").is_success

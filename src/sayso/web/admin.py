@@ -118,8 +118,7 @@ def admin(site: Site) -> APIRouter:
     @router.get("/i/{item}/{place}", dependencies=[Depends(reviewer)])
     def picture(item: str, place: int) -> Response:
         with site.read() as db:
-            row = overview.items_by_id(db, [item]).get(item)
-        paths = [path for side in row["images"] for path in side] if row else []
+            paths = overview.reviewer_pictures(db, item)
         if not 0 <= place < len(paths):
             raise Refusal(404, "unknown_item", "There is no such picture.")
         return picture_response(site, item, paths[place])

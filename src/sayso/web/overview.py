@@ -1,5 +1,6 @@
 """What the admin pages show: numbers read from the store, no pages and no forms."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -278,9 +279,24 @@ def reviewer_sees_swapped(item: str, seed: int) -> bool:
 
 
 def _pictures(item: Row, swapped: bool) -> dict[str, list[str]]:
-    """The addresses of the pictures as the reviewer sees them."""
-    places = iter(range(100))
-    urls = [[f"/admin/i/{item['id']}/{next(places)}" for _ in side] for side in item["images"]]
+    """The addresses of the pictures as the reviewer sees them; they tell the place, and no set."""
+    places = itertools.count()
+    sides = _sides(item, swapped)
+    urls = [[f"/admin/i/{item['id']}/{next(places)}" for _ in side] for side in sides]
     if len(urls) == 1:
         return {"images": urls[0]}
-    return dict(zip(("left", "right"), urls[::-1] if swapped else urls, strict=True))
+    return dict(zip(("left", "right"), urls, strict=True))
+
+
+def _sides(item: Row, swapped: bool) -> list[list[str]]:
+    return item["images"][::-1] if swapped else item["images"]
+
+
+def reviewer_pictures(db: Connection, item: str) -> list[str]:
+    """The paths of an item's pictures in the order in which reviewers see them."""
+    query = select(work.items, work.tasks.c.seed).join(work.tasks).where(work.items.c.id == item)
+    row = db.execute(query).mappings().first()
+    if row is None:
+        return []
+    sides = _sides(row, reviewer_sees_swapped(item, row["seed"]))
+    return [path for side in sides for path in side]
