@@ -98,6 +98,21 @@ def test_other_sites_are_refused(office: Office):
     assert ann.http.post("/api/next", json={}, headers=same).status_code == 200
 
 
+def test_addresses_that_are_none(office: Office):
+    """They are refused like any other, not answered with an error of the server."""
+    ann, browser = office.client(), stranger(office)
+    odd = {"X-CSRF-Token": ann.token, "Origin": "http://["}
+    assert ann.http.post("/api/next", json={}, headers=odd).status_code == 403
+    token = re.search(r'name="csrf"\s+value="(\w+)"', browser.get("/").text)
+    assert token
+    for link in ("http://[abc", "http://[abc/in/x", "//", "", "/in/?"):
+        form = {"csrf": token[1], "link": link}
+        assert browser.post("/sign-in", data=form).status_code == 403
+    good = f" {ADDRESS}/in/{office.links['ann']}?from=mail "
+    answer = browser.post("/sign-in", data={**form, "link": good}, follow_redirects=False)
+    assert answer.status_code == 303
+
+
 def test_sign_in_form_and_sign_out(office: Office):
     browser = stranger(office)
     token = re.search(r'name="csrf"\s+value="(\w+)"', browser.get("/").text)

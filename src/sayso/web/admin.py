@@ -1,5 +1,6 @@
 """The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
 
+import re
 import secrets
 from datetime import datetime
 from typing import Annotated, Any
@@ -110,7 +111,7 @@ def admin(site: Site) -> APIRouter:
         try:
             with site.write() as db:
                 author = view.asker.person.name
-                people.write_guideline(db, text, author, int(base) if base.isdigit() else -1)
+                people.write_guideline(db, text, author, _version(base))
         except UserError as error:
             return _guideline(view, error=str(error), kept=text, status=409)
         return _guideline(view, saved=True)
@@ -155,6 +156,11 @@ def _change_rater(db: Connection, form: dict[str, str]) -> str:
         people.set_active(db, name, action == "enable")
         return ""
     raise UserError("add, link, enable or disable?")
+
+
+def _version(text: str) -> int:
+    """The version of a guideline; -1, which none has, for what is no number."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
 
 
 def _guideline(

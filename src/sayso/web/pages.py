@@ -1,10 +1,11 @@
 """The pages for raters: rating, sign-in, pictures."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
@@ -112,7 +113,7 @@ def pages(site: Site) -> APIRouter:
             raise Refusal(403, "csrf", "This form came from another site.")
         asker = site.asker(request)
         site.check_token(asker, form.get("csrf", ""))
-        secret = urlsplit(form.get("link", "").strip()).path.rsplit("/", 1)[-1]
+        secret = re.split(r"[?#]", form.get("link", "").strip())[0].rsplit("/", 1)[-1]
         return _sign_in(site, request, secret, _own_path(form.get("next", "/")))
 
     @router.post("/out")

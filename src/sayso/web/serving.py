@@ -1,6 +1,7 @@
 """Start the server: where it listens, whether people must sign in, one process or several."""
 
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -143,8 +144,9 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def free_port(host: str, port: int) -> int:
-    """The next port after `port` that nobody uses."""
-    return next(p for p in range(port + 1, 65536) if _is_free(host, p))
+    """The next port after `port` that nobody uses; after the last one come those from 1024."""
+    ports = itertools.chain(range(port + 1, 65536), range(1024, port))
+    return next(p for p in ports if _is_free(host, p))
 
 
 def _shown(host: str) -> str:
