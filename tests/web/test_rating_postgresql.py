@@ -80,6 +80,31 @@ def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
         office.site.database.close()
 
 
+def test_the_character_nul_is_refused(tmp_path: Path, url: str):
+    """PostgreSQL cannot store it."""
+    names = ("ann", "boss")
+    office = Office(make_study(tmp_path), TaskOptions(attention_share=0.0), url, names=names)
+    ann, boss = office.client(), office.client("boss")
+    page = ann.pages()[0]
+    assert ann.vote(items_of(page)[0], "skip", reason="x\0y").status_code == 422
+    told = {"page_ids": [page["page_id"]], "message": "x\0y"}
+    assert ann.post("/api/release", told).status_code == 422
+    assert ann.http.get("/i/%00/0").status_code == 400
+    assert ann.http.get("/in/%00").status_code == 400
+    assert ann.http.get("/sign-in?next=/%00").status_code in (200, 303)
+    for path, form in (
+        ("raters", {"action": "link", "name": "a\0"}),
+        ("raters", {"action": "add", "name": "a\0", "role": "rater"}),
+        ("guideline", {"text": "a\0", "base_version": "0"}),
+        ("disagreements", {"item_id": "a\0", "value": "good"}),
+        ("task", {"task": "a\0", "action": "pause"}),
+    ):
+        answer = boss.http.post(f"/admin/{path}", data={"csrf": boss.token, **form})
+        assert answer.status_code == 422, path
+    assert ann.vote(items_of(page)[0], "skip", reason="line\nline ü").status_code == 200
+    office.site.database.close()
+
+
 def test_two_reviewers_decide_at_once(tmp_path: Path, server: Server, url: str):
     options = TaskOptions(overlap=2, attention_share=0.0)
     one = Office(make_study(tmp_path, per_prompt=5), options, url, names=("eve", "boss"))

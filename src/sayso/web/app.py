@@ -95,6 +95,8 @@ def _refuse_request(site: Site, request: Request) -> Response | None:
     if site.local and host.lower() not in LOCAL_HOSTS:
         # a foreign name that leads here would let a foreign page speak as the local rater
         return _json(400, "invalid", f"This server answers only to {' or '.join(LOCAL_HOSTS)}.")
+    if "\0" in request.scope["path"]:
+        return _json(400, "invalid", "An address cannot hold the character NUL.")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > MOST_BYTES or "transfer-encoding" in request.headers:
         return _json(413, "too_large", f"A request may have {MOST_BYTES} bytes.")

@@ -35,8 +35,15 @@ def _environment() -> Environment:
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a form; a name given twice has its last value."""
-    return dict(parse_qsl((await request.body()).decode(errors="replace"), keep_blank_values=True))
+    """The fields of a form; a name given twice has its last value.
+
+    Raises: Refusal: 422 for the character NUL, which PostgreSQL cannot store.
+    """
+    text = (await request.body()).decode(errors="replace")
+    fields = dict(parse_qsl(text, keep_blank_values=True))
+    if any("\0" in value for value in fields.values()):
+        raise Refusal(422, "invalid", "This form holds a character that no text has.")
+    return fields
 
 
 Fields = Annotated[dict[str, str], Depends(read_form)]
