@@ -1,7 +1,9 @@
 """What is wrong with the store while people rate: a clear answer, and nothing lost."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,22 @@ from sayso.web.filesystems import kind_of, refuse_network
 from sayso.web.serving import Listening, check, prepare
 
 __all__ = ["office"]
+
+
+def waiting_together(raters: list[Rater]) -> list[float]:
+    """Everyone asks for work, a little after each other, in vain: how long it takes, in seconds."""
+
+    def ask(rater: Rater) -> float:
+        began = time.monotonic()
+        assert error(rater.post("/api/next", {})) == (503, "store_unavailable", True)
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(len(raters)) as pool:
+        asked = []
+        for rater in raters:
+            asked.append(pool.submit(ask, rater))
+            time.sleep(0.8)
+        return [one.result() for one in asked]
 
 
 @pytest.fixture
@@ -99,6 +117,20 @@ def test_database_locked_by_another_program(office: Office):
         other.execute("ROLLBACK")
     assert ann.post("/api/votes", body).status_code == 200
     assert len(office.study.feedback.ratings()) == 1
+
+
+def test_two_waits_are_no_longer_than_one(tmp_path: Path):
+    """One request waits for the other program, the next for the first and then for the program."""
+    office = Office(make_study(tmp_path), names=("ann", "bob"), busy_timeout_s=1.5)
+    ann, bob = office.client(), office.client("bob")
+    with closing(sqlite3.connect(office.study.path / "feedback.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waits = waiting_together([ann, bob])
+        other.execute("ROLLBACK")
+    assert max(waits) < 2.1
+    assert ann.work() == 12
+    [[left_ms]] = office.table("PRAGMA busy_timeout")
+    assert left_ms == 1500
 
 
 def test_database_of_a_newer_version(office: Office):
