@@ -2,8 +2,10 @@
 
 import io
 import re
+import threading
 import time
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,63 @@ def test_one_export_at_a_time_and_raters_go_on(worked: Office, monkeypatch: pyte
     page = text_of(boss.http.get("/admin/export"))
     assert "Sayso was not made" in page
     assert "enough" in page
+
+
+@pytest.fixture
+def made(office: Office) -> Downloads:
+    """A finished export of a few chunks."""
+    made = Downloads(office.study)
+    folder = office.study.export_path(".download")
+    (folder / "kto").mkdir(parents=True)
+    order = {"format": "kto", "raters": "people", "by": "boss", "at": 0.0}
+    files.write_json(folder / "order.json", order)
+    (folder / "said.txt").write_text("done")
+    (folder / "lock").touch()
+    for name in "abc":
+        (folder / "kto" / name).write_bytes(bytes(2 * downloads.CHUNK))
+    files.write_json(folder / "kto" / "manifest.json", {"rows": {}, "left_out": {}})
+    return made
+
+
+def test_looking_at_an_export_disturbs_nobody(made: Downloads):
+    """Many pages ask for the state, while an export is removed or one begins."""
+    stop, seen = threading.Event(), Counter[str]()
+
+    def look() -> None:
+        while not stop.is_set():
+            last = made.last()
+            seen[last.state if last else "none"] += 1
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    time.sleep(0.3)
+    assert set(seen) == {"ready"}
+    for _ in range(20):
+        with made._turn():
+            pass
+    stop.set()
+    for looker in lookers:
+        looker.join()
+
+
+def test_a_download_is_not_cut(made: Downloads, office: Office):
+    boss = office.client("boss")
+    found = made.archive()
+    assert found
+    first = next(found[1])
+    for fields in ({"action": "remove"}, {"format": "sayso"}):
+        refused = order(boss, **fields)
+        assert (refused.status_code, "is being downloaded" in refused.text) == (409, True)
+    assert "is ready" in boss.http.get("/admin/export").text
+    with zipfile.ZipFile(io.BytesIO(first + b"".join(found[1]))) as archive:
+        assert archive.testzip() is None
+    again = made.archive()
+    assert again
+    next(again[1])
+    del again  # who downloads went away
+    assert order(boss, action="remove").status_code == 200
+    assert made.archive() is None
 
 
 def test_without_pyarrow_the_page_names_the_package(worked: Office, monkeypatch):
