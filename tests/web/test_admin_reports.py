@@ -6,6 +6,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sayso.plugins import plugin_names
 from sayso.stages.agreement import AgreementConfig
 from sayso.stages.agreement import agreement as run_agreement
 from sayso.stages.export import ExportConfig
-from sayso.web import admin_agreement, downloads
+from sayso.web import admin_agreement, admin_counts, downloads
 from sayso.web.admin_export import CHOICES, FORMATS
 from sayso.web.downloads import Downloads, zipped
 from sayso.web.tasks import TaskOptions
@@ -113,24 +114,45 @@ def test_agreement_of_comparisons_names_the_models(tmp_path: Path):
 def test_agreement_is_counted_again_after_new_votes_and_not_too_often(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ):
-    counter = admin_agreement.Counter(office.site)
-    first = counter.count()
-    assert counter.count() is first
+    counter = admin_counts.Counter[admin_agreement.Sections](office.site.clock)
+
+    def count() -> admin_counts.Count[admin_agreement.Sections]:
+        return admin_agreement.count(office.site, counter)
+
+    first = count()
+    assert count() is first
     ann = office.client()
     ann.work(most=3)
     object.__setattr__(first, "until", time.monotonic() + 100)
-    assert counter.count() is first
+    assert count() is first
     object.__setattr__(first, "until", time.monotonic())
-    [section] = counter.count().people
+    [section] = count().value.people
     assert [row["votes"] for row in section["raters"]] == [
         3 - section["raters"][0]["attention"]["n"]
     ]
-    monkeypatch.setattr(admin_agreement, "FREE_S", 0.0)
-    monkeypatch.setattr(admin_agreement, "SHARE_OF_TIME", 1e-6)
+    monkeypatch.setattr(admin_counts, "FREE_S", 0.0)
+    monkeypatch.setattr(admin_counts, "SHARE_OF_TIME", 1e-6)
     ann.work(most=1)
-    slow = counter.count()
+    slow = count()
     ann.work(most=1)
-    assert counter.count() is slow
+    assert count() is slow
+
+
+def test_nobody_waits_for_a_count_while_there_is_an_older_one():
+    counter, gate = admin_counts.Counter[int](time.time), threading.Event()
+    assert counter.count(lambda: 1).value == 1
+
+    def slow() -> int:
+        assert gate.wait(30)
+        return 2
+
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(counter.count, slow)
+        while not counter._turn.locked():
+            time.sleep(0.001)
+        assert counter.count(lambda: 3).value == 1
+        gate.set()
+        assert counting.result().value == 2
 
 
 # exports
