@@ -161,6 +161,8 @@ class Database:
     def _bring_up_to_date(self) -> None:
         """Make the tables, migrate older ones after a backup, refuse newer ones."""
         if self._current:
+            if self.absent:  # SQLite would go on writing into a file that nobody can open any more
+                raise StoreError(_explain(self.name, "it is gone"))
             return
         version = 0 if self.absent else self._version()
         if version > tables.VERSION:
@@ -249,6 +251,7 @@ _REASONS: Mapping[str, str] = {
     "full": "cannot grow, the disk is full; make room and repeat the command",
     "unable to open": "cannot be opened; check the folder and its permissions",
     "disk i/o": "cannot be read or written; check the disk and its permissions",
+    "gone": "was deleted or moved; restore it and start again",
     "not a database": "is not a database; restore it",
     "malformed": "is damaged; restore it",
 }

@@ -1,5 +1,6 @@
 """What is wrong with the store while people rate: a clear answer, and nothing lost."""
 
+import gc
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from test_rating_bad_input import PLAIN, error, office
 from sayso.database import Database
 from sayso.errors import UserError
 from sayso.web.filesystems import kind_of, refuse_network
+from sayso.web.opening import open_task
 from sayso.web.serving import Listening, check, prepare
 
 __all__ = ["office"]
@@ -140,6 +142,23 @@ def test_database_of_a_newer_version(office: Office):
         prepare(office.study, "", PLAIN)
 
 
+def test_a_database_file_that_is_gone_takes_no_votes(office: Office):
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    assert ann.http.get("/healthz").status_code == 200
+    away = office.study.path / "away"
+    away.mkdir()
+    for file in office.study.path.glob("feedback.db*"):
+        file.rename(away / file.name)
+    assert ann.http.get("/healthz").status_code == 503
+    body = ann.body(item)
+    assert error(ann.post("/api/votes", body)) == (503, "store_unavailable", True)
+    for file in away.iterdir():
+        file.rename(office.study.path / file.name)
+    assert ann.http.get("/healthz").status_code == 200
+    assert ann.post("/api/votes", body).status_code == 200
+
+
 def test_several_workers_need_postgresql(office: Office):
     with pytest.raises(UserError, match="--workers 2 is not possible with SQLite"):
         check(False, office.site.database, Listening(workers=2))
@@ -157,6 +176,18 @@ def test_network_drives_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"network drive \(nfs4\)"):
         refuse_network(Path("/home/shared disk/study/feedback.db"), mounts)
     refuse_network(tmp_path / "feedback.db")
+
+
+def test_collections_stay_as_the_caller_set_them(office: Office):
+    """Opening a task sets them aside for a while."""
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            (office.study.path / "samples.jsonl").touch()
+            open_task(office.site.database, office.study, PLAIN)
+            assert gc.isenabled() is enabled
+        finally:
+            gc.enable()
 
 
 def test_votes_stay_in_one_database(tmp_path: Path):

@@ -186,6 +186,18 @@ def test_loopback(host: str, inside: bool):
     assert is_loopback(host) is inside
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:8321", 200), ("localhost", 200), ("LOCALHOST:1", 200), ("127.3.2.1:8321", 200),
+     ("[::1]", 200), ("[::1]:8321", 200), ("evil.example", 400), ("evil.example:8321", 400),
+     ("127.0.0.1.evil.example", 400), ("[::1].evil.example", 400), ("192.168.1.5", 400),
+     ("", 400), ("[::1", 400)],
+)  # fmt: skip
+def test_a_local_server_answers_to_names_of_this_machine(tmp_path: Path, host: str, status: int):
+    local = Office(make_study(tmp_path), names=(), local=True)
+    assert stranger(local).get("/api/session", headers={"Host": host}).status_code == status
+
+
 def test_secret_is_for_the_owner_only(tmp_path: Path):
     path = tmp_path / "server.secret"
     secret = read_or_make_secret(path)

@@ -10,7 +10,9 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy import select
 
+from sayso import work_tables as work
 from sayso.types import digest
 from sayso.web import people, sessions
 from sayso.web.api import mark_broken, picture_path
@@ -155,8 +157,9 @@ def pages(site: Site) -> APIRouter:
     @router.get("/healthz")
     def health() -> JSONResponse:
         """Whether the server and its database answer."""
-        with site.read():
-            return JSONResponse({"ok": True})
+        with site.read() as db:
+            db.execute(select(work.store.c.id)).one()
+        return JSONResponse({"ok": True})
 
     @router.get("/favicon.ico")
     def icon() -> Response:

@@ -1,6 +1,5 @@
 """Start the server: where it listens, whether people must sign in, one process or several."""
 
-import ipaddress
 import itertools
 import json
 import logging
@@ -24,7 +23,7 @@ from sayso.web import people
 from sayso.web.app import create_app
 from sayso.web.filesystems import refuse_network
 from sayso.web.opening import open_task
-from sayso.web.site import Site
+from sayso.web.site import Site, is_loopback
 from sayso.web.tasks import TaskOptions
 
 ATTENTION_SHARE = 0.1
@@ -115,14 +114,6 @@ def check(local: bool, database: Database, listening: Listening) -> None:
             f"port {listening.port} is in use; give another, such as --port "
             f"{free_port(listening.host, listening.port)}"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -1,5 +1,6 @@
 """What every request needs: the study, its database, the task, the secret; who is asking."""
 
+import ipaddress
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -154,6 +155,14 @@ class Site:
     def picture(self, path: str) -> Path:
         """The file of a picture; paths are relative to the study."""
         return self.study.path / path
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def is_same_site(request: Request) -> bool:
