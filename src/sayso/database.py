@@ -5,6 +5,7 @@ lock at once, and are on disk when the block has ended.
 """
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,6 +22,8 @@ from sayso import vote_tables as tables
 from sayso.errors import UserError
 
 BUSY_TIMEOUT_S = 10.0
+_UNNOTICED_S = 0.1
+"""Waiting that is not counted, so that hasty writers need no more statements."""
 _ALLOWED = "sqlite:///PATH or postgresql://USER@HOST/NAME"
 
 
@@ -37,7 +40,8 @@ class Database:
 
     Args:
         url: "sqlite:///path" or "postgresql://user@host/name".
-        busy_timeout_s: how long to wait while another program writes.
+        busy_timeout_s: how long a writing transaction waits at most, in all, for other threads and
+            other programs that write.
         keep_open: keep connections open between transactions, as a server wants; else nothing of
             the database stays open.
     Raises: UserError: for an address that is none.
@@ -73,15 +77,19 @@ class Database:
         """
         with self._user_errors():
             self._bring_up_to_date()
-            with self._turn(), self.engine.execution_options(immediate=True).begin() as db:
-                yield db
+            with self._turn() as left_s:
+                options = self.engine.execution_options(immediate=True, left_s=left_s)
+                with options.begin() as db:
+                    yield db
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _turn(self) -> Iterator[float]:
+        """Be the only writer of this process: how long to wait for other programs, in seconds."""
+        began = time.monotonic()
         if not self._writer.acquire(timeout=self._busy_timeout_s):
             raise StoreError(_explain(self.name, "locked"))
         try:
-            yield
+            yield self._busy_timeout_s - (time.monotonic() - began)
         finally:
             self._writer.release()
 
@@ -104,27 +112,57 @@ class Database:
     def engine(self) -> Engine:
         """SQLAlchemy's engine, with the settings that the promises need."""
         if self.file is None:
-            return _postgresql(self.url, self._busy_timeout_s)
+            engine = _postgresql(self.url, self._busy_timeout_s)
+            event.listen(engine, "begin", self._begin_postgresql)
+            return engine
         pool: dict[str, Any] = {"poolclass": NullPool}
         if self._keep_open:
             pool = {"poolclass": QueuePool, "pool_size": 8, "max_overflow": 56}
         threads = {"check_same_thread": False}
         engine = create_engine(self.url, connect_args=threads, **pool)
         event.listen(engine, "connect", self._configure)
-        event.listen(engine, "begin", _begin)
+        event.listen(engine, "begin", self._begin_sqlite)
         return engine
 
     def _configure(self, connection: Any, _record: object) -> None:
         # the driver must not begin transactions by itself: `_begin` does
         connection.isolation_level = None
-        connection.execute(f"PRAGMA busy_timeout={int(self._busy_timeout_s * 1000)}")
+        connection.execute(f"PRAGMA busy_timeout={_ms(self._busy_timeout_s)}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
+    def _begin_sqlite(self, connection: Connection) -> None:
+        if not connection.get_execution_options().get("immediate", False):
+            connection.exec_driver_sql("BEGIN")
+            return
+        # a write lock taken at once can wait its turn; one taken later fails when two readers
+        # upgrade
+        left_s = self._shorter(connection)
+        if left_s is None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={_ms(left_s)}")
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={_ms(self._busy_timeout_s)}")
+
+    def _begin_postgresql(self, connection: Connection) -> None:
+        left_s = self._shorter(connection)
+        if left_s is not None:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_ms(left_s)}")
+
+    def _shorter(self, connection: Connection) -> float | None:
+        """How long may still be waited, where much of the time has gone by."""
+        left_s = connection.get_execution_options().get("left_s", self._busy_timeout_s)
+        return left_s if left_s < self._busy_timeout_s - _UNNOTICED_S else None
+
     def _bring_up_to_date(self) -> None:
         """Make the tables, migrate older ones after a backup, refuse newer ones."""
         if self._current:
+            if self.absent:  # SQLite would go on writing into a file that nobody can open any more
+                raise StoreError(_explain(self.name, "it is gone"))
             return
         version = 0 if self.absent else self._version()
         if version > tables.VERSION:
@@ -181,17 +219,23 @@ def _parse(url: str | URL) -> URL:
 
 
 def _postgresql(url: URL, timeout_s: float) -> Engine:
-    connect = {"connect_timeout": max(2, round(timeout_s))}
+    own = url.query.get("options", "")
+    connect = {
+        "connect_timeout": max(2, round(timeout_s)),
+        "options": f"-c lock_timeout={_ms(timeout_s)} {own if isinstance(own, str) else ''}",
+        # a server that went away without a word is noticed, too
+        "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+        "tcp_user_timeout": max(2000, _ms(timeout_s)),
+    }  # fmt: skip
     try:
-        return create_engine(url, pool_pre_ping=True, connect_args=connect)
+        return create_engine(url, pool_pre_ping=True, pool_timeout=timeout_s, connect_args=connect)
     except ModuleNotFoundError:
         raise UserError("PostgreSQL needs one more package; install psycopg[binary]") from None
 
 
-def _begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("immediate", False)
-    # a write lock taken at once can wait its turn; one taken later fails when two readers upgrade
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+def _ms(seconds: float) -> int:
+    """Whole milliseconds, at least one: to PostgreSQL 0 is forever."""
+    return max(1, round(seconds * 1000))
 
 
 def _first_line(error: DatabaseError) -> str:
@@ -201,11 +245,13 @@ def _first_line(error: DatabaseError) -> str:
 _REASONS: Mapping[str, str] = {
     "readonly": "is read-only; make it writable, or copy the study",
     "read-only": "is read-only; make it writable, or copy the study",
+    "lock timeout": "is locked by another program; close it and repeat the command",
     "locked": "is locked by another program; close it and repeat the command",
     "busy": "is locked by another program; close it and repeat the command",
     "full": "cannot grow, the disk is full; make room and repeat the command",
     "unable to open": "cannot be opened; check the folder and its permissions",
     "disk i/o": "cannot be read or written; check the disk and its permissions",
+    "gone": "was deleted or moved; restore it and start again",
     "not a database": "is not a database; restore it",
     "malformed": "is damaged; restore it",
 }

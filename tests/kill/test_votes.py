@@ -35,7 +35,8 @@ from sayso.types import Prompt, Sample, Sampler, digest
 from sayso.web import people, sessions
 
 RATERS = 20
-LEAST_IMAGES, IMAGES_A_KILL = 4000, 12  # more than are rated between two kills
+OVERLAP = 3
+LEAST_IMAGES, IMAGES_A_KILL = 8000, 80  # work for longer than the kills last
 FORKS = """
 import os, shlex, signal, sys
 import uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on, uvicorn.loops.auto
@@ -65,7 +66,7 @@ class Servers:
     def start(self) -> None:
         assert self.forks.stdin is not None
         assert self.forks.stdout is not None
-        line = f"rate {self.study} --overlap {RATERS} --attention-share 0 --port {self.port}"
+        line = f"rate {self.study} --overlap {OVERLAP} --attention-share 0 --port {self.port}"
         self.forks.stdin.write(f"{line} --no-browser\n")
         self.forks.stdin.flush()
         self.pid = int(self.forks.stdout.readline())
@@ -181,6 +182,15 @@ def voters(study: Study, port: int, stop: threading.Event) -> list[Voter]:
     return found
 
 
+def seat_together(study: Study) -> None:
+    """Let everyone begin at the same page, so that all compete for the same places."""
+    with Database(study.feedback.database.url).write() as db:
+        db.execute(text(
+            "insert into participants (task, rater, cursor, handed_out, seen_at) "
+            "select tasks.id, raters.id, 0, 0, 0 from tasks, raters"
+        ))  # fmt: skip
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """Address of the database ("" for the study's own), and how often to kill."""
@@ -206,6 +216,7 @@ def test_acknowledged_votes_survive_sigkill(store: tuple[str, int], tmp_path: Pa
     crowd = voters(study, port, stop)
     try:
         servers.start()
+        seat_together(study)
         for voter in crowd:
             voter.start()
         for kill in range(kills):
@@ -250,10 +261,13 @@ def check(study: Study, crowd: list[Voter]) -> None:
         counted = db.scalar(text("select sum(votes) from items"))
         total = db.scalar(text("select votes from tasks"))
         beyond = db.scalar(text("select count(*) from items where votes > overlap"))
+        full = db.scalar(text("select count(*) from items where votes = overlap"))
+        wanted = db.scalar(text("select wanted from tasks"))
     assert set(acknowledged) <= {row[0] for row in stored}
     assert len(stored) == len({row[0] for row in stored}) == len({row[1:] for row in stored})
     assert counted == total == len(stored)
-    assert beyond == 0
+    assert beyond == 0 < full, "raters never competed for a place"
+    assert total < wanted, "the work ran out, so the last kills met nobody at it"
     check_integrity(study)
 
 

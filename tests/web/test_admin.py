@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
+from rating_studies import BASE, TUNED, Office, Rater, make_study
 
-from sayso.web import overview
+from sayso.web import admin_counts, disagreements, overview
 from sayso.web.tasks import TaskOptions
 
 
@@ -28,7 +28,8 @@ def rows(office: Office) -> dict[str, dict[str, Any]]:
     with office.site.read() as db:
         task = overview.tasks(db)[0]
         votes = overview.live_votes(db, task)
-        return {row["name"]: row for row in overview.raters(db, votes, office.clock.now)}
+        so_far = overview.totals(votes, office.clock.now)
+        return {row["name"]: row for row in overview.raters(db, so_far)}
 
 
 def test_numbers_of_raters_and_progress(office: Office):
@@ -47,7 +48,8 @@ def test_numbers_of_raters_and_progress(office: Office):
     with office.site.read() as db:
         task = overview.tasks(db)[0]
         votes = overview.live_votes(db, task)
-        progress = overview.progress(db, task, votes, office.clock.now)
+        so_far = overview.totals(votes, office.clock.now)
+        progress = overview.progress(db, task, so_far, office.clock.now)
     assert progress["items"] == 10
     assert progress["votes_needed"] == 20
     assert progress["votes"] == 10 + sum(not v["shown"].get("gold") and not v["attention"]
@@ -70,6 +72,32 @@ def test_every_page_renders_empty_and_full(office: Office, path: str):
         page = boss.http.get(f"/admin{path}")
         assert page.status_code == 200
         assert "meadow" in page.text
+
+
+def test_numbers_that_take_long_are_not_counted_for_each_look(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+):
+    """What an admin changes shows at once all the same."""
+    counted: list[int] = []
+    count = overview.totals
+    monkeypatch.setattr(
+        overview, "totals", lambda votes, now: counted.append(len(votes)) or count(votes, now)
+    )
+    monkeypatch.setattr(admin_counts, "FREE_S", 60.0)
+    boss = office.client("boss")
+    for page in ("/admin", "/admin/raters", "/admin"):
+        office.client().work(most=1)
+        assert "Counted at" not in boss.http.get(page).text
+    assert counted == [1, 2, 3]
+    monkeypatch.setattr(admin_counts, "FREE_S", 0.0)
+    monkeypatch.setattr(admin_counts, "SHARE_OF_TIME", 1e-6)
+    for _ in range(3):
+        office.client().work(most=1)
+        assert "Counted at" in boss.http.get("/admin").text
+    assert counted == [1, 2, 3, 4]
+    page = submit(boss, "/admin/raters", action="add", name="zoe", role="rater").text
+    assert "zoe" in page
+    assert "Counted at" in page
 
 
 def test_careless_raters_are_flagged():
@@ -116,7 +144,7 @@ def test_a_reviewer_decides(office: Office):
     eve = office.client("eve")
     with office.site.read() as db:
         task = overview.tasks(db)[0]
-        open_rows = overview.disagreements(db, task, overview.live_votes(db, task))
+        open_rows = disagreements.disagreements(db, task, overview.live_votes(db, task))
     assert len(open_rows) == 10
     assert {vote["rater"] for vote in open_rows[0]["votes"]} == {"Rater 1", "Rater 2"}
     assert eve.http.get(open_rows[0]["images"][0]).status_code == 200
@@ -131,8 +159,32 @@ def test_a_reviewer_decides(office: Office):
     assert (label.good, label.bad, label.decided, label.value) == (1, 1, "good", "good")
     assert office.table("select votes from items where control = ''") == [(2,)] * 10
     with office.site.read() as db:
-        again = overview.disagreements(db, task, overview.live_votes(db, task))
+        again = disagreements.disagreements(db, task, overview.live_votes(db, task))
     assert [row["decided"] for row in again] == [None] * 9 + ["good"]
+
+
+def test_who_has_judged_an_item_does_not_decide_it(office: Office):
+    eve, boss = office.client("eve"), office.client("boss")
+    office.client().work(lambda _: "bad")
+    eve.work()
+    [(item, vote)] = office.table(
+        "select item_id, id from ratings where rater = 'eve' and value = 'good' "
+        "and item_id in (select id from items where control = '') limit 1"
+    )
+    assert "another reviewer must decide" in eve.http.get("/admin/disagreements").text
+    assert 'name="item_id"' not in eve.http.get("/admin/disagreements").text
+    refused = submit(eve, "/admin/disagreements", item_id=item, value="bad")
+    assert refused.status_code == 409
+    assert "You have judged this yourself; another reviewer must decide." in refused.text
+    live = {r.id: r.value for r in office.study.feedback.ratings()}
+    assert live[vote] == "good"
+    assert "another reviewer must decide" not in boss.http.get("/admin/disagreements").text
+    assert submit(boss, "/admin/disagreements", item_id=item, value="bad").status_code == 200
+    kept = {r.id: (r.rater, r.value) for r in office.study.feedback.ratings()}
+    assert kept[vote] == ("eve", "good")
+    assert ("boss", "bad") in kept.values()
+    assert eve.vote(item, "retracted", supersedes=vote).status_code == 200
+    assert submit(eve, "/admin/disagreements", item_id=item, value="good").status_code == 200
 
 
 def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: Path):
@@ -149,9 +201,11 @@ def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: 
     eve = office.client("eve")
     with office.site.read() as db:
         task = overview.tasks(db)[0]
-        split = overview.disagreements(db, task, overview.live_votes(db, task))
+        split = disagreements.disagreements(db, task, overview.live_votes(db, task))
     assert len(split) == 12
     lefts = {eve.http.get(row["left"][0]).content for row in split}
+    addresses = {(row["left"][0][-2:], row["right"][0][-2:]) for row in split}
+    assert addresses == {("/0", "/1")}, "an address tells which set it is"
     samples = {s.id: s for s in study.samples()}
     for row in split:
         assert submit(eve, "/admin/disagreements", item_id=row["item_id"], value="left").is_success
@@ -159,4 +213,3 @@ def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: 
     chosen = [c.left_ids if c.value == "left" else c.right_ids for c in decided]
     assert {samples[ids[0]].model for ids in chosen} == {BASE, TUNED}
     assert len(lefts) == len({ids[0] for ids in chosen})
-    assert items_of({"kind": "compare", "item_id": split[0]["item_id"]})

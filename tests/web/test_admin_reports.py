@@ -2,8 +2,11 @@
 
 import io
 import re
+import threading
 import time
 import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from sayso.plugins import plugin_names
 from sayso.stages.agreement import AgreementConfig
 from sayso.stages.agreement import agreement as run_agreement
 from sayso.stages.export import ExportConfig
-from sayso.web import admin_agreement, downloads
+from sayso.web import admin_agreement, admin_counts, downloads
 from sayso.web.admin_export import CHOICES, FORMATS
 from sayso.web.downloads import Downloads, zipped
 from sayso.web.tasks import TaskOptions
@@ -111,24 +114,45 @@ def test_agreement_of_comparisons_names_the_models(tmp_path: Path):
 def test_agreement_is_counted_again_after_new_votes_and_not_too_often(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ):
-    counter = admin_agreement.Counter(office.site)
-    first = counter.count()
-    assert counter.count() is first
+    counter = admin_counts.Counter[admin_agreement.Sections](office.site.clock)
+
+    def count() -> admin_counts.Count[admin_agreement.Sections]:
+        return admin_agreement.count(office.site, counter)
+
+    first = count()
+    assert count() is first
     ann = office.client()
     ann.work(most=3)
     object.__setattr__(first, "until", time.monotonic() + 100)
-    assert counter.count() is first
+    assert count() is first
     object.__setattr__(first, "until", time.monotonic())
-    [section] = counter.count().people
+    [section] = count().value.people
     assert [row["votes"] for row in section["raters"]] == [
         3 - section["raters"][0]["attention"]["n"]
     ]
-    monkeypatch.setattr(admin_agreement, "FREE_S", 0.0)
-    monkeypatch.setattr(admin_agreement, "SHARE_OF_TIME", 1e-6)
+    monkeypatch.setattr(admin_counts, "FREE_S", 0.0)
+    monkeypatch.setattr(admin_counts, "SHARE_OF_TIME", 1e-6)
     ann.work(most=1)
-    slow = counter.count()
+    slow = count()
     ann.work(most=1)
-    assert counter.count() is slow
+    assert count() is slow
+
+
+def test_nobody_waits_for_a_count_while_there_is_an_older_one():
+    counter, gate = admin_counts.Counter[int](time.time), threading.Event()
+    assert counter.count(lambda: 1).value == 1
+
+    def slow() -> int:
+        assert gate.wait(30)
+        return 2
+
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(counter.count, slow)
+        while not counter._turn.locked():
+            time.sleep(0.001)
+        assert counter.count(lambda: 3).value == 1
+        gate.set()
+        assert counting.result().value == 2
 
 
 # exports
@@ -222,6 +246,63 @@ def test_one_export_at_a_time_and_raters_go_on(worked: Office, monkeypatch: pyte
     page = text_of(boss.http.get("/admin/export"))
     assert "Sayso was not made" in page
     assert "enough" in page
+
+
+@pytest.fixture
+def made(office: Office) -> Downloads:
+    """A finished export of a few chunks."""
+    made = Downloads(office.study)
+    folder = office.study.export_path(".download")
+    (folder / "kto").mkdir(parents=True)
+    order = {"format": "kto", "raters": "people", "by": "boss", "at": 0.0}
+    files.write_json(folder / "order.json", order)
+    (folder / "said.txt").write_text("done")
+    (folder / "lock").touch()
+    for name in "abc":
+        (folder / "kto" / name).write_bytes(bytes(2 * downloads.CHUNK))
+    files.write_json(folder / "kto" / "manifest.json", {"rows": {}, "left_out": {}})
+    return made
+
+
+def test_looking_at_an_export_disturbs_nobody(made: Downloads):
+    """Many pages ask for the state, while an export is removed or one begins."""
+    stop, seen = threading.Event(), Counter[str]()
+
+    def look() -> None:
+        while not stop.is_set():
+            last = made.last()
+            seen[last.state if last else "none"] += 1
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    time.sleep(0.3)
+    assert set(seen) == {"ready"}
+    for _ in range(20):
+        with made._turn():
+            pass
+    stop.set()
+    for looker in lookers:
+        looker.join()
+
+
+def test_a_download_is_not_cut(made: Downloads, office: Office):
+    boss = office.client("boss")
+    found = made.archive()
+    assert found
+    first = next(found[1])
+    for fields in ({"action": "remove"}, {"format": "sayso"}):
+        refused = order(boss, **fields)
+        assert (refused.status_code, "is being downloaded" in refused.text) == (409, True)
+    assert "is ready" in boss.http.get("/admin/export").text
+    with zipfile.ZipFile(io.BytesIO(first + b"".join(found[1]))) as archive:
+        assert archive.testzip() is None
+    again = made.archive()
+    assert again
+    next(again[1])
+    del again  # who downloads went away
+    assert order(boss, action="remove").status_code == 200
+    assert made.archive() is None
 
 
 def test_without_pyarrow_the_page_names_the_package(worked: Office, monkeypatch):

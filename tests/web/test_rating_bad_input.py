@@ -2,6 +2,8 @@
 
 import shutil
 import socket
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from sayso.errors import UserError
 from sayso.stages.rate import RateConfig, plan, rate
 from sayso.web import people
 from sayso.web.opening import open_task
+from sayso.web.pictures import BrokenPicture, bare_png
 from sayso.web.queue import LEASE_S
 from sayso.web.serving import Listening, check, free_port
 from sayso.web.tasks import TaskOptions
@@ -135,6 +138,52 @@ def test_damaged_image(office: Office, damage: str):
         rest = b"" if damage == "cut" else b"?" + content[middle + 1 :]
         path.write_bytes(content[:middle] + rest)
     assert ann.http.get(url).status_code == 404
+
+
+HUGE, GREAT = (60000, 60000), (10000, 10000)
+
+
+def empty_png(size: tuple[int, int]) -> bytes:
+    """The head of a picture, without any pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pictures_beyond_all_size_are_set_aside(office: Office):
+    huge, great = office.study.samples()[3:5]
+    (office.study.path / huge.path).write_bytes(empty_png(HUGE))
+    (office.study.path / great.path).write_bytes(empty_png(GREAT))
+    ann = office.client()
+    assert ann.work() == 11
+    assert office.table("select count(*) from items where broken") == [(1,)]
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_where_warnings_are_errors_a_great_picture_is_set_aside(office: Office):
+    (office.study.path / office.study.samples()[3].path).write_bytes(empty_png(GREAT))
+    assert office.client().work() == 11
+
+
+def test_a_png_without_pixels_is_broken():
+    with pytest.raises(BrokenPicture):
+        bare_png(empty_png((16, 16)))
+
+
+def test_no_port_is_after_the_last():
+    assert 1024 <= free_port("127.0.0.1", 65535) < 65535
+
+
+@pytest.mark.parametrize("base", ["²", "9" * 5000, "", "-1"])
+def test_odd_versions_of_a_guideline(office: Office, base: str):
+    boss = office.client("boss")
+    form = {"csrf": boss.token, "text": "x", "base_version": base}
+    assert boss.http.post("/admin/guideline", data=form).status_code == 409
 
 
 def test_port_in_use_suggests_a_free_one(office: Office):

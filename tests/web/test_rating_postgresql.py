@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -16,6 +17,7 @@ from page_server import Served, WallClock, running
 from postgresql import Server
 from rating_studies import Office, Rater, items_of, make_study
 from served import served
+from test_rating_store import waiting_together
 
 from sayso import work_tables
 from sayso.database import Database
@@ -52,15 +54,22 @@ def test_same_tables(url: str):
         assert compare_metadata(MigrationContext.configure(db), work_tables.metadata) == []
 
 
+def second_worker(one: Office) -> Office:
+    """Another server of the same study."""
+    two = Office.__new__(Office)
+    two.__dict__.update(one.__dict__)
+    database = Database(one.url, one.busy_timeout_s, keep_open=True)
+    two.site = Site(one.study, database, one.site.task, False, one.clock)
+    two.app = create_app(two.site)
+    return two
+
+
 def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
     """Four raters at two servers of one database, all at once."""
     names = ("ann", "bob", "cem", "dan")
     options = TaskOptions(overlap=2, attention_share=0.1)
     one = Office(make_study(tmp_path, per_prompt=5), options, url, names=names)
-    two = Office.__new__(Office)
-    two.__dict__.update(one.__dict__)
-    two.site = Site(one.study, Database(url, keep_open=True), one.site.task, False, one.clock)
-    two.app = create_app(two.site)
+    two = second_worker(one)
     raters = [office.client(name) for office, name in zip((one, two) * 2, names, strict=True)]
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(Rater.work, raters))
@@ -95,6 +104,68 @@ def test_a_task_opened_again_waits_for_votes_being_cast(tmp_path: Path, url: str
     other.close()
     assert office.table("select sum(votes) from items") == [(1,)]
     assert office.table("select votes from tasks") == [(1,)]
+
+
+def test_rows_locked_by_another_program(tmp_path: Path, url: str):
+    """Waiting has an end, for the next request in the same process too."""
+    names = ("ann", "bob")
+    office = Office(make_study(tmp_path), url=url, names=names, busy_timeout_s=1.5)
+    ann, bob = office.client(), office.client("bob")
+    other = Database(url)
+    with other.engine.connect() as db:
+        db.exec_driver_sql("select * from tasks for update")
+        assert max(waiting_together([ann, bob])) < 2.1
+    assert ann.work() == 12
+    other.close()
+    office.site.database.close()
+
+
+def test_the_character_nul_is_refused(tmp_path: Path, url: str):
+    """PostgreSQL cannot store it."""
+    names = ("ann", "boss")
+    office = Office(make_study(tmp_path), TaskOptions(attention_share=0.0), url, names=names)
+    ann, boss = office.client(), office.client("boss")
+    page = ann.pages()[0]
+    assert ann.vote(items_of(page)[0], "skip", reason="x\0y").status_code == 422
+    told = {"page_ids": [page["page_id"]], "message": "x\0y"}
+    assert ann.post("/api/release", told).status_code == 422
+    assert ann.http.get("/i/%00/0").status_code == 400
+    assert ann.http.get("/in/%00").status_code == 400
+    for path, form in (
+        ("raters", {"action": "link", "name": "a\0"}),
+        ("raters", {"action": "add", "name": "a\0", "role": "rater"}),
+        ("guideline", {"text": "a\0", "base_version": "0"}),
+        ("disagreements", {"item_id": "a\0", "value": "good"}),
+        ("task", {"task": "a\0", "action": "pause"}),
+    ):
+        answer = boss.http.post(f"/admin/{path}", data={"csrf": boss.token, **form})
+        assert answer.status_code == 422, path
+    assert ann.vote(items_of(page)[0], "skip", reason="line\nline ü").status_code == 200
+    office.site.database.close()
+
+
+def test_two_reviewers_decide_at_once(tmp_path: Path, server: Server, url: str):
+    options = TaskOptions(overlap=2, attention_share=0.0)
+    one = Office(make_study(tmp_path, per_prompt=5), options, url, names=("eve", "boss"))
+    two, start = second_worker(one), Barrier(2)
+    items = [row[0] for row in one.table("select id from items")]
+
+    def decide(rater: Rater) -> set[int]:
+        found = set()
+        for item in items:
+            start.wait(30)
+            form = {"csrf": rater.token, "item_id": item, "value": "good"}
+            answer = rater.http.post("/admin/disagreements", data=form, follow_redirects=False)
+            found.add(answer.status_code)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        statuses = list(pool.map(decide, [one.client("eve"), two.client("boss")]))
+    assert statuses == [{303}, {303}]
+    assert "deadlock" not in (server.folder / "log").read_text()
+    assert one.table("select count(*) from ratings") == [(2 * len(items),)]
+    for office in (one, two):
+        office.site.database.close()
 
 
 def test_the_database_goes_down_in_mid_session(tmp_path: Path, server: Server, url: str):

@@ -1,7 +1,10 @@
 """What is wrong with the store while people rate: a clear answer, and nothing lost."""
 
+import gc
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,26 @@ from test_rating_bad_input import PLAIN, error, office
 from sayso.database import Database
 from sayso.errors import UserError
 from sayso.web.filesystems import kind_of, refuse_network
+from sayso.web.opening import open_task
 from sayso.web.serving import Listening, check, prepare
 
 __all__ = ["office"]
+
+
+def waiting_together(raters: list[Rater]) -> list[float]:
+    """Everyone asks for work, a little after each other, in vain: how long it takes, in seconds."""
+
+    def ask(rater: Rater) -> float:
+        began = time.monotonic()
+        assert error(rater.post("/api/next", {})) == (503, "store_unavailable", True)
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(len(raters)) as pool:
+        asked = []
+        for rater in raters:
+            asked.append(pool.submit(ask, rater))
+            time.sleep(0.8)
+        return [one.result() for one in asked]
 
 
 @pytest.fixture
@@ -101,11 +121,42 @@ def test_database_locked_by_another_program(office: Office):
     assert len(office.study.feedback.ratings()) == 1
 
 
+def test_two_waits_are_no_longer_than_one(tmp_path: Path):
+    """One request waits for the other program, the next for the first and then for the program."""
+    office = Office(make_study(tmp_path), names=("ann", "bob"), busy_timeout_s=1.5)
+    ann, bob = office.client(), office.client("bob")
+    with closing(sqlite3.connect(office.study.path / "feedback.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waits = waiting_together([ann, bob])
+        other.execute("ROLLBACK")
+    assert max(waits) < 2.1
+    assert ann.work() == 12
+    [[left_ms]] = office.table("PRAGMA busy_timeout")
+    assert left_ms == 1500
+
+
 def test_database_of_a_newer_version(office: Office):
     with closing(sqlite3.connect(office.study.path / "feedback.db")) as db, db:
         db.execute("update schema_version set version = 99")
     with pytest.raises(UserError, match=r"format 99.*upgrade sayso"):
         prepare(office.study, "", PLAIN)
+
+
+def test_a_database_file_that_is_gone_takes_no_votes(office: Office):
+    ann = office.client()
+    item = items_of(ann.pages()[0])[0]
+    assert ann.http.get("/healthz").status_code == 200
+    away = office.study.path / "away"
+    away.mkdir()
+    for file in office.study.path.glob("feedback.db*"):
+        file.rename(away / file.name)
+    assert ann.http.get("/healthz").status_code == 503
+    body = ann.body(item)
+    assert error(ann.post("/api/votes", body)) == (503, "store_unavailable", True)
+    for file in away.iterdir():
+        file.rename(office.study.path / file.name)
+    assert ann.http.get("/healthz").status_code == 200
+    assert ann.post("/api/votes", body).status_code == 200
 
 
 def test_several_workers_need_postgresql(office: Office):
@@ -125,6 +176,18 @@ def test_network_drives_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"network drive \(nfs4\)"):
         refuse_network(Path("/home/shared disk/study/feedback.db"), mounts)
     refuse_network(tmp_path / "feedback.db")
+
+
+def test_collections_stay_as_the_caller_set_them(office: Office):
+    """Opening a task sets them aside for a while."""
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            (office.study.path / "samples.jsonl").touch()
+            open_task(office.site.database, office.study, PLAIN)
+            assert gc.isenabled() is enabled
+        finally:
+            gc.enable()
 
 
 def test_votes_stay_in_one_database(tmp_path: Path):

@@ -98,6 +98,21 @@ def test_other_sites_are_refused(office: Office):
     assert ann.http.post("/api/next", json={}, headers=same).status_code == 200
 
 
+def test_addresses_that_are_none(office: Office):
+    """They are refused like any other, not answered with an error of the server."""
+    ann, browser = office.client(), stranger(office)
+    odd = {"X-CSRF-Token": ann.token, "Origin": "http://["}
+    assert ann.http.post("/api/next", json={}, headers=odd).status_code == 403
+    token = re.search(r'name="csrf"\s+value="(\w+)"', browser.get("/").text)
+    assert token
+    for link in ("http://[abc", "http://[abc/in/x", "//", "", "/in/?"):
+        form = {"csrf": token[1], "link": link}
+        assert browser.post("/sign-in", data=form).status_code == 403
+    good = f" {ADDRESS}/in/{office.links['ann']}?from=mail "
+    answer = browser.post("/sign-in", data={**form, "link": good}, follow_redirects=False)
+    assert answer.status_code == 303
+
+
 def test_sign_in_form_and_sign_out(office: Office):
     browser = stranger(office)
     token = re.search(r'name="csrf"\s+value="(\w+)"', browser.get("/").text)
@@ -169,6 +184,18 @@ def test_local_mode_needs_no_sign_in_but_the_token(tmp_path: Path):
 )  # fmt: skip
 def test_loopback(host: str, inside: bool):
     assert is_loopback(host) is inside
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:8321", 200), ("localhost", 200), ("LOCALHOST:1", 200), ("127.3.2.1:8321", 200),
+     ("[::1]", 200), ("[::1]:8321", 200), ("evil.example", 400), ("evil.example:8321", 400),
+     ("127.0.0.1.evil.example", 400), ("[::1].evil.example", 400), ("192.168.1.5", 400),
+     ("", 400), ("[::1", 400)],
+)  # fmt: skip
+def test_a_local_server_answers_to_names_of_this_machine(tmp_path: Path, host: str, status: int):
+    local = Office(make_study(tmp_path), names=(), local=True)
+    assert stranger(local).get("/api/session", headers={"Host": host}).status_code == status
 
 
 def test_secret_is_for_the_owner_only(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
 
+import re
 import secrets
 from datetime import datetime
 from typing import Annotated, Any
@@ -10,11 +11,14 @@ from sqlalchemy import Connection, insert, select, update
 
 from sayso import work_tables as work
 from sayso.errors import UserError
-from sayso.web import overview, people
+from sayso.vote_tables import RETRACTED, VOTE_TABLES
+from sayso.web import disagreements, overview, people
 from sayso.web.admin_agreement import agreement
+from sayso.web.admin_counts import Count, Counter
 from sayso.web.admin_export import export
 from sayso.web.admin_view import View, view_of
 from sayso.web.guideline_text import to_html
+from sayso.web.handing_out import locked_task
 from sayso.web.pages import Fields, picture_response
 from sayso.web.queue import opposite
 from sayso.web.site import Refusal, Site
@@ -30,6 +34,7 @@ def admin(site: Site) -> APIRouter:
     router = APIRouter(prefix="/admin", include_in_schema=False)
     router.include_router(agreement(site))
     router.include_router(export(site))
+    totals = _Totals(site)
 
     def reviewer(request: Request) -> View:
         return view_of(site, request, "reviewer")
@@ -39,7 +44,7 @@ def admin(site: Site) -> APIRouter:
 
     @router.get("")
     def show_overview(view: Annotated[View, Depends(reviewer)]) -> Response:
-        return _overview(view)
+        return _overview(view, totals.of(view.task))
 
     @router.post("/task")
     def change_task(
@@ -58,7 +63,7 @@ def admin(site: Site) -> APIRouter:
 
     @router.get("/raters")
     def show_raters(view: Annotated[View, Depends(administrator)]) -> Response:
-        return _raters(view)
+        return _raters(view, totals.of(view.task))
 
     @router.post("/raters")
     def change_raters(
@@ -69,9 +74,9 @@ def admin(site: Site) -> APIRouter:
             with site.write() as db:
                 secret = _change_rater(db, form)
         except UserError as error:
-            return _raters(view, error=str(error), status=422)
+            return _raters(view, totals.of(view.task), error=str(error), status=422)
         link = f"{request.url.scheme}://{request.url.netloc}/in/{secret}" if secret else ""
-        return _raters(view, new_link=link)
+        return _raters(view, totals.of(view.task), new_link=link)
 
     @router.get("/gold")
     def show_checks(view: Annotated[View, Depends(reviewer)]) -> Response:
@@ -108,7 +113,7 @@ def admin(site: Site) -> APIRouter:
         try:
             with site.write() as db:
                 author = view.asker.person.name
-                people.write_guideline(db, text, author, int(base) if base.isdigit() else -1)
+                people.write_guideline(db, text, author, _version(base))
         except UserError as error:
             return _guideline(view, error=str(error), kept=text, status=409)
         return _guideline(view, saved=True)
@@ -116,8 +121,7 @@ def admin(site: Site) -> APIRouter:
     @router.get("/i/{item}/{place}", dependencies=[Depends(reviewer)])
     def picture(item: str, place: int) -> Response:
         with site.read() as db:
-            row = overview.items_by_id(db, [item]).get(item)
-        paths = [path for side in row["images"] for path in side] if row else []
+            paths = disagreements.reviewer_pictures(db, item)
         if not 0 <= place < len(paths):
             raise Refusal(404, "unknown_item", "There is no such picture.")
         return picture_response(site, item, paths[place])
@@ -125,21 +129,47 @@ def admin(site: Site) -> APIRouter:
     return router
 
 
-def _overview(view: View) -> Response:
-    now = view.site.clock()
+class _Totals:
+    """The totals of each task, counted as often as their cost allows."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._counters: dict[str, Counter[overview.Totals]] = {}
+
+    def of(self, task: Row) -> Count[overview.Totals]:
+        counter = self._counters.setdefault(task["id"], Counter(self._site.clock))
+        return counter.count(lambda: self._count(task))
+
+    def _count(self, task: Row) -> overview.Totals:
+        with self._site.read() as db:
+            return overview.totals(overview.live_votes(db, task), self._site.clock())
+
+
+def _overview(view: View, counted: Count[overview.Totals]) -> Response:
+    so_far = counted.value
     with view.site.read() as db:
-        votes = overview.live_votes(db, view.task)
-        progress = overview.progress(db, view.task, votes, now)
+        progress = overview.progress(db, view.task, so_far, view.site.clock())
     return view.page(
-        "overview", progress=progress, hours=overview.hours(votes, now), rates=overview.rates(votes)
-    )
+        "overview", progress=progress, hours=so_far.hours, rates=so_far.rates,
+        counted_at=_counted_at(counted),
+    )  # fmt: skip
 
 
-def _raters(view: View, new_link: str = "", error: str = "", status: int = 200) -> Response:
+def _raters(
+    view: View, counted: Count[overview.Totals], new_link: str = "", error: str = "",
+    status: int = 200,
+) -> Response:  # fmt: skip
     with view.site.read() as db:
-        votes = overview.live_votes(db, view.task)
-        rows = overview.raters(db, votes, view.site.clock())
-    return view.page("raters", status, raters=rows, new_link=new_link, error=error)
+        rows = overview.raters(db, counted.value)
+    return view.page(
+        "raters", status, raters=rows, new_link=new_link, error=error,
+        counted_at=_counted_at(counted),
+    )  # fmt: skip
+
+
+def _counted_at(counted: Count[overview.Totals]) -> str:
+    """When the numbers were counted; "" if just now."""
+    return datetime.fromtimestamp(counted.at).strftime("%H:%M:%S") if counted.kept else ""
 
 
 def _change_rater(db: Connection, form: dict[str, str]) -> str:
@@ -154,6 +184,11 @@ def _change_rater(db: Connection, form: dict[str, str]) -> str:
         people.set_active(db, name, action == "enable")
         return ""
     raise UserError("add, link, enable or disable?")
+
+
+def _version(text: str) -> int:
+    """The version of a guideline; -1, which none has, for what is no number."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
 
 
 def _guideline(
@@ -180,7 +215,7 @@ def _guideline(
 def _disagreements(view: View, page: int, error: str = "", status: int = 200) -> Response:
     with view.site.read() as db:
         votes = overview.live_votes(db, view.task)
-        rows = overview.disagreements(db, view.task, votes)
+        rows = disagreements.disagreements(db, view.task, votes, view.asker.person.name)
     pages = max(1, -(-len(rows) // PAGE_SIZE))
     page = min(max(page, 1), pages)
     left = sum(row["decided"] is None for row in rows)
@@ -200,9 +235,13 @@ def _decide(view: View, form: dict[str, str]) -> str:
             item = overview.items_by_id(db, [form.get("item_id", "")]).get(form.get("item_id", ""))
             if item is None:
                 raise Refusal(404, "unknown_item", "There is no such item.")
-            seed = next(task["seed"] for task in view.tasks if task["id"] == item["task"])
-            shown_swapped = overview.reviewer_sees_swapped(item["id"], seed)
+            # a seat locks the task weakly, and two who hold that both wait for `cast_vote`'s lock
+            task = locked_task(db, item["task"])
+            shown_swapped = disagreements.reviewer_sees_swapped(item["id"], task["seed"])
             swapped, newest = _seat(db, item, person.id, shown_swapped)
+            if newest is not None and _is_own_answer(db, newest):
+                message = "You have judged this yourself; another reviewer must decide."
+                raise Refusal(409, "judged", message)
             value = form.get("value", "")
             vote: Any = {
                 "id": secrets.token_hex(16), "item_id": item["id"],
@@ -231,3 +270,12 @@ def _seat(db: Connection, item: Row, rater: str, swapped: bool) -> tuple[bool, s
     }  # fmt: skip
     db.execute(insert(table).values(new))
     return swapped, None
+
+
+def _is_own_answer(db: Connection, vote: str) -> bool:
+    """Whether a vote is an answer that a rater gave and stands by, not a reviewer's decision."""
+    for table in VOTE_TABLES.values():
+        row = db.execute(select(table.c.value, table.c.shown).where(table.c.id == vote)).first()
+        if row is not None:
+            return row.value != RETRACTED and not row.shown.get("adjudication")
+    return False

@@ -13,7 +13,7 @@ from sayso import vote_tables
 from sayso.errors import UserError
 from sayso.exporting.formats import need_pyarrow
 from sayso.web.admin_view import View, view_of
-from sayso.web.downloads import Downloads, zipped
+from sayso.web.downloads import Downloads
 from sayso.web.pages import Fields
 from sayso.web.site import Refusal, Site
 
@@ -65,12 +65,13 @@ def export(site: Site) -> APIRouter:
     @router.get("/export.zip", dependencies=[Depends(administrator)])
     def download() -> Response:
         # the file is read in the thread pool, so votes do not wait for whoever downloads
-        folder = downloads.folder()
-        if folder is None:
+        found = downloads.archive()
+        if found is None:
             raise Refusal(404, "not_found", "There is no finished export; make one first.")
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{site.study.info.name}-{folder.name}")
+        layout, parts = found
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{site.study.info.name}-{layout}")
         headers = {"Content-Disposition": f'attachment; filename="{name}.zip"'}
-        return StreamingResponse(zipped(folder), media_type="application/zip", headers=headers)
+        return StreamingResponse(parts, media_type="application/zip", headers=headers)
 
     return router
 

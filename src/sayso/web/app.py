@@ -1,6 +1,7 @@
 """The application: routes, headers, errors. Nothing here leads outside this machine."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sayso.errors import UserError
 from sayso.web.admin import admin
 from sayso.web.api import api
 from sayso.web.pages import pages, show_message
-from sayso.web.site import Refusal, Site
+from sayso.web.site import Refusal, Site, is_loopback
 
 log = logging.getLogger("sayso.web")
 
@@ -35,7 +36,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MOST_BYTES = 256 * 1024
 """Larger requests are refused; the largest is a guideline."""
 
@@ -91,14 +91,22 @@ class _Guard:
 
 
 def _refuse_request(site: Site, request: Request) -> Response | None:
-    host = request.headers.get("host", "").rsplit(":", 1)[0]
-    if site.local and host.lower() not in LOCAL_HOSTS:
+    if site.local and not is_loopback(_host(request)):
         # a foreign name that leads here would let a foreign page speak as the local rater
-        return _json(400, "invalid", f"This server answers only to {' or '.join(LOCAL_HOSTS)}.")
+        message = "This server answers only to localhost and the other names of this machine's own."
+        return _json(400, "invalid", message)
+    if "\0" in request.scope["path"]:
+        return _json(400, "invalid", "An address cannot hold the character NUL.")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > MOST_BYTES or "transfer-encoding" in request.headers:
         return _json(413, "too_large", f"A request may have {MOST_BYTES} bytes.")
     return None
+
+
+def _host(request: Request) -> str:
+    """The name or address that was asked for, without port and brackets."""
+    host = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::\d*)?", request.headers.get("host", ""))
+    return (host[1] or host[2] or "").lower() if host else ""
 
 
 # errors

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ PATIENCE_S = 3.0
 """A small export is there when the page that asked for it comes back."""
 CHUNK = 1 << 18
 _NICE = 10
+_GLANCE_S = 0.5
+"""Longer than pages that look at the state hold the lock; who holds it for longer downloads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Downloads:
 
         Args:
             options: of `sayso export` by their names in Python; `format` among them.
-        Raises: UserError: if one is being made, or the package for tables is missing.
+        Raises: UserError: if one is being made or downloaded, or the package for tables is missing.
         """
         need_pyarrow()
         with self._turn() as lock:
@@ -85,7 +88,7 @@ class Downloads:
     def remove(self) -> None:
         """Delete the last export.
 
-        Raises: UserError: if one is being made.
+        Raises: UserError: if one is being made or downloaded.
         """
         with self._turn():
             self._clear()
@@ -110,10 +113,17 @@ class Downloads:
         manifest = json.loads(path.read_text())
         return Made("ready", order, said, manifest, files.sha256(path), size)
 
-    def folder(self) -> Path | None:
-        """The finished export."""
-        last = self.last()
-        return self._folder / last.order["format"] if last and last.state == "ready" else None
+    def archive(self) -> tuple[str, Iterator[bytes]] | None:
+        """Layout and ZIP archive of the finished export, which stays until the archive is read."""
+        if not (self._folder / "lock").exists():
+            return None
+        lock = (self._folder / "lock").open("rb")
+        last = self.last() if _take(lock, shared=True) else None
+        if last is None or last.state != "ready":
+            lock.close()
+            return None
+        layout = str(last.order["format"])
+        return layout, _while_held(lock, zipped(self._folder / layout))
 
     def _clear(self) -> None:
         for path in self._folder.iterdir():
@@ -126,24 +136,36 @@ class Downloads:
     def _turn(self) -> Iterator[IO[bytes]]:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "lock").open("wb") as lock:
-            if not _take(lock):
-                raise UserError("an export is being made already; wait until it is done")
+            end = time.monotonic() + _GLANCE_S
+            while not _take(lock):
+                if self._is_held():
+                    raise UserError("an export is being made already; wait until it is done")
+                if time.monotonic() > end:
+                    raise UserError("the export is being downloaded; wait until that is done")
+                time.sleep(0.01)
             yield lock
 
     def _is_held(self) -> bool:
+        """Whether an export is being made; who only reads holds the lock with others."""
         with (self._folder / "lock").open("wb") as lock:
-            return not _take(lock)
+            return not _take(lock, shared=True)
 
 
-def _take(lock: IO[bytes]) -> bool:
+def _take(lock: IO[bytes], shared: bool = False) -> bool:
     """Take a lock that is given back when the file is closed, by whom it was handed to as well."""
     import fcntl  # absent on Windows, where the other pages shall work
 
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
+
+
+def _while_held(lock: IO[bytes], parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The parts; the lock is given back after the last, or when nobody wants more."""
+    with lock:
+        yield from parts
 
 
 class _Sink:

@@ -8,6 +8,8 @@ from sayso.types import Question
 
 Id = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
 Ids = Annotated[list[Id], Field(max_length=100)]
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""PostgreSQL stores every character but NUL."""
 _MOST_MS = 1e14
 Milliseconds = Annotated[float, Field(ge=0, le=_MOST_MS, allow_inf_nan=False)]
 
@@ -153,7 +155,7 @@ class VoteBody(_Body):
     item_id: Id
     question: Question
     value: Literal["good", "bad", "skip", "left", "right", "tie", "retracted"]
-    reason: Annotated[str, Field(max_length=200)] = ""
+    reason: Annotated[Text, Field(max_length=200)] = ""
     shown_at: Milliseconds
     answered_at: Milliseconds
     latency_ms: Milliseconds
@@ -177,7 +179,7 @@ class ReleaseBody(_Body):
 
     page_ids: Ids
     broken: bool = False
-    message: Annotated[str, Field(max_length=500)] = ""
+    message: Annotated[Text, Field(max_length=500)] = ""
 
 
 class Released(BaseModel):

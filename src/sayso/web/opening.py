@@ -63,11 +63,13 @@ def open_task(database: Database, study: Study, options: TaskOptions) -> str:
 @contextmanager
 def _no_collections() -> Iterator[None]:
     """Garbage collections among a hundred thousand records take 40 % of the time and find none."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def _seed(study: Study, options: TaskOptions) -> int:

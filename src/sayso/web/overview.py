@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, Table, func, select, true
 from sayso import work_tables as work
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.web.people import LOCAL_NAME, everyone
-from sayso.web.queue import LEASE_S, generator, opposite
+from sayso.web.queue import LEASE_S
 from sayso.work_tables import Row
 
 HOURS = 24
@@ -35,20 +36,56 @@ def live_votes(db: Connection, task: Row) -> list[Row]:
     return list(db.execute(query).mappings())
 
 
-def progress(db: Connection, task: Row, votes: list[Row], now: float) -> dict[str, Any]:
-    """How far a task is, how fast, and when it may end."""
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the live answers of a task amount to.
+
+    Attributes:
+        raters_active, votes_last_hour: of the last hour.
+        wanted_last_hour: answers of the last hour that the overlap asks for, checks left out.
+        surplus: answers beyond the overlap.
+        hours, rates: see the functions of these names.
+        raters: numbers of each rater by name.
+    """
+
+    raters_active: int
+    votes_last_hour: int
+    wanted_last_hour: int
+    surplus: int
+    hours: list[dict[str, Any]]
+    rates: list[dict[str, Any]]
+    raters: dict[str, dict[str, Any]]
+
+
+def totals(votes: list[Row], now: float) -> Totals:
+    """Totals of the live answers; it takes seconds for a hundred thousand."""
     recent = [vote for vote in votes if now - vote["shown"]["received_at"] < 3600]
-    counted = [v for v in recent if not v["surplus"] and not _expected(v)]
-    left = task["wanted"] - task["votes"]
+    by_name: dict[str, list[Row]] = defaultdict(list)
+    for vote in votes:
+        by_name[vote["rater"]].append(vote)
+    return Totals(
+        raters_active=len({vote["rater"] for vote in recent}),
+        votes_last_hour=len(recent),
+        wanted_last_hour=sum(not v["surplus"] and not expected(v) for v in recent),
+        surplus=sum(vote["surplus"] for vote in votes),
+        hours=hours(votes, now),
+        rates=rates(votes),
+        raters={name: _work(given, now) for name, given in by_name.items()},
+    )
+
+
+def progress(db: Connection, task: Row, so_far: Totals, now: float) -> dict[str, Any]:
+    """How far a task is, how fast, and when it may end."""
+    left, speed = task["wanted"] - task["votes"], so_far.wanted_last_hour
     return {
         "votes": task["votes"],
         "votes_needed": task["wanted"],
         "items_done": _count(db, task, ~work.items.c.open, work.items.c.control == ""),
         "items": task["n_items"],
-        "raters_active": len({vote["rater"] for vote in recent}),
-        "votes_last_hour": len(recent),
-        "eta_hours": left / len(counted) if counted and left else None,
-        "surplus": sum(vote["surplus"] for vote in votes),
+        "raters_active": so_far.raters_active,
+        "votes_last_hour": so_far.votes_last_hour,
+        "eta_hours": left / speed if speed and left else None,
+        "surplus": so_far.surplus,
         "waiting_leases": _leases(db, task, now),
         "broken": _count(db, task, work.items.c.broken == true()),
     }
@@ -91,16 +128,14 @@ def rates(votes: Iterable[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def raters(db: Connection, votes: Iterable[Row], now: float) -> list[dict[str, Any]]:
+def raters(db: Connection, so_far: Totals) -> list[dict[str, Any]]:
     """Who did how much, how fast, and how well on the checks."""
-    by_name: dict[str, list[Row]] = defaultdict(list)
-    for vote in votes:
-        by_name[vote["rater"]].append(vote)
     seen: dict[str, float] = dict(db.execute(_last_seen()).all())  # type: ignore[arg-type]
+    nothing = _work([], 0.0)
     return [
-        _rater(person, by_name[person["name"]], seen.get(person["id"]), now)
+        _rater(person, so_far.raters.get(person["name"], nothing), seen.get(person["id"]))
         for person in everyone(db)
-        if person["name"] != LOCAL_NAME or by_name[LOCAL_NAME]
+        if person["name"] != LOCAL_NAME or LOCAL_NAME in so_far.raters
     ]
 
 
@@ -109,14 +144,22 @@ def _last_seen() -> Any:
     return select(table.c.rater, func.max(table.c.seen_at)).group_by(table.c.rater)
 
 
-def _rater(person: Row, votes: list[Row], seen: float | None, now: float) -> dict[str, Any]:
-    gold, attention = _right(votes, "gold"), _right(votes, "attention")
-    waits = [vote["shown"]["latency_ms"] / 1000 for vote in votes]
-    skips = sum(vote["value"] == "skip" for vote in votes)
+def _rater(person: Row, done: dict[str, Any], seen: float | None) -> dict[str, Any]:
     return {
         "name": person["name"],
         "role": person["role"],
         "active": person["active"],
+        "last_seen": datetime.fromtimestamp(seen) if seen else None,
+        **done,
+    }
+
+
+def _work(votes: list[Row], now: float) -> dict[str, Any]:
+    """What one rater's live answers amount to."""
+    gold, attention = _right(votes, "gold"), _right(votes, "attention")
+    waits = [vote["shown"]["latency_ms"] / 1000 for vote in votes]
+    skips = sum(vote["value"] == "skip" for vote in votes)
+    return {
         "votes": len(votes),
         "today": sum(now - vote["shown"]["received_at"] < 86400 for vote in votes),
         "median_s": median(waits) if waits else None,
@@ -125,7 +168,6 @@ def _rater(person: Row, votes: list[Row], seen: float | None, now: float) -> dic
         "gold_n": gold[1],
         "attention_right": attention[0],
         "attention_n": attention[1],
-        "last_seen": datetime.fromtimestamp(seen) if seen else None,
         "flagged": _flag(gold, attention),
     }
 
@@ -146,12 +188,13 @@ def _flag(gold: tuple[int, int], attention: tuple[int, int]) -> str:
     return ""
 
 
-def _expected(vote: Mapping[str, Any]) -> str:
+def expected(vote: Mapping[str, Any]) -> str:
+    """The known answer of a check; "" for other votes."""
     shown = vote["shown"]
     return shown.get("gold") or shown.get("attention") or ""
 
 
-# checks and disagreements
+# checks
 
 
 def check_rows(
@@ -193,78 +236,3 @@ def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
         query = select(work.items).where(work.items.c.id.in_(wanted[i : i + 500]))
         found |= {row["id"]: row for row in db.execute(query).mappings()}
     return found
-
-
-def disagreements(db: Connection, task: Row, votes: Iterable[Row]) -> list[dict[str, Any]]:
-    """Items on which raters disagree, undecided ones first; sides as `reviewer_sees_swapped`."""
-    by_item: dict[str, list[Row]] = defaultdict(list)
-    for vote in votes:
-        if not _expected(vote):
-            by_item[vote["item_id"]].append(vote)
-    split = {item: asked for item, asked in by_item.items() if _is_split(asked)}
-    found = items_by_id(db, split)
-    swapped = _swaps(db, task)
-    rows = [_disagreement(found[item], task, asked, swapped) for item, asked in split.items()]
-    return sorted(rows, key=lambda row: row["decided"] is not None)
-
-
-def _is_split(votes: list[Row]) -> bool:
-    """Whether the raters' answers differ, skips and a reviewer's decision left out."""
-    plain = {_chosen(v) for v in votes if not v["shown"].get("adjudication")} - {"skip"}
-    return len(plain) > 1
-
-
-def _chosen(vote: Row) -> str:
-    """The answer, of a comparison the sets it prefers, whichever stood left."""
-    if vote["value"] in ("left", "right"):
-        return "|".join(vote[f"{vote['value']}_ids"])
-    return vote["value"]
-
-
-def _swaps(db: Connection, task: Row) -> dict[tuple[str, str], bool]:
-    table, people = work.assignments, work.raters
-    query = (
-        select(table.c.item, people.c.name, table.c.swapped)
-        .join_from(table, people, people.c.id == table.c.rater)
-        .where(table.c.task == task["id"])
-    )
-    return {(item, name): swapped for item, name, swapped in db.execute(query)}
-
-
-def _disagreement(
-    item: Row, task: Row, votes: list[Row],
-    swapped: Mapping[tuple[str, str], bool],
-) -> dict[str, Any]:  # fmt: skip
-    def value(vote: Row) -> str:
-        seen = swapped.get((vote["item_id"], vote["rater"]), False)
-        turned = seen != reviewer_sees_swapped(item["id"], task["seed"])
-        return opposite(vote["value"]) if turned else vote["value"]
-
-    decisions = [value(v) for v in votes if v["shown"].get("adjudication")]
-    others = [v for v in votes if not v["shown"].get("adjudication")]
-    return {
-        "item_id": item["id"],
-        "prompt": item["prompt"],
-        "question": item["question"],
-        "kind": task["kind"],
-        "votes": [
-            {"rater": f"Rater {n}", "value": value(v), "reason": v["shown"].get("reason", "")}
-            for n, v in enumerate(others, 1)
-        ],
-        "decided": decisions[-1] if decisions else None,
-        **_pictures(item, reviewer_sees_swapped(item["id"], task["seed"])),
-    }
-
-
-def reviewer_sees_swapped(item: str, seed: int) -> bool:
-    """Whether a reviewer is shown the first set right: by chance, so reviewers are blind too."""
-    return generator(seed, "reviewer", item).random() < 0.5
-
-
-def _pictures(item: Row, swapped: bool) -> dict[str, list[str]]:
-    """The addresses of the pictures as the reviewer sees them."""
-    places = iter(range(100))
-    urls = [[f"/admin/i/{item['id']}/{next(places)}" for _ in side] for side in item["images"]]
-    if len(urls) == 1:
-        return {"images": urls[0]}
-    return dict(zip(("left", "right"), urls[::-1] if swapped else urls, strict=True))

@@ -1,15 +1,18 @@
 """The pages for raters: rating, sign-in, pictures."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy import select
 
+from sayso import work_tables as work
 from sayso.types import digest
 from sayso.web import people, sessions
 from sayso.web.api import picture_path
@@ -34,8 +37,15 @@ def _environment() -> Environment:
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a form; a name given twice has its last value."""
-    return dict(parse_qsl((await request.body()).decode(errors="replace"), keep_blank_values=True))
+    """The fields of a form; a name given twice has its last value.
+
+    Raises: Refusal: 422 for the character NUL, which PostgreSQL cannot store.
+    """
+    text = (await request.body()).decode(errors="replace")
+    fields = dict(parse_qsl(text, keep_blank_values=True))
+    if any("\0" in value for value in fields.values()):
+        raise Refusal(422, "invalid", "This form holds a character that no text has.")
+    return fields
 
 
 Fields = Annotated[dict[str, str], Depends(read_form)]
@@ -112,7 +122,7 @@ def pages(site: Site) -> APIRouter:
             raise Refusal(403, "csrf", "This form came from another site.")
         asker = site.asker(request)
         site.check_token(asker, form.get("csrf", ""))
-        secret = urlsplit(form.get("link", "").strip()).path.rsplit("/", 1)[-1]
+        secret = re.split(r"[?#]", form.get("link", "").strip())[0].rsplit("/", 1)[-1]
         return _sign_in(site, request, secret, _own_path(form.get("next", "/")))
 
     @router.post("/out")
@@ -147,8 +157,9 @@ def pages(site: Site) -> APIRouter:
     @router.get("/healthz")
     def health() -> JSONResponse:
         """Whether the server and its database answer."""
-        with site.read():
-            return JSONResponse({"ok": True})
+        with site.read() as db:
+            db.execute(select(work.store.c.id)).one()
+        return JSONResponse({"ok": True})
 
     @router.get("/favicon.ico")
     def icon() -> Response:

@@ -10,6 +10,10 @@ from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What Pillow raises for files that are no pictures, or larger than any that it opens."""
 
 
 class BrokenPicture(Exception):  # noqa: N818 - it is a finding, not a failure
@@ -28,7 +32,7 @@ def bare_png(content: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(content)) as image:
             plain = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise BrokenPicture(str(error)) from None
     target = io.BytesIO()
     Image.frombytes("RGB", plain.size, plain.tobytes()).save(target, "PNG", compress_level=1)
@@ -36,7 +40,7 @@ def bare_png(content: bytes) -> bytes:
 
 
 def _stripped(content: bytes) -> bytes:
-    parts, place = [_SIGNATURE], len(_SIGNATURE)
+    parts, kinds, place = [_SIGNATURE], set[bytes](), len(_SIGNATURE)
     while True:
         if len(content) < place + 12:
             raise BrokenPicture("the file is cut off")
@@ -46,9 +50,12 @@ def _stripped(content: bytes) -> bytes:
         (checksum,) = struct.unpack_from(">I", content[end - 4 : end].ljust(4, b"\0"))
         if end > len(content) or zlib.crc32(content[place + 4 : end - 4]) != checksum:
             raise BrokenPicture("the file is damaged")
+        kinds.add(kind)
         if kind in _PIXELS:
             parts.append(content[place:end])
         if kind == b"IEND":
+            if b"IDAT" not in kinds:
+                raise BrokenPicture("the file has no pixels")
             return b"".join(parts)
         place = end
 
@@ -67,12 +74,12 @@ def read_bare(path: Path) -> bytes:
 def size_of(path: Path) -> tuple[int, int]:
     """Width and height in pixels, from the head of the file.
 
-    Raises: BrokenPicture: if the file is gone or no picture.
+    Raises: BrokenPicture: if the file is gone, no picture, or too large for Pillow.
     """
     try:
         modified = path.stat().st_mtime_ns
         return _size(path, modified)
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise BrokenPicture(str(error)) from None
 
 

@@ -1,6 +1,6 @@
 """Start the server: where it listens, whether people must sign in, one process or several."""
 
-import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -23,7 +23,7 @@ from sayso.web import people
 from sayso.web.app import create_app
 from sayso.web.filesystems import refuse_network
 from sayso.web.opening import open_task
-from sayso.web.site import Site
+from sayso.web.site import Site, is_loopback
 from sayso.web.tasks import TaskOptions
 
 ATTENTION_SHARE = 0.1
@@ -116,14 +116,6 @@ def check(local: bool, database: Database, listening: Listening) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _is_free(host: str, port: int) -> bool:
     with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -143,8 +135,9 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def free_port(host: str, port: int) -> int:
-    """The next port after `port` that nobody uses."""
-    return next(p for p in range(port + 1, 65536) if _is_free(host, p))
+    """The next port after `port` that nobody uses; after the last one come those from 1024."""
+    ports = itertools.chain(range(port + 1, 65536), range(1024, port))
+    return next(p for p in ports if _is_free(host, p))
 
 
 def _shown(host: str) -> str:

@@ -1,5 +1,6 @@
 """What every request needs: the study, its database, the task, the secret; who is asking."""
 
+import ipaddress
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,7 +9,6 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from sqlalchemy import Connection, select
@@ -157,9 +157,17 @@ class Site:
         return self.study.path / path
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def is_same_site(request: Request) -> bool:
     """Whether a change was sent by a page of this address, as far as the browser says."""
     origin = request.headers.get("origin")
     if origin is not None:
-        return urlsplit(origin).netloc == request.headers.get("host", "")
+        return origin.partition("://")[2] == request.headers.get("host", "")
     return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
