@@ -36,7 +36,7 @@ from sayso.web import people, sessions
 
 RATERS = 20
 OVERLAP = 3
-LEAST_IMAGES, IMAGES_A_KILL = 8000, 80  # work for longer than the kills last
+LEAST_IMAGES, IMAGES_A_KILL = 4000, 30  # work for longer than the kills last
 FORKS = """
 import os, shlex, signal, sys
 import uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on, uvicorn.loops.auto
