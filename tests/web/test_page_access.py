@@ -55,7 +55,7 @@ def test_rating_one_picture_with_help_and_notices(
     check(page)
     page.keyboard.press("Escape")
     page.evaluate(
-        "import('/static/view.js').then(v => v.notice('x', 'cup', 'A break?', [], () => 0))"
+        "import('/static/view.js').then(v => v.notice('x', 'cup', 'A break?'))"
     )
     page.wait_for_selector(".notice")
     check(page)

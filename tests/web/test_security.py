@@ -86,6 +86,14 @@ def test_a_cookie_of_another_server_is_refused(office: Office):
     assert sessions.verify(office.site.secret, cookie) is None
 
 
+def test_pictures_without_a_session_are_refused_as_such(office: Office):
+    url = office.client().pages()[0]["items"][0]["image"]["url"]
+    answer = stranger(office).get(url, follow_redirects=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "not_signed_in")
+    other = office.client("eve").http.get(url)
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "unknown_item")
+
+
 def test_sessions_end(office: Office):
     old = sessions.Session("s", "r", time.time() - 1)
     assert sessions.verify(office.site.secret, sessions.sign(office.site.secret, old)) is None
