@@ -122,13 +122,13 @@ def test_agreement_is_counted_again_after_new_votes_and_not_too_often(
     first = count()
     assert count() is first
     ann = office.client()
-    ann.work(most=3)
+    ann.work(most=8)
     object.__setattr__(first, "until", time.monotonic() + 100)
     assert count() is first
     object.__setattr__(first, "until", time.monotonic())
     [section] = count().value.people
     assert [row["votes"] for row in section["raters"]] == [
-        3 - section["raters"][0]["attention"]["n"]
+        8 - section["raters"][0]["attention"]["n"]
     ]
     monkeypatch.setattr(admin_counts, "FREE_S", 0.0)
     monkeypatch.setattr(admin_counts, "SHARE_OF_TIME", 1e-6)

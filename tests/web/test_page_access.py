@@ -54,9 +54,7 @@ def test_rating_one_picture_with_help_and_notices(
     page.keyboard.press("?")
     check(page)
     page.keyboard.press("Escape")
-    page.evaluate(
-        "import('/static/view.js').then(v => v.notice('x', 'cup', 'A break?', [], () => 0))"
-    )
+    page.evaluate("import('/static/view.js').then(v => v.notice('x', 'cup', 'A break?'))")
     page.wait_for_selector(".notice")
     check(page)
     served.set_state("paused")

@@ -236,6 +236,26 @@ def test_a_task_closed_in_mid_session_keeps_what_is_answered(start: Start) -> No
     assert served.live() == expected
 
 
+WHEN_FORGOTTEN = """async () => {
+  for (let i = 0; i < 100 && (await caches.has('sayso-old')); i++) {
+    await new Promise((done) => setTimeout(done, 50));
+  }
+  return caches.keys();
+}"""
+
+
+def test_the_worker_deletes_only_caches_of_its_own(browser: Browser, tmp_path: Path) -> None:
+    with serve(tmp_path) as served:
+        watched = Watched(browser, service_workers="allow")
+        page = watched.open(f"{served.url}/healthz")
+        page.evaluate("Promise.all(['sayso-old', 'other'].map((name) => caches.open(name)))")
+        page.goto(served.link)
+        names = page.evaluate(WHEN_FORGOTTEN)
+        watched.context.close()
+        assert len(names) == 2
+        assert "other" in names
+
+
 KEPT = """async () => {
   const found = await Promise.all((await caches.keys()).map(async (name) =>
     (await (await caches.open(name)).keys()).map(({ url }) => new URL(url).pathname)));

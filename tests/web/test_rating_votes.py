@@ -1,9 +1,15 @@
 """Promises 1, 3, 4, 5 through the API: stored before the reply, once, one live vote, overlap."""
 
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
+from page_server import running
 from rating_studies import BASE, TUNED, Office, Rater, add_images, items_of, make_study
 
 from sayso.web.opening import open_task
@@ -48,11 +54,32 @@ def test_everything_once_and_readable_as_feedback(office: Office):
 
 
 def test_a_reply_means_that_another_connection_sees_the_vote(office: Office):
+    """Over the wire, for a client in the process also waits for what runs after the reply."""
     ann = office.client()
-    item = items_of(ann.pages()[0])[0]
-    answer = ann.vote(item, "bad", id="v1")
-    assert answer.json()["stored"] is True
-    assert office.table("select id, value from ratings") == [("v1", "bad")]
+    body = ann.body(items_of(ann.pages()[0])[0], "bad", id="v1")
+    path = office.study.path / "feedback.db"
+    with (
+        running(office.app) as url,
+        closing(sqlite3.connect(path, isolation_level=None)) as blocker,
+        ThreadPoolExecutor(1) as background,
+    ):
+        blocker.execute("begin immediate")  # nothing can be stored until this is over
+        reply = background.submit(send_and_look, url, ann, body, path)
+        time.sleep(0.3)
+        assert not reply.done()
+        blocker.execute("rollback")
+        assert reply.result() == (200, [("v1", "bad")])
+
+
+def send_and_look(url: str, ann: Rater, body: dict[str, Any], path: Path) -> tuple[int, list[Any]]:
+    """Post a vote, and read the database before anything of the reply but its first line."""
+    headers = {"X-CSRF-Token": ann.token}
+    with (
+        httpx.Client(base_url=url, cookies=dict(ann.http.cookies)) as browser,
+        closing(sqlite3.connect(path)) as db,
+        browser.stream("POST", "/api/votes", json=body, headers=headers) as reply,
+    ):
+        return reply.status_code, db.execute("select id, value from ratings").fetchall()
 
 
 def test_repeating_is_harmless_and_another_body_is_refused(office: Office):

@@ -5,6 +5,7 @@ import re
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,17 +53,45 @@ def test_links_are_stored_as_hashes(office: Office):
     assert not any(link in stored for link in office.links.values())
 
 
-@pytest.mark.parametrize(
-    "change", [lambda c: c[:-1] + "0", lambda c: "x" + c, lambda c: "", lambda c: "é.a.b.c"]
-)
-def test_forged_cookies(office: Office, change: object):
+def with_later_end(cookie: str) -> str:
+    session, rater, until, mac = cookie.split(".")
+    return f"{session}.{rater}.{int(until) + 1}.{mac}"
+
+
+FORGERIES: dict[str, Callable[[str], str]] = {
+    "last digit": lambda cookie: cookie[:-1] + ("0" if cookie[-1] != "0" else "1"),
+    "another session": lambda cookie: f"x{cookie}",
+    "later end": with_later_end,
+    "nothing": lambda _: "",
+    "not ASCII": lambda _: "é.a.b.c",
+    "one piece": lambda cookie: cookie.replace(".", "-"),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_forged_cookies(office: Office, forge: Callable[[str], str]):
+    secret = office.site.secret
     session = sessions.begin(office.table("select id from raters where name = 'ann'")[0][0])
-    good = sessions.sign(office.site.secret, session)
-    assert sessions.verify(office.site.secret, good) == session
-    last = "0" if good[-1] != "0" else "1"
-    for forged in (good[:-1] + last, f"x{good}", "", "é.a.b.c", good.replace(".", "-")):
-        assert sessions.verify(office.site.secret, forged) is None
-    assert sessions.verify(b"another secret", good) is None
+    good = sessions.sign(secret, session)
+    assert sessions.verify(secret, good) == session
+    assert sessions.verify(secret, forge(good)) is None
+    for cookie, status in ((good, 200), (forge(good), 401)):
+        header = {"Cookie": f"{office.site.cookie}={cookie}".encode()}
+        assert stranger(office).get("/api/session", headers=header).status_code == status
+
+
+def test_a_cookie_of_another_server_is_refused(office: Office):
+    session = sessions.begin(office.table("select id from raters where name = 'ann'")[0][0])
+    cookie = sessions.sign(b"another secret", session)
+    assert sessions.verify(office.site.secret, cookie) is None
+
+
+def test_pictures_without_a_session_are_refused_as_such(office: Office):
+    url = office.client().pages()[0]["items"][0]["image"]["url"]
+    answer = stranger(office).get(url, follow_redirects=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "not_signed_in")
+    other = office.client("eve").http.get(url)
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "unknown_item")
 
 
 def test_sessions_end(office: Office):

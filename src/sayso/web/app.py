@@ -121,7 +121,7 @@ def _json(
 
 def _answer_errors(app: FastAPI, site: Site) -> None:
     def answer(request: Request, refusal: Refusal) -> Response:
-        if request.url.path.startswith("/api/"):
+        if request.url.path.startswith(("/api/", "/i/")):  # asked for by scripts
             return _json(refusal.status, refusal.code, refusal.message, refusal.retry, refusal.more)
         return show_message(site, request, refusal)
 

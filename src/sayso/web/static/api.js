@@ -1,6 +1,7 @@
 // Requests to the server; every failure becomes an ApiError that says what to do next.
 
 const TIMEOUT_MS = 20_000;
+const OTHER_RATER = "other_rater";
 
 /** A request that failed. `status` is 0 if no answer came; `retry` says that repeating can help. */
 export class ApiError extends Error {
@@ -21,16 +22,37 @@ export class ApiError extends Error {
   get signedOut() {
     return this.status === 401;
   }
+
+  get otherRater() {
+    return this.code === OTHER_RATER;
+  }
 }
 
-/** The server's JSON interface; keeps the CSRF token and renews it once when it is refused. */
+/**
+ * The server's JSON interface for one rater; keeps the CSRF token and renews it once when it is
+ * refused. The token of somebody else who has signed in since is never taken: what is posted here
+ * would be stored in their name.
+ */
 export class Api {
+  owner = ""; // study and rater, from the first session on
   #csrf = "";
 
   async session() {
     const session = await request("/api/session");
+    const owner = `${session.study.id}/${session.rater.name}`;
+    this.owner ||= owner;
+    if (owner !== this.owner) {
+      const message = "Somebody else has signed in here.";
+      throw new ApiError(401, { code: OTHER_RATER, message });
+    }
     this.#csrf = session.csrf;
     return session;
+  }
+
+  /** End the session of whoever is signed in here now. */
+  async signOut() {
+    const { csrf } = await request("/api/session");
+    await answer("/out", { method: "POST", body: new URLSearchParams({ csrf }) });
   }
 
   async post(path, body) {

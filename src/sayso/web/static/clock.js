@@ -18,11 +18,6 @@ export class Stopwatch {
     this.#hiddenSince = document.hidden ? this.#from : null;
   }
 
-  /** Milliseconds since the start, hidden or not. */
-  get elapsed() {
-    return performance.now() - this.#from;
-  }
-
   /** {shown_at, answered_at} in ms since the epoch; {latency_ms, hidden_ms} in ms. */
   read() {
     const now = performance.now();

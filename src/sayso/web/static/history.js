@@ -9,6 +9,7 @@ export class History {
   #store;
   #owner;
 
+  /** @param owner study, rater and task: an answer of another task is not asked about again */
   constructor(store, owner) {
     this.#store = store;
     this.#owner = owner;

@@ -1,19 +1,33 @@
 // Whole-page messages: why there is nothing to rate now, and what the rater can do.
 
-import { showMessage } from "./view.js";
+import { notice, showMessage } from "./view.js";
 
-const SIGN_IN = "/"; // shows the sign-in page to who is signed out
+const START = "/"; // shows the sign-in page to who is signed out
 
 /**
  * Show one of the messages.
  * @param name which
- * @param run what the buttons do: {retry, leave, take}
+ * @param run what the buttons do: {retry, leave, take, reload, signIn}
  * @param waiting answers that are not sent yet
  */
 export function tell(name, run = {}, waiting = 0) {
   const [symbol, title, text, actions = []] = MESSAGES[name](run, kept(waiting));
   showMessage(symbol, title, text, actions);
 }
+
+/** Show a notice: others (how many of their answers wait), break (minutes rated) or broken. */
+export function note(name, n) {
+  notice(name, ...NOTES[name](n));
+}
+
+const NOTES = {
+  others: (n) => {
+    const answers = n === 1 ? "1 answer of somebody else waits" : `${n} answers of somebody else wait`;
+    return ["lock", `${answers} on this device for their sign-in.`];
+  },
+  break: (n) => ["cup", `You have rated for ${n} minutes. A short break keeps your eye fresh.`],
+  broken: () => ["warn", "A picture could not be loaded; its page was passed over and reported."],
+};
 
 const MESSAGES = {
   unreachable: (run) => [
@@ -33,7 +47,7 @@ const MESSAGES = {
   starved: () => [
     "cup",
     "Nothing free at the moment",
-    "Others are working on what is left. This page looks again by itself.",
+    "Others are working on the rest. This page asks again by itself.",
   ],
   finished: (run) => [
     "done",
@@ -68,7 +82,16 @@ const MESSAGES = {
     "lock",
     "You are signed out",
     `Sign in again to go on.${keptAnswers}`,
-    [{ label: "Sign in", run: () => run.leave(SIGN_IN) }],
+    [{ label: "Sign in", run: () => run.leave(START) }],
+  ],
+  other_rater: (run, keptAnswers) => [
+    "lock",
+    "Somebody else has signed in here",
+    `No answer of yours goes out in their name.${keptAnswers} To go on, sign in; it signs them out here.`,
+    [
+      { label: "Sign in", run: run.signIn },
+      { label: "Go on as them", run: () => run.leave(START) },
+    ],
   ],
 };
 

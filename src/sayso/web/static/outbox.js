@@ -19,7 +19,7 @@ export class Outbox {
   refused = [];
   others = 0;
   closed = false; // the server kept an answer and wants no more
-  state = "saved"; // saved | sending | offline | unavailable | signed_out | paused
+  state = "saved"; // saved | sending | offline | unavailable | signed_out | other_rater | paused
   retryAt = 0;
   progress = null;
 
@@ -198,6 +198,6 @@ export class Outbox {
 
 function stateOf(error) {
   if (error.offline) return "offline";
-  if (error.signedOut) return "signed_out";
+  if (error.signedOut) return error.otherRater ? "other_rater" : "signed_out";
   return error.status === 423 ? "paused" : "unavailable";
 }

@@ -17,7 +17,8 @@ const EMPTY_MS = 5000; // others have what is left: ask again, some of it may co
  */
 export class Queue {
   done = false;
-  starved = false; // there is work, but others have it
+  #dry = false; // the last answer brought no page
+  #held = false; // when it was asked for, this browser held pages, which the server counts as work
   #ahead;
 
   #api;
@@ -34,13 +35,11 @@ export class Queue {
     this.#on = on;
   }
 
-  get length() {
-    return this.#pages.length;
-  }
-
-  /** Nothing is left, here or on the server. */
-  get finished() {
-    return this.done && this.#pages.length === 0;
+  /** Why no page comes: "" (one may) | finished | almost (only held ones) | starved (others work). */
+  get end() {
+    if (this.#pages.length || !this.#dry) return "";
+    if (this.done) return "finished";
+    return this.#held ? "almost" : "starved";
   }
 
   /** The page to show now, or undefined while none is loaded. Offline, a loaded one goes first. */
@@ -88,8 +87,10 @@ export class Queue {
     if (this.#asking || this.done || this.#pages.length > this.#ahead) return;
     this.#asking = true;
     try {
-      const answer = await this.#api.post("/api/next", this.#request());
+      const request = this.#request();
+      const answer = await this.#api.post("/api/next", request);
       this.#asking = false;
+      this.#held = request.have.length > 0;
       this.#receive(answer);
     } catch (error) {
       this.#asking = false;
@@ -110,10 +111,10 @@ export class Queue {
       if (wanted) this.#pages.push({ page, images: this.#load(page) });
     }
     this.done = done;
-    this.starved = pages.length === 0 && !done;
+    this.#dry = pages.length === 0;
     this.#on.progress(progress);
     this.#on.changed();
-    if (pages.length) this.fill();
+    if (pages.length || (this.#held && known.size === 0)) this.fill();
     else if (!done) this.#later(EMPTY_MS);
   }
 

@@ -5,7 +5,7 @@ import { BreakTimer } from "./clock.js";
 import { Help, RefusedList, askToRead, openGuideline } from "./dialogs.js";
 import { History } from "./history.js";
 import { Keys } from "./keys.js";
-import { tell } from "./messages.js";
+import { note, tell } from "./messages.js";
 import { Outbox } from "./outbox.js";
 import { Queue } from "./queue.js";
 import { Rating, itemsOf } from "./rating.js";
@@ -17,7 +17,7 @@ import * as view from "./view.js";
 import { Zoom } from "./zoom.js";
 
 const SESSION_RETRY_MS = 5000;
-const PAUSE_CHECK_MS = 15_000;
+const HOLD_CHECK_MS = 15_000;
 const DRAIN_MS = 3000;
 const $ = (id) => document.getElementById(id);
 
@@ -33,10 +33,9 @@ async function boot() {
     setTimeout(reload, SESSION_RETRY_MS);
     return tell("unreachable", { retry: reload });
   }
-  const owner = `${session.study.id}/${session.rater.name}`;
-  const tabs = new Tabs(owner);
+  const tabs = new Tabs(api.owner);
   const [mine, store] = await Promise.all([tabs.claim(), openStore()]);
-  const app = new App(session, owner, store);
+  const app = new App(session, api.owner, store);
   const aside = () => tell("otherTab", { take: () => (tabs.take(), reload()) });
   tabs.onLost = () => (app.stop(), aside());
   return mine ? app.start() : aside();
@@ -44,7 +43,9 @@ async function boot() {
 
 class App {
   #leaving = false;
-  #pausedTimer = 0;
+  #stopped = false; // another tab rates
+  #held = ""; // the message that stands until the work can go on
+  #holdTimer = 0;
   #trouble = ""; // the message to show when no page is left, if the queue has trouble
 
   constructor(session, owner, store) {
@@ -53,7 +54,7 @@ class App {
     this.keys = new Keys();
     this.zoom = new Zoom($("stage"), $("tool-zoom"));
     this.pause = new BreakTimer(breakMinutes());
-    this.history = new History(store, owner);
+    this.history = new History(store, `${owner}/${this.task?.id}`);
     this.outbox = new Outbox(store, api, owner, () => this.outboxChanged());
     this.status = new Status(this.outbox);
     this.refusedList = new RefusedList(this.outbox);
@@ -65,7 +66,7 @@ class App {
     await Promise.all([this.outbox.load(), this.history.load()]);
     this.outbox.start();
     this.status.setProgress(this.session.progress);
-    if (this.outbox.others) this.tellOthers();
+    if (this.outbox.others) note("others", this.outbox.others);
     if (!this.task) return this.tell("noTask");
     if (this.task.closed) return this.tell("closed");
     if (!this.task.guideline_version || this.task.guideline_accepted) return this.begin();
@@ -85,7 +86,7 @@ class App {
   async begin() {
     this.queue = new Queue(api, this.task, () => this.knownPages(), {
       prepare: (page) => this.prepare(page),
-      changed: () => this.rating?.next(),
+      changed: () => this.next(),
       trouble: (error) => this.trouble(error),
       broken: (page, error) => this.broken(page, error),
       progress: (progress) => this.well(progress),
@@ -105,7 +106,7 @@ class App {
 
   /** Another tab rates: nothing more is sent or answered here. */
   stop() {
-    this.#leaving = true;
+    this.#leaving = this.#stopped = true;
     this.outbox.stop();
     this.queue?.stop();
     this.rating = undefined;
@@ -140,35 +141,36 @@ class App {
     this.status.update();
     for (const { vote } of this.outbox.refused) this.history.forget(vote.id);
     if (this.outbox.closed) return this.closed();
-    if (this.outbox.state === "paused") this.paused();
+    if (["paused", "other_rater"].includes(this.outbox.state)) this.hold(this.outbox.state);
     if (this.outbox.state !== "saved" || this.rating?.page !== null) return;
     this.queue.fill();
-    this.rating.next();
+    this.next();
+  }
+
+  next() {
+    if (!this.#held) this.rating?.next();
   }
 
   answered() {
     this.drawStrip();
-    if (!this.pause.answered()) return;
-    const text = `You have rated for ${this.pause.minutes} minutes. A short break keeps your eye fresh.`;
-    view.notice("break", "cup", text, [], () => {});
+    if (this.pause.answered()) note("break", this.pause.minutes);
   }
 
   empty(coming) {
-    if (coming) return undefined;
-    if (!this.#trouble && (this.queue.finished || this.queue.starved)) {
-      const last = this.queue.finished ? "finished" : "starved";
-      return this.tell(this.outbox.waiting.length ? "almost" : last);
-    }
-    return this.#trouble ? this.tell(this.#trouble) : view.showView("rating");
+    if (coming && this.#trouble !== "signedOut") return undefined;
+    const { end } = this.queue;
+    const why = this.#trouble || (end && this.outbox.waiting.length ? "almost" : end);
+    return why ? this.tell(why) : view.showView("rating");
   }
 
   trouble(error) {
     this.status.trouble(error);
-    if (error.status === 423) return this.paused();
+    if (error.status === 423) return this.hold("paused");
+    if (error.otherRater) return this.hold("other_rater");
     if (error.status === 410) return this.closed();
     if (error.status === 428) return this.leave("/");
     this.#trouble = error.offline ? "offline" : error.signedOut ? "signedOut" : "unavailable";
-    return this.rating.next();
+    return this.next();
   }
 
   well(progress) {
@@ -177,51 +179,49 @@ class App {
   }
 
   async broken(page, error) {
-    const text = "A picture could not be loaded; its page was passed over and reported.";
-    view.notice("broken", "warn", text, [], () => {});
-    const message = error.message.slice(0, 200);
-    await api.post("/api/release", { page_ids: [page.page_id], broken: true, message }).catch(() => {});
-    this.queue.fill();
+    const report = { page_ids: [page.page_id], broken: true, message: error.message.slice(0, 200) };
+    const failed = await api.post("/api/release", report).then(() => null, (why) => why);
+    if (failed?.signedOut) return this.trouble(failed); // refused as not theirs: it comes again
+    note("broken");
+    return this.queue.fill();
   }
 
   /** Try everything again at once; a session that was renewed elsewhere is taken up. */
   async retry() {
-    const session = await api.session().catch((error) => this.status.trouble(error));
-    if (session && session.rater.name !== this.session.rater.name) return this.leave("/");
+    if (this.#stopped) return undefined;
+    const { error, task, progress } = await api.session().catch((error) => ({ error }));
+    if (error?.otherRater) return this.hold("other_rater");
     this.outbox.nudge();
+    if (this.#held && (error || task?.paused)) return this.hold(error ? this.#held : "paused");
+    error ? this.status.trouble(error) : this.well(progress);
+    if (this.#held) {
+      this.#held = "";
+      view.showView(this.rating ? "rating" : "");
+      this.next();
+    }
     return this.queue?.fill();
   }
 
   // whole-page messages
 
   tell(name) {
-    const run = { retry: () => this.retry(), leave: (url) => this.leave(url), reload };
+    const signIn = () => api.signOut().catch(() => {}).then(() => this.leave("/"));
+    const run = { retry: () => this.retry(), leave: (url) => this.leave(url), reload, signIn };
     tell(name, run, this.outbox.waiting.length);
   }
 
   closed() {
+    this.#held = "";
     this.queue?.stop();
     this.tell("closed");
   }
 
-  paused() {
-    this.tell("paused");
-    clearTimeout(this.#pausedTimer);
-    this.#pausedTimer = setTimeout(() => this.unpause(), PAUSE_CHECK_MS);
-  }
-
-  async unpause() {
-    const session = await api.session().catch(() => null);
-    if (!session || session.task?.paused) return this.paused();
-    this.outbox.nudge();
-    if (this.rating?.page) view.showView("rating");
-    return this.queue?.fill();
-  }
-
-  tellOthers() {
-    const n = this.outbox.others;
-    const answers = n === 1 ? "1 answer of somebody else waits" : `${n} answers of somebody else wait`;
-    view.notice("others", "lock", `${answers} on this device for their sign-in.`, [], () => {});
+  /** Nothing can be done here now: say why, and look from time to time whether it goes on. */
+  hold(why) {
+    this.#held = why;
+    this.tell(why);
+    clearTimeout(this.#holdTimer);
+    this.#holdTimer = setTimeout(() => this.#held && this.retry(), HOLD_CHECK_MS);
   }
 
   // page
@@ -234,7 +234,7 @@ class App {
   }
 
   drawStrip() {
-    const back = (entry) => this.rating.undo(entry);
+    const back = (entry) => this.act("undo", entry);
     view.drawStrip(this.history.entries, (entry) => this.rating.thumb(entry), back);
     $("tool-undo").setAttribute("aria-disabled", String(this.history.entries.length === 0));
   }
@@ -251,7 +251,7 @@ class App {
     for (const field of document.querySelectorAll("[data-csrf]")) field.value = api.csrf;
     document.addEventListener("keydown", (event) => this.pressed(event));
     window.addEventListener("online", () => this.retry());
-    window.addEventListener("focus", () => this.outbox.state === "signed_out" && this.retry());
+    window.addEventListener("focus", () => this.retry()); // somebody may have signed in elsewhere
     window.addEventListener("pageshow", (event) => event.persisted && reload());
     window.addEventListener("beforeunload", (event) => this.warn(event));
   }
@@ -275,10 +275,10 @@ class App {
     if (key === "ArrowRight") this.rating?.step(1);
   }
 
-  act(action) {
+  act(action, entry) {
     if (action === "help") return this.help.open(this.task?.kind ?? "rate");
     if (action === "guide") return this.task?.guideline_html && openGuideline(this.task.guideline_html);
-    if (action === "undo") return this.rating?.undo();
+    if (action === "undo") return this.#held ? undefined : this.rating?.undo(entry);
     if (!this.rating || $("rating").hidden) return undefined;
     if (action === "zoom") return this.zoom.toggle();
     const [value, reason] = action in view.REASONS ? ["skip", action] : [action, ""];

@@ -4,7 +4,7 @@ import * as view from "./view.js";
 
 const CALM_MS = 400; // an answer that is saved faster than this is not shown as waiting
 const SAY_MS = 500;
-const STUCK = new Set(["offline", "unavailable", "signed_out", "paused"]);
+const STUCK = new Set(["offline", "unavailable", "signed_out", "other_rater", "paused"]);
 
 /** Keeps the foot of the page, the progress and the live region true. */
 export class Status {
@@ -41,6 +41,7 @@ export class Status {
   /** The queue could not get pages or pictures. */
   trouble(error) {
     this.#net = error.offline ? "offline" : error.signedOut ? "signed_out" : "";
+    if (error.otherRater) this.#net = "other_rater";
     if (error.status >= 500) this.#net = "unavailable";
     this.#draw();
   }
@@ -68,10 +69,17 @@ export class Status {
   }
 }
 
-const SYMBOLS = { offline: "offline", signed_out: "lock", paused: "pause", unavailable: "warn" };
+const SYMBOLS = {
+  offline: "offline",
+  signed_out: "lock",
+  other_rater: "lock",
+  paused: "pause",
+  unavailable: "warn",
+};
 const WHY = {
   offline: "offline",
   signed_out: "signed out",
+  other_rater: "somebody else has signed in",
   paused: "paused",
   unavailable: "the server cannot store now",
 };
@@ -83,7 +91,8 @@ function sentence({ waiting, retryAt, state, lasting }) {
   }
   if (STUCK.has(state)) {
     const seconds = Math.ceil((retryAt - Date.now()) / 1000);
-    const again = waiting && seconds > 0 && state !== "signed_out" ? `, again in ${seconds} s` : "";
+    const waits = waiting && seconds > 0 && !["signed_out", "other_rater"].includes(state);
+    const again = waits ? `, again in ${seconds} s` : "";
     const what = waiting ? `${waiting} waiting` : "All saved";
     return { symbol: SYMBOLS[state], text: `${what}: ${WHY[state]}${again}`, state };
   }

@@ -232,25 +232,12 @@ export function drawStrip(entries, pictureOf, onPick) {
 }
 
 /** A notice that stays until it is taken away; `key` names it. */
-export function notice(key, symbol, text, actions = [], onClose) {
-  clearNotice(key);
-  const close = { type: "button", class: "close", "aria-label": "Close this notice" };
-  const box = make(
-    "div",
-    { class: "notice", "data-key": key },
-    icon(symbol),
-    make("p", {}, text),
-    ...actions.map(actionButton),
-  );
-  if (onClose) {
-    const dismiss = () => (clearNotice(key), onClose());
-    box.append(make("button", { ...close, onclick: dismiss }, icon("cross")));
-  }
-  $("notices").append(box);
-}
-
-export function clearNotice(key) {
+export function notice(key, symbol, text) {
   $("notices").querySelector(`[data-key="${key}"]`)?.remove();
+  const box = make("div", { class: "notice", "data-key": key }, icon(symbol), make("p", {}, text));
+  const close = { type: "button", class: "close", "aria-label": "Close this notice" };
+  box.append(make("button", { ...close, onclick: () => box.remove() }, icon("cross")));
+  $("notices").append(box);
 }
 
 /** Say something to a screen reader. */

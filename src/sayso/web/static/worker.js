@@ -3,7 +3,8 @@
 // The server puts a hash of these files before this line, so that a changed file is a new worker.
 // Nothing else is ever kept: no page with a name on it, no picture, no answer of the server.
 
-const PLACE = `sayso-${VERSION}`;
+const OURS = "sayso-"; // other caches of this address are somebody else's
+const PLACE = `${OURS}${VERSION}`;
 
 self.addEventListener("install", (event) => {
   const keep = async () => (await caches.open(PLACE)).addAll(FILES);
@@ -12,7 +13,8 @@ self.addEventListener("install", (event) => {
 
 self.addEventListener("activate", (event) => {
   const forget = async () => {
-    const old = (await caches.keys()).filter((name) => name !== PLACE);
+    const ours = (await caches.keys()).filter((name) => name.startsWith(OURS));
+    const old = ours.filter((name) => name !== PLACE);
     await Promise.all(old.map((name) => caches.delete(name)));
   };
   event.waitUntil(forget());
