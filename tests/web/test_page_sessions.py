@@ -168,3 +168,32 @@ def test_work_that_others_hold_is_waited_for_and_comes_by_itself(start: Start) -
     answer(page, "f")
     saved(page)
     assert sorted(served.live().values()) == ["bad"] + ["good"] * 7
+
+
+def test_a_pause_holds_the_page_and_closing_ends_it(start: Start) -> None:
+    served, _, page = start()
+    come_back = "window.dispatchEvent(new Event('focus'))"
+    served.set_state("paused")
+    for _ in range(4):  # until more pages are asked for
+        page.keyboard.press("j")
+        page.wait_for_timeout(250)
+    page.wait_for_selector("h1:has-text('Paused')")
+    saved(page)
+    answered = len(served.live())
+    page.keyboard.press("j")
+    page.keyboard.press("Backspace")
+    page.evaluate(come_back)
+    page.wait_for_load_state("networkidle")
+    assert page.is_visible("h1:has-text('Paused')")
+    served.set_state("open")
+    page.evaluate(come_back)
+    page.wait_for_selector("#rating:not([hidden])")
+    answer(page, "j")
+    saved(page)
+    assert len(served.rows()) == answered + 1
+    served.set_state("closed")
+    page.keyboard.press("j")
+    page.wait_for_selector("h1:has-text('Closed')")
+    page.evaluate(come_back)
+    page.wait_for_load_state("networkidle")
+    assert page.is_visible("h1:has-text('Closed')")
