@@ -162,6 +162,7 @@ class Database:
         """Make the tables, migrate older ones after a backup, refuse newer ones."""
         if self._current:
             if self.absent:  # SQLite would go on writing into a file that nobody can open any more
+                self.close()
                 raise StoreError(_explain(self.name, "it is gone"))
             return
         version = 0 if self.absent else self._version()

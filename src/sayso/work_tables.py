@@ -88,9 +88,7 @@ items = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("task", Text, ForeignKey("tasks.id"), nullable=False),
-    Column(
-        "content", Text, nullable=False
-    ),  # question and sample or pair, see `tasks.Draft.content`
+    Column("content", Text, nullable=False),  # what is asked of what: `tasks.Draft.content`
     Column("pair", Text, nullable=False),  # of a comparison: hash of its sets without the question
     Column("control", Text, nullable=False),  # "" | gold | attention
     Column("rank", Integer, nullable=False),  # place of its page in the order of the task
