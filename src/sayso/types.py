@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Split = Literal["train", "seen", "unseen", "fidelity"]
 Value = Literal["good", "bad", "skip"]
 Question = Literal["alignment", "fidelity"]
+QUESTIONS: tuple[Question, ...] = get_args(Question)
 Choice = Literal["left", "right", "tie"]
 
 SPLITS: tuple[Split, ...] = ("train", "seen", "unseen", "fidelity")

@@ -10,7 +10,7 @@ from sayso.errors import UserError
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
-from sayso.types import Comparison, Prompt, Question, Rating, Sample
+from sayso.types import QUESTIONS, Comparison, Prompt, Rating, Sample
 from sayso.votes.ballots import GOLD, fingerprint
 from sayso.votes.labels import METHODS, judgements
 from sayso.votes.rater_report import (
@@ -21,8 +21,6 @@ from sayso.votes.rater_report import (
     plain,
     rating_section,
 )
-
-QUESTIONS: tuple[Question, ...] = ("alignment", "fidelity")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from sayso.errors import UserError
 from sayso.progress import progress
 from sayso.study import PromptChoice, Study
-from sayso.types import Comparison, Prompt, Question, Rating, Sample, digest
+from sayso.types import QUESTIONS, Comparison, Prompt, Question, Rating, Sample, digest
 
 if TYPE_CHECKING:
     from sayso.stages.rate import RateConfig
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sayso.tinyworld.reading import Verdict
 
 _BATCH = 256
-QUESTIONS: tuple[Question, ...] = ("alignment", "fidelity")
 
 
 @dataclass(frozen=True, slots=True)

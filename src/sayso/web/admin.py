@@ -12,6 +12,7 @@ from sqlalchemy import Connection, insert, select, update
 from sayso import work_tables as work
 from sayso.errors import UserError
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
+from sayso.votes.ballots import ADJUDICATION
 from sayso.web import disagreements, overview, people
 from sayso.web.admin_agreement import agreement
 from sayso.web.admin_counts import Count, Counter
@@ -239,7 +240,7 @@ def _decide(view: View, form: dict[str, str]) -> str:
             task = locked_task(db, item["task"])
             shown_swapped = disagreements.reviewer_sees_swapped(item["id"], task["seed"])
             swapped, newest = _seat(db, item, person.id, shown_swapped)
-            if newest is not None and _is_own_answer(db, newest):
+            if newest is not None and _is_own_answer(db, task["kind"], newest):
                 message = "You have judged this yourself; another reviewer must decide."
                 raise Refusal(409, "judged", message)
             value = form.get("value", "")
@@ -272,10 +273,8 @@ def _seat(db: Connection, item: Row, rater: str, swapped: bool) -> tuple[bool, s
     return swapped, None
 
 
-def _is_own_answer(db: Connection, vote: str) -> bool:
+def _is_own_answer(db: Connection, kind: str, vote: str) -> bool:
     """Whether a vote is an answer that a rater gave and stands by, not a reviewer's decision."""
-    for table in VOTE_TABLES.values():
-        row = db.execute(select(table.c.value, table.c.shown).where(table.c.id == vote)).first()
-        if row is not None:
-            return row.value != RETRACTED and not row.shown.get("adjudication")
-    return False
+    table = VOTE_TABLES[kind]
+    row = db.execute(select(table.c.value, table.c.shown).where(table.c.id == vote)).one()
+    return row.value != RETRACTED and not row.shown.get(ADJUDICATION)

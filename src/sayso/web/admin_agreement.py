@@ -6,14 +6,12 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import Connection, func, select
 
-from sayso import vote_tables
 from sayso.study import Study
-from sayso.types import Question
+from sayso.types import QUESTIONS
+from sayso.vote_tables import VOTE_TABLES
 from sayso.web.admin_counts import Count, Counter
 from sayso.web.admin_view import View, view_of
 from sayso.web.site import Site
-
-QUESTIONS: tuple[Question, ...] = ("alignment", "fidelity")
 
 
 class Sections(NamedTuple):
@@ -35,8 +33,7 @@ def count(site: Site, counter: Counter[Sections]) -> Count[Sections]:
 def newest_votes(db: Connection) -> tuple[int, int]:
     """Changes with every row that is added to the votes."""
     marks, choices = (
-        db.scalar(select(func.max(table.c.seq))) or 0
-        for table in (vote_tables.ratings, vote_tables.comparisons)
+        db.scalar(select(func.max(table.c.seq))) or 0 for table in VOTE_TABLES.values()
     )
     return marks, choices
 

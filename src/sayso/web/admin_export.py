@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from sqlalchemy import Connection, func, select
 
-from sayso import vote_tables
 from sayso.errors import UserError
 from sayso.exporting.formats import need_pyarrow
+from sayso.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.web.admin_view import View, view_of
 from sayso.web.downloads import Downloads
 from sayso.web.pages import Fields
@@ -127,8 +127,8 @@ def _votes(db: Connection, simulated: bool) -> int:
         db.scalar(
             select(func.count())
             .select_from(table)
-            .where(table.c.simulated == simulated, table.c.value != vote_tables.RETRACTED)
+            .where(table.c.simulated == simulated, table.c.value != RETRACTED)
         )
         or 0
-        for table in (vote_tables.ratings, vote_tables.comparisons)
+        for table in VOTE_TABLES.values()
     )

@@ -9,6 +9,7 @@ from sayso.web import overview
 from sayso.web.pages import render
 from sayso.web.people import Role
 from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.tasks import QUESTIONS_OF
 from sayso.work_tables import Row
 
 PAGES: tuple[tuple[str, str, str, Role], ...] = (
@@ -69,6 +70,5 @@ def view_of(site: Site, request: Request, role: Role) -> View:
 
 
 def _task_context(task: Row) -> dict[str, Any]:
-    questions = ["alignment"] if task["kind"] == "rate" else ["alignment", "fidelity"]
     kept = ("id", "name", "kind", "images_per_page", "overlap", "state")
-    return {"questions": questions, **{key: task[key] for key in kept}}
+    return {"questions": list(QUESTIONS_OF[task["kind"]]), **{key: task[key] for key in kept}}

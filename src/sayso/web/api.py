@@ -37,6 +37,7 @@ from sayso.web.pictures import size_of
 from sayso.web.queue import told_progress, votes_to_go
 from sayso.web.sessions import form_token, public_id
 from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.tasks import QUESTIONS_OF
 from sayso.web.voting import ANSWERS, Circumstances, Vote, VoteRefused, cast_vote
 from sayso.work_tables import Row
 
@@ -171,7 +172,7 @@ def _task_body(site: Site, db: Connection, task: Row, person: Person) -> TaskBod
     return TaskBody(
         id=public_id(site.secret, task["id"]),
         kind=task["kind"],
-        questions=["alignment"] if task["kind"] == "rate" else ["alignment", "fidelity"],
+        questions=list(QUESTIONS_OF[task["kind"]]),
         answers=list(ANSWERS[task["kind"]]),
         images_per_page=task["images_per_page"],
         guideline_version=guideline.version,

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from sayso import work_tables as work
+from sayso.votes.ballots import ADJUDICATION
 from sayso.web.overview import expected, items_by_id
 from sayso.web.queue import generator, opposite
 from sayso.work_tables import Row
@@ -45,7 +46,7 @@ def _is_split(votes: list[Row]) -> bool:
 
 
 def _is_decision(vote: Row) -> bool:
-    return bool(vote["shown"].get("adjudication"))
+    return bool(vote["shown"].get(ADJUDICATION))
 
 
 def _chosen(vote: Row) -> str:

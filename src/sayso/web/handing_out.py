@@ -40,7 +40,7 @@ _items, _assigned = work.items.c, work.assignments.c
 _LOOKED_AT = 1000  # items set aside, when nothing else is left
 _CHECKS: tuple[Control, ...] = ("gold", "attention")
 MOST_BROKEN = 20
-"""Pages with unreadable pictures that one request sets aside before it gives up."""
+"""Items with unreadable pictures that one request sets aside before it gives up."""
 
 
 class Entry(NamedTuple):

@@ -214,10 +214,6 @@ def _item_row(item: Draft, content: str) -> dict[str, Any]:
     }
 
 
-def _chunks(rows: Sequence[Any]) -> Iterable[Any]:
-    return (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
-
-
 def _set_overlaps(db: Connection, task: str, pages: Sequence[Page]) -> None:
     items, contents = work.items, {}
     for page in pages:

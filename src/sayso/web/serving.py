@@ -160,10 +160,7 @@ def served(site: Site) -> Iterator[int]:
     """Serve in the background while the block runs, on a free port of this machine: the port."""
     import uvicorn
 
-    # asyncio turns Nagle's algorithm off (40 ms a reply) only where the protocol is named
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
+    with _listener("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(create_app(site), **_SERVER))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
@@ -192,17 +189,15 @@ def _run(site: Site, listening: Listening) -> None:
     served = _Served(str(site.study.path), url, site.task, site.local)
     os.environ[_ENVIRONMENT] = json.dumps(asdict(served))
     site.database.close()
-    with _listener(listening) as listener:
+    with _listener(listening.host, listening.port) as listener:
         app = f"{__name__}:app_of_worker"
         workers = {"factory": True, "workers": listening.workers, "fd": listener.fileno()}
         uvicorn.run(app, **common, **workers)
 
 
-def _listener(listening: Listening) -> socket.socket:
-    """The socket that workers share; the connections inherit its options."""
-    listener = socket.create_server(
-        (listening.host, listening.port), family=_family(listening.host)
-    )
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket to serve on, which workers can share; the connections inherit its options."""
+    listener = socket.create_server((host, port), family=_family(host))
     # without it a reply waits 40 ms for the browser's delayed acknowledgement of its headers
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

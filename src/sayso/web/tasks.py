@@ -11,10 +11,11 @@ from typing import Literal
 from sayso import files
 from sayso.errors import UserError
 from sayso.study import PromptChoice, Study
-from sayso.types import Prompt, Question, Sample, Value, digest
+from sayso.types import QUESTIONS, Prompt, Question, Sample, Value, digest
 from sayso.web.queue import Control, generator, overlap_of, shuffled
 
-QUESTIONS: tuple[Question, ...] = ("alignment", "fidelity")
+QUESTIONS_OF: Mapping[str, tuple[Question, ...]] = {"rate": QUESTIONS[:1], "compare": QUESTIONS}
+"""What each kind of task asks."""
 MOST_CHECKS = 500
 """Attention checks made for a task, at most; nobody answers one twice."""
 

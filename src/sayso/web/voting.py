@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, insert, select, union_all
 from sayso.feedback import vote_row
 from sayso.types import Choice, Comparison, Question, Rating, Value, digest
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
+from sayso.votes.ballots import ADJUDICATION
 from sayso.web.assigned import given, locked_task_of, reserved
 from sayso.web.counting import assign, recount
 from sayso.web.elsewhere import follow, newest_vote
@@ -199,7 +200,7 @@ def _shown(
         expected = item["expected"]
         shown[item["control"]] = opposite(expected) if item["my_swapped"] else expected
     if around.adjudication:
-        shown["adjudication"] = True
+        shown[ADJUDICATION] = True
     if task["state"] == "closed":
         shown["closed"] = True
     return shown
