@@ -44,10 +44,12 @@ def upgrade(db: Connection, file: Path | None) -> None:
 
 def back_up(file: Path, copy: Path) -> None:
     """Copy a SQLite database as it is committed, whole or not at all."""
-    with files.new_file(copy) as temporary:
+    # a relative path that begins with "file:" would be taken for an address
+    source_path = file.absolute()
+    with files.new_file(copy.absolute()) as temporary:
         temporary.unlink(missing_ok=True)
         with (
-            closing(sqlite3.connect(file)) as source,
+            closing(sqlite3.connect(source_path)) as source,
             closing(sqlite3.connect(temporary)) as target,
         ):
             source.backup(target)
