@@ -7,41 +7,16 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
+from old_stores import OLD, migrate_to, old_store
 from rating_studies import Office, make_study
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import create_engine
 
-import sayso.migrations
 from sayso import vote_tables, work_tables
 from sayso.database import Database, StoreError
 from sayso.feedback import Feedback
 from sayso.types import Rating
-
-OLD = Rating("old", "s1", "ann", "alignment", "good", False, 1.0, 2.0)
-
-
-def migrate_to(version: str, db: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(Path(sayso.migrations.__file__).parent))
-    config.attributes["connection"] = db
-    command.upgrade(config, version)
-
-
-def old_store(path: Path) -> None:
-    """A database as version 1 left it: no record of migrations, a vote in it."""
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as db:
-        migrate_to("0001", db)
-        db.exec_driver_sql("drop table alembic_version")
-        db.exec_driver_sql(
-            "insert into ratings (id, sample_id, reason, rater, question, value, simulated, "
-            "shown_at, answered_at, shown) values "
-            "('old', 's1', '', 'ann', 'alignment', 'good', 0, 1, 2, '{}')"
-        )
-    engine.dispose()
 
 
 def test_scripts_make_the_tables_that_the_code_declares(tmp_path: Path):
