@@ -7,6 +7,7 @@ whoever writes.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from sqlalchemy import Connection, Engine, Table, insert, or_, select
@@ -24,7 +25,7 @@ from sayso.types import (
     Value,
     digest,
 )
-from sayso.vote_queries import counting, is_excluded, is_live
+from sayso.vote_queries import counting, is_excluded, is_live, is_struck
 from sayso.votes import counted
 from sayso.votes.counted import Purpose
 from sayso.votes.labels import (
@@ -89,11 +90,11 @@ class Feedback:
     A SQLite file that does not exist reads as empty and is made by the first vote.
 
     Args:
-        url: "sqlite:///path" or "postgresql://user@host/name".
+        url: "sqlite:///path", "postgresql://user@host/name", or the path of a SQLite file.
         busy_timeout_s: how long to wait while another program writes.
     """
 
-    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    def __init__(self, url: str | Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.database = Database(url, busy_timeout_s)
 
     # writing
@@ -164,7 +165,8 @@ class Feedback:
         for table, read in ((tables.ratings, _rating), (tables.comparisons, _comparison)):
             known = is_live(table).label("live"), is_excluded(table.c.rater).label("excluded")
             query = (
-                select(table, *known)
+                _votes_of(table)
+                .add_columns(*known)
                 .where(table.c.simulated == simulated, table.c.value != tables.RETRACTED)
                 .order_by(table.c.seq)
                 .execution_options(yield_per=_STREAM_CHUNK)
@@ -233,7 +235,7 @@ class Feedback:
             return []
         table = tables.ratings
         query = (
-            select(table)
+            _votes_of(table)
             .where(table.c.simulated == simulated, table.c.question == question)
             .where(or_(counting(table, "ballot"), counting(table, "decision")))
             .order_by(table.c.seq)
@@ -250,7 +252,7 @@ class Feedback:
     ) -> list[Mapping[str, Any]]:
         if self.database.absent:
             return []
-        query = select(table).where(is_live(table)).order_by(table.c.seq)
+        query = _votes_of(table).where(is_live(table)).order_by(table.c.seq)
         if simulated is not None:
             query = query.where(table.c.simulated == simulated)
         if not excluded:
@@ -309,14 +311,25 @@ def _refuse_other_body(row: Mapping[str, Any], old: Mapping[str, Any]) -> None:
         )
 
 
+def _votes_of(table: Table) -> Any:
+    return select(table, is_struck(table).label(counted.STRUCK))
+
+
 def _rating(row: Mapping[str, Any]) -> Rating:
-    return Rating(**{f.name: row[f.name] for f in fields(Rating)})
+    return Rating(**_fields(Rating, row))
 
 
 def _comparison(row: Mapping[str, Any]) -> Comparison:
-    plain = {f.name: row[f.name] for f in fields(Comparison)}
+    plain = _fields(Comparison, row)
     sides = {key: tuple(plain[key]) for key in ("left_ids", "right_ids")}
     return Comparison(**{**plain, **sides})
+
+
+def _fields(kind: type[Rating] | type[Comparison], row: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {f.name: row[f.name] for f in fields(kind)}
+    if row[counted.STRUCK]:
+        plain["shown"] = {**plain["shown"], counted.STRUCK: True}
+    return plain
 
 
 # against the study

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Table, and_, exists, false, not_, or_, true
 
+from sayso import work_tables as work
 from sayso.vote_tables import RETRACTED, exclusions
 from sayso.votes.counted import RULES, Purpose, Trait
 
@@ -36,6 +37,13 @@ def is_live(table: Table) -> ColumnElement[bool]:
     """Whether nothing supersedes a vote and it is none that takes another back."""
     later = table.alias()
     return and_(table.c.value != RETRACTED, ~exists().where(later.c.supersedes == table.c.id))
+
+
+def is_struck(table: Table) -> ColumnElement[bool]:
+    """Whether a vote answers a check of attention that an admin has struck."""
+    item = work.items.c
+    struck = exists().where(item.id == table.c.item_id, item.standing == "struck")
+    return and_(table.c.attention == true(), struck)
 
 
 def is_excluded(rater: Any) -> ColumnElement[bool]:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -36,6 +37,7 @@ def render(material: Material, summary: dict[str, Any], prompts_shown: int) -> s
         summary=summary,
         left_out=in_words(summary["feedback"]["left_out"]),
         result=material.result,
+        method=partial(words.method, material.result),
         missing=material.missing,
         headline=words.headline(material),
         lead=words.lead(material),

@@ -103,7 +103,8 @@ def _ballot(vote: Rating | Comparison, item: str, prompt: str, value: str) -> Ba
     is_check = counts(known, "check")
     if not is_check and not counts(known, "ballot"):
         return None
-    right = [vote.shown[k] == vote.value if is_check and k in vote.shown else None for k in _CHECKS]
+    asked = [vote.shown.get(check) if is_check else None for check in _CHECKS]
+    right = [None if expected is None else expected == vote.value for expected in asked]
     return Ballot(item, prompt, vote.rater, value, _seconds(vote), *right)
 
 

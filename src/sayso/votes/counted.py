@@ -23,7 +23,7 @@ ADJUDICATION = "adjudication"
 It is made where they disagree, so it is no ballot beside theirs.
 """
 STRUCK = "struck"
-"""Key of `shown`: true once an admin has struck the check, whose expected answer was wrong."""
+"""Key of `shown` that the store adds when it reads: an admin has struck the check as wrong."""
 
 Trait = Literal[
     "superseded", "excluded", "attention", "struck", "decision", "surplus", "everyone", "skip"
@@ -104,11 +104,19 @@ def standing(
     vote: Rating | Comparison, *, superseded: bool = False, excluded: bool = False
 ) -> Standing:
     """What a vote itself tells; the arguments are what only the store knows."""
-    return standing_of(vote.shown, vote.value, superseded=superseded, excluded=excluded)
+    struck = bool(vote.shown.get(STRUCK))
+    return standing_of(
+        vote.shown, vote.value, superseded=superseded, excluded=excluded, struck=struck
+    )
 
 
 def standing_of(
-    shown: Mapping[str, object], value: str, *, superseded: bool = False, excluded: bool = False
+    shown: Mapping[str, object],
+    value: str,
+    *,
+    superseded: bool = False,
+    excluded: bool = False,
+    struck: bool = False,
 ) -> Standing:
     """As `standing`, of a vote's circumstances and answer."""
     return Standing(
@@ -116,7 +124,7 @@ def standing_of(
         excluded=excluded,
         gold=shown.get(GOLD) is not None,
         attention=shown.get(ATTENTION) is not None,
-        struck=bool(shown.get(STRUCK)),
+        struck=struck,
         decision=bool(shown.get(ADJUDICATION)),
         surplus=bool(shown.get("surplus")),
         everyone=shown.get("overlap_target") == 0,

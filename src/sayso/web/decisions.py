@@ -126,7 +126,7 @@ def decisions(site: Site, splits: Splits) -> APIRouter:
             raise Refusal(409, "vote_conflict", message) from None
         with site.read() as db:
             progress = _progress(far(db, _task(db, task), asker))
-        return VoteAnswer(id=receipt.id, surplus=False, progress=progress)
+        return VoteAnswer(id=receipt.id, progress=progress)
 
     @router.post("/release")
     def give_back(request: Request, body: ReleaseBody, token: Token = "") -> Released:

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sayso import work_tables as work
 from sayso.vote_queries import counting, is_live
 from sayso.vote_tables import VOTE_TABLES
-from sayso.web.counting import assign, recount
+from sayso.web.counting import assign, count
 from sayso.web.people import Person
 from sayso.web.tasks import TaskOptions
 from sayso.work_tables import Row
@@ -128,5 +128,6 @@ def follow(db: Connection, item: Row, rater: Person, replaced: str, vote: str, e
         state = "released" if ends else "answered"
         assign(db, other["id"], rater.id, vote=vote, state=state, until=0.0)
         change = (not ends) - (other["my_state"] == "answered")
-        if change and not other["my_surplus"] and not rater.excluded:
-            recount(db, other, change)
+        if change:
+            counts = not other["my_surplus"] and not rater.excluded
+            count(db, other, rater.id, change, counts)

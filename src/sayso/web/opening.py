@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
+    and_,
     func,
     insert,
     or_,
@@ -24,7 +25,7 @@ from sayso import work_tables as work
 from sayso.database import Database
 from sayso.study import Study
 from sayso.types import digest
-from sayso.web.counting import count_anew
+from sayso.web.counting import count_anew, set_check_share
 from sayso.web.elsewhere import take_over_votes
 from sayso.web.handing_out import locked_task
 from sayso.web.queue import shuffled
@@ -142,6 +143,8 @@ def _task_row(task: str, options: TaskOptions, seed: int) -> dict[str, Any]:
         "n_ranks": 0,
         "wanted": 0,
         "votes": 0,
+        "answers": 0,
+        "check_share": 0.0,
         "created_at": time.time(),
     }
 
@@ -207,8 +210,9 @@ def _item_row(item: Draft, content: str) -> dict[str, Any]:
         "expected": item.expected,
         "overlap": item.overlap,
         "votes": 0,
-        "open": True,
+        "open": not item.standing,
         "broken": False,
+        "standing": item.standing,
     }
 
 
@@ -243,5 +247,16 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
     values = {
         "n_ranks": (last or 0) + 1, "source": f"{source} {foreign}", "overlap": options.overlap,
         "gold_share": options.gold_share, "attention_share": options.attention_share or 0.0,
+        "answers": _answers(db, task),
     }  # fmt: skip
     db.execute(update(work.tasks).where(work.tasks.c.id == task).values(values))
+    set_check_share(db, task)
+
+
+def _answers(db: Connection, task: str) -> int:
+    """Count the answers of each rater anew: how many there are in all."""
+    done, seats = work.assignments.c, work.participants
+    given = and_(done.task == task, done.state == "answered")
+    of_rater = select(func.count()).where(given, done.rater == seats.c.rater).scalar_subquery()
+    db.execute(update(seats).where(seats.c.task == task).values(answers=of_rater))
+    return db.scalar(select(func.count()).where(given)) or 0

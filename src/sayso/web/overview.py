@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, select, true
 
 from sayso import work_tables as work
-from sayso.vote_queries import counting, is_excluded
+from sayso.vote_queries import counting, is_excluded, is_struck
 from sayso.vote_tables import VOTE_TABLES, exclusions
 from sayso.votes.counted import Purpose, counts, standing_of
 from sayso.web.people import LOCAL_NAME, everyone
@@ -32,7 +32,9 @@ def live_votes(db: Connection, task: Row) -> list[Row]:
     """
     table: Table = VOTE_TABLES[task["kind"]]
     query = (
-        select(table, is_excluded(table.c.rater).label("excluded"))
+        select(
+            table, is_excluded(table.c.rater).label("excluded"), is_struck(table).label("struck")
+        )
         .where(table.c.task_id == task["id"], counting(table, "work"))
         .order_by(table.c.seq)
     )
@@ -41,7 +43,8 @@ def live_votes(db: Connection, task: Row) -> list[Row]:
 
 def is_for(vote: Row, purpose: Purpose) -> bool:
     """Whether a row of `live_votes` counts for a purpose."""
-    return counts(standing_of(vote["shown"], vote["value"], excluded=vote["excluded"]), purpose)
+    known = {"excluded": vote["excluded"], "struck": vote["struck"]}
+    return counts(standing_of(vote["shown"], vote["value"], **known), purpose)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,8 @@ def _right(votes: Iterable[Row], check: str) -> tuple[int, int]:
 
 def _is_check(vote: Row, check: str) -> bool:
     """Also of who is excluded: the table of raters shows why."""
-    return check in vote["shown"] and counts(standing_of(vote["shown"], vote["value"]), "check")
+    known = standing_of(vote["shown"], vote["value"], struck=vote["struck"])
+    return check in vote["shown"] and counts(known, "check")
 
 
 def _flag(gold: tuple[int, int], attention: tuple[int, int]) -> str:

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 _FIRST = {
     "ratings": ["sample_id", "rater", "question"],
@@ -30,7 +30,7 @@ def upgrade() -> None:
         op.create_index(f"{table}_rater", table, ["rater"])
     _give_back_places()
     _admins()
-    op.execute("UPDATE schema_version SET version = 3")
+    op.execute("UPDATE schema_version SET version = 4")
 
 
 def _partial(name: str, table: str, columns: list[str], which: str, unique: bool = True) -> None:
