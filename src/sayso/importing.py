@@ -1,7 +1,6 @@
 """What an importer of others' tables must offer, and how tables are opened and checked."""
 
 import hashlib
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image
 
 from sayso.errors import UserError
 from sayso.exporting.snapshot import plain_times
+from sayso.pictures import UnreadablePicture, read_picture
 from sayso.plugins import load_plugin
 from sayso.prompts import make_prompt
 from sayso.study import Study
@@ -141,13 +141,11 @@ class Context:
 
 
 def decode(where: str, content: bytes) -> Image.Image:
-    """The picture, decoded whole, RGB. Raises: UserError: if it is damaged."""
+    """The picture, decoded whole, RGB. Raises: UserError: if it is damaged or of an odd kind."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{where} has a damaged image ({reason}); nothing was imported") from None
+        return read_picture(content)
+    except UnreadablePicture as reason:
+        raise UserError(f"{where} has an image that cannot be read: {reason}") from None
 
 
 # tables
