@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,7 +74,7 @@ def import_table(study: Study, config: ImportConfig) -> Run:
     """
     importer, context = _open(study, config)
     tally = _examine(importer, context, config)
-    run = study.run("import", _name(config), asdict(_absolute(config)))
+    run = study.run("import", _name(config), _absolute(config))
     if run.finished:
         console.print(f"{run.name} is finished; nothing to do")
         return run

@@ -12,7 +12,7 @@ from sayso.errors import UserError
 from sayso.study import PromptChoice, Study
 from sayso.types import QUESTIONS, Prompt, Question, Sample, Value, digest
 from sayso.user_files import read_json_lines
-from sayso.web.queue import Control, generator, overlap_of, shuffled
+from sayso.web.queue import Control, Standing, generator, overlap_of, shuffled
 
 QUESTIONS_OF: Mapping[str, tuple[Question, ...]] = {"rate": QUESTIONS[:1], "compare": QUESTIONS}
 """What each kind of task asks."""
@@ -72,6 +72,7 @@ class Draft:
     control: Control = ""
     expected: str = ""
     overlap: int = 0
+    standing: Standing = ""
 
     @property
     def pair(self) -> str:
