@@ -37,7 +37,9 @@ def file_splits(root: Path, tables: Sequence[Path], asked: Split | None) -> dict
             f"the name of {next(iter(named))} says a split, that of {silent[0]} says none; give "
             "--split, or import them one by one"
         )
-    return named or dict.fromkeys(tables, WORDS["train"])
+    if not named:
+        return dict.fromkeys(tables, WORDS["train"])
+    return named
 
 
 def _split(root: Path, table: Path) -> Split | None:
