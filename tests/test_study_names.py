@@ -38,7 +38,7 @@ def beside(study: Study) -> list[str]:
 def test_votes_lie_in_the_study(study: Study):
     vote = mark("s", "ann")
     study.feedback.add_ratings([vote])
-    raters(study, RatersConfig("add", "anna"))
+    raters(study, RatersConfig("add", ("anna",)))
     assert (study.path / "feedback.db").is_file()
     assert beside(study) == []
     again = Study.open(study.path.resolve())
@@ -74,8 +74,8 @@ def test_export_and_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target = Study.create(Path("run %41"), StudyInfo("x"))
     import_table(target, ImportConfig(str(out), "sayso"))
     assert sorted(p.name for p in Path().iterdir()) == ["better? cats", "run %41"]
-    live = [v.id for v, _ in source.feedback.stream(False) if not v.shown.get("attention")]
-    assert [v.id for v, _ in target.feedback.stream(False)] == live
+    live = [v.id for v, *_ in source.feedback.stream(False) if not v.shown.get("attention")]
+    assert [v.id for v, *_ in target.feedback.stream(False)] == live
 
 
 def test_two_names_that_an_address_reads_alike_share_nothing(tmp_path: Path):
