@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sayso import files
 from sayso.errors import UserError, unknown_name
+from sayso.identity import stored_model
 from sayso.run import Run, open_run
 from sayso.types import SPLITS, Prompt, Sample, Sampler
 
@@ -105,10 +106,22 @@ class Study:
     # samples
 
     def samples(self, model: str | None = None) -> list[Sample]:
-        """The generated images' records, oldest first; of one model if named."""
+        """The records of all generated images, or of the model as it is now, oldest first.
+
+        Args:
+            model: its canonical name; images of an earlier model of that name are left out.
+        Raises: UserError: if the model is a run that is not finished.
+        """
+        if model is not None:
+            from sayso.generations import Generations
+
+            return Generations(self).of(model)
         rows = files.read_lines(self.path / "samples.jsonl")
-        samples = [Sample(**{**row, "sampler": Sampler(**row["sampler"])}) for row in rows]
-        return [s for s in samples if model is None or s.model == model]
+        return [self._sample(row) for row in rows]
+
+    def _sample(self, row: files.JsonObject) -> Sample:
+        known = {"sampler": Sampler(**row["sampler"]), "model": stored_model(self, row["model"])}
+        return Sample(**{**row, **known})
 
     def add_samples(
         self,

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from sayso.errors import UserError
-from sayso.files import JsonObject, read_json, read_lines
+from sayso.files import JsonObject, read_lines
 from sayso.run import Run
 from sayso.study import Study
 from sayso.votes.ballots import fingerprint
@@ -27,7 +27,7 @@ class Material:
     def runs(self) -> list[Run]:
         """Every run, in the order in which they were started."""
         return sorted(
-            self.study.runs(), key=lambda run: (environment(run).get("started_at", 0), run.name)
+            self.study.runs(), key=lambda run: (run.environment.get("started_at", 0), run.name)
         )
 
     @cached_property
@@ -194,12 +194,6 @@ class Material:
             ),
         }
         return {part: text for part, (absent, text) in lacks.items() if absent}
-
-
-def environment(run: Run) -> JsonObject:
-    """A run's env.json; empty if it has none."""
-    path = run.path / "env.json"
-    return read_json(path) if path.exists() else {}
 
 
 def number(value: Any) -> int | float | None:

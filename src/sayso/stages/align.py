@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sayso.devices import MixedPrecision, main_process_first, make_accelerator
 from sayso.errors import UserError
+from sayso.generations import say
+from sayso.identity import canonical_config, weights_identity
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -55,7 +57,7 @@ class AlignConfig(TrainOptions):
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     """What would be done: rows, images a step, passes over the data."""
-    own = len(_own_images(study, config).samples)
+    own = len(_own_images(study, canonical_config(study, config)).samples)
     seen = config.max_steps * config.batch_size
     return {
         "own images": own,
@@ -80,9 +82,11 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     from sayso.aligner import load_aligner
 
     config.check()
+    config = canonical_config(study, config)
     aligner = aligner or load_aligner(config.aligner)()
     options: Any = aligner
     images = _own_images(study, config)
+    say(study, [config.model])
     _check_needs(study, config, aligner, images.marks)
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     with main_process_first():
@@ -113,7 +117,8 @@ def _train(
     context = Context(rows, config.batch_size, config.max_steps, seed)
     result = train(policy, aligner, context, config, run, accelerator)
     if accelerator.is_main_process:
-        run.finish(result | _facts(rows, policy))
+        identity = {"identity": weights_identity(study, run)}
+        run.finish(result | _facts(rows, policy) | identity)
 
 
 def _note_environment(

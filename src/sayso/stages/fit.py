@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from sayso.errors import UserError
 from sayso.feedback import Label, check_feedback
+from sayso.identity import canonical_config, fitted_identity
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -74,7 +75,7 @@ def fit(
     from sayso.provenance import computed_on, loaded
     from sayso.reward import RatedSamples, load_trainable_reward
 
-    config = config or FitConfig()
+    config = canonical_config(study, config or FitConfig())
     reward = reward or load_trainable_reward(config.reward)()
     data = collect(study, config)
     heldout = _heldout(study, config, data)
@@ -91,9 +92,10 @@ def fit(
     facts = reward.fit(study, rated, run)
     scores = reward.score_samples(study, data.samples, [p.text for p in data.prompts]).numpy()
     measured = _measure(data, np.array(heldout), scores)
-    run.finish(
-        {**_counts(data, heldout), **measured, **facts, "seconds": time.perf_counter() - started}
-    )
+    run.finish({
+        **_counts(data, heldout), **measured, **facts, "seconds": time.perf_counter() - started,
+        "identity": fitted_identity(study, run),
+    })  # fmt: skip
     _say(run)
     return run
 
