@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 
-.PHONY: demo test check format test-kill bench-rating recipe docs clean
+.PHONY: demo test check format test-kill bench-rating bench-intervals recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -31,6 +31,9 @@ BENCHMARKS := rating_page rating_load rating_open export
 bench-rating: $(INSTALLED)  ## speed of the rating app: page, load, a large study, a large export
 	@failed=0; for name in $(BENCHMARKS); do \
 	  $(BIN)/python benchmarks/$$name.py || failed=1; done; exit $$failed
+
+bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of a prompt are alike
+	$(BIN)/python benchmarks/intervals.py
 
 recipe: $(INSTALLED)  ## the longer tiny-world recipe, up to 45 minutes on 2 cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/lee2023_tiny.sh

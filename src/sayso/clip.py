@@ -1,6 +1,5 @@
 """CLIP as a feature extractor: differentiable preprocessing, and embeddings kept in the study."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,6 +19,7 @@ from sayso.errors import UserError
 from sayso.progress import progress
 from sayso.study import Study
 from sayso.types import Sample, digest
+from sayso.weights import load_part, quiet_libraries, readable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -275,30 +275,13 @@ def _download(name: str) -> Path:
 
 def _load_model(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, CLIPModel
-    from transformers.utils import logging
 
     kind = files.read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise UserError(f"{folder} holds a {kind!r} model; give a folder of a CLIPModel")
-    # a bar for the moment of loading would only break ours
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = CLIPModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+    model = load_part(CLIPModel, folder, "")
+    with readable(f"the tokenizer of {folder}", "restore the folder"), quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"CLIP folder {folder} cannot be loaded ({reason}); restore it") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    model, facts = loaded
-    if facts["missing_keys"]:
-        raise UserError(
-            f"{folder} lacks weights such as {min(facts['missing_keys'])}; restore the whole folder"
-        )
     return model, tokenizer
 
 

@@ -46,7 +46,7 @@ def read_json(path: Path) -> JsonObject:
     Raises: UserError: if the file is missing, is no JSON or holds no object.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; restore it or make the study anew") from None
     except (ValueError, UnicodeDecodeError) as error:
@@ -123,7 +123,7 @@ def read_or_make_secret(path: Path) -> bytes:
     if path.stat().st_mode & 0o077:
         raise UserError(f"{path} can be read by others; run: chmod 600 {path}")
     try:
-        return bytes.fromhex(path.read_text())
+        return bytes.fromhex(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path} is damaged; delete it, and everyone signs in again") from None
 

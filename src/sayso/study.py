@@ -196,18 +196,31 @@ class Study:
 
     @cached_property
     def feedback(self) -> "Feedback":
-        """The vote store: SQLite in the study, or the database that study.json names."""
-        from sayso.feedback import Feedback
+        """The vote store: SQLite in the study, or the database that study.json names.
 
-        return Feedback(self.info.feedback_url or f"sqlite:///{self.path / 'feedback.db'}")
+        Raises: UserError: if an earlier version put the study's votes elsewhere.
+        """
+        from sayso.feedback import Feedback
+        from sayso.misplaced_votes import refuse_misplaced
+
+        if self.info.feedback_url:
+            return Feedback(self.info.feedback_url)
+        own = self.path / "feedback.db"
+        if not own.exists():
+            refuse_misplaced(own, {sample.id for sample in self.samples()})
+        return Feedback(own)
 
     def use_database(self, url: str) -> None:
         """Keep the votes in the database at `url` from now on; study.json remembers it.
 
         Raises: UserError: if the address is none, or there are votes in another database.
         """
+        from sayso.database import from_anywhere
         from sayso.feedback import Feedback
 
+        if url == self.info.feedback_url:
+            return
+        url = from_anywhere(url)
         if url == self.info.feedback_url:
             return
         store = Feedback(url)

@@ -45,6 +45,8 @@ def back_up(file: Path, copy: Path) -> None:
     """Copy a SQLite database as it is committed, whole or not at all."""
     temporary = copy.with_name(f".{copy.name}.tmp")
     temporary.unlink(missing_ok=True)
-    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(temporary)) as target:
+    # a relative path that begins with "file:" would be taken for an address
+    names = (file.absolute(), temporary.absolute())
+    with closing(sqlite3.connect(names[0])) as source, closing(sqlite3.connect(names[1])) as target:
         source.backup(target)
     temporary.replace(copy)
