@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from sayso.errors import UserError
-from sayso.files import JsonObject
+from sayso.files import JsonObject, read_lines
 from sayso.hashes import weight_hashes
 from sayso.identity import (
     IMPORTED,
@@ -19,6 +19,7 @@ from sayso.identity import (
     canonical_reward,
     model_folder,
     model_identity,
+    reward_identity,
 )
 from sayso.types import Comparison, Sample
 
@@ -105,6 +106,26 @@ class Generations:
                 found.append(f"{unknown} images of {model} do not record its weights; taken as its")
         return found
 
+    def changed_since(self, evaluation: "Run") -> list[str]:
+        """Of what a finished run of evaluate measured, what is another under the same name now."""
+        result = evaluation.result
+        recorded = result.get("identities")
+        if recorded is None:
+            ids = {row["id"] for row in read_lines(evaluation.path / "scores.jsonl")}
+            measured = [s for s in self.samples if s.id in ids]
+            return sorted({s.model for s in measured if not self.is_present(s)})
+        names = {**result["models"], "reward": evaluation.config["reward"]}
+        return [names[r] for r, was in recorded.items() if self._is_another(r, names[r], was)]
+
+    def _is_another(self, role: str, name: str, recorded: str) -> bool:
+        try:
+            now = reward_identity(self.study, name) if role == "reward" else self.now(name)
+        except NotHereError:
+            return False
+        except UserError:
+            return True
+        return now != recorded
+
     # of before identities were recorded
 
     def _are_unrecorded_present(self, model: str) -> bool:
@@ -169,7 +190,7 @@ class Generations:
         run = self._run(model)
         if run is None or "aligner" not in run.config or not run.weights.is_dir():
             return []
-        below = self._weights(canonical_model(self.study, run.config["model"]))
+        below = self._weights(canonical_model(self.study, run.config.get("model", "base")))
         return [*below, weight_hashes(run.weights)] if below else []
 
     def _run(self, name: str) -> "Run | None":

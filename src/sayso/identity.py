@@ -136,6 +136,12 @@ def parse_selection(name: str) -> Selection | None:
     return Selection(found[1], int(found[2]), int(found[3]), found[4]) if found else None
 
 
+def chosen_from(model: str) -> tuple[str, int] | None:
+    """The model and the n of a selection, full name or short; None for any other name."""
+    found = re.fullmatch(r"(.+)@best-(?:\d+-)?of-(\d+)(?:-by-.+)?", model)
+    return (found[1], int(found[2])) if found else None
+
+
 def reward_name(reward: str) -> str:
     """A reward's canonical name without what is the same for all: `fit-clip_head`, `clip_score`.
 
@@ -194,7 +200,7 @@ def model_identity(study: "Study", model: str) -> str:
 
 def weights_identity(study: "Study", run: "Run") -> str:
     """The identity of the model that a run of align has written the weights of."""
-    below = model_identity(study, canonical_model(study, run.config["model"]))
+    below = model_identity(study, canonical_model(study, run.config.get("model", "base")))
     return digest([_weights(run), below])
 
 
@@ -231,7 +237,7 @@ def reward_identity(study: "Study", reward: str) -> str:
 
 def fitted_identity(study: "Study", run: "Run") -> str:
     """The identity of the reward that a run of fit has written the weights of."""
-    plugin = run.config["reward"]
+    plugin = run.config.get("reward", "clip_head")
     source = plugin_digest("reward", plugin) or plugin
     return digest([source, run.config.get("options"), _weights(run), clip_identity(study)])
 

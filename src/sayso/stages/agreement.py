@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from sayso.errors import UserError
+from sayso.generations import Generations
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -114,9 +115,10 @@ def _gather(study: Study, config: AgreementConfig) -> _Votes:
     for kind in asked:
         ratings, comparisons = store.ratings(kinds[kind]), store.comparisons(kinds[kind])
         if ratings or comparisons:
-            samples = {sample.id: sample for sample in study.samples()}
+            generations = Generations(study)
+            comparisons = list(generations.labelled(comparisons))
             prompts = {prompt.id: prompt for prompt in study.prompts()}
-            return _Votes(kind, ratings, comparisons, samples, prompts)
+            return _Votes(kind, ratings, comparisons, generations.by_id, prompts)
     who = {"people": "people", "simulated": "simulated raters"}.get(config.raters, "anybody")
     raise UserError(f"there are no votes by {who} yet; collect some with: sayso rate {study.path}")
 
