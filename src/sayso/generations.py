@@ -103,7 +103,9 @@ class Generations:
                 found.append(f"{older} images of an earlier {model} are left out")
             unknown = sum(not s.model_identity and self.is_present(s) for s in own)
             if unknown and not model.startswith(IMPORTED) and self._evidence(model) is None:
-                found.append(f"{unknown} images of {model} do not record its weights; taken as its")
+                found.append(
+                    f"{unknown} images of {model} do not record what drew them; taken as its own"
+                )
         return found
 
     def changed_since(self, evaluation: "Run") -> list[str]:
