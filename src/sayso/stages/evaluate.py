@@ -72,7 +72,7 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
     config = canonical_config(study, config)
     material = _gather(study, config)
     judge = _judge_name(study, config, material)
-    run = study.run("evaluate", _own_name(study, config, material), asdict(config))
+    run = study.run("evaluate", _own_name(study, config, material), config)
     if run.finished:
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run

@@ -13,7 +13,7 @@ from sayso.generations import Generations
 from sayso.study import PromptChoice, Study
 from sayso.types import QUESTIONS, Prompt, Question, Sample, Value, digest
 from sayso.user_files import read_json_lines
-from sayso.web.queue import Control, generator, overlap_of, shuffled
+from sayso.web.queue import Control, Standing, generator, overlap_of, shuffled
 
 QUESTIONS_OF: Mapping[str, tuple[Question, ...]] = {"rate": QUESTIONS[:1], "compare": QUESTIONS}
 """What each kind of task asks."""
@@ -73,6 +73,7 @@ class Draft:
     control: Control = ""
     expected: str = ""
     overlap: int = 0
+    standing: Standing = ""
 
     @property
     def pair(self) -> str:
