@@ -1,6 +1,7 @@
 """Stage generate: the plan, resuming, best of n, refusals."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -260,3 +261,37 @@ def unet_of(study: Study, scale: float) -> bytes:
     weights = load_file(Path(study.info.base_model) / UNET)
     weights["conv_out.bias"] = weights["conv_out.bias"] + scale
     return save(weights)
+
+
+def test_a_run_begun_with_another_form_of_a_name_is_the_same_run(study: Study) -> None:
+    finished_align(study, "x", unet_of(study, 1.0))
+    run = generate(study, GenerateConfig(model="./runs/align-x", per_prompt=1))
+    assert run.config["model"] == "runs/align-x"
+    path = run.path / "config.json"
+    path.write_text(path.read_text().replace('"runs/align-x"', '"align-x"'))
+    assert generate(study, GenerateConfig(model="align-x", per_prompt=1)).name == run.name
+
+
+def test_a_selection_of_before_its_name_said_how_is_not_made_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: ByRedness())
+    folders = "sayso.reward.reward_folders"
+    monkeypatch.setattr(folders, lambda study, name: [study.find_run(name).weights])
+    finished_fit(study, "x", b"one")
+    config = GenerateConfig(per_prompt=1, best_of=3, reward="runs/fit-x")
+    run = generate(study, config)
+    old = run.path.with_name("generate-base@best-of-3-train")
+    run.path.rename(old)
+    env = {k: v for k, v in json.loads((old / "env.json").read_text()).items() if k != "identity"}
+    (old / "env.json").write_text(json.dumps(env))
+    path = study.path / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    earlier = {"model": "base@best-of-3", "model_identity": ""}
+    rows = [row | earlier if "@" in row["model"] else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert generate(study, config).path == old
+    assert {s.model for s in study.samples()} == {"base", "base@best-of-3"}
+    assert canonical_model(study, "base@best-of-3") == "base@best-of-3"
+    other = generate(study, dataclasses.replace(config, per_prompt=2))
+    assert other.name == "runs/generate-base@best-2-of-3-by-fit-x-train"

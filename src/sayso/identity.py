@@ -5,6 +5,7 @@ A model is `base`, a run such as `runs/align-rwr`, or a selection such as
 one identity wherever they lie, and others under an old name have another.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from sayso.errors import UserError
+from sayso.files import JsonObject
 from sayso.hashes import file_digest, folder_digest, weights_digest
 from sayso.plugins import Kind, is_plugin, plugin_names
 from sayso.types import digest
@@ -70,6 +72,16 @@ def canonical_model(study: "Study", name: str) -> str:
     if not at or not re.fullmatch(r"best-of-\d+", selection):
         return f"{drawn}{at}{selection}"
     return _selection_meant(study, f"{drawn}@{selection}")
+
+
+def canonical_options(study: "Study", options: JsonObject) -> JsonObject:
+    """The options of a run that is there, in canonical form as far as they can be read so."""
+    found = dict(options)
+    for name in FORMS.keys() & options.keys():
+        if isinstance(options[name], str):
+            with contextlib.suppress(UserError):
+                found[name] = FORMS[name](study, options[name])
+    return found
 
 
 def canonical_config(study: "Study", config: C) -> C:

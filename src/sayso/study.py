@@ -5,13 +5,13 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sayso import files
 from sayso.errors import UserError, unknown_name
-from sayso.identity import stored_model
+from sayso.identity import canonical_options, canonical_run, stored_model
 from sayso.records import from_row
 from sayso.run import Run, open_run
 from sayso.run_options import asked
@@ -258,7 +258,8 @@ class Study:
             options: a plug-in, whose fields are options too.
         """
         path, seed = self._run_path(stage, name), self.info.seed
-        return open_run(path, asked(config, options), seed, inputs=inputs, main=main)
+        wanted = replace(asked(config, options), canonical=partial(canonical_options, self))
+        return open_run(path, wanted, seed, inputs=inputs, main=main)
 
     def _run_path(self, stage: str, name: str) -> Path:
         return self.path / "runs" / (f"{stage}-{name}" if name else stage)
@@ -277,7 +278,7 @@ class Study:
 
         Raises: UserError: if there is none (the nearest is named).
         """
-        path = self.path / "runs" / Path(name).name
+        path = self.path / canonical_run(self, name)
         if not (path / "config.json").exists():
             known = [run.path.name for run in self.runs()]
             if known:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sayso import files
@@ -13,6 +13,7 @@ from sayso.identity import (
     NotHereError,
     Selection,
     canonical_config,
+    canonical_options,
     model_identity,
     parse_selection,
     reward_name,
@@ -125,6 +126,9 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     """
     config.check()
     config = canonical_config(study, config)
+    if before := _chosen_before(study, config):
+        console.print(f"{before.name} is finished")
+        return before
     drawings = _drawings(study, config, _identity(study, config.model))
     batches = _missing(study, config, drawings)
     # loaded before the run is opened: what the model refuses must leave no run behind
@@ -178,6 +182,23 @@ def _note_environment(
     device = computed_on(make_accelerator(config.mixed_precision))
     facts = {**device, IDENTITY: identity, "loaded": loaded([*folders, *rewards])}
     run.add_environment(facts)
+
+
+def _chosen_before(study: Study, config: GenerateConfig) -> Run | None:
+    """The finished run that made this selection before its name said how it was made."""
+    if not config.best_of:
+        return None
+    short = f"{config.model}@best-of-{config.best_of}"
+    default = f"{short.removeprefix('runs/').replace('/', '-')}-{config.prompts}"
+    run = Run(study.path / "runs" / f"generate-{config.name or default}")
+    if not run.finished or IDENTITY in run.environment:
+        return None
+    options = canonical_options(study, run.config)
+    asked = {f.name: f.default for f in fields(config)}
+    for name in ("name", "batch_size", "mixed_precision"):
+        del asked[name]
+    alike = all(options.get(n, default) == getattr(config, n) for n, default in asked.items())
+    return run if alike and study.samples(short) else None
 
 
 def _own_name(study: Study, config: GenerateConfig, identity: str, *, complete: bool) -> str:
