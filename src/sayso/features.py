@@ -90,6 +90,8 @@ def _distances(
 ) -> dict[str, Any]:
     space = feature_space(study, make_accelerator("no").device)
     natural = open_pretraining(study, sampler.image_size_px).heldout(2 * n)[1]
+    if not natural:
+        return _skipped("no pre-training image is held out")
     real, more = space(natural[:n]), natural[n:]
     found: dict[str, Any] = {"features": space.name, "dimensions": int(real.shape[1])}
     for role, samples in chosen.items():
