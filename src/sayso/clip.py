@@ -16,6 +16,7 @@ from sayso import files
 from sayso.clip_preprocessing import Preprocessing, read_preprocessing
 from sayso.errors import UserError
 from sayso.finite import refuse_not_finite
+from sayso.pictures import to_rgb
 from sayso.progress import progress
 from sayso.study import Study
 from sayso.types import Sample, digest
@@ -41,7 +42,7 @@ TEXT_ROWS = 32
 
 def to_pixels(image: "Image.Image") -> Float[Tensor, "3 h w"]:
     """A picture as float RGB in [0, 1]."""
-    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    array = np.asarray(to_rgb(image), dtype=np.float32) / 255
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
