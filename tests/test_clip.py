@@ -220,6 +220,7 @@ def test_interrupted_embedding_goes_on_where_it_was(
     calls = []
 
     def stop_at_third(images):
+        images = list(images)
         calls.append(len(images))
         if len(calls) == 3:
             raise KeyboardInterrupt

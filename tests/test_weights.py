@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from clips import tiny_clip
-from models import tiny_pipeline
+from models import TEXT, UNET, VAE, Tensors, edit, spoiled, tiny_pipeline
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from sayso import tinyworld
 from sayso.clip import ClipEncoder
@@ -20,12 +19,6 @@ from sayso.study import Study, StudyInfo
 from sayso.tinyworld.judge import WEIGHTS, Judge
 
 CPU = torch.device("cpu")
-UNET, VAE, TEXT = (
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder/model.safetensors",
-)
-Tensors = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +31,6 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
-def edit(file: Path, change: Callable[[Tensors], Tensors]) -> None:
-    save_file(change(load_file(file)), file, {"format": "pt"})
-
-
 def prefixed(prefix: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {prefix + name: value for name, value in tensors.items()}
 
@@ -52,10 +41,6 @@ def without(start: str) -> Callable[[Tensors], Tensors]:
 
 def halved(name: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: tensors | {name: tensors[name][: len(tensors[name]) // 2].clone()}
-
-
-def spoiled(name: str, value: float) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: tensors | {name: torch.full_like(tensors[name], value)}
 
 
 def more(name: str) -> Callable[[Tensors], Tensors]:

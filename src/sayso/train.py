@@ -206,8 +206,19 @@ class _Log:
                 )
                 raise UserError(
                     f"{name} is {named[name]} at step {step}: training stopped, {kept}; "
-                    "try a lower --learning-rate under another --name"
+                    f"{self._advice(step)} under another --name"
                 )
+
+    def _advice(self, step: int) -> str:
+        """The first step's loss is that of the weights as they were: no learning rate mends it."""
+        if step > 1:
+            return "try a lower --learning-rate"
+        precision = self.accelerator.mixed_precision
+        if precision == "no":
+            return (
+                "the model or the aligner's options are at fault: restore or change them, and go on"
+            )
+        return f"{precision} does not suffice: try --mixed-precision no"
 
     def flush(self) -> None:
         """Write the lines so far."""

@@ -38,6 +38,7 @@ class StableDiffusion(Policy):
     """A folder that diffusers' StableDiffusionPipeline loads, used without the pipeline."""
 
     pipelines = ("StableDiffusionPipeline",)
+    network_kind = "U-Net"
 
     def __init__(self, unet: Any, vae: Any, text: Any, tokenizer: Any, scheduler: Any) -> None:
         self.unet, self.vae, self.text = unet, vae, text
@@ -109,7 +110,9 @@ class StableDiffusion(Policy):
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        images = images.float() / 2 + 0.5
+        # clamping alone would make white of infinity
+        return torch.where(images.isfinite(), images.clamp(0, 1), torch.nan)
 
     # diffusion
 
