@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sqlalchemy import Connection, Engine, Table, insert, select
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, insert, or_, select, true
 
 from sayso import vote_tables as tables
+from sayso import work_tables as work
 from sayso.database import BUSY_TIMEOUT_S, Database
 from sayso.errors import UserError
 from sayso.types import (
@@ -124,7 +125,8 @@ class Feedback:
     def stream(self, simulated: bool) -> Iterator[tuple[Rating | Comparison, bool]]:
         """Every rating, then every comparison, oldest first, each with whether it is live.
 
-        Also those that were superseded; rows that only take a vote back are no votes. One statement
+        Also those that were superseded, and answers to checks that an admin has struck, which are
+        not live either; rows that only take a vote back are no votes. One statement
         a table is a snapshot of it; rows come in chunks, so memory stays bounded however many there
         are.
         """
@@ -134,14 +136,14 @@ class Feedback:
             later = table.alias()
             superseded = select(later.c.seq).where(later.c.supersedes == table.c.id).exists()
             query = (
-                select(table, superseded.label("superseded"))
+                select(table, or_(superseded, on_struck_check(table)).label("over"))
                 .where(table.c.simulated == simulated, table.c.value != tables.RETRACTED)
                 .order_by(table.c.seq)
                 .execution_options(yield_per=_STREAM_CHUNK)
             )
             with self.database.read() as db:
                 for row in db.execute(query).mappings():
-                    yield read(dict(row)), not row["superseded"]
+                    yield read(dict(row)), not row["over"]
 
     def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
         """The live ratings counted per sample id: of people or of simulated raters, never both.
@@ -210,7 +212,7 @@ class Feedback:
         query = (
             select(table)
             .where(~select(later.c.seq).where(later.c.supersedes == table.c.id).exists())
-            .where(table.c.value != tables.RETRACTED)
+            .where(table.c.value != tables.RETRACTED, ~on_struck_check(table))
             .order_by(table.c.seq)
         )
         if simulated is not None:
@@ -221,6 +223,13 @@ class Feedback:
     @property
     def _engine(self) -> Engine:
         return self.database.engine
+
+
+def on_struck_check(table: Table) -> ColumnElement[bool]:
+    """Whether a vote answered an attention check that an admin has struck: it says nothing."""
+    items = work.items.c
+    struck = select(items.id).where(items.id == table.c.item_id, items.standing == "struck")
+    return and_(table.c.attention == true(), struck.exists())
 
 
 # rows

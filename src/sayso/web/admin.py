@@ -1,6 +1,5 @@
 """The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
 
-import re
 import secrets
 from datetime import datetime
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from sayso.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.votes.ballots import ADJUDICATION
 from sayso.web import disagreements, overview, people
 from sayso.web.admin_agreement import agreement
+from sayso.web.admin_checks import checks_page
 from sayso.web.admin_counts import Count, Counter
 from sayso.web.admin_export import export
 from sayso.web.admin_view import View, view_of
@@ -34,6 +34,7 @@ def admin(site: Site) -> APIRouter:
     """The routes under /admin."""
     router = APIRouter(prefix="/admin", include_in_schema=False)
     router.include_router(agreement(site))
+    router.include_router(checks_page(site))
     router.include_router(export(site))
     totals = _Totals(site)
 
@@ -79,16 +80,6 @@ def admin(site: Site) -> APIRouter:
         link = f"{request.url.scheme}://{request.url.netloc}/in/{secret}" if secret else ""
         return _raters(view, totals.of(view.task), new_link=link)
 
-    @router.get("/gold")
-    def show_checks(view: Annotated[View, Depends(reviewer)]) -> Response:
-        with site.read() as db:
-            votes = overview.live_votes(db, view.task)
-            summary, rows = overview.check_rows(db, votes, "gold")
-            other, attention = overview.check_rows(db, votes, "attention")
-        return view.page(
-            "gold", summary=summary, rows=rows, attention_summary=other, attention=attention
-        )
-
     @router.get("/disagreements")
     def show_disagreements(view: Annotated[View, Depends(reviewer)], page: int = 1) -> Response:
         return _disagreements(view, page)
@@ -114,7 +105,7 @@ def admin(site: Site) -> APIRouter:
         try:
             with site.write() as db:
                 author = view.asker.person.name
-                people.write_guideline(db, text, author, _version(base))
+                people.write_guideline(db, text, author, overview.whole_number(base))
         except UserError as error:
             return _guideline(view, error=str(error), kept=text, status=409)
         return _guideline(view, saved=True)
@@ -185,11 +176,6 @@ def _change_rater(db: Connection, form: dict[str, str]) -> str:
         people.set_active(db, name, action == "enable")
         return ""
     raise UserError("add, link, enable or disable?")
-
-
-def _version(text: str) -> int:
-    """The version of a guideline; -1, which none has, for what is no number."""
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
 
 
 def _guideline(

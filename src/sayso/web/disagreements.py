@@ -87,7 +87,7 @@ def _disagreement(
             for n, v in enumerate(others, 1)
         ],
         "decided": decisions[-1] if decisions else None,
-        **_pictures(item, reviewer_sees_swapped(item["id"], task["seed"])),
+        **shown_to_reviewer(item, reviewer_sees_swapped(item["id"], task["seed"])),
     }
 
 
@@ -96,7 +96,7 @@ def reviewer_sees_swapped(item: str, seed: int) -> bool:
     return generator(seed, "reviewer", item).random() < 0.5
 
 
-def _pictures(item: Row, swapped: bool) -> dict[str, list[str]]:
+def shown_to_reviewer(item: Row, swapped: bool) -> dict[str, list[str]]:
     """The addresses of the pictures as the reviewer sees them; they tell the place, and no set."""
     places = itertools.count()
     sides = _sides(item, swapped)

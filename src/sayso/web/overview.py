@@ -1,5 +1,6 @@
 """What the admin pages show: numbers read from the store, no pages and no forms."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, select, true
 
 from sayso import work_tables as work
+from sayso.feedback import on_struck_check
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.web.people import LOCAL_NAME, everyone
 from sayso.web.queue import LEASE_S
@@ -31,6 +33,7 @@ def live_votes(db: Connection, task: Row) -> list[Row]:
         select(table)
         .where(table.c.task_id == task["id"], table.c.value != RETRACTED)
         .where(~select(later.c.seq).where(later.c.supersedes == table.c.id).exists())
+        .where(~on_struck_check(table))
         .order_by(table.c.seq)
     )
     return list(db.execute(query).mappings())
@@ -236,3 +239,8 @@ def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
         query = select(work.items).where(work.items.c.id.in_(wanted[i : i + 500]))
         found |= {row["id"]: row for row in db.execute(query).mappings()}
     return found
+
+
+def whole_number(text: str) -> int:
+    """What a form says; -1, which no page and no guideline has, for what is no number."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import webbrowser
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from sqlalchemy import select
 
+from sayso import work_tables as work
 from sayso.database import Database
 from sayso.errors import UserError
 from sayso.study import Study
-from sayso.web import people
+from sayso.web import checks, people
 from sayso.web.app import create_app
 from sayso.web.filesystems import refuse_network
 from sayso.web.opening import open_task
@@ -148,6 +151,21 @@ def _shown(host: str) -> str:
 def _say(site: Site, address: str) -> None:
     who = "no sign-in, this machine only" if site.local else "raters sign in with their links"
     print(f"Rating {site.study.path} at {address} ({who}); stop with Ctrl-C", flush=True)
+    _say_checks(site, address)
+
+
+def _say_checks(site: Site, address: str) -> None:
+    with site.read() as db:
+        task = db.execute(select(work.tasks).where(work.tasks.c.id == site.task)).mappings().one()
+        n = checks.tally(db, site.task)
+    if not task["attention_share"]:
+        return
+    print(
+        f"Attention checks: {n.used} in use, {n.proposed} proposed, {n.struck} struck", flush=True
+    )
+    warning = checks.warning(task["kind"], n)
+    if warning:
+        print(f"Warning: {warning} ({address}admin/gold)", file=sys.stderr, flush=True)
 
 
 def _browse(address: str) -> None:
