@@ -92,11 +92,15 @@ class _Loop:
         self.log = _Log(run, acc)
 
     def resume(self) -> None:
-        latest = self.run.latest_checkpoint
-        if latest is None:
+        state = checkpoint.load_latest(self.run, self.named, self.average, self.optimizer)
+        if state is None:
             return
-        state = checkpoint.load(latest, self.named, self.average, self.optimizer)
-        self.step = int(state["step"])
+        self.step = state["step"]
+        if self.step >= self.options.max_steps:
+            raise UserError(
+                f"{self.run.name} has a checkpoint of step {self.step}, beyond --max-steps "
+                f"{self.options.max_steps}; give more, or choose another --name"
+            )
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

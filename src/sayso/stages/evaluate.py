@@ -60,7 +60,7 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
     judge = _judge_name(study, config, material)
     if config.reward:
         _find_reward(study, config.reward)
-    run = study.run("evaluate", config.name or Path(config.model).name, asdict(config))
+    run = study.run("evaluate", config.name or Path(config.model).name, config)
     if run.finished:
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run

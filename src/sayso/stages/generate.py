@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sayso import files
 from sayso.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
@@ -27,6 +27,8 @@ Drawing = tuple[Prompt, Sample]
 @dataclass(frozen=True)
 class GenerateConfig:
     """Options of `sayso generate`."""
+
+    portions: ClassVar = frozenset({"batch_size"})
 
     model: str = "base"
     """The model that draws: base, or an align run such as runs/align-rwr."""
@@ -115,7 +117,8 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     # loaded before the run is opened: what the model refuses must leave no run behind
     drawer = _load(study, config, batches) if batches else None
     with main_process_first():
-        run = study.run("generate", config.name or _run_name(config), asdict(config))
+        name = config.name or _run_name(config)
+        run = study.run("generate", name, config, main=is_main_process())
     if run.finished:
         console.print(f"{run.name} is finished")
         return run

@@ -1,7 +1,7 @@
 """Stage `prompts`: write prompts.jsonl from a set, or from the user's own file."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from sayso.files import JsonObject
 from sayso.progress import console
 from sayso.prompts import Sizes, load_grammar, make_prompt, make_prompts, share_out
 from sayso.run import Run
+from sayso.run_options import asked, continued
 from sayso.study import Study
 from sayso.types import SPLITS, Prompt
 from sayso.user_files import read_json_lines, read_text_lines
@@ -46,10 +47,10 @@ def prompts(study: Study, config: PromptsConfig) -> Run:
     """
     if config.set and config.file:
         raise UserError(f"both --set {config.set} and --file {config.file} given; give one")
-    _refuse_others(study, asdict(config))
+    _refuse_others(study, config)
     made = [*_own(study, config), *_captions(study, config)]
     _refuse_repeats(made)
-    run = study.run("prompts", "", asdict(config))
+    run = study.run("prompts", "", config)
     # an import appends its own prompts
     if run.finished and study.prompts()[: len(made)] != made:
         raise UserError(
@@ -70,14 +71,17 @@ def _counts(made: list[Prompt]) -> Mapping[str, int]:
     return {split: sum(p.split == split for p in made) for split in SPLITS}
 
 
-def _refuse_others(study: Study, config: JsonObject) -> None:
-    path = study.path / "runs" / "prompts"
-    same = (path / "config.json").is_file() and Run(path).config == config
-    if study.has_prompts and not same:
+def _refuse_others(study: Study, config: PromptsConfig) -> None:
+    if not study.has_prompts:
+        return
+    try:
+        run = study.find_run("prompts")
+        continued(run.name, run.config, asked(config), finished=True)
+    except UserError:
         raise UserError(
             f"{study.path} has prompts already, made with other options; its images belong to "
             "them: repeat the old options, or make another study with sayso new"
-        )
+        ) from None
 
 
 def _own(study: Study, config: PromptsConfig) -> list[Prompt]:
