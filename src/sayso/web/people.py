@@ -14,6 +14,7 @@ from sayso.work_tables import Row
 
 Role = Literal["rater", "reviewer", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+_NEXT = work.raters.c.epoch + 1
 LOCAL_NAME = "local"
 """The rater of a server without sign-in."""
 
@@ -26,6 +27,7 @@ class Person:
     name: str
     role: Role
     simulated: bool
+    epoch: int = 0
 
     def may(self, role: Role) -> bool:
         """Whether the person has this role or a stronger one."""
@@ -56,24 +58,40 @@ def add(db: Connection, name: str, role: Role, simulated: bool = False) -> str:
 
 
 def new_link(db: Connection, name: str) -> str:
-    """Replace a rater's sign-in link; the old one stops working, who is signed in stays so.
+    """Replace a rater's sign-in link; the old one stops working, and all sessions end.
 
     Raises: UserError: if there is no such rater.
     """
     _need(db, name)
     secret = secrets.token_urlsafe(24)
     chosen = work.raters.c.name == name
-    db.execute(update(work.raters).where(chosen).values(link=_hash(secret)))
+    db.execute(update(work.raters).where(chosen).values(link=_hash(secret), epoch=_NEXT))
     return secret
 
 
-def set_active(db: Connection, name: str, active: bool) -> None:
-    """Switch a rater off or on; votes stay.
+def end_sessions(db: Connection, rater: str) -> None:
+    """Sign a rater out everywhere, whoever has the cookie."""
+    db.execute(update(work.raters).where(work.raters.c.id == rater).values(epoch=_NEXT))
 
-    Raises: UserError: if there is no such rater.
+
+def set_active(db: Connection, name: str, active: bool) -> None:
+    """Switch a rater off or on; votes stay, and all sessions end.
+
+    Raises: UserError: if there is no such rater, or it is the only admin who is to be switched off.
     """
     _need(db, name)
-    db.execute(update(work.raters).where(work.raters.c.name == name).values(active=active))
+    if not active and _is_only_admin(db, name):
+        raise UserError(f"{name} is the only admin; add another one, then switch {name} off")
+    values = {"active": active, "epoch": _NEXT}
+    db.execute(update(work.raters).where(work.raters.c.name == name).values(values))
+
+
+def _is_only_admin(db: Connection, name: str) -> bool:
+    table = work.raters.c
+    admins = select(table.name).where(
+        table.role == "admin", table.active == true(), table.name != LOCAL_NAME
+    )
+    return list(db.scalars(admins)) == [name]
 
 
 def _need(db: Connection, name: str) -> None:
@@ -126,7 +144,7 @@ def _active(db: Connection, chosen: "object") -> Person | None:
 
 
 def _person(row: Row) -> Person:
-    return Person(row["id"], row["name"], row["role"], row["simulated"])
+    return Person(row["id"], row["name"], row["role"], row["simulated"], row["epoch"])
 
 
 def _hash(secret: str) -> str:
