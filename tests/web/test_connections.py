@@ -14,8 +14,12 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 import uvicorn
+from postgresql import running_server
 from rating_studies import Office, make_study
+from served import start
 
+from sayso.errors import UserError
+from sayso.web import serving
 from sayso.web.connections import Limits
 from sayso.web.serving import server_options
 
@@ -93,3 +97,23 @@ def test_the_limit_on_files_is_raised_as_far_as_allowed():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] > 300
     assert done.stdout.split() == ["True", "True"]
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path):
+    with running_server() as url:
+        server = start(make_study(tmp_path).path, "--db", url, "--workers", 2)
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+        end = time.monotonic() + 60
+        while not serving._is_free("127.0.0.1", server.port):
+            assert time.monotonic() < end, "a worker still holds the port"
+            time.sleep(0.1)
+
+
+def test_who_starts_second_on_a_port_reads_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is in use; give another with --port"):
+            serving._listener("127.0.0.1", port)
