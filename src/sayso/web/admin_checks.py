@@ -10,7 +10,7 @@ from sqlalchemy import Connection, case, select
 from sayso import work_tables as work
 from sayso.web import checks, overview
 from sayso.web.admin_view import View, view_of
-from sayso.web.disagreements import reviewer_sees_swapped, shown_to_reviewer
+from sayso.web.item_pictures import picture_urls, sees_swapped
 from sayso.web.pages import Fields
 from sayso.web.queue import Standing, opposite
 from sayso.web.site import Refusal, Site
@@ -85,9 +85,9 @@ def _pairs(db: Connection, task: Row, votes: list[Row], page: int) -> list[dict[
 
 
 def _pair(item: Row, task: Row, right: int, wrong: int) -> dict[str, Any]:
-    swapped = reviewer_sees_swapped(item["id"], task["seed"])
+    swapped = sees_swapped(item["id"], task["seed"])
     return {
         "item_id": item["id"], "prompt": item["prompt"], "standing": item["standing"],
         "expected": opposite(item["expected"]) if swapped else item["expected"],
-        "right": right, "votes": right + wrong, **shown_to_reviewer(item, swapped),
+        "right": right, "votes": right + wrong, "sides": picture_urls(item, task["seed"]),
     }  # fmt: skip
