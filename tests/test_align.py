@@ -220,7 +220,14 @@ def test_saved_average_is_what_load_policy_gives(study: Study) -> None:
     assert all(torch.equal(saved[n], v) for n, v in unet(study, run.name).items())
 
 
-def test_scored_images_alone_are_enough_where_only_the_reward_weighs(tmp_path: Path) -> None:
+def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Half(Reward):
+        def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            return torch.full((len(images),), 0.5)
+
+    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: Half())
     study = random_study(tmp_path)
     generate(study, GenerateConfig(per_prompt=4))
     config = dataclasses.replace(QUICK, reward="clip_score")

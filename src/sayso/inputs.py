@@ -1,6 +1,7 @@
 """What a run learns from, frozen when it is begun, so that nothing later changes it."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sayso.errors import UserError
@@ -86,9 +87,8 @@ def source_of_clip(study: Study) -> dict[str, str]:
 
 
 def fitted_to(study: Study, reward: str) -> dict[str, str]:
-    """Labels and raters that a run of fit learned from.
-
-    Raises: UserError: if there is no such run, or it is not finished.
-    """
-    run = study.find_run(reward)
+    """Labels and raters that a run of fit learned from; empty if there is no such run."""
+    run = Run(study.path / "runs" / Path(reward).name)
+    if not run.finished:
+        return {}
     return {"labels": run.config.get("labels", "share"), "raters": run.result["raters"]}

@@ -124,8 +124,9 @@ def _with_labels(
     """`config` with the labels and raters of the run that is there, or else of the reward."""
     if begun is not None:
         known = begun.config
-    elif "reward" in aligner.required() and not is_plugin("reward", config.reward):
-        known = fitted_to(study, config.reward)
+    elif "reward" not in aligner.required() or is_plugin("reward", config.reward):
+        known = {}
+    elif known := fitted_to(study, config.reward):
         told = (
             config.labels in ("auto", known["labels"]),
             config.raters in ("auto", known["raters"]),
@@ -135,8 +136,6 @@ def _with_labels(
             f"align {verb} what {config.reward} was fitted to: labels {known['labels']}, "
             f"raters {known['raters']}"
         )
-    else:
-        known = {}
     labels = known.get("labels", "share") if config.labels == "auto" else config.labels
     raters = known.get("raters", "auto") if config.raters == "auto" else config.raters
     return replace(config, labels=labels, raters=raters)
