@@ -30,14 +30,16 @@ def file_splits(root: Path, tables: Sequence[Path], asked: Split | None) -> dict
     if asked:
         return dict.fromkeys(tables, asked)
     found = {table: _split(root, table) for table in tables}
-    named = {table: split for table, split in found.items() if split}
+    named: dict[Path, Split] = {table: split for table, split in found.items() if split}
     silent = [table for table, split in found.items() if not split]
     if named and silent:
         raise UserError(
             f"the name of {next(iter(named))} says a split, that of {silent[0]} says none; give "
             "--split, or import them one by one"
         )
-    return named or dict.fromkeys(tables, WORDS["train"])
+    if not named:
+        return dict.fromkeys(tables, WORDS["train"])
+    return named
 
 
 def _split(root: Path, table: Path) -> Split | None:
