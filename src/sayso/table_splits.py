@@ -29,7 +29,7 @@ def file_splits(root: Path, tables: Sequence[Path], asked: Split | None) -> dict
     """
     if asked:
         return dict.fromkeys(tables, asked)
-    found = {table: _split(root, table) for table in tables}
+    found: dict[Path, Split | None] = {table: _split(root, table) for table in tables}
     named: dict[Path, Split] = {table: split for table, split in found.items() if split}
     silent = [table for table, split in found.items() if not split]
     if named and silent:
