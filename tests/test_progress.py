@@ -69,10 +69,14 @@ def test_nothing_to_do_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[
 
 
 def test_a_block_that_breaks_off_claims_no_end(clock: Clock, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(KeyboardInterrupt), progress.progress("rate", 8) as advance:
-        clock.now += 31
-        advance(4)
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with progress.progress("rate", 8) as advance:
+            clock.now += 31
+            advance(4)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert lines(capsys) == ["rate: 4/8 images, 7.8 s each, 0:00:31 left"]
 
 

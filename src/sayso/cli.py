@@ -13,7 +13,7 @@ from sayso.extras import missing_module, need
 
 
 class Command(NamedTuple):
-    """One row of the table: help, module, function, config class, plug-in option, extra it needs."""
+    """One row of the table; `plugin` is the option that names one, `needs` the extra to install."""
 
     help: str
     module: str

@@ -60,9 +60,7 @@ class PlainProgress:
     count.
     """
 
-    def __init__(
-        self, description: str, total: int, unit: str, done: int = 0
-    ) -> None:
+    def __init__(self, description: str, total: int, unit: str, done: int = 0) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._before, self._done = done, done
         self._began = self._said = time.monotonic()
