@@ -7,12 +7,13 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from sayso.cli import COMMANDS
-from sayso.options import parse
+from sayso.options import _plugin_class, parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -58,16 +59,22 @@ def words_of(line: str) -> list[str]:
 
 
 def refuse_wrong(line: str) -> None:
-    """Parse the line as the program would; a sentence that only mentions a command has no flags."""
+    """Parse the line as the program would; of one without a study the options must exist."""
     name, *rest = words_of(line)
     if name not in COMMANDS or not rest:
         return
     command = COMMANDS[name]
     config = getattr(importlib.import_module(command.module), command.config)
-    if "--help" in rest:
-        rest.remove("--help")
-        rest = rest or ["study"]
-    parse(name, config, command.plugin, rest)
+    if not rest[0].startswith("-"):
+        parse(name, config, command.plugin, rest)
+        return
+    known = {f.name for f in fields(config)} | {"help", "dry_run", "config"}
+    if command.plugin:
+        chosen = {f.name: f.default for f in fields(config)}[command.plugin]
+        known |= {f.name for f in fields(_plugin_class(command.plugin, str(chosen)))}
+    for word in rest:
+        if word.startswith("--"):
+            assert word[2:].partition("=")[0].replace("-", "_") in known, f"sayso {line}: {word}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -109,7 +116,7 @@ def test_a_wrong_line_is_found():
     assert list(in_source("f'do it with: sayso fit {x} --nmae y; or not'")) == ["fit 1 --nmae y"]
     with pytest.raises(Exception, match="--name"):
         refuse_wrong("fit 1 --nmae y")
-    with pytest.raises(Exception, match="NAME|action|invalid choice"):
+    with pytest.raises(Exception, match=r"invalid choice|allowed|NAME"):
         refuse_wrong("raters add anna")
 
 
