@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from sayso import vote_tables as tables
 from sayso.errors import UserError
+from sayso.extras import install
 
 BUSY_TIMEOUT_S = 10.0
 _UNNOTICED_S = 0.1
@@ -263,7 +264,7 @@ def _postgresql(url: URL, timeout_s: float) -> Engine:
     try:
         return create_engine(url, pool_pre_ping=True, pool_timeout=timeout_s, connect_args=connect)
     except ModuleNotFoundError:
-        raise UserError("PostgreSQL needs one more package; install psycopg[binary]") from None
+        raise UserError(f"PostgreSQL needs psycopg; {install('postgresql')}") from None
 
 
 def _ms(seconds: float) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sayso.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -48,6 +48,7 @@ class AlignConfig(TrainOptions):
     def check(self) -> None:
         super().check()
         check_method(self.labels)
+        check_seed(self.seed)
         for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
@@ -55,6 +56,7 @@ class AlignConfig(TrainOptions):
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     """What would be done: rows, images a step, passes over the data."""
+    config.check()
     own = len(_own_images(study, config).samples)
     seen = config.max_steps * config.batch_size
     return {

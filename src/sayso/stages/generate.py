@@ -11,6 +11,7 @@ from sayso.errors import UserError
 from sayso.progress import console, progress
 from sayso.prompts import images_per_prompt
 from sayso.run import Run
+from sayso.sampler_check import check_sampler
 from sayso.study import PromptChoice, Study
 from sayso.types import Prompt, Sample, Sampler, digest, sample_id
 
@@ -71,7 +72,10 @@ class GenerateConfig:
             raise UserError("best_of needs a reward to choose by; give --reward runs/fit-clip_head")
 
     def sampler(self, study: Study) -> Sampler:
-        """The study's sampler with this config's changes."""
+        """The study's sampler with this config's changes.
+
+        Raises: UserError: if a number is out of range.
+        """
         given = {
             "num_inference_steps": self.num_inference_steps or None,
             "guidance_scale": self.guidance_scale,
@@ -79,7 +83,9 @@ class GenerateConfig:
             "image_size_px": self.image_size_px or None,
         }
         changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
-        return replace(study.info.sampler, **changes)
+        sampler = replace(study.info.sampler, **changes)
+        check_sampler(sampler)
+        return sampler
 
     @property
     def drawn_model(self) -> str:
