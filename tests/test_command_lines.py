@@ -52,7 +52,8 @@ def words_of(line: str) -> list[str]:
     """The arguments, placeholders replaced by something of their kind."""
     line = re.split(r"\s(?:#|\||&|>|\|\|)", line)[0]
     for hint, value in (
-        (r"\./mine\.py", "rwr"), (r"\[options\]|…|\.\.\.", ""), (r"\bN\b|\bMB\b", "1"), (r"&quot;", '"'),
+        (r"\./mine\.py", "rwr"), (r"\[options\]|…|\.\.\.", ""), (r"\bN\b|\bMB\b", "1"),
+        (r"\{\{.*?\}\}", "1"), (r"--prompts 1\b", "--prompts test"), (r"^(raters \S+) 1\b", r"\1 add"),
     ):  # fmt: skip
         line = re.sub(hint, value, line)
     return shlex.split(line)
@@ -65,16 +66,15 @@ def refuse_wrong(line: str) -> None:
         return
     command = COMMANDS[name]
     config = getattr(importlib.import_module(command.module), command.config)
-    if not rest[0].startswith("-"):
-        parse(name, config, command.plugin, rest)
-        return
     known = {f.name for f in fields(config)} | {"help", "dry_run", "config"}
     if command.plugin:
         chosen = {f.name: f.default for f in fields(config)}[command.plugin]
         known |= {f.name for f in fields(_plugin_class(command.plugin, str(chosen)))}
-    for word in rest:
-        if word.startswith("--"):
+    if rest[0].startswith("-") or rest[-1].startswith("--"):  # options are only mentioned
+        for word in (w for w in rest if w.startswith("--")):
             assert word[2:].partition("=")[0].replace("-", "_") in known, f"sayso {line}: {word}"
+    else:
+        parse(name, config, command.plugin, rest)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
