@@ -18,6 +18,7 @@ from sayso.database import StoreError
 from sayso.errors import UserError
 from sayso.web.admin import admin
 from sayso.web.api import api
+from sayso.web.decisions import Splits, decisions
 from sayso.web.pages import pages, show_message
 from sayso.web.site import Refusal, Site, is_loopback
 
@@ -60,9 +61,11 @@ def create_app(site: Site) -> FastAPI:
         redoc_url=None,
         description="Work and votes of raters. Every change needs the header X-CSRF-Token.",
     )
+    splits = Splits(site)
     app.include_router(api(site))
+    app.include_router(decisions(site, splits))
     app.include_router(pages(site))
-    app.include_router(admin(site))
+    app.include_router(admin(site, splits))
     app.mount("/static", _Static(directory=Path(__file__).parent / "static"), name="static")
     _answer_errors(app, site)
     app.add_middleware(_Guard, site=site)
