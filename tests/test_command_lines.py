@@ -53,7 +53,8 @@ def words_of(line: str) -> list[str]:
     line = re.split(r"\s(?:#|\||&|>|\|\|)", line)[0]
     for hint, value in (
         (r"\./mine\.py", "rwr"), (r"\[options\]|…|\.\.\.", ""), (r"\bN\b|\bMB\b", "1"),
-        (r"\{\{.*?\}\}", "1"), (r"--prompts 1\b", "--prompts test"), (r"^(raters \S+) 1\b", r"\1 add"),
+        (r"\{\{.*?\}\}", "1"), (r"--prompts 1\b", "--prompts test"),
+        (r"^(raters \S+) 1\b", r"\1 add"),
     ):  # fmt: skip
         line = re.sub(hint, value, line)
     return shlex.split(line)
