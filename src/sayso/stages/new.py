@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sayso.errors import UserError, check_seed
-from sayso.sampler_check import check_sampler
+from sayso.samplers import checked
 from sayso.study import Study, StudyInfo
 from sayso.types import Sampler
 
@@ -68,15 +68,15 @@ def _sampler(config: NewConfig) -> Sampler:
 
     base = SAMPLER if config.base_model == "tinyworld" else Sampler()
     steps, scale, size = config.num_inference_steps, config.guidance_scale, config.image_size_px
-    sampler = Sampler(
-        num_inference_steps=base.num_inference_steps if steps is None else steps,
-        guidance_scale=base.guidance_scale if scale is None else scale,
-        eta=config.eta,
-        image_size_px=base.image_size_px if size is None else size,
-        negative_prompt=config.negative_prompt,
+    return checked(
+        Sampler(
+            num_inference_steps=base.num_inference_steps if steps is None else steps,
+            guidance_scale=base.guidance_scale if scale is None else scale,
+            eta=config.eta,
+            image_size_px=base.image_size_px if size is None else size,
+            negative_prompt=config.negative_prompt,
+        )
     )
-    check_sampler(sampler)
-    return sampler
 
 
 def _absolute(model: str) -> str:
