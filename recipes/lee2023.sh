@@ -26,8 +26,8 @@ draw() {
 }
 
 mark() {
-  # Good, bad or skip, one label an image, three images on a page (Sec. 3.1, App. B). To share the
-  # work add people first, as docs/rating.md tells, and listen on --host 0.0.0.0.
+  # Good, bad or skip; one label an image, three images on a page. To share the work add people
+  # first, as docs/rating.md tells, and listen on --host 0.0.0.0.
   sayso rate "$STUDY" --prompts train --images-per-page 3 --overlap 1
 }
 

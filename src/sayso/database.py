@@ -217,7 +217,7 @@ def from_anywhere(url: str) -> str:
     Raises: UserError: for an address that is none.
     """
     parsed = _parse(url)
-    if parsed.get_backend_name() != "sqlite":
+    if parsed.get_backend_name() != "sqlite" or "uri" in parsed.query:
         return url
     whole = str(Path(str(parsed.database)).resolve())
     return parsed.set(database=whole).render_as_string(hide_password=False)
