@@ -216,7 +216,7 @@ class Study:
             return Feedback(self.info.feedback_url)
         own = self.path / "feedback.db"
         if not own.exists():
-            refuse_misplaced(own, {sample.id for sample in self.samples()})
+            refuse_misplaced(own, lambda: {sample.id for sample in self.samples()})
         return Feedback(own)
 
     def use_database(self, url: str) -> None:

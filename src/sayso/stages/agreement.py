@@ -15,6 +15,7 @@ from sayso.types import QUESTIONS, Comparison, Prompt, Rating, Sample
 from sayso.votes.ballots import fingerprint
 from sayso.votes.counted import GOLD, is_for
 from sayso.votes.labels import METHODS, judgements
+from sayso.votes.rater_print import show
 from sayso.votes.rater_report import (
     Section,
     comparison_sections,
@@ -83,18 +84,9 @@ def agreement(study: Study, config: AgreementConfig | None = None) -> Run:
         raise UserError(
             f"{run.name} tells of other votes than there are now; choose another --name, or none"
         )
-    _show(run)
+    show(run.result)
     console.print(f"{run.name}/result.json holds all of it; docs/agreement.md explains it")
     return run
-
-
-def _show(run: Run) -> None:
-    try:
-        from sayso.votes.rater_print import show
-    except ModuleNotFoundError:
-        console.print("the tables need one more package: pip install rich")
-    else:
-        show(run.result)
 
 
 def plan(study: Study, config: AgreementConfig) -> dict[str, object]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sayso.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
 from sayso.files import JsonObject
 from sayso.generations import say
 from sayso.identity import canonical_config, weights_identity
@@ -67,6 +67,7 @@ class AlignConfig(TrainOptions):
 
     def check(self) -> None:
         super().check()
+        check_seed(self.seed)
         if self.labels != "auto":
             check_method(self.labels)
         if self.raters not in ("auto", *RATERS):
@@ -78,6 +79,7 @@ class AlignConfig(TrainOptions):
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     """What would be done: rows, images a step, passes over the data."""
+    config.check()
     own = len(_own_images(study, canonical_config(study, config)).samples)
     seen = config.max_steps * config.batch_size
     return {

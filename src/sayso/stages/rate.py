@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
 from sayso.generations import say
 from sayso.identity import canonical_config
 from sayso.study import PromptChoice, Study
@@ -133,6 +133,7 @@ def _task(config: RateConfig) -> "TaskOptions":
 
 
 def _check(config: RateConfig) -> None:
+    check_seed(config.seed)
     most = config.raters if config.simulated else config.overlap
     if config.raters < 1 or not 1 <= config.overlap <= most:
         raise UserError(
@@ -159,6 +160,8 @@ def _check(config: RateConfig) -> None:
 
 
 def _check_people(config: RateConfig) -> None:
+    if config.shared_overlap < 0:
+        raise UserError(f"shared_overlap {config.shared_overlap} is not possible; give 0 or more")
     if not 1 <= config.images_per_page <= 4:
         raise UserError(f"images_per_page {config.images_per_page} is not possible; give 1 to 4")
     shares = (config.gold_share, config.attention_share or 0.0)
