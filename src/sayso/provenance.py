@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sayso.files import JsonObject, sha256
+from sayso.files import JsonObject
+from sayso.hashes import weight_hashes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,22 +31,20 @@ def computed_on(accelerator: "Accelerator") -> JsonObject:
 def loaded(folders: Iterable[Path]) -> list[JsonObject]:
     """Folder, licence and the SHA-256 of each safetensors file of every model folder."""
     return [
-        {"folder": str(folder), "licence": licence(folder), "sha256": hashes(folder)}
+        {"folder": str(folder), "licence": licence(folder), "sha256": weight_hashes(folder)}
         for folder in folders
     ]
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """File name within the folder → SHA-256, for the weights."""
-    return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*.safetensors"))
-    }
-
-
 def licence(folder: Path) -> str | None:
-    """The licence that the folder's model card (README.md) names, or None."""
+    """The licence that the folder's model card (README.md) names; None if it names none."""
     from huggingface_hub import ModelCard
 
     card = folder / "README.md"
-    return ModelCard.load(card).data.to_dict().get("license") if card.exists() else None
+    if not card.is_file():
+        return None
+    try:
+        named = ModelCard.load(card).data.to_dict().get("license")
+    except Exception:  # a card is free text, and its header fails in as many ways as YAML
+        return None
+    return named if isinstance(named, str) else None

@@ -43,6 +43,12 @@ class Run:
         return files.read_json(self.path / "config.json")
 
     @property
+    def environment(self) -> JsonObject:
+        """What env.json says; empty if there is none."""
+        path = self.path / "env.json"
+        return files.read_json(path) if path.exists() else {}
+
+    @property
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
 
@@ -67,6 +73,12 @@ class Run:
         """What the run learns from, as it was when the run was begun; None if that is unknown."""
         path = self.path / "inputs.json"
         return files.read_json(path) if path.exists() else None
+
+    @property
+    def inputs_hash(self) -> str:
+        """The SHA-256 of inputs.json; "" if there is none."""
+        path = self.path / "inputs.json"
+        return files.sha256(path) if path.exists() else ""
 
     def freeze(self, inputs: Mapping[str, Any]) -> None:
         """Write down what the run learns from; see `inputs`."""

@@ -1,6 +1,5 @@
 """The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
 
-import re
 from datetime import datetime
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from sayso.errors import UserError
 from sayso.web import audit, overview, people
 from sayso.web.admin_adjudication import adjudication
 from sayso.web.admin_agreement import agreement
+from sayso.web.admin_checks import checks_page
 from sayso.web.admin_counts import Count, Counter
 from sayso.web.admin_export import export
 from sayso.web.admin_raters import raters
@@ -31,6 +31,7 @@ def admin(site: Site, splits: Splits) -> APIRouter:
     """The routes under /admin."""
     router = APIRouter(prefix="/admin", include_in_schema=False)
     router.include_router(agreement(site))
+    router.include_router(checks_page(site))
     router.include_router(export(site))
     router.include_router(adjudication(site, splits))
     totals = _Totals(site)
@@ -62,16 +63,6 @@ def admin(site: Site, splits: Splits) -> APIRouter:
             audit.note(db, view.asker.person.name, form["action"], _name_of(db, task))
         return RedirectResponse(f"/admin?task={task}", 303)
 
-    @router.get("/gold")
-    def show_checks(view: Annotated[View, Depends(reviewer)]) -> Response:
-        with site.read() as db:
-            votes = overview.live_votes(db, view.task)
-            summary, rows = overview.check_rows(db, votes, "gold")
-            other, attention = overview.check_rows(db, votes, "attention")
-        return view.page(
-            "gold", summary=summary, rows=rows, attention_summary=other, attention=attention
-        )
-
     @router.get("/guideline")
     def show_guideline(view: Annotated[View, Depends(administrator)]) -> Response:
         return _guideline(view)
@@ -85,8 +76,9 @@ def admin(site: Site, splits: Splits) -> APIRouter:
         try:
             with site.write() as db:
                 author = view.asker.person.name
-                version = people.write_guideline(db, text, author, _version(base))
-                if version != _version(base):
+                known = overview.whole_number(base)
+                version = people.write_guideline(db, text, author, known)
+                if version != known:
                     audit.note(db, author, "guideline", f"as version {version}")
         except UserError as error:
             return _guideline(view, error=str(error), kept=text, status=409)
@@ -155,11 +147,6 @@ def _overview(view: View, counted: Count[overview.Totals]) -> Response:
 def _counted_at(counted: Count[overview.Totals]) -> str:
     """When the numbers were counted; "" if just now."""
     return datetime.fromtimestamp(counted.at).strftime("%H:%M:%S") if counted.kept else ""
-
-
-def _version(text: str) -> int:
-    """The version of a guideline; -1, which none has, for what is no number."""
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
 
 
 def _guideline(
