@@ -43,6 +43,12 @@ class Run:
         return files.read_json(self.path / "config.json")
 
     @property
+    def environment(self) -> JsonObject:
+        """What env.json says; empty if there is none."""
+        path = self.path / "env.json"
+        return files.read_json(path) if path.exists() else {}
+
+    @property
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -55,8 +55,7 @@ class StableDiffusion(Policy):
         for frozen in (vae, text):
             frozen.requires_grad_(False).eval()
         if self.device.type == "cpu" and _is_small(unet):
-            # the fused CPU attention has a slow backward at short sequences (1.5× a whole step)
-            unet.set_attn_processor(AttnProcessor())
+            unet.set_attn_processor(_ShortAttention())
 
     @classmethod
     def load(
@@ -225,6 +224,20 @@ class StableDiffusion(Policy):
             self.unet.load_lora_adapter(file, prefix="unet")
         self.unet.fuse_lora()
         self.unet.unload_lora()
+
+
+class _ShortAttention:
+    """Plain attention in half precision, fused in fp32: on a CPU, each the faster at short length.
+
+    The fused one has a slow backward in bf16 (1.5 × a whole step); in fp32 it saves a copy.
+    """
+
+    def __init__(self) -> None:
+        self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        half = torch.is_autocast_enabled("cpu")
+        return (self.plain if half else self.fused)(*args, **options)
 
 
 def _is_small(unet: Any) -> bool:
