@@ -153,27 +153,28 @@ class Study:
 
         Raises: UserError: if the file is missing or not a whole picture.
         """
-        with self._opened(sample) as image:
-            return image.convert("RGB")
+        from sayso.pictures import read_picture
+
+        with self._refusing(sample) as path:
+            return read_picture(path)
 
     def image_bytes(self, sample: Sample) -> bytes:
         """The image's file as it is, after its checksums were verified.
 
         Raises: UserError: as `image`.
         """
-        with self._opened(sample) as image:
-            image.verify()
-        return (self.path / sample.path).read_bytes()
-
-    @contextmanager
-    def _opened(self, sample: Sample) -> "Iterator[Image.Image]":
-        """The image for the block; what is wrong with it becomes one line."""
         from PIL import Image
 
+        with self._refusing(sample) as path, Image.open(path) as image:
+            image.verify()
+        return path.read_bytes()
+
+    @contextmanager
+    def _refusing(self, sample: Sample) -> Iterator[Path]:
+        """Where the image is, for the block; what is wrong with it becomes one line."""
         path = self.path / sample.path
         try:
-            with Image.open(path) as image:
-                yield image
+            yield path
         except FileNotFoundError:
             raise UserError(
                 f"image {path} is gone; restore it, or delete its line in samples.jsonl and "
@@ -204,7 +205,7 @@ class Study:
             return Feedback(self.info.feedback_url)
         own = self.path / "feedback.db"
         if not own.exists():
-            refuse_misplaced(own, {sample.id for sample in self.samples()})
+            refuse_misplaced(own, lambda: {sample.id for sample in self.samples()})
         return Feedback(own)
 
     def use_database(self, url: str) -> None:
@@ -221,7 +222,7 @@ class Study:
         if url == self.info.feedback_url:
             return
         store = Feedback(url)
-        if self.feedback.ratings() or self.feedback.comparisons():
+        if self.feedback.ratings(excluded=True) or self.feedback.comparisons(excluded=True):
             raise UserError(
                 f"{self.path} has votes in {self.feedback.database.name}; votes stay in one "
                 "database: leave --db out, or begin with a copy of the study without votes"
@@ -252,9 +253,10 @@ class Study:
     def _run_path(self, stage: str, name: str) -> Path:
         return self.path / "runs" / (f"{stage}-{name}" if name else stage)
 
-    def frozen_inputs(self, stage: str, name: str) -> files.JsonObject | None:
-        """What a run that is begun learns from, or None (see `Run.inputs`)."""
-        return Run(self._run_path(stage, name)).inputs
+    def begun(self, stage: str, name: str) -> Run | None:
+        """The run if it is begun or finished, not opened to work on it; else None."""
+        run = Run(self._run_path(stage, name))
+        return run if (run.path / "config.json").exists() else None
 
     def runs(self, stage: str = "") -> list[Run]:
         """The runs there are, of one stage if named, by name."""

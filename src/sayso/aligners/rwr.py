@@ -105,7 +105,11 @@ class RewardWeighted(Aligner):
 
     def required(self) -> frozenset[str]:
         unused = {"pretraining"} if not self._has_pretraining else set[str]()
-        return self.needs - unused - ({"reward"} if self.weight == "mark" else set())
+        if self.weight == "mark":
+            unused.add("reward")
+        elif self.weight == "reward" and self.unrated:
+            unused.add("data")
+        return self.needs - unused
 
     @property
     def _has_pretraining(self) -> bool:
@@ -178,7 +182,7 @@ def _weight(kind: str, mark: Tensor, reward: Tensor) -> Tensor:
 
 def _check_weights(weight: Tensor) -> None:
     if not len(weight):
-        raise UserError("no image takes part: rate some, or use the unrated ones too (--unrated)")
+        raise UserError("no image takes part: rate some, or leave out --no-unrated")
     if not weight.isfinite().all():
         raise UserError("a reward is not finite; look at the reward's weights and fit it again")
     if (weight < 0).any():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
 from sayso.study import PromptChoice, Study
 
 if TYPE_CHECKING:
@@ -96,12 +96,18 @@ def plan(study: Study, config: RateConfig) -> dict[str, object]:
         from sayso.tinyworld.rating import count
 
         return {"votes": count(study, config)}
-    from sayso.web.tasks import draft
+    from sayso.web.checks import draft_with_checks
 
-    items = [item for page in draft(study, _task(config)) for item in page]
+    pages = draft_with_checks(study, _task(config), config.seed)
+    items = [item for page in pages for item in page]
     ordinary = [item for item in items if not item.control]
-    checks = len(items) - len(ordinary)
-    return {"items": len(ordinary), "votes": sum(i.overlap for i in ordinary), "checks": checks}
+    proposed = sum(bool(item.standing) for item in items)
+    return {
+        "items": len(ordinary),
+        "votes": sum(item.overlap for item in ordinary),
+        "checks": len(items) - len(ordinary) - proposed,
+        "proposed_checks": proposed,
+    }
 
 
 def _task(config: RateConfig) -> "TaskOptions":
@@ -118,6 +124,7 @@ def _task(config: RateConfig) -> "TaskOptions":
 
 
 def _check(config: RateConfig) -> None:
+    check_seed(config.seed)
     most = config.raters if config.simulated else config.overlap
     if config.raters < 1 or not 1 <= config.overlap <= most:
         raise UserError(
@@ -144,6 +151,8 @@ def _check(config: RateConfig) -> None:
 
 
 def _check_people(config: RateConfig) -> None:
+    if config.shared_overlap < 0:
+        raise UserError(f"shared_overlap {config.shared_overlap} is not possible; give 0 or more")
     if not 1 <= config.images_per_page <= 4:
         raise UserError(f"images_per_page {config.images_per_page} is not possible; give 1 to 4")
     shares = (config.gold_share, config.attention_share or 0.0)

@@ -7,7 +7,6 @@ fast get through more pages than the slow.
 
 import hashlib
 import http.client
-import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +17,10 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from sayso.errors import UserError
+from sayso.pictures import read_picture
 from sayso.progress import progress
 from sayso.prompts import ASKED, load_grammar, phrase
 from sayso.study import Study
@@ -32,7 +31,9 @@ from sayso.tinyworld.reading import Reading, verdict
 from sayso.types import digest
 from sayso.web import people
 from sayso.web.serving import ATTENTION_SHARE, prepare, served
+from sayso.web.site import Site
 from sayso.web.tasks import TaskOptions
+from sayso.work_tables import tasks
 
 if TYPE_CHECKING:
     from sayso.stages.rate import RateConfig
@@ -74,7 +75,20 @@ def collect(study: Study, config: "RateConfig", options: TaskOptions) -> int:
             )
             for rater, link in zip(crew.everyone, links, strict=True)
         ]
-        return _work(workers, _Eyes())
+        added = _work(workers, _Eyes())
+        _refuse_unfinished(site)
+        return added
+
+
+def _refuse_unfinished(site: Site) -> None:
+    with site.read() as db:
+        task = db.execute(select(tasks).where(tasks.c.id == site.task)).mappings().one()
+    left = task["wanted"] - task["votes"]
+    if left:
+        raise UserError(
+            f"{left} votes are missing still, on pages that raters of an earlier run hold or gave "
+            "back as broken; repeat the command in ten minutes"
+        )
 
 
 def _links(study: Study, raters: Sequence[SimulatedRater]) -> list[str]:
@@ -106,12 +120,6 @@ def _work(workers: "Sequence[_Worker]", eyes: "_Eyes") -> int:
                     new = worker.browser.post("/api/votes", vote)["progress"]
                     advance(new["project"] - state["project"])
                     added, state = added + 1, new
-    left = state["project_total"] - state["project"]
-    if left:
-        raise UserError(
-            f"{left} votes are missing still, on pages that raters of an earlier run hold or gave "
-            "back as broken; repeat the command in ten minutes"
-        )
     return added
 
 
@@ -204,7 +212,7 @@ class _Eyes:
     def look(self, pictures: Iterable[bytes]) -> None:
         new = {key: p for p in pictures if (key := _key(p)) not in self.readings}
         if new:
-            arrays = [np.asarray(Image.open(io.BytesIO(p)).convert("RGB")) for p in new.values()]
+            arrays = [np.asarray(read_picture(p)) for p in new.values()]
             self.readings |= zip(new, self._judge.read(as_images(arrays)), strict=True)
 
 

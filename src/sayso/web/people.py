@@ -3,29 +3,36 @@
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from sqlalchemy import Connection, false, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, false, func, insert, select, true, update
 
 from sayso import work_tables as work
 from sayso.errors import UserError
+from sayso.vote_queries import is_excluded
 from sayso.work_tables import Row
 
 Role = Literal["rater", "reviewer", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+_NEXT = work.raters.c.epoch + 1
 LOCAL_NAME = "local"
 """The rater of a server without sign-in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who is asking. `simulated` raters are programs; their votes are kept apart."""
+    """Who is asking. `simulated` raters are programs; their votes are kept apart.
+
+    The votes of who is `excluded` are kept and do not count.
+    """
 
     id: str
     name: str
     role: Role
     simulated: bool
+    excluded: bool = False
+    epoch: int = 0
 
     def may(self, role: Role) -> bool:
         """Whether the person has this role or a stronger one."""
@@ -56,24 +63,40 @@ def add(db: Connection, name: str, role: Role, simulated: bool = False) -> str:
 
 
 def new_link(db: Connection, name: str) -> str:
-    """Replace a rater's sign-in link; the old one stops working, who is signed in stays so.
+    """Replace a rater's sign-in link; the old one stops working, and all sessions end.
 
     Raises: UserError: if there is no such rater.
     """
     _need(db, name)
     secret = secrets.token_urlsafe(24)
     chosen = work.raters.c.name == name
-    db.execute(update(work.raters).where(chosen).values(link=_hash(secret)))
+    db.execute(update(work.raters).where(chosen).values(link=_hash(secret), epoch=_NEXT))
     return secret
 
 
-def set_active(db: Connection, name: str, active: bool) -> None:
-    """Switch a rater off or on; votes stay.
+def end_sessions(db: Connection, rater: str) -> None:
+    """Sign a rater out everywhere, whoever has the cookie."""
+    db.execute(update(work.raters).where(work.raters.c.id == rater).values(epoch=_NEXT))
 
-    Raises: UserError: if there is no such rater.
+
+def set_active(db: Connection, name: str, active: bool) -> None:
+    """Switch a rater off or on; votes stay, and all sessions end.
+
+    Raises: UserError: if there is no such rater, or it is the only admin who is to be switched off.
     """
     _need(db, name)
-    db.execute(update(work.raters).where(work.raters.c.name == name).values(active=active))
+    if not active and _is_only_admin(db, name):
+        raise UserError(f"{name} is the only admin; add another one, then switch {name} off")
+    values = {"active": active, "epoch": _NEXT}
+    db.execute(update(work.raters).where(work.raters.c.name == name).values(values))
+
+
+def _is_only_admin(db: Connection, name: str) -> bool:
+    table = work.raters.c
+    admins = select(table.name).where(
+        table.role == "admin", table.active == true(), table.name != LOCAL_NAME
+    )
+    return list(db.scalars(admins)) == [name]
 
 
 def _need(db: Connection, name: str) -> None:
@@ -103,30 +126,28 @@ def local_person(db: Connection) -> Person:
     """The one rater of a server without sign-in, made if missing."""
     if find(db, LOCAL_NAME) is None:
         add(db, LOCAL_NAME, "admin")
-    row = find(db, LOCAL_NAME)
-    assert row is not None
-    return _person(row)
+    person = _one(db, work.raters.c.name == LOCAL_NAME)
+    assert person is not None
+    return person
 
 
 def by_link(db: Connection, secret: str) -> Person | None:
     """Who a sign-in link belongs to."""
     chosen = work.raters.c.link == _hash(secret)
-    return _active(db, chosen)
+    return _one(db, chosen, work.raters.c.active == true())
 
 
 def by_id(db: Connection, rater: str) -> Person | None:
     """The active rater of this id."""
-    return _active(db, work.raters.c.id == rater)
+    return _one(db, work.raters.c.id == rater, work.raters.c.active == true())
 
 
-def _active(db: Connection, chosen: "object") -> Person | None:
-    query = select(work.raters).where(chosen, work.raters.c.active == true())  # type: ignore[arg-type]
-    row = db.execute(query).mappings().first()
-    return _person(row) if row else None
-
-
-def _person(row: Row) -> Person:
-    return Person(row["id"], row["name"], row["role"], row["simulated"])
+def _one(db: Connection, *chosen: ColumnElement[bool]) -> Person | None:
+    known = select(work.raters, is_excluded(work.raters.c.name).label("excluded"))
+    row = db.execute(known.where(*chosen)).mappings().first()
+    if row is None:
+        return None
+    return Person(**{field.name: row[field.name] for field in fields(Person)})
 
 
 def _hash(secret: str) -> str:
