@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from sayso.errors import UserError
+from sayso.generations import Generations
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -109,9 +110,10 @@ def _gather(study: Study, config: AgreementConfig) -> _Votes:
         ratings, comparisons = store.ratings(kinds[kind]), store.comparisons(kinds[kind])
         if ratings or comparisons:
             left_out = store.left_out(kinds[kind])
-            samples = {sample.id: sample for sample in study.samples()}
+            generations = Generations(study)
+            comparisons = list(generations.labelled(comparisons))
             prompts = {prompt.id: prompt for prompt in study.prompts()}
-            return _Votes(kind, ratings, comparisons, left_out, samples, prompts)
+            return _Votes(kind, ratings, comparisons, left_out, generations.by_id, prompts)
     who = {"people": "people", "simulated": "simulated raters"}.get(config.raters, "anybody")
     raise UserError(f"there are no votes by {who} yet; collect some with: sayso rate {study.path}")
 

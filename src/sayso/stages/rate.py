@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sayso.errors import UserError, check_seed
+from sayso.generations import say
+from sayso.identity import canonical_config
 from sayso.study import PromptChoice, Study
 
 if TYPE_CHECKING:
@@ -72,7 +74,9 @@ def rate(study: Study, config: RateConfig) -> int:
         cannot start; for programs, if an image is gone or damaged, or a prompt is not of the tiny
         world (nothing is stored then).
     """
+    config = canonical_config(study, config)
     _check(config)
+    say(study, _models(config))
     if config.through_app:
         from sayso.tinyworld import app_raters
 
@@ -91,6 +95,7 @@ def rate(study: Study, config: RateConfig) -> int:
 
 def plan(study: Study, config: RateConfig) -> dict[str, object]:
     """How many votes there will be in all."""
+    config = canonical_config(study, config)
     _check(config)
     if config.simulated and not config.through_app:
         from sayso.tinyworld.rating import count
@@ -108,6 +113,10 @@ def plan(study: Study, config: RateConfig) -> dict[str, object]:
         "checks": len(items) - len(ordinary) - proposed,
         "proposed_checks": proposed,
     }
+
+
+def _models(config: RateConfig) -> tuple[str, ...]:
+    return (config.model,) if config.task == "rate" else (config.left, config.right)
 
 
 def _task(config: RateConfig) -> "TaskOptions":
