@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sayso.database import StoreError
@@ -63,7 +64,9 @@ def create_app(site: Site) -> FastAPI:
     app.include_router(api(site))
     app.include_router(pages(site))
     app.include_router(admin(site))
-    app.mount("/static", _Static(directory=Path(__file__).parent / "static"), name="static")
+    # only these files: a packed page with a secret in it would tell its length
+    static = GZipMiddleware(_Static(directory=Path(__file__).parent / "static"))
+    app.mount("/static", static, name="static")
     _answer_errors(app, site)
     app.add_middleware(_Guard, site=site)
     return app

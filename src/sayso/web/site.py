@@ -18,7 +18,7 @@ from sayso.database import Database
 from sayso.study import Study
 from sayso.web import people, sessions
 from sayso.web.people import Person, Role
-from sayso.web.pictures import BrokenPicture, size_of
+from sayso.web.pictures import BrokenPicture, Pictures, size_of
 from sayso.web.sessions import Session
 
 
@@ -64,6 +64,7 @@ class Site:
     local: bool
     clock: Callable[[], float] = time.time
     app_version: str = field(default_factory=_app_version)
+    pictures: Pictures = field(default_factory=Pictures)
 
     @cached_property
     def secret(self) -> bytes:

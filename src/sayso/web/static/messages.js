@@ -9,13 +9,14 @@ const START = "/"; // shows the sign-in page to who is signed out
  * @param name which
  * @param run what the buttons do: {retry, leave, take, reload, signIn}
  * @param waiting answers that are not sent yet
+ * @param said the server's own sentence
  */
-export function tell(name, run = {}, waiting = 0) {
-  const [symbol, title, text, actions = []] = MESSAGES[name](run, kept(waiting));
+export function tell(name, run = {}, waiting = 0, said = "") {
+  const [symbol, title, text, actions = []] = MESSAGES[name](run, kept(waiting), said);
   showMessage(symbol, title, text, actions);
 }
 
-/** Show a notice: others (how many of their answers wait), break (minutes rated) or broken. */
+/** Show a notice: others (how many of their answers wait), break (minutes rated), forgetful or broken. */
 export function note(name, n) {
   notice(name, ...NOTES[name](n));
 }
@@ -26,6 +27,10 @@ const NOTES = {
     return ["lock", `${answers} on this device for their sign-in.`];
   },
   break: (n) => ["cup", `You have rated for ${n} minutes. A short break keeps your eye fresh.`],
+  forgetful: () => [
+    "warn",
+    "This browser keeps nothing: an answer that is not saved yet is lost when you close this tab.",
+  ],
   broken: () => ["warn", "A picture could not be loaded; its page was passed over and reported."],
 };
 
@@ -72,11 +77,23 @@ const MESSAGES = {
     `All pages loaded so far are answered. More come when the connection is back.${keptAnswers}`,
     [{ label: "Try now", run: run.retry }],
   ],
-  unavailable: (run, keptAnswers) => [
-    "warn",
-    "The server is busy",
-    `It cannot hand out pages at the moment; this page keeps trying.${keptAnswers}`,
+  slow: (run, keptAnswers) => [
+    "sync",
+    "Your connection is slow",
+    `Nothing has come for a while; this page keeps trying.${keptAnswers}`,
     [{ label: "Try now", run: run.retry }],
+  ],
+  unavailable: (run, keptAnswers, said) => [
+    "warn",
+    "No pages at the moment",
+    `${said} This page keeps trying.${keptAnswers}`,
+    [{ label: "Try now", run: run.retry }],
+  ],
+  refused: (run, keptAnswers, said) => [
+    "warn",
+    "The server refuses this page",
+    `${said}${keptAnswers}`,
+    [{ label: "Try again", run: run.retry }],
   ],
   signedOut: (run, keptAnswers) => [
     "lock",
