@@ -4,14 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
+WORKERS ?= 2
 
-.PHONY: demo test check format test-kill bench-rating recipe docs clean
+.PHONY: demo test test-avx2 check format test-kill bench-rating bench-intervals recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
 
 test: check  ## everything that must hold, in less than 15 minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+# Every figure that rounding can move, on a processor without bf16 and AVX-512 (most laptops)
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+NUMERICAL := tests/contracts tests/toy tests/test_align.py tests/test_aligners.py tests/test_clip.py \
+  tests/test_fit.py tests/test_generate.py tests/test_policy.py tests/test_processes.py \
+  tests/test_rewards.py tests/test_tinyworld.py tests/test_tinyworld_weights.py tests/test_train.py
+
+test-avx2: $(INSTALLED)  ## the numerical tests as an AVX2-only processor runs them, two threads
+	$(AVX2) OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(NUMERICAL)
 
 check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -31,6 +41,9 @@ BENCHMARKS := rating_page rating_load rating_open export
 bench-rating: $(INSTALLED)  ## speed of the rating app: page, load, a large study, a large export
 	@failed=0; for name in $(BENCHMARKS); do \
 	  $(BIN)/python benchmarks/$$name.py || failed=1; done; exit $$failed
+
+bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of a prompt are alike
+	$(BIN)/python benchmarks/intervals.py
 
 recipe: $(INSTALLED)  ## the longer tiny-world recipe, up to 45 minutes on 2 cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/lee2023_tiny.sh

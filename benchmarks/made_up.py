@@ -17,10 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from sqlalchemy import Connection, select, text, update
 
 from sayso import files
+from sayso import work_tables as work
 from sayso.study import Study, StudyInfo
 from sayso.types import Prompt, Sample, Sampler, digest
+from sayso.web.tasks import QUESTIONS_OF
 
 FILES, PER_PROMPT = 200, 4
 SAMPLER = Sampler(image_size_px=64)
@@ -127,3 +130,71 @@ def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     here = Path(__file__).parent
     return subprocess.run(command, capture_output=True, text=True, cwd=here).stdout.strip()
+
+
+_NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < :last) "
+_RATER = "full-rater-"
+
+
+def fill(db: Connection, task: str, votes: int, overlap: int = 3, raters: int = 50) -> None:
+    """Put answered items into an open task, in the middle of whose work the database then is.
+
+    Args:
+        votes: how many; each item has `overlap` of them, of different raters.
+    """
+    row = db.execute(select(work.tasks).where(work.tasks.c.id == task)).mappings().one()
+    items, rank = votes // overlap, row["n_ranks"]
+    common = {"task": task, "overlap": overlap, "raters": raters, "rank": rank, "yes": True,
+              "no": False, "questions": len(QUESTIONS_OF[row["kind"]])}  # fmt: skip
+    db.execute(text(_NUMBERS + _FULL_RATERS), {**common, "last": raters - 1})
+    db.execute(text(_NUMBERS + _FULL_ITEMS), {**common, "last": items - 1})
+    given = {**common, "last": items * overlap - 1}
+    db.execute(text(_NUMBERS + _ASSIGNMENTS), given)
+    db.execute(text(_NUMBERS + _VOTES[row["kind"]]), given)
+    more = {
+        "n_items": row["n_items"] + items, "n_ranks": rank + items,
+        "wanted": row["wanted"] + items * overlap, "votes": row["votes"] + items * overlap,
+        "answers": row["answers"] + items * overlap,
+    }  # fmt: skip
+    db.execute(update(work.tasks).where(work.tasks.c.id == task).values(more))
+
+
+def _insert(table: str, values: Mapping[str, str]) -> str:
+    # SQLite wants the recursive part before INSERT, PostgreSQL takes it there too
+    return f"INSERT INTO {table} ({', '.join(values)}) SELECT {', '.join(values.values())} FROM n"
+
+
+_ITEM = "('full-item-' || (i / :overlap))"
+_BY = f"('{_RATER}' || ((i / :overlap + i % :overlap) % :raters))"
+_FULL_RATERS = _insert("raters", {
+    "id": f"'{_RATER}' || i", "name": f"'{_RATER}' || i", "role": "'rater'", "simulated": ":no",
+    "active": ":yes", "created_at": "0",
+})  # fmt: skip
+_FULL_ITEMS = _insert("items", {
+    "id": "'full-item-' || i", "task": ":task", "content": "'alignment:full-' || i",
+    "pair": "'full-pair-' || (i / :questions)", "control": "''", "rank": ":rank + i", "slot": "0",
+    "page": "'full-page-' || i", "question": "'alignment'", "prompt_id": "'full-prompt'",
+    "prompt": "'a prompt'", "samples": "'[]'", "images": "'[]'", "models": "'[]'",
+    "expected": "''", "overlap": ":overlap", "votes": ":overlap", "open": ":no",
+})  # fmt: skip
+_ASSIGNMENTS = _insert("assignments", {
+    "item": _ITEM, "rater": _BY, "task": ":task", "key": "'full-key-' || i",
+    "state": "'answered'", "until": "0", "swapped": ":no", "position": "0",
+    "vote": "'full-vote-' || i",
+})  # fmt: skip
+_VOTE = {
+    "id": "'full-vote-' || i", "rater": _BY, "question": "'alignment'", "simulated": ":no",
+    "shown_at": "0", "answered_at": "1", "task_id": ":task", "item_id": _ITEM,
+    "shown": """'{"latency_ms": 1000, "received_at": 1}'""",
+}  # fmt: skip
+_VOTES = {
+    "rate": _insert("ratings", {
+        **_VOTE, "value": "'good'", "reason": "''", "sample_id": "'full-sample-' || (i / :overlap)",
+    }),
+    "compare": _insert("comparisons", {
+        **_VOTE, "value": "'left'", "prompt_id": "'full-prompt'",
+        "pair": "'full-pair-' || (i / :overlap / :questions)", "left_model": "'base'",
+        "right_model": "'other'", "left_ids": "'[]'", "right_ids": "'[]'",
+        "question": "CASE WHEN i / :overlap % 2 = 0 THEN 'alignment' ELSE 'fidelity' END",
+    }),
+}  # fmt: skip

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # one thread a worker: the workers share the processors, and two threads for each would wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook("sayso", "beartype.beartype")
 
 
@@ -30,10 +34,14 @@ def run_sayso(*arguments: object, **options: object) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="session")
 def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that `sayso demo --quick` has made; shared, not to be changed."""
-    path = tmp_path_factory.mktemp("demo") / "study"
-    done = run_sayso("demo", path, "--quick")
-    assert done.returncode == 0, done.stderr
+    """A study that `sayso demo --quick` has made; shared by all workers, not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = shared / "demo" / "study"
+    with FileLock(shared / "demo.lock"):
+        if not (path / "summary.json").exists():
+            done = run_sayso("demo", path, "--quick")
+            assert done.returncode == 0, done.stderr
     return path
 
 

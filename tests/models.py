@@ -1,6 +1,7 @@
 """A random Stable Diffusion of a few thousand weights, in diffusers' layout, made from configs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,9 +12,18 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SCHEDULERS = {"dpm": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}
+UNET, VAE, TEXT = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
+"""Where a folder keeps the weights of its parts."""
+Tensors = dict[str, Tensor]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -32,6 +42,16 @@ def tiny_pipeline(folder: Path, scheduler: str = "dpm", prediction_type: str = "
     )  # fmt: skip
     pipeline.save_pretrained(folder)
     return folder
+
+
+def edit(file: Path, change: Callable[[Tensors], Tensors]) -> None:
+    """Change the tensors of a safetensors file."""
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+def spoiled(name: str, value: float) -> Callable[[Tensors], Tensors]:
+    """A change that fills one tensor with a number."""
+    return lambda tensors: tensors | {name: torch.full_like(tensors[name], value)}
 
 
 def _unet() -> UNet2DConditionModel:

@@ -99,7 +99,7 @@ def test_finished_run_is_left_alone_and_another_config_is_refused(study: Study) 
     before = (run.weights / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     align(study, QUICK, MARKS)
     assert (run.weights / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="max_steps 3 → 4"):
+    with pytest.raises(UserError, match="finished with --max-steps 3"):
         align(study, dataclasses.replace(QUICK, max_steps=4), MARKS)
     with pytest.raises(UserError, match="options"):
         align(study, QUICK, RewardWeighted(weight="mark", prompt_dropout=0.2))

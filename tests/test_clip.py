@@ -178,7 +178,7 @@ def test_refuses_missing_weights(folder: Path, tmp_path: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks weights such as visual_projection\.weight"):
+    with pytest.raises(UserError, match=r"lacks weights .*1, such as visual_projection\.weight"):
         ClipEncoder.load(str(copy))
 
 
@@ -220,6 +220,7 @@ def test_interrupted_embedding_goes_on_where_it_was(
     calls = []
 
     def stop_at_third(images):
+        images = list(images)
         calls.append(len(images))
         if len(calls) == 3:
             raise KeyboardInterrupt

@@ -58,11 +58,12 @@ def test_change_counts_fixed_and_broken_images() -> None:
     after = [True] * 9 + [False] * 3 + [True] * 3 + [False]
     base = [row(i, t) for i, t in enumerate(before)]
     aligned = [row(i, t, "runs/a") for i, t in enumerate(after)]
-    found = evaluation.paired(base, aligned, seed=0)["all"]
+    found = evaluation.paired(base, aligned)["all"]
     assert (found["fixed"], found["broken"]) == (9, 1)
     assert (found["stayed_true"], found["stayed_false"]) == (3, 3)
-    # exact McNemar: 2 · P(at most 1 of 10 at ½) = 2 · 11 / 1024
-    assert found["p_value"] == pytest.approx(22 / 1024)
+    # the prompts changed by 2 2 2 2 1 0 0 −1, in all by 8; of the 64 ways to sign the six that
+    # changed, 3 reach 8: every 2 positive, and the 1s not both negative
+    assert found["p_value"] == pytest.approx(2 * 3 / 64)
     assert found["difference"]["value"] == pytest.approx(8 / 16)
     assert found["difference"]["low"] < 0.5 < found["difference"]["high"]
     assert found["n_prompts"] == 8
@@ -99,7 +100,7 @@ def test_reward_that_rises_while_truth_falls_is_suspect(after_true: float, suspe
     base = [replace(row(i, i % 3 == 0), reward=0.4) for i in range(60)]
     aligned = [replace(row(i, bool(after_true), "runs/a"), reward=0.8) for i in range(60)]
     scores = {"base": evaluation.mean_scores(base), "aligned": evaluation.mean_scores(aligned)}
-    found = evaluation.optimisation(scores, evaluation.paired(base, aligned, seed=0))
+    found = evaluation.optimisation(scores, evaluation.paired(base, aligned))
     assert found["reward_gain"] == pytest.approx(0.4)
     assert found["suspect"] is suspect
 

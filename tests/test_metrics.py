@@ -43,63 +43,124 @@ def test_wilson_refuses(k: int, n: int) -> None:
         metrics.wilson(k, n)
 
 
-def test_mcnemar_by_hand() -> None:
-    # 6 gained, 1 lost: 2 (C(7,0) + C(7,1)) / 2^7
-    before = np.array([False] * 6 + [True] + [True] * 5 + [False] * 8)
-    after = np.array([True] * 6 + [False] + [True] * 5 + [False] * 8)
-    assert metrics.mcnemar(before, after) == pytest.approx(16 / 128)
-    assert metrics.mcnemar(before, before) == 1.0
+def test_share_over_prompts_of_single_images_is_wilson_with_students_t() -> None:
+    true = np.array([True] * 6 + [False] * 14)
+    found = metrics.share_over_prompts(true, [str(i) for i in range(20)])
+    # variance between prompts 20/19 · p q / n, so 19 effective images; t of 19 degrees of freedom
+    t, n, p = stats.t.ppf(0.975, 19), 19, 0.3
+    root = t * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
+    low, high = (((p + t * t / (2 * n)) + s * root) / (1 + t * t / n) for s in (-1, 1))
+    assert (found.value, found.low, found.high) == pytest.approx((p, low, high))
+
+
+def test_share_over_prompts_counts_copies_of_an_image_once() -> None:
+    true, ids = RNG.random(30) < 0.4, [str(i) for i in range(30)]
+    one = metrics.share_over_prompts(true, ids)
+    ten = metrics.share_over_prompts(np.repeat(true, 10), np.repeat(ids, 10).tolist())
+    assert (ten.low, ten.high) == pytest.approx((one.low, one.high))
+    images = metrics.share_over_prompts(np.repeat(true, 10), [str(i) for i in range(300)])
+    assert images.high - images.low < 0.5 * (ten.high - ten.low)
+
+
+def test_share_over_prompts_is_never_surer_than_independent_images() -> None:
+    """Prompts of exactly one true image in two: no spread between prompts is no proof."""
+    found = metrics.share_over_prompts(
+        np.tile([True, False], 20), np.repeat(range(20), 2).astype(str).tolist()
+    )
+    t = stats.t.ppf(0.975, 19)
+    assert found.high - 0.5 == pytest.approx(
+        t * math.sqrt(1 / 160 + t * t / 6400) / (1 + t * t / 40)
+    )
+
+
+def test_share_over_prompts_corners() -> None:
+    ids = np.repeat(range(10), 8).astype(str).tolist()
+    all_true = metrics.share_over_prompts(np.ones(80, bool), ids)
+    assert (all_true.value, all_true.high) == (1, 1)
+    # the prompts count, not the images: n = 10 and t of 9 degrees of freedom
+    assert all_true.low == pytest.approx(10 / (10 + stats.t.ppf(0.975, 9) ** 2))
+    one = metrics.share_over_prompts(np.array([True, False]), ["a", "a"])
+    assert one.value == 0.5
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    with pytest.raises(ValueError, match="at least one image"):
+        metrics.share_over_prompts(np.zeros(0, bool), [])
+
+
+def test_sign_flip_by_hand() -> None:
+    # sums of ±1 ±1 ±2: 4, 2, 2, 0, 0, −2, −2, −4, each with chance 1/8
+    assert metrics.sign_flip_test(np.array([1, 1, 2, 0])) == pytest.approx(2 / 8)
+    assert metrics.sign_flip_test(np.array([1, -1, 2])) == pytest.approx(6 / 8)
+    assert metrics.sign_flip_test(np.zeros(5, int)) == 1.0
+    # one prompt proves nothing, however many of its images changed
+    assert metrics.sign_flip_test(np.array([8])) == 1.0
+    with pytest.raises(ValueError, match="whole"):
+        metrics.sign_flip_test(np.array([0.5]))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mcnemar_equals_statsmodels(seed: int) -> None:
+def test_sign_flip_with_one_image_a_prompt_is_mcnemars_test(seed: int) -> None:
     rng = np.random.default_rng(seed)
     before, after = rng.random(80) < 0.3, rng.random(80) < 0.5
     table = [[np.sum(a & b) for b in (after, ~after)] for a in (before, ~before)]
     expected = their_mcnemar(np.array(table), exact=True).pvalue
-    assert metrics.mcnemar(before, after) == pytest.approx(expected)
+    changes = metrics.changes_by_prompt(before, after, [str(i) for i in range(80)])
+    assert metrics.sign_flip_test(changes) == pytest.approx(expected)
 
 
-def test_paired_difference_with_one_image_a_prompt_is_scipys_bootstrap() -> None:
-    before, after = RNG.normal(0, 1, 40), RNG.normal(0.4, 1, 40)
+@pytest.mark.parametrize("seed", range(4))
+def test_sign_flip_equals_scipys_permutation_test(seed: int) -> None:
+    changes = np.random.default_rng(seed).integers(-4, 6, 11)
+    theirs = stats.permutation_test(
+        (changes,), np.sum, permutation_type="samples", n_resamples=np.inf
+    )
+    assert metrics.sign_flip_test(changes) == pytest.approx(theirs.pvalue)
+
+
+def test_changes_by_prompt() -> None:
+    before = np.array([False, False, True, True, False])
+    after = np.array([True, True, False, True, True])
+    found = metrics.changes_by_prompt(before, after, ["a", "a", "b", "b", "b"])
+    assert found.tolist() == [2, 0]
+
+
+def test_paired_difference_with_one_image_a_prompt_is_students_interval() -> None:
+    before, after = RNG.random(40) * 0.5, RNG.random(40)
     ids = [f"p{i:02}" for i in range(40)]
-    found = metrics.paired_difference(before, after, ids, seed=5, resamples=4000)
-    theirs = stats.bootstrap(
-        (after - before,), np.mean, method="BCa", n_resamples=4000, rng=np.random.default_rng(5)
-    ).confidence_interval
+    found = metrics.paired_difference(before, after, ids)
+    theirs = stats.ttest_rel(after, before).confidence_interval()
     assert found.value == pytest.approx(np.mean(after - before))
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
-    assert found.low < found.value < found.high
-    again = metrics.paired_difference(before, after, ids, seed=5, resamples=4000)
-    assert again == found
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
 
 
-def test_paired_difference_resamples_prompts_not_images() -> None:
+def test_paired_difference_counts_prompts_not_images() -> None:
     """Ten copies of every image of a prompt add no information, so the interval keeps its width."""
-    change = RNG.integers(-1, 2, 30).astype(float)
+    change = RNG.integers(0, 2, 30).astype(float)
     ids = [str(i) for i in range(30)]
-    one = metrics.paired_difference(np.zeros(30), change, ids, seed=1)
+    one = metrics.paired_difference(np.zeros(30), change, ids)
     ten = metrics.paired_difference(
-        np.zeros(300), np.repeat(change, 10), np.repeat(ids, 10).tolist(), seed=1
+        np.zeros(300), np.repeat(change, 10), np.repeat(ids, 10).tolist()
     )
     assert (ten.low, ten.high) == pytest.approx((one.low, one.high), abs=1e-9)
     images = metrics.paired_difference(
-        np.zeros(300), np.repeat(change, 10), [str(i) for i in range(300)], seed=1
+        np.zeros(300), np.repeat(change, 10), [str(i) for i in range(300)]
     )
     assert images.high - images.low < 0.5 * (ten.high - ten.low)
 
 
 def test_paired_difference_weighs_images_alike() -> None:
     ids = ["a", "b", "b", "b"]
-    found = metrics.paired_difference(np.zeros(4), np.array([1.0, 0, 0, 0]), ids, seed=0)
+    found = metrics.paired_difference(np.zeros(4), np.array([1.0, 0, 0, 0]), ids)
     assert found.value == 0.25
 
 
 def test_paired_difference_corners() -> None:
-    same = metrics.paired_difference(np.zeros(4, bool), np.ones(4, bool), list("aabb"), seed=0)
-    assert (same.low, same.value, same.high) == (1, 1, 1)
+    same = metrics.paired_difference(np.zeros(4, bool), np.ones(4, bool), list("aabb"))
+    assert same.value == 1
+    assert math.isnan(same.low)
+    assert math.isnan(same.high)
     with pytest.raises(ValueError, match="at least 2"):
-        metrics.paired_difference(np.zeros(2), np.ones(2), ["a", "a"], seed=0)
+        metrics.paired_difference(np.zeros(2), np.ones(2), ["a", "a"])
 
 
 def test_win_tie_lose_at_two_thirds_of_nine() -> None:

@@ -59,8 +59,14 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     ours, theirs = (load_file(s.find_run("runs/align-sft").path / weights) for s in (first, second))
     before = load_file(tmp_path / "model/unet/diffusion_pytorch_model.safetensors")
     assert any(not torch.equal(before[name], ours[name]) for name in before)
-    for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-5)
+    moved = torch.cat([(ours[name] - before[name]).flatten() for name in ours])
+    apart = torch.cat([(theirs[name] - ours[name]).flatten() for name in ours])
     logs = [s.find_run("runs/align-sft").history() for s in (first, second)]
     for a, b in zip(*logs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    # Gradients are summed in another order and differ by rounding. Adam divides each by its own
+    # size, so a weight whose gradient is rounding error may go either way, by the learning rate at
+    # most; such weights are few, and the update as a whole is the same.
+    rates = sum(row["learning_rate"] for row in logs[0])
+    assert apart.abs().max() <= 2 * rates
+    assert apart.norm() <= 1e-3 * moved.norm()

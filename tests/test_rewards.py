@@ -1,5 +1,6 @@
 """Rewards: formulas by hand, gradients, saving and loading, names."""
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,17 @@ from clips import colour_study, rate_all, tiny_clip
 
 from sayso.clip import to_pixels
 from sayso.errors import UserError
-from sayso.reward import Reward, load_reward, load_trainable_reward
+from sayso.reward import RatedSamples, Reward, load_reward, load_trainable_reward
 from sayso.rewards.clip_head import (
     COSINES,
     ClipHead,
     Head,
+    _Fit,
     prompt_classification_loss,
     squared_error,
 )
 from sayso.rewards.clip_score import ClipScore
-from sayso.stages.fit import FitConfig, fit
+from sayso.stages.fit import FitConfig, collect, fit
 from sayso.study import Study
 
 QUICK = {"hidden_width": 32, "max_epochs": 3}
@@ -86,6 +88,45 @@ def test_head_sees_directions_not_lengths(interaction: bool) -> None:
     torch.testing.assert_close(head(images * 7, texts / 3), scores)
     assert head.layers[0].in_features == (4 * 8 + COSINES if interaction else 16)
     assert not torch.allclose(head(texts, images), scores)
+
+
+# one step of learning
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_a_step_of_learning_follows_both_terms(
+    study: Study, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    """L = L_MSE + λ L_pc; L_pc is over good images alone, and every score carries gradient."""
+    reward = ClipHead(**QUICK, prompt_classification_weight=weight, mixed_precision="no")
+    reward.prepare(study, "cpu")
+    data = collect(study, FitConfig())
+    rated = RatedSamples(data.samples, data.prompts, data.targets, [False] * len(data.samples))
+    learning = _Fit(reward, study, rated, study.run("fit", f"step-{weight}", {}))
+    others = ["a red colored sea", "a blue colored sea", "a white colored sea", "a pink sea"]
+    monkeypatch.setattr(learning, "_altered", lambda prompt: others)
+    head = reward.head.requires_grad_(True)
+    learning.optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
+    before = copy.deepcopy(head)
+    rows = torch.tensor([data.targets.index(1.0), data.targets.index(0.0), 1, 2, 3])
+    logged = learning._update(rows)
+    moved = [a.detach() - b for a, b in zip(before.parameters(), head.parameters(), strict=True)]
+
+    images, target = learning.images[rows], torch.tensor(data.targets)[rows]
+    texts = reward.clip.texts([data.prompts[row].text for row in rows])
+    mse = ((target - before(images, texts)) ** 2).mean()
+    good = images[target > 0.5]
+    assert 0 < len(good) < len(rows)
+    choices = [texts[target > 0.5], *(reward.clip.texts([t] * len(good)) for t in others)]
+    odds = torch.stack([before(good, text) for text in choices], dim=1).div(2).softmax(dim=1)
+    loss = mse - weight * odds[:, 0].log().mean()
+    gradients = torch.autograd.grad(loss, list(before.parameters()))
+    torch.testing.assert_close(moved, list(gradients), rtol=1e-4, atol=1e-7)
+    assert logged["squared_error"] == pytest.approx(mse.item())
+    if weight:
+        assert logged["prompt_classification_loss"] == pytest.approx(
+            -odds[:, 0].log().mean().item()
+        )
 
 
 # the rewards

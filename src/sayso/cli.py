@@ -73,6 +73,7 @@ FOLDER_COMMANDS = ("new", "demo")
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and repeat the command",
     errno.EDQUOT: "the disk quota is used up; free some space and repeat the command",
+    errno.EFBIG: "files may not grow that large here; raise ulimit -f and repeat the command",
     errno.EROFS: "the file system is read-only; copy the study to a place you may write",
     errno.EACCES: "no permission; mend the folder's permissions and repeat the command",
     errno.EPERM: "not permitted; mend the folder's permissions and repeat the command",

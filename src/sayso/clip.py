@@ -1,9 +1,8 @@
 """CLIP as a feature extractor: differentiable preprocessing, and embeddings kept in the study."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,11 @@ from torch.nn import functional as F
 
 from sayso import files
 from sayso.errors import UserError
+from sayso.finite import refuse_not_finite
 from sayso.progress import progress
 from sayso.study import Study
 from sayso.types import Sample, digest
+from sayso.weights import load_part, quiet_libraries, readable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,8 +29,15 @@ MODES = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for the two resampling filters that CLIP folders use."""
 
 CHUNK = 128
-"""Images embedded at a time, and in a shard of the cache. Fixed, because the last bits of an
-embedding can depend on how many rows are computed together."""
+"""Images in a shard of the cache. Fixed, because the last bits of an embedding can depend on how
+many rows are computed together."""
+
+PICTURES_AT_ONCE = 32
+"""Pictures that go through CLIP at a time: with ViT-L at 336 pixels and in fp32 they need less than
+a GiB (a picture has 577 tokens, whose widest layer has 4,096 numbers)."""
+
+STACKED_PIXELS = 64 * 512 * 512
+"""Pixels of pictures held as floats at a time, 12 bytes each: 200 MB."""
 
 TEXT_ROWS = 32
 """Texts embedded at a time, for the same reason."""
@@ -39,6 +47,21 @@ def to_pixels(image: "Image.Image") -> Float[Tensor, "3 h w"]:
     """A picture as float RGB in [0, 1]."""
     array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def stacked(
+    pictures: "Iterable[Image.Image]", most: int = 64
+) -> Iterator[Float[Tensor, "b 3 h w"]]:
+    """Pictures in order, as RGB in [0, 1], in portions of one size that fit the memory.
+
+    Args:
+        pictures: of any sizes; neighbours of one size go together.
+        most: how many at a time at most, ≥ 1; fewer where they are large.
+    """
+    for (width, height), same in groupby(pictures, key=lambda picture: picture.size):
+        size = max(1, min(most, STACKED_PIXELS // (width * height)))
+        while part := list(islice(same, size)):
+            yield torch.stack([to_pixels(picture) for picture in part])
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,22 +191,26 @@ class ClipEncoder:
         return min(limit, self.tokenizer.model_max_length)
 
     def images(
-        self, images: "Float[Tensor, 'b 3 h w'] | Sequence[Image.Image]"
+        self, images: "Float[Tensor, 'b 3 h w'] | Iterable[Image.Image]"
     ) -> Float[Tensor, "b d"]:
         """Image embeddings after the projection, not normalised.
 
         Gradients pass through to a tensor that asks for them.
 
         Args:
-            images: RGB in [0, 1], or pictures of any sizes.
+            images: RGB in [0, 1], or pictures of any sizes, one or more; they are read one after
+                the other, and only what CLIP sees of them is held.
         """
         if isinstance(images, Tensor):
             pixels = self.preprocessing(images.to(self.device, torch.float32))
         else:
-            rows = [self.preprocessing(to_pixels(image)[None]) for image in images]
-            pixels = torch.cat(rows).to(self.device)
+            pixels = torch.cat([self.preprocessing(to_pixels(image)[None]) for image in images])
+        parts = [self._embed_pixels(part) for part in pixels.split(PICTURES_AT_ONCE)]
+        return torch.cat(parts)
+
+    def _embed_pixels(self, pixels: Tensor) -> Tensor:
         with self._full_precision():
-            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+            pooled = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
             return self.model.visual_projection(pooled)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
@@ -232,7 +259,9 @@ class ClipEncoder:
             rows, padding="max_length", max_length=length, return_tensors="pt"
         ).to(self.device)
         with self._full_precision():
-            return self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+            vectors = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+        refuse_not_finite(vectors, [f"prompt {text!r}" for text in rows], "CLIP's text encoder")
+        return vectors
 
     def _full_precision(self) -> torch.autocast:
         """Kept embeddings must not depend on whose autocast they were first asked for in."""
@@ -275,30 +304,13 @@ def _download(name: str) -> Path:
 
 def _load_model(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, CLIPModel
-    from transformers.utils import logging
 
     kind = files.read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise UserError(f"{folder} holds a {kind!r} model; give a folder of a CLIPModel")
-    # a bar for the moment of loading would only break ours
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = CLIPModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+    model = load_part(CLIPModel, folder, "")
+    with readable(f"the tokenizer of {folder}", "restore the folder"), quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"CLIP folder {folder} cannot be loaded ({reason}); restore it") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    model, facts = loaded
-    if facts["missing_keys"]:
-        raise UserError(
-            f"{folder} lacks weights such as {min(facts['missing_keys'])}; restore the whole folder"
-        )
     return model, tokenizer
 
 
@@ -334,7 +346,8 @@ def embed_samples(
 def _embed_shard(
     study: Study, encoder: ClipEncoder, samples: list[Sample], folder: Path
 ) -> dict[str, Tensor]:
-    vectors = encoder.images([study.image(s) for s in samples]).cpu()
+    vectors = encoder.images(study.image(s) for s in samples).cpu()
+    refuse_not_finite(vectors, [f"sample {s.id}" for s in samples], f"CLIP {study.info.clip_model}")
     shard = {s.id: v.clone() for s, v in zip(samples, vectors, strict=True)}
     name = digest([s.id for s in samples])
     files.write_bytes(folder / f"{name}.safetensors", save(shard))
@@ -346,7 +359,11 @@ def _read_cache(folder: Path) -> dict[str, Tensor]:
     known: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            known |= load_file(path)
+            shard = load_file(path)
         except SafetensorError:
+            shard = {}
+        if shard and all(vector.isfinite().all() for vector in shard.values()):
+            known |= shard
+        else:
             path.unlink()
     return known

@@ -39,7 +39,8 @@ class Database:
     """A database of votes; a SQLite file that does not exist is made by the first write.
 
     Args:
-        url: "sqlite:///path" or "postgresql://user@host/name".
+        url: "sqlite:///path", "postgresql://user@host/name", or the path of a SQLite file, whatever
+            its name.
         busy_timeout_s: how long a writing transaction waits at most, in all, for other threads and
             other programs that write.
         keep_open: keep connections open between transactions, as a server wants; else nothing of
@@ -48,7 +49,7 @@ class Database:
     """
 
     def __init__(
-        self, url: str | URL, busy_timeout_s: float = BUSY_TIMEOUT_S, keep_open: bool = False
+        self, url: str | URL | Path, busy_timeout_s: float = BUSY_TIMEOUT_S, keep_open: bool = False
     ) -> None:
         self.url = _parse(url)
         self._busy_timeout_s = busy_timeout_s
@@ -204,7 +205,26 @@ class Database:
             raise StoreError(_explain(self.name, "busy")) from None
 
 
-def _parse(url: str | URL) -> URL:
+def address(file: Path) -> URL:
+    """The address of a SQLite file: a path is never pasted into one, for ? and % mean something."""
+    return URL.create("sqlite", database=str(file))
+
+
+def from_anywhere(url: str) -> str:
+    """An address as it is stored: a SQLite file with its whole path.
+
+    Raises: UserError: for an address that is none.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() != "sqlite":
+        return url
+    whole = str(Path(str(parsed.database)).resolve())
+    return parsed.set(database=whole).render_as_string(hide_password=False)
+
+
+def _parse(url: str | URL | Path) -> URL:
+    if isinstance(url, Path):
+        return address(url)
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -214,9 +234,21 @@ def _parse(url: str | URL) -> URL:
         raise UserError(f"database {parsed.drivername!r} is not supported; give {_ALLOWED}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise UserError(f"{str(url)!r} names no file; give {_ALLOWED}")
+    if backend == "sqlite" and isinstance(url, str) and "?" in url and not _options(parsed):
+        raise UserError(f"{url!r} is cut at its question mark; in a path write %3F for it")
     if parsed.drivername == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     return parsed
+
+
+_SQLITE_OPTIONS = {
+    "uri", "timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements",
+}  # fmt: skip
+
+
+def _options(url: URL) -> bool:
+    """Whether what follows the question mark of an address is options of the driver."""
+    return bool(url.query) and ("uri" in url.query or url.query.keys() <= _SQLITE_OPTIONS)
 
 
 def _postgresql(url: URL, timeout_s: float) -> Engine:

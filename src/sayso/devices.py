@@ -1,6 +1,8 @@
-"""Device, number format and processes, through accelerate."""
+"""Device, number format, processes and memory, through accelerate."""
 
-from contextlib import AbstractContextManager
+import errno
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from sayso.errors import UserError
@@ -67,3 +69,49 @@ def best_precision() -> Literal["no", "bf16"]:
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "no"
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    f"os error {errno.ENOMEM}",
+    "could not create a primitive",
+    "could not create a memory",
+    "ALLOC_FAILED",
+)
+"""How CUDA, MPS, torch's CPU allocator, C++, safetensors, oneDNN and cuBLAS say it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library failed for want of memory, of the device or of the machine."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, Exception) and any(said in str(error) for said in _NO_MEMORY)
+
+
+@contextmanager
+def enough_memory(flag: str, value: int) -> Iterator[None]:
+    """A block whose need of memory goes with an option; out of memory names half of its value.
+
+    Args:
+        flag: the option, such as "--batch-size".
+        value: what it was, ≥ 1.
+    Raises: UserError: if the memory does not suffice.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"{OUT_OF_MEMORY} at {flag} {value}; {_less(flag, value)}") from None
+
+
+OUT_OF_MEMORY = "out of memory"
+
+
+def _less(flag: str, value: int) -> str:
+    if value > 1:
+        return f"repeat the command with {flag} {value // 2}, and it goes on where it stopped"
+    return "close other programs, use smaller images, or a machine with more memory"

@@ -3,7 +3,6 @@
 Pure functions; no model, no file. A number that cannot be computed is `{"skipped": reason}`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +13,12 @@ from sayso import metrics
 from sayso.types import CATEGORIES
 
 Section = dict[str, Any]
-RESAMPLES = 4999
+METHODS = {
+    "share": "Wilson's interval with the effective number of images, over prompts",
+    "difference": "t interval over prompts",
+    "p_value": "exact sign flip over prompts",
+}
+"""How the intervals and p-values of an evaluation were computed; result.json keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +75,24 @@ def pair_up(base: Sequence[Scored], aligned: Sequence[Scored]) -> tuple[list[Sco
 
 
 def shares(rows: Sequence[Scored]) -> Section:
-    """The share of true images by group, each with Wilson's interval and its number of images."""
+    """The share of true images by group, with an interval over prompts and both numbers."""
     known = [row for row in rows if row.true is not None]
     if not known:
         return skipped("no image is marked true or false: no judge, and no ratings of these images")
-    parts = {name: [r.true for r in known if wanted(r)] for name, wanted in groups(known).items()}
-    return {name: _share(marks) for name, marks in parts.items() if marks}
+    parts = {name: [r for r in known if wanted(r)] for name, wanted in groups(known).items()}
+    return {name: _share(part) for name, part in parts.items() if part}
 
 
-def _share(marks: Sequence[bool | None]) -> Section:
-    return asdict(metrics.wilson(sum(map(bool, marks)), len(marks))) | {"n": len(marks)}
+def _share(rows: Sequence[Scored]) -> Section:
+    prompts = [row.prompt_id for row in rows]
+    found = metrics.share_over_prompts(np.array([bool(row.true) for row in rows]), prompts)
+    return found.plain() | {"n": len(rows), "n_prompts": len(set(prompts))}
 
 
-def paired(base: Sequence[Scored], aligned: Sequence[Scored], seed: int) -> Section:
+def paired(base: Sequence[Scored], aligned: Sequence[Scored]) -> Section:
     """What changed from base to aligned on the same prompts and seeds, by group.
 
-    McNemar's exact p-value over images, and the difference of the shares with a BCa bootstrap
+    The exact p-value of a sign flip over prompts, and the difference of the shares with an
     interval over prompts.
     """
     both = [(b, a) for b, a in zip(base, aligned, strict=True) if None not in (b.true, a.true)]
@@ -94,10 +100,10 @@ def paired(base: Sequence[Scored], aligned: Sequence[Scored], seed: int) -> Sect
         return skipped("no pair of images of the same prompt and seed is marked in both models")
     parts = groups([b for b, _ in both])
     found = {name: [pair for pair in both if wanted(pair[0])] for name, wanted in parts.items()}
-    return {name: _change(pairs, seed) for name, pairs in found.items() if pairs}
+    return {name: _change(pairs) for name, pairs in found.items() if pairs}
 
 
-def _change(pairs: Sequence[tuple[Scored, Scored]], seed: int) -> Section:
+def _change(pairs: Sequence[tuple[Scored, Scored]]) -> Section:
     before = np.array([bool(b.true) for b, _ in pairs])
     after = np.array([bool(a.true) for _, a in pairs])
     prompts = [b.prompt_id for b, _ in pairs]
@@ -108,24 +114,15 @@ def _change(pairs: Sequence[tuple[Scored, Scored]], seed: int) -> Section:
         "broken": int((before & ~after).sum()),
         "stayed_true": int((before & after).sum()),
         "stayed_false": int((~before & ~after).sum()),
-        "p_value": metrics.mcnemar(before, after),
-        "difference": _difference(before, after, prompts, seed),
+        "p_value": metrics.sign_flip_test(metrics.changes_by_prompt(before, after, prompts)),
+        "difference": _difference(before, after, prompts),
     }
 
 
-def _difference(
-    before: np.ndarray, after: np.ndarray, prompts: Sequence[str], seed: int
-) -> Section:
+def _difference(before: np.ndarray, after: np.ndarray, prompts: Sequence[str]) -> Section:
     if len(set(prompts)) < 2:
         return skipped(f"{len(set(prompts))} prompt; an interval over prompts needs at least 2")
-    found = metrics.paired_difference(
-        before.astype(float), after.astype(float), prompts, seed=seed, resamples=RESAMPLES
-    )
-    return {key: _plain(value) for key, value in asdict(found).items()}
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return dict(metrics.paired_difference(before, after, prompts).plain())
 
 
 # rewards
@@ -181,7 +178,7 @@ def _quality(rows: Sequence[Scored], calibrated: bool) -> Section:
         "accuracy": metrics.accuracy(good, reward),
         "brier": metrics.brier(good.astype(float), reward),
         "calibration_error": metrics.calibration_error(table),
-        "calibration": [_with_interval(asdict(row)) for row in table],
+        "calibration": _calibration(good, reward, prompts),
     }
 
 
@@ -200,11 +197,19 @@ def _auc(good: np.ndarray, scores: np.ndarray) -> float | Section:
     return metrics.roc_auc(good, scores)
 
 
-def _with_interval(row: Section) -> Section:
-    if not row["n"]:
-        return row
-    interval = metrics.wilson(round(row["target"] * row["n"]), row["n"])
-    return row | {"target_low": interval.low, "target_high": interval.high}
+def _calibration(good: np.ndarray, reward: np.ndarray, prompts: Sequence[str]) -> list[Section]:
+    """The rows of the calibration table, each share with its interval over prompts."""
+    table = metrics.calibration(good.astype(float), reward)
+    place, ids = metrics.bin_of(reward, len(table)), np.array(prompts)
+    return [
+        asdict(row) | (_limits(good[place == i], ids[place == i].tolist()) if row.n else {})
+        for i, row in enumerate(table)
+    ]
+
+
+def _limits(good: np.ndarray, prompts: Sequence[str]) -> Section:
+    found = metrics.share_over_prompts(good, prompts).plain()
+    return {"target_low": found["low"], "target_high": found["high"]}
 
 
 def optimisation(scores: Mapping[str, Section], change: Section) -> Section:

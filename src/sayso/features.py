@@ -1,6 +1,6 @@
 """Fidelity and diversity: how far generated images are from natural ones, on fixed features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,16 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from sayso import metrics
-from sayso.clip import ClipEncoder, to_pixels
+from sayso.clip import ClipEncoder, stacked
 from sayso.devices import make_accelerator
+from sayso.finite import refuse_not_finite
 from sayso.pretraining import open_pretraining
 from sayso.study import Study
 from sayso.types import Prompt, Sample
 
-Pictures = Sequence[Image.Image]
+Pictures = Iterable[Image.Image]
 Kernel = Literal["kid", "cmmd"]
 """The kernel distance made for CLIP's embeddings is CMMD; for other features KID."""
-_BATCH = 64
 
 
 class FeatureSpace:
@@ -31,13 +31,12 @@ class FeatureSpace:
         self._embed = embed
 
     def __call__(self, pictures: Pictures) -> Float[ndarray, "n d"]:
-        """The features of pictures, all of one size, float32."""
-        pixels = (
-            torch.stack([to_pixels(p) for p in pictures[i : i + _BATCH]])
-            for i in range(0, len(pictures), _BATCH)
-        )
+        """The features of pictures, float32, all finite."""
         with torch.no_grad():
-            return torch.cat([self._embed(part).cpu().float() for part in pixels]).numpy()
+            found = torch.cat([self._embed(part).cpu().float() for part in stacked(pictures)])
+        names = [f"picture {i + 1} of {len(found)}" for i in range(len(found))]
+        refuse_not_finite(found, names, self.name)
+        return found.numpy()
 
 
 def feature_space(study: Study, device: torch.device) -> FeatureSpace:
@@ -90,7 +89,7 @@ def _distances(study: Study, chosen: Mapping[str, list[Sample]], n: int) -> dict
     real, more = space(natural[:n]), natural[n:]
     found: dict[str, Any] = {"features": space.name, "dimensions": int(real.shape[1])}
     for role, samples in chosen.items():
-        found[role] = distances(real, space([study.image(s) for s in samples]), space.kernel)
+        found[role] = distances(real, space(study.image(s) for s in samples), space.kernel)
     found["natural"] = distances(real, space(more), space.kernel) if len(more) >= n else None
     return found | {"n": found["base"]["n"], "ratio": ratio(found["aligned"], found["base"])}
 

@@ -7,6 +7,7 @@ whoever writes.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from sqlalchemy import Connection, Engine, Table, insert, select
@@ -67,11 +68,11 @@ class Feedback:
     A SQLite file that does not exist reads as empty and is made by the first vote.
 
     Args:
-        url: "sqlite:///path" or "postgresql://user@host/name".
+        url: "sqlite:///path", "postgresql://user@host/name", or the path of a SQLite file.
         busy_timeout_s: how long to wait while another program writes.
     """
 
-    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    def __init__(self, url: str | Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.database = Database(url, busy_timeout_s)
 
     # writing

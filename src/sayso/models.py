@@ -72,6 +72,7 @@ def load_policy(study: Study, model: str, device: torch.device) -> Policy:
     """
     folder, *runs = model_folders(study, model)
     policy = family(folder).load(folder, device)
+    policy.name = f"{model} ({folder})" if model == "base" else model
     for weights in runs:
         policy.load_weights(weights)
     return policy

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from sayso.errors import UserError, unknown_name
-from sayso.files import read_json
+from sayso.user_files import read_json
 
 
 class Parsed(NamedTuple):

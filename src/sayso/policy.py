@@ -21,15 +21,24 @@ def mean_squared_error(
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
+PIXELS_AT_ONCE = 512 * 512
+"""Pixels that the autoencoder codes at a time, however large the batch. Stable Diffusion's needs
+3 KiB a pixel in fp32 to decode (0.75 GiB for a picture of 512 × 512; 48 GiB for 64 of them) and
+2.5 KiB to encode, and one such picture keeps a device busy."""
+
+
 class Policy(ABC):
     """One family of models behind one surface; a file of `families/` implements it.
 
     `t` is in [0, 1], 0 = image, 1 = noise, for every family. `network` is the module that training
-    changes; everything else is frozen. `pipelines` lists the diffusers pipeline classes
-    (`_class_name` in model_index.json) that the family loads.
+    changes, `network_kind` its name in messages; everything else is frozen. `pipelines` lists the
+    diffusers pipeline classes (`_class_name` in model_index.json) that the family loads. `name`
+    says which model it is, in messages.
     """
 
     pipelines: tuple[str, ...] = ()
+    network_kind: str = "network"
+    name: str = "the model"
     network: nn.Module
     device: torch.device
 
@@ -65,7 +74,10 @@ class Policy(ABC):
 
     @abstractmethod
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Images in [0, 1] of scaled latents; differentiable where not clipped."""
+        """Images in [0, 1] of scaled latents; differentiable where not clipped.
+
+        What the autoencoder makes infinite or NaN is NaN in the image.
+        """
 
     @abstractmethod
     def add_noise(
@@ -118,6 +130,10 @@ class Policy(ABC):
 
         Raises: UserError: if the folder holds no such weights.
         """
+
+    def portion(self, image_size_px: int) -> int:
+        """How many images of that size to encode or decode at a time, ≥ 1."""
+        return max(1, PIXELS_AT_ONCE // image_size_px**2)
 
     def denoising_error(
         self,

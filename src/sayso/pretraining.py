@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sayso import files
 from sayso.errors import UserError
 from sayso.study import Study
 from sayso.types import digest
+from sayso.user_files import read_json_lines
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -117,10 +117,10 @@ def _open_folder(path: Path, size: int) -> _Folder:
     if not metadata.is_file():
         raise UserError(f"{metadata} is missing; write a line {{file_name, text}} for each image")
     rows: dict[str, str] = {}
-    for number, row in enumerate(files.read_lines(metadata), 1):
+    for where, row in read_json_lines(metadata):
         name, text = row.get("file_name"), row.get("text")
         if not isinstance(name, str) or not isinstance(text, str) or not name:
-            raise UserError(f"{metadata} line {number} needs file_name and text, both strings")
+            raise UserError(f"{where} needs file_name and text, both strings")
         rows[name] = text
     if len(rows) < 2:
         raise UserError(f"{metadata} names {len(rows)} images; give at least 2")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sayso import files
+from sayso import files, user_files
 from sayso.errors import UserError, unknown_name
 from sayso.tinyworld.scenes import article
 from sayso.types import CATEGORIES, Prompt, Split, digest
@@ -97,7 +97,7 @@ def load_grammar(name_or_path: str) -> Grammar:
     if name_or_path in grammar_names():
         return _parse(shipped, files.read_json(shipped))
     if name_or_path.endswith(".json"):
-        return _parse(Path(name_or_path), files.read_json(Path(name_or_path)))
+        return _parse(Path(name_or_path), user_files.read_json(Path(name_or_path)))
     raise unknown_name("prompt set", name_or_path, grammar_names())
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sayso.clip import ClipEncoder, embed_samples, resolve_clip, to_pixels
+from sayso.clip import ClipEncoder, embed_samples, resolve_clip, stacked
 from sayso.errors import UserError, unknown_name
 from sayso.plugins import is_plugin, load_plugin, plugin_names
 from sayso.run import Run
@@ -19,7 +19,7 @@ from sayso.study import Study
 from sayso.types import Prompt, Sample
 
 BATCH_SIZE = 64
-"""Images scored at a time when scores are computed from pixels."""
+"""Images scored at a time, at most, when scores are computed from pixels."""
 
 
 @dataclass
@@ -74,14 +74,10 @@ class Reward(ABC):
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]
     ) -> Tensor:
         """Scores from pixels; overridden where something cached makes it cheaper."""
-        pixels = (to_pixels(study.image(sample)) for sample in samples)
-        pairs = zip(pixels, texts, strict=True)
-        scores = []
+        left, scores = iter(texts), []
         # imported images may have any shape
-        for _, same_shape in groupby(pairs, key=lambda pair: pair[0].shape):
-            while part := list(islice(same_shape, BATCH_SIZE)):
-                images = torch.stack([image for image, _ in part])
-                scores.append(self.score(images, [text for _, text in part]))
+        for images in stacked((study.image(sample) for sample in samples), BATCH_SIZE):
+            scores.append(self.score(images, list(islice(left, len(images)))))
         return torch.cat(scores)
 
 

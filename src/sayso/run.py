@@ -7,22 +7,31 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from sayso import files
 from sayso.errors import UserError
 from sayso.files import JsonObject
+from sayso.progress import console
+from sayso.run_lock import NAME as LOCK
+from sayso.run_lock import lock
+from sayso.run_options import Asked, continued
 
 PACKAGES = ("sayso", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
 
 
 class Run:
-    """A run folder: config.json, env.json, log.jsonl, checkpoints/, weights/, result.json.
+    """A run folder: config, env, inputs, log, checkpoints/, weights/, result.json.
 
     Made by `Study.run`. `result.json` is written last: its presence means the run is finished.
+    As a context manager it lets other processes work on the run when the block has ended.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: FileLock | None = None
 
     @property
     def name(self) -> str:
@@ -54,10 +63,42 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def inputs(self) -> JsonObject | None:
+        """What the run learns from, as it was when the run was begun; None if that is unknown."""
+        path = self.path / "inputs.json"
+        return files.read_json(path) if path.exists() else None
+
+    def freeze(self, inputs: Mapping[str, Any]) -> None:
+        """Write down what the run learns from; see `inputs`."""
+        files.write_json(self.path / "inputs.json", dict(inputs))
+
+    @property
     def latest_checkpoint(self) -> Path | None:
-        """The whole checkpoint with the highest step, or None; half-written ones do not count."""
+        """The checkpoint with the highest step, or None; half-written ones do not count."""
+        return next(iter(self.checkpoint_folders()), None)
+
+    def checkpoint_folders(self) -> list[Path]:
+        """The checkpoints, newest first."""
         steps = [p for p in self.checkpoints.glob("[0-9]*") if p.is_dir()]
-        return max(steps, key=lambda p: int(p.name), default=None)
+        return sorted(steps, key=lambda p: int(p.name), reverse=True)
+
+    @property
+    def has_checkpoints(self) -> bool:
+        return self.latest_checkpoint is not None
+
+    def take_lock(self) -> None:
+        """Let no other process work on the run. Raises: UserError: if one does; it is named."""
+        self._lock = lock(self.path)
+
+    def release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.release(force=True)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.release_lock()
 
     def add_environment(self, facts: JsonObject) -> None:
         """Add to env.json what is known only once the models are loaded."""
@@ -80,41 +121,84 @@ class Run:
         """Write result.json: from now on the run is finished and its checkpoints are not needed."""
         files.write_json(self.path / "result.json", result)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.release_lock()
 
 
-def open_run(path: Path, config: JsonObject, seed: int) -> Run:
-    """Make the run folder, or reopen the one with the same config.
+def open_run(
+    path: Path,
+    asked: Asked,
+    seed: int,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    main: bool = True,
+) -> Run:
+    """Make the run folder, or reopen the one that was begun with the same options.
 
+    Args:
+        asked: what the command asks for.
+        inputs: what the run learns from; it is frozen when the run is begun.
+        main: whether this process is the one of a launch that writes. It holds the run's lock.
     Raises: UserError: if the folder holds another config (the differing fields are listed) or is
-        half written.
+        half written, or another process works on it.
     """
-    if not path.exists():
-        with files.new_folder(path) as folder:
-            files.write_json(folder / "config.json", config)
-            files.write_json(folder / "env.json", environment(seed))
-    elif not (path / "config.json").is_file():
-        raise UserError(
-            f"{path} is half written (it has no config.json); delete it or choose another --name"
-        )
     run = Run(path)
-    _refuse_other_config(run, config)
-    files.remove_temporaries(run.path)
-    files.remove_temporaries(run.checkpoints)
+    if run.finished or not main:
+        continued(run.name, run.config, asked, finished=run.finished)
+        return run
+    path.mkdir(parents=True, exist_ok=True)
+    run.take_lock()
+    try:
+        if (path / "config.json").is_file():
+            _reopen(run, asked, seed, inputs)
+        else:
+            _begin(run, asked, seed, inputs)
+    except BaseException:
+        run.release_lock()
+        raise
     return run
 
 
-def _refuse_other_config(run: Run, config: JsonObject) -> None:
-    old = run.config
-    changed = [
-        f"{key} {old.get(key)!r} → {config.get(key)!r}"
-        for key in sorted(old.keys() | config.keys())
-        if old.get(key) != config.get(key)
-    ]
-    if changed:
+def _begin(run: Run, asked: Asked, seed: int, inputs: Mapping[str, Any] | None) -> None:
+    """Write the papers of a new run, config.json last: with it they are all there."""
+    files.remove_temporaries(run.path)
+    there = {path.name for path in run.path.iterdir()} - {LOCK, "env.json", "inputs.json"}
+    if there:
         raise UserError(
-            f"{run.name} exists with another config ({'; '.join(changed)}); "
-            "choose another --name, or repeat the old options"
+            f"{run.path} is half written (it has no config.json); delete it or choose another "
+            "--name"
         )
+    files.write_json(run.path / "env.json", environment(seed))
+    if inputs is not None:
+        run.freeze(inputs)
+    files.write_json(run.path / "config.json", asked.options)
+    files.sync_folder(run.path.parent)
+
+
+def _reopen(run: Run, asked: Asked, seed: int, inputs: Mapping[str, Any] | None) -> None:
+    old = run.config
+    now = continued(run.name, old, asked, finished=False)
+    files.remove_temporaries(run.path)
+    files.remove_temporaries(run.checkpoints)
+    _mend_environment(run, seed)
+    if inputs is not None and run.inputs is None:
+        run.freeze(inputs)
+        if run.has_checkpoints:
+            console.print(
+                f"{run.name} was begun without a record of what it learns from; it goes on with "
+                "what is there now"
+            )
+    if now != old:
+        files.write_json(run.path / "config.json", now)
+
+
+def _mend_environment(run: Run, seed: int) -> None:
+    """An env.json that cannot be read keeps nobody from going on; the console says so."""
+    path = run.path / "env.json"
+    try:
+        files.read_json(path)
+    except UserError as error:
+        console.print(f"{error}; it is written anew", soft_wrap=True)
+        files.write_json(path, environment(seed))
 
 
 def environment(seed: int) -> JsonObject:

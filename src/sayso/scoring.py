@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from sayso.clip import to_pixels
+from sayso.clip import stacked
 from sayso.evaluation import Scored
 from sayso.progress import progress
 from sayso.reward import load_reward
@@ -54,9 +54,8 @@ def _judged(
 ) -> list[Scored]:
     judge, readings = Judge.load(device=device), []
     with progress("judging images", len(rows)) as advance:
-        for i in range(0, len(rows), _BATCH):
-            pixels = [to_pixels(study.image(s)) for s in samples[i : i + _BATCH]]
-            readings += judge.read(torch.stack(pixels))
+        for pixels in stacked((study.image(s) for s in samples), _BATCH):
+            readings += judge.read(pixels)
             advance(len(pixels))
     return [_marked(*known) for known in zip(rows, prompts, readings, strict=True)]
 

@@ -4,14 +4,16 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sayso import files
 from sayso.errors import UserError, unknown_name
+from sayso.records import from_row
 from sayso.run import Run, open_run
+from sayso.run_options import asked
 from sayso.types import SPLITS, Prompt, Sample, Sampler
 
 if TYPE_CHECKING:
@@ -85,7 +87,8 @@ class Study:
             raise UserError(
                 f"{self.path} has no prompts; make some with: sayso prompts {self.path}"
             )
-        prompts = [Prompt(**row) for row in rows]
+        where = self.path / "prompts.jsonl"
+        prompts = [from_row(Prompt, row, f"{where} line {n}") for n, row in enumerate(rows, 1)]
         splits = {"all": SPLITS, "test": ("seen", "unseen")}.get(which, (which,))
         return [p for p in prompts if p.split in splits]
 
@@ -107,8 +110,13 @@ class Study:
     def samples(self, model: str | None = None) -> list[Sample]:
         """The generated images' records, oldest first; of one model if named."""
         rows = files.read_lines(self.path / "samples.jsonl")
-        samples = [Sample(**{**row, "sampler": Sampler(**row["sampler"])}) for row in rows]
+        samples = [self._sample(row, n) for n, row in enumerate(rows, 1)]
         return [s for s in samples if model is None or s.model == model]
+
+    def _sample(self, row: files.JsonObject, number: int) -> Sample:
+        where = f"{self.path / 'samples.jsonl'} line {number}"
+        sampler = from_row(Sampler, row.get("sampler"), where)
+        return from_row(Sample, row | {"sampler": sampler}, where)
 
     def add_samples(
         self,
@@ -123,7 +131,9 @@ class Study:
         Images that were not drawn here have none, and their samples name no shard.
         """
         for sample, image in zip(samples, images, strict=True):
-            files.save_image(self.path / sample.path, lambda p, i=image: i.save(p, "PNG"))
+            with files.new_file(self.path / sample.path, sync_name=False) as path:
+                image.save(path, "PNG")
+        files.sync_names(self.path / sample.path for sample in samples)
         if latents is not None:
             from safetensors.torch import save
 
@@ -183,18 +193,31 @@ class Study:
 
     @cached_property
     def feedback(self) -> "Feedback":
-        """The vote store: SQLite in the study, or the database that study.json names."""
-        from sayso.feedback import Feedback
+        """The vote store: SQLite in the study, or the database that study.json names.
 
-        return Feedback(self.info.feedback_url or f"sqlite:///{self.path / 'feedback.db'}")
+        Raises: UserError: if an earlier version put the study's votes elsewhere.
+        """
+        from sayso.feedback import Feedback
+        from sayso.misplaced_votes import refuse_misplaced
+
+        if self.info.feedback_url:
+            return Feedback(self.info.feedback_url)
+        own = self.path / "feedback.db"
+        if not own.exists():
+            refuse_misplaced(own, {sample.id for sample in self.samples()})
+        return Feedback(own)
 
     def use_database(self, url: str) -> None:
         """Keep the votes in the database at `url` from now on; study.json remembers it.
 
         Raises: UserError: if the address is none, or there are votes in another database.
         """
+        from sayso.database import from_anywhere
         from sayso.feedback import Feedback
 
+        if url == self.info.feedback_url:
+            return
+        url = from_anywhere(url)
         if url == self.info.feedback_url:
             return
         store = Feedback(url)
@@ -207,11 +230,31 @@ class Study:
         files.write_json(self.path / "study.json", asdict(self.info))
         self.feedback = store
 
-    def run(self, stage: str, name: str, config: Mapping[str, Any]) -> Run:
-        """The run folder `runs/<stage>-<name>`, made or resumed (see `open_run`)."""
-        plain = json.loads(json.dumps(dict(config), default=str))
-        path = self.path / "runs" / (f"{stage}-{name}" if name else stage)
-        return open_run(path, plain, self.info.seed)
+    def run(
+        self,
+        stage: str,
+        name: str,
+        config: Any,
+        options: Any = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        main: bool = True,
+    ) -> Run:
+        """The run folder `runs/<stage>-<name>`, made or resumed; the rest is of `open_run`.
+
+        Args:
+            config: the stage's config dataclass, or a mapping.
+            options: a plug-in, whose fields are options too.
+        """
+        path, seed = self._run_path(stage, name), self.info.seed
+        return open_run(path, asked(config, options), seed, inputs=inputs, main=main)
+
+    def _run_path(self, stage: str, name: str) -> Path:
+        return self.path / "runs" / (f"{stage}-{name}" if name else stage)
+
+    def frozen_inputs(self, stage: str, name: str) -> files.JsonObject | None:
+        """What a run that is begun learns from, or None (see `Run.inputs`)."""
+        return Run(self._run_path(stage, name)).inputs
 
     def runs(self, stage: str = "") -> list[Run]:
         """The runs there are, of one stage if named, by name."""
@@ -265,8 +308,6 @@ def _parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
         raise UserError(
             f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
         )
-    known = {f.name for f in fields(StudyInfo)}
-    if row.keys() != known:
-        odd = ", ".join(sorted(row.keys() ^ known))
-        raise UserError(f"{path / 'study.json'} has missing or unknown fields: {odd}; mend them")
-    return StudyInfo(**{**row, "sampler": Sampler(**row["sampler"])})
+    where = path / "study.json"
+    sampler = from_row(Sampler, row.get("sampler", {}), f"sampler in {where}")
+    return from_row(StudyInfo, row | {"sampler": sampler}, where)

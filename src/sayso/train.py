@@ -92,11 +92,15 @@ class _Loop:
         self.log = _Log(run, acc)
 
     def resume(self) -> None:
-        latest = self.run.latest_checkpoint
-        if latest is None:
+        state = checkpoint.load_latest(self.run, self.named, self.average, self.optimizer)
+        if state is None:
             return
-        state = checkpoint.load(latest, self.named, self.average, self.optimizer)
-        self.step = int(state["step"])
+        self.step = state["step"]
+        if self.step >= self.options.max_steps:
+            raise UserError(
+                f"{self.run.name} has a checkpoint of step {self.step}, beyond --max-steps "
+                f"{self.options.max_steps}; give more, or choose another --name"
+            )
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -206,8 +210,19 @@ class _Log:
                 )
                 raise UserError(
                     f"{name} is {named[name]} at step {step}: training stopped, {kept}; "
-                    "try a lower --learning-rate under another --name"
+                    f"{self._advice(step)} under another --name"
                 )
+
+    def _advice(self, step: int) -> str:
+        """The first step's loss is that of the weights as they were: no learning rate mends it."""
+        if step > 1:
+            return "try a lower --learning-rate"
+        precision = self.accelerator.mixed_precision
+        if precision == "no":
+            return (
+                "the model or the aligner's options are at fault: restore or change them, and go on"
+            )
+        return f"{precision} does not suffice: try --mixed-precision no"
 
     def flush(self) -> None:
         """Write the lines so far."""

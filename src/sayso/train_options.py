@@ -1,6 +1,7 @@
 """Options of the optimisation loop, the same for every aligner. No torch: the CLI reads it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sayso.errors import UserError
 
@@ -8,6 +9,9 @@ from sayso.errors import UserError
 @dataclass(frozen=True)
 class TrainOptions:
     """How long, how fast and in what portions to train."""
+
+    portions: ClassVar = frozenset({"micro_batch_size", "checkpoint_every"})
+    may_grow: ClassVar = frozenset({"max_steps"})
 
     max_steps: int = 1000
     """Updates in all; the paper made 10,000."""

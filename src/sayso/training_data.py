@@ -15,12 +15,13 @@ from torch import Tensor
 
 from sayso import files
 from sayso.errors import UserError
+from sayso.finite import refuse_not_finite
 from sayso.policy import Cond, Policy
 from sayso.pretraining import open_pretraining
 from sayso.study import Study
 from sayso.types import Sample, digest
 
-ENCODE_BATCH = 64
+TEXTS_AT_ONCE = 64
 EMPTY = 0
 """Row of `TrainingRows.conditions` that holds the empty prompt."""
 
@@ -81,17 +82,21 @@ def make_rows(
 
 def encode_texts(policy: Policy, texts: Sequence[str]) -> Cond:
     """Conditions of many texts, on the CPU."""
-    parts = [
-        policy.encode_prompts(texts[i : i + ENCODE_BATCH])
-        for i in range(0, len(texts), ENCODE_BATCH)
-    ]
+    parts = []
+    for i in range(0, len(texts), TEXTS_AT_ONCE):
+        part = texts[i : i + TEXTS_AT_ONCE]
+        parts.append(policy.encode_prompts(part))
+        for value in parts[-1].values():
+            names = [f"prompt {text!r}" for text in part]
+            refuse_not_finite(value, names, f"the text encoder of {policy.name}")
     return {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
 
 
 def load_latents(study: Study, samples: Sequence[Sample]) -> Float[Tensor, "n c h w"]:
     """The stored final latents of the samples, in their order.
 
-    Raises: UserError: if a shard is missing or damaged, or the images differ in size.
+    Raises: UserError: if a shard is missing or damaged, a number is not finite, or the images
+        differ in size.
     """
     found: dict[str, Tensor] = {}
     for shard in dict.fromkeys(sample.latents for sample in samples):
@@ -99,6 +104,12 @@ def load_latents(study: Study, samples: Sequence[Sample]) -> Float[Tensor, "n c 
     shapes = {tuple(found[sample.id].shape) for sample in samples}
     if len(shapes) != 1:
         raise UserError(f"the images have latents of {len(shapes)} sizes; generate one size only")
+    for sample in samples:
+        if not found[sample.id].isfinite().all():
+            raise UserError(
+                f"the latents of sample {sample.id} in {study.path / sample.latents} are NaN or "
+                "infinite; delete its line in samples.jsonl and generate again"
+            )
     return torch.stack([found[sample.id] for sample in samples])
 
 
@@ -123,7 +134,8 @@ def pretraining_rows(
         policy: its autoencoder encodes them.
         n: how many.
         precision: autocast context to encode in; None = fp32.
-    Raises: UserError: if the study has no usable pre-training images.
+    Raises: UserError: if the study has no usable pre-training images, or their latents are not
+        finite.
     """
     info = study.info
     key = digest([info.base_model, info.pretraining, info.seed, info.sampler.image_size_px, n])
@@ -138,9 +150,13 @@ def pretraining_rows(
 
 
 def _encode_images(policy: Policy, images: Sequence[Any]) -> Float[Tensor, "n c h w"]:
-    parts = []
-    for start in range(0, len(images), ENCODE_BATCH):
-        pixels = np.stack([np.asarray(image) for image in images[start : start + ENCODE_BATCH]])
+    """Latents of pictures of one size, encoded in portions that fit the memory; all finite."""
+    size, parts = policy.portion(images[0].width), []
+    for start in range(0, len(images), size):
+        pixels = np.stack([np.asarray(image) for image in images[start : start + size]])
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        parts.append(policy.encode_images(batch).cpu().contiguous())
+        latents = policy.encode_images(batch)
+        names = [f"pre-training image {start + i + 1}" for i in range(len(latents))]
+        refuse_not_finite(latents, names, f"the VAE encoder of {policy.name}")
+        parts.append(latents.cpu().contiguous())
     return torch.cat(parts)

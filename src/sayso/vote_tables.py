@@ -26,9 +26,10 @@ from sqlalchemy import (
     false,
     inspect,
     select,
+    true,
 )
 
-VERSION = 2
+VERSION = 3
 """Format of the database; a newer one is refused, an older one migrated (`migrations/`)."""
 
 RETRACTED = "retracted"
@@ -74,9 +75,10 @@ def _vote_table(name: str, item: list[Column[str]], *more: Column[object]) -> Ta
         sqlite_autoincrement=True,
     )
     first = [table.c[column] for column in key if column != "simulated"]
-    alone = and_(table.c.supersedes.is_(None), ~table.c.attention)
+    # said as queries say it: SQLite uses a partial index only where it finds the same words
+    alone = and_(table.c.supersedes.is_(None), table.c.attention == false())
     Index(f"{name}_first", *first, unique=True, sqlite_where=alone, postgresql_where=alone)
-    check = and_(table.c.supersedes.is_(None), table.c.attention)
+    check = and_(table.c.supersedes.is_(None), table.c.attention == true())
     asked = [table.c.item_id, table.c.rater]
     Index(f"{name}_check", *asked, unique=True, sqlite_where=check, postgresql_where=check)
     return table

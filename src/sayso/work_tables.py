@@ -20,6 +20,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
+    true,
 )
 
 from sayso.vote_tables import metadata
@@ -43,6 +45,7 @@ raters = Table(
     Column("active", Boolean, nullable=False),
     Column("link", Text, unique=True),  # hash of the sign-in link's secret
     Column("created_at", Double, nullable=False),
+    Column("epoch", Integer, nullable=False, server_default=text("0")),  # of the sessions that hold
 )
 
 guidelines = Table(
@@ -81,6 +84,8 @@ tasks = Table(
     Column("wanted", Integer, nullable=False),  # votes, without gold and attention
     Column("votes", Integer, nullable=False),  # of them given
     Column("created_at", Double, nullable=False),
+    Column("answers", Integer, nullable=False, server_default=text("0")),  # all, checks too
+    Column("check_share", Double, nullable=False, server_default=text("0")),  # of pages, expected
 )
 
 items = Table(
@@ -105,10 +110,17 @@ items = Table(
     Column("votes", Integer, nullable=False),
     Column("open", Boolean, nullable=False),  # whether somebody is still wanted
     Column("broken", Boolean, nullable=False, server_default=false()),
+    Column("standing", Text, nullable=False, server_default=text("''")),  # `queue.Standing`
     UniqueConstraint("task", "content"),
 )
 Index("items_open", items.c.task, items.c.control, items.c.open, items.c.rank)
 Index("items_page", items.c.page)
+Index(
+    "items_broken",
+    items.c.task,
+    sqlite_where=items.c.broken == true(),
+    postgresql_where=items.c.broken == true(),
+)
 Index("items_pair", items.c.task, items.c.pair)
 
 participants = Table(
@@ -119,6 +131,9 @@ participants = Table(
     Column("cursor", Integer, nullable=False),  # rank from which the next page is looked for
     Column("handed_out", Integer, nullable=False),  # pages so far
     Column("seen_at", Double, nullable=False),
+    Column("answers", Integer, nullable=False, server_default=text("0")),  # checks too
+    # of comparisons: handed out with the first set right, minus left
+    Column("leaning", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("task", "rater"),
 )
 

@@ -13,6 +13,7 @@ from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
 from sayso.devices import make_accelerator
 from sayso.run import open_run
+from sayso.run_options import asked
 from sayso.testing import ToyPolicy
 from sayso.train import train
 from sayso.train_options import TrainOptions
@@ -40,7 +41,7 @@ def tune(
     tuned = copy.deepcopy(policy)
     rows = make_rows(tuned, (points, ["0"] * len(points)), marks.tolist(), rewards.tolist())
     context = Context(rows, OPTIONS.batch_size, OPTIONS.max_steps, seed=0)
-    train(tuned, aligner, context, OPTIONS, open_run(path, {}, 0), make_accelerator("no"))
+    train(tuned, aligner, context, OPTIONS, open_run(path, asked({}), 0), make_accelerator("no"))
     return tuned
 
 

@@ -5,11 +5,12 @@ import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from rating_studies import BASE, TUNED, Office, Rater, make_study
+from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
 from scipy.stats import chisquare
 
 from sayso.types import digest
@@ -242,24 +243,69 @@ def test_sides_are_stored_and_even_per_rater_and_pair(tmp_path: Path):
     assert sum(n == 1 for n in per_rater_and_pair.values()) == 60
 
 
-def test_progress_does_not_tell_which_pages_are_checks(tmp_path: Path):
+def seen_around_an_undo(rater: Rater, item: str, page: str, vote: str) -> dict[str, Any]:
+    """All that a script can see when it takes an answer back, gives the page back, and goes on."""
+    gone, again = f"{vote}-gone", f"{vote}-again"
+    first = rater.session()["progress"]
+    undone = rater.vote(item, "retracted", id=gone, supersedes=vote).json()
+    held = rater.next(3, have=(page,))
+    given_back = rater.post("/api/release", {"page_ids": [page]}).json()
+    back = rater.next(1)
+    answered = rater.vote(item, "good", id=again, supersedes=gone).json()
+    last = rater.session()["progress"]
+    return {
+        "undone": moved(first, undone["progress"]), "keys": sorted(undone),
+        "held": (moved(first, held["progress"]), held["done"]),
+        "given back": given_back,
+        "back": (moved(first, back["progress"]), back["done"], back["pages"][0]["page_id"] == page),
+        "answered": moved(first, answered["progress"]), "last": moved(first, last),
+    }  # fmt: skip
+
+
+def moved(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
+    return {key: now[key] - before[key] for key in before}
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_no_counter_tells_which_pages_are_checks(tmp_path: Path, overlap: int):
+    """As a script would find out: answer, take back, give back, at every page and at the end."""
     study = make_study(tmp_path, prompts=8, per_prompt=6)
     gold = {sample.id: "good" for sample in study.samples(BASE)[:4]}
-    office = Office(study, TaskOptions(gold=gold, gold_share=0.1, attention_share=0.2))
+    options = TaskOptions(gold=gold, gold_share=0.1, attention_share=0.2, overlap=overlap)
+    office = Office(study, options)
     control = dict(office.table("select id, control from items"))
     ann = office.client()
-    moved: Counter[bool] = Counter()
-    before = ann.session()["progress"]
+    start = before = ann.session()["progress"]
+    assert start["mine_total"] > 44
+    assert start["project_total"] > 44 * overlap
+    seen: dict[str, set[str]] = {"check": set(), "ordinary": set()}
+    answered: list[tuple[str, str, str]] = []
     while pages := ann.pages():
-        item = pages[0]["items"][0]["item_id"]
-        now = ann.vote(item).json()["progress"]
-        moved[bool(control[item])] += now["project"] != before["project"]
-        assert now["mine"] == before["mine"] + 1
-        before = now
-    asked = Counter(bool(c) for i, c in control.items())
-    assert asked[True] > 4
-    assert sum(moved.values()) <= before["project_total"] / 10 + 1
-    assert before["project"] == before["project_total"] == 44
+        page, item, vote = pages[0]["page_id"], items_of(pages[0])[0], f"v{len(answered)}"
+        kind = "check" if control[item] else "ordinary"
+        now = ann.vote(item, id=vote).json()["progress"]
+        seen[kind].add(f"{moved(before, now)['mine']} {moved(before, now)['project']}")
+        if len(answered) < 40:
+            seen[kind].add(str(seen_around_an_undo(ann, item, page, vote)))
+            vote = f"{vote}-again"
+        answered.append((item, page, vote))
+        before = ann.session()["progress"]
+    assert seen["check"] == seen["ordinary"]
+    assert len(seen["check"]) == 2
+    end = ann.next()
+    assert end["done"]
+    assert end["progress"]["mine"] == end["progress"]["mine_total"] == len(answered)
+    after = {
+        kind: {
+            str(seen_around_an_undo(ann, *one))
+            for one in answered
+            if bool(control[one[0]]) == (kind == "check")
+        }
+        for kind in seen
+    }
+    assert after["check"] == after["ordinary"]
+    assert len(after["check"]) == 1
+    assert Counter(map(bool, control.values()))[True] > 8
 
 
 def test_answers_taken_over_do_not_tilt_the_sides(tmp_path: Path):

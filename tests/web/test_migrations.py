@@ -7,37 +7,16 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
+from old_stores import OLD, migrate_to, old_store
 from rating_studies import Office, make_study
 from sqlalchemy import create_engine
 
-import sayso.migrations
 from sayso import vote_tables, work_tables
 from sayso.database import Database, StoreError
 from sayso.feedback import Feedback
 from sayso.types import Rating
-
-OLD = Rating("old", "s1", "ann", "alignment", "good", False, 1.0, 2.0)
-
-
-def old_store(path: Path) -> None:
-    """A database as version 1 left it: no record of migrations, a vote in it."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(sayso.migrations.__file__).parent))
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as db:
-        config.attributes["connection"] = db
-        command.upgrade(config, "0001")
-        db.exec_driver_sql("drop table alembic_version")
-        db.exec_driver_sql(
-            "insert into ratings (id, sample_id, reason, rater, question, value, simulated, "
-            "shown_at, answered_at, shown) values "
-            "('old', 's1', '', 'ann', 'alignment', 'good', 0, 1, 2, '{}')"
-        )
-    engine.dispose()
 
 
 def test_scripts_make_the_tables_that_the_code_declares(tmp_path: Path):
@@ -104,3 +83,41 @@ def test_an_old_vote_counts_in_a_task(tmp_path: Path):
     assert office.client().work() == 11
     shutil.rmtree(tmp_path / "study" / "images")
     assert len(study.feedback.labels(simulated=False)) == 12
+
+
+WORK_OF_VERSION_2 = """
+insert into raters values ('r', 'ann', 'rater', 0, 1, 'hash', 1);
+insert into tasks values ('t', 'task', 'compare', 1, 2, 5, 0.0, 0.1, 'open', '', 2, 3, 4, 1, 1);
+insert into items values
+('i', 't', 'alignment:i', 'p', '', 0, 0, 'a', 'alignment', 'x', 'x', '[]', '[]', '[]', '', 2, 1, 1, 0),
+('j', 't', 'alignment:j', 'q', '', 1, 0, 'b', 'alignment', 'x', 'x', '[]', '[]', '[]', '', 2, 0, 1, 0),
+('k', 't', 'attention:k', 'k', 'attention', 2, 0, 'c', 'alignment', 'x', 'x', '[]', '[]', '[]', 'left', 0, 1, 1, 0);
+insert into participants values ('t', 'r', 0, 3, 1);
+insert into assignments values
+('i', 'r', 't', 'one', 'answered', 0, 1, 0, 'v', 0), ('j', 'r', 't', 'two', 'leased', 9, 1, 1, null, 0),
+('k', 'r', 't', 'three', 'answered', 0, 1, 2, 'w', 0);
+"""  # noqa: E501
+
+
+def test_work_of_version_2_gets_counters_and_its_checks_wait(tmp_path: Path):
+    """Its checks were made by looser rules; they are asked again when an admin confirms them."""
+    path = tmp_path / "feedback.db"
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as db:
+        migrate_to("0002", db)
+    engine.dispose()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(WORK_OF_VERSION_2)
+    with Database(f"sqlite:///{path}").read() as db:
+        assert db.exec_driver_sql("select answers from tasks").all() == [(2,)]
+        assert db.exec_driver_sql("select answers, leaning from participants").all() == [(2, 3)]
+        checks = "select id, standing, open from items order by id"
+        assert db.exec_driver_sql(checks).all() == [
+            ("i", "", 1),
+            ("j", "", 1),
+            ("k", "proposed", 0),
+        ]
+        assert db.exec_driver_sql("select epoch from raters").all() == [(0,)]
+        indices = "select sql from sqlite_master where name = 'ratings_first'"
+        assert "attention = 0" in db.exec_driver_sql(indices).scalar_one()
+    assert (tmp_path / "feedback.db.backup-2").exists()

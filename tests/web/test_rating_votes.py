@@ -150,13 +150,13 @@ def test_a_late_vote_is_kept_as_surplus(office: Office):
     assert bob.pages(10) == []
     office.clock.now += LEASE_S + 1
     taken = items_of(bob.pages(1)[0])[0]
-    assert bob.vote(taken, "bad").json()["surplus"] is False
+    bob.vote(taken, "bad")
     late = ann.vote(taken, "good")
-    assert (late.status_code, late.json()["surplus"]) == (200, True)
+    assert late.status_code == 200
+    assert "surplus" not in late.json(), "checks never are: it would tell that this is none"
     free = next(item for item in sorted(held) if item != taken)
-    assert ann.vote(free, "good").json()["surplus"] is False
-    surplus = {r.id: r.shown["surplus"] for r in office.study.feedback.ratings()}
-    assert sorted(surplus.values()) == [False, False, True]
+    ann.vote(free, "good")
+    assert [r.shown["surplus"] for r in office.study.feedback.ratings()] == [False, True, False]
 
 
 def test_released_pages_go_to_others(office: Office):

@@ -10,27 +10,35 @@ import diffusers
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from sayso.errors import UserError
-from sayso.files import read_json
+from sayso.files import JsonObject, read_json
 from sayso.policy import Cond, Policy
 from sayso.types import Sampler
+from sayso.weights import (
+    load_part,
+    put,
+    quiet_libraries,
+    read_tensors,
+    readable,
+    refuse_differences,
+)
 
 SMALL_LATENTS = 32
 """Side of latents up to which attention matrices are small enough to be written out."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+REMAKE = "make the run anew: sayso align under another --name"
 
 
 class StableDiffusion(Policy):
     """A folder that diffusers' StableDiffusionPipeline loads, used without the pipeline."""
 
     pipelines = ("StableDiffusionPipeline",)
+    network_kind = "U-Net"
 
     def __init__(self, unet: Any, vae: Any, text: Any, tokenizer: Any, scheduler: Any) -> None:
         self.unet, self.vae, self.text = unet, vae, text
@@ -50,15 +58,16 @@ class StableDiffusion(Policy):
         cls, path: Path, device: torch.device, weights: Path | None = None
     ) -> "StableDiffusion":
         index = read_json(path / "model_index.json")
-        unet: Any = _model(UNet2DConditionModel, path, "unet")
-        same = unet.config.in_channels == unet.config.out_channels
-        if unet.config.time_cond_proj_dim is not None or not same:
-            raise UserError(f"{path}/unet is distilled or for inpainting; give a plain base model")
-        vae = _model(getattr(diffusers, index["vae"][1]), path, "vae")
-        text = _model(CLIPTextModel, path, "text_encoder")
-        tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
-        scheduler_class = getattr(diffusers, index["scheduler"][1])
-        scheduler = scheduler_class.from_pretrained(path, subfolder="scheduler")
+        unet = load_part(UNet2DConditionModel, path, "unet")
+        _refuse_special(unet.config, path / "unet")
+        vae = load_part(_named(diffusers, index, "vae", path), path, "vae")
+        text = load_part(CLIPTextModel, path, "text_encoder")
+        _refuse_strangers(unet.config, vae.config, text.config, path)
+        with readable(path / "tokenizer", "restore the folder"), quiet_libraries():
+            tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
+        scheduler_class = _named(diffusers, index, "scheduler", path)
+        with readable(path / "scheduler", "restore the folder"), quiet_libraries():
+            scheduler = scheduler_class.from_pretrained(path, subfolder="scheduler")
         policy = cls(unet.to(device), vae.to(device), text.to(device), tokenizer, scheduler)
         if weights is not None:
             policy.load_weights(weights)
@@ -101,7 +110,9 @@ class StableDiffusion(Policy):
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        images = images.float() / 2 + 0.5
+        # clamping alone would make white of infinity
+        return torch.where(images.isfinite(), images.clamp(0, 1), torch.nan)
 
     # diffusion
 
@@ -188,13 +199,23 @@ class StableDiffusion(Policy):
         if (folder / LORA_FILE).exists():
             self._merge_lora(folder)
         elif (folder / "unet").is_dir():
-            saved: Any = _model(UNet2DConditionModel, folder, "unet")
-            self.unet.load_state_dict(saved.state_dict())
+            saved = load_part(UNet2DConditionModel, folder, "unet")
+            put(self.unet, saved.state_dict(), folder / "unet", REMAKE)
         else:
             raise UserError(f"{folder} holds neither unet/ nor {LORA_FILE}; repeat the align run")
 
     def _merge_lora(self, folder: Path) -> None:
-        self.unet.load_lora_adapter(folder / LORA_FILE, prefix="unet")
+        file = folder / LORA_FILE
+        names = read_tensors(file, REMAKE).keys()
+        wanted = {
+            f"unet.{name}.lora.{half}.weight"
+            for name, _ in self.unet.named_modules()
+            if name.endswith(tuple(f".{target}" for target in LORA_TARGETS))
+            for half in ("down", "up")
+        }
+        refuse_differences(file, wanted - names, names - wanted, advice=REMAKE)
+        with readable(file, REMAKE):
+            self.unet.load_lora_adapter(file, prefix="unet")
         self.unet.fuse_lora()
         self.unet.unload_lora()
 
@@ -204,23 +225,48 @@ def _is_small(unet: Any) -> bool:
     return isinstance(size, int) and size <= SMALL_LATENTS
 
 
-def _model(kind: Any, path: Path, part: str) -> Any:
-    """Load one part of the folder in fp32, from safetensors only."""
-    if not any((path / part).glob("*.safetensors")):
+def _named(library: Any, index: JsonObject, part: str, folder: Path) -> Any:
+    """The class that model_index.json names for a part."""
+    named = index.get(part)
+    name = named[1] if isinstance(named, list) and len(named) == 2 else None
+    if not name:
+        raise UserError(f"{folder / 'model_index.json'} names no {part}; restore the folder")
+    kind = getattr(library, name, None)
+    if kind is None:
+        raise UserError(f"{folder / 'model_index.json'}: the installed diffusers has no {name}")
+    return kind
+
+
+def _refuse_special(config: Any, where: Path) -> None:
+    """Refuse networks that want more than noisy latents, a time and a text."""
+    given, made = config.in_channels, config.out_channels
+    if given != made:
         raise UserError(
-            f"{path / part} holds no .safetensors weights (pickled ones are not read, they can run "
-            "code); save the model with safe_serialization=True"
+            f"{where} takes {given} channels and gives {made}: it is for inpainting, editing or "
+            "upscaling; give a plain text-to-image model"
         )
-    verbosity = diffusers_logging.get_verbosity()
-    # extra fields in a config are no news to the user
-    diffusers_logging.set_verbosity_error()
-    disable_progress_bar()
-    try:
-        return kind.from_pretrained(
-            path / part, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
+    extra = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "addition_embed_type",
+             "encoder_hid_dim_type")  # fmt: skip
+    found = [name for name in extra if config.get(name) is not None]
+    if found:
+        raise UserError(
+            f"{where} wants more than a text ({', '.join(found)}: it is distilled or of another "
+            "family); give a plain text-to-image model"
         )
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
+
+
+def _refuse_strangers(unet: Any, vae: Any, text: Any, folder: Path) -> None:
+    """Refuse parts of different models in one folder."""
+    pairs = {
+        "latent channels of vae": (vae.get("latent_channels"), unet.in_channels),
+        "width of text_encoder": (text.hidden_size, unet.cross_attention_dim),
+    }
+    for what, (given, wanted) in pairs.items():
+        if given is not None and isinstance(wanted, int) and given != wanted:
+            raise UserError(
+                f"{folder} holds parts of different models: {what} {given}, its unet wants "
+                f"{wanted}; restore the folder"
+            )
 
 
 def _accepted(step: Any, **offered: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, inspect, text
 
+from sayso import files
 from sayso import vote_tables as tables
 
 FIRST = "0001"
@@ -43,8 +44,12 @@ def upgrade(db: Connection, file: Path | None) -> None:
 
 def back_up(file: Path, copy: Path) -> None:
     """Copy a SQLite database as it is committed, whole or not at all."""
-    temporary = copy.with_name(f".{copy.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(temporary)) as target:
-        source.backup(target)
-    temporary.replace(copy)
+    # a relative path that begins with "file:" would be taken for an address
+    source_path = file.absolute()
+    with files.new_file(copy.absolute()) as temporary:
+        temporary.unlink(missing_ok=True)
+        with (
+            closing(sqlite3.connect(source_path)) as source,
+            closing(sqlite3.connect(temporary)) as target,
+        ):
+            source.backup(target)

@@ -14,16 +14,22 @@ WIDTH, HEIGHT = 366, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 40
 
 
-def bar(share: Number, low: Number, high: Number, kind: str) -> Markup:
-    """One share in [0, 1] as a bar with its interval as a whisker; `kind` picks the colour."""
-    ends = "".join(_line(f"{x:.2%}", "22%", f"{x:.2%}", "78%", "whisker") for x in (low, high))
-    across = (f"{low:.2%}", "50%", f"{high:.2%}", "50%")
+def bar(share: Number, low: Number | None, high: Number | None, kind: str) -> Markup:
+    """One share in [0, 1] as a bar with its interval, if any, as a whisker; `kind` is a colour."""
     return Markup(
         '<svg class="bar" aria-hidden="true" width="100%" height="16">'
         f'<rect class="track" width="100%" height="100%" rx="3"/>'
         f'<rect class="{escape(kind)}" width="{share:.2%}" height="100%" rx="3"/>'
-        f"{_line(*across, 'halo')}{_line(*across, 'whisker')}{ends}</svg>"
+        f"{_whisker(low, high)}</svg>"
     )
+
+
+def _whisker(low: Number | None, high: Number | None) -> str:
+    if low is None or high is None:
+        return ""
+    across = (f"{low:.2%}", "50%", f"{high:.2%}", "50%")
+    ends = "".join(_line(f"{x:.2%}", "22%", f"{x:.2%}", "78%", "whisker") for x in (low, high))
+    return f"{_line(*across, 'halo')}{_line(*across, 'whisker')}{ends}"
 
 
 def dot(row: Mapping[str, Number | None], kind: str, start: Number, end: Number) -> Markup:

@@ -21,9 +21,10 @@ def calibration_plot(quality: JsonObject) -> Markup | None:
 
 
 def _bins(quality: JsonObject, split: str) -> list[dict[str, Any]]:
-    """The bins with enough images to say something."""
+    """The bins with enough images, of more than one prompt, to say something."""
     table = quality.get(split, {}).get("calibration", [])
-    return [row for row in table if isinstance(row, dict) and row["n"] >= _LEAST_IN_BIN]
+    rows = [row for row in table if isinstance(row, dict) and row["n"] >= _LEAST_IN_BIN]
+    return [row for row in rows if row["target_low"] is not None]
 
 
 def _reliability(part: JsonObject, split: str) -> Series:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -34,6 +35,7 @@ def render(material: Material, summary: dict[str, Any], prompts_shown: int) -> s
         m=material,
         summary=summary,
         result=material.result,
+        method=partial(words.method, material.result),
         missing=material.missing,
         headline=words.headline(material),
         lead=words.lead(material),

@@ -91,6 +91,17 @@ def _is_number(value: Any) -> bool:
 
 # sentences
 
+_FORMER_METHODS = {
+    "share": "Wilson's interval, images taken as independent",
+    "difference": "BCa bootstrap over prompts",
+    "p_value": "McNemar's test, images taken as independent",
+}
+
+
+def method(result: dict[str, Any], number: str) -> str:
+    """How an evaluation computed its "share", "difference" or "p_value"."""
+    return result.get("methods", _FORMER_METHODS)[number]
+
 
 def best_of(material: Material) -> str:
     """How the selection is called on the page: "best of 16"."""
@@ -131,7 +142,7 @@ def lead(material: Material) -> str:
     return (
         f"Over all {change['n']} test images from {change['n_prompts']} prompts never used in "
         f"training – same prompts, same seeds, {who} – the share drawn right changed by {across}; "
-        f"McNemar's p {p_value(change['p_value'])}."
+        f"p {p_value(change['p_value'])} ({method(result, 'p_value')})."
         + (" That is too few images to show an effect." if change["n"] < _FEW_IMAGES else "")
     )
 

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from sayso.reward import ClipReward, RatedSamples, TrainableReward
 from sayso.run import Run
 from sayso.study import Study
 from sayso.types import Prompt
+from sayso.weights import put, read_tensors
 
 
 def squared_error(score: Float[Tensor, " b"], target: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -181,13 +181,9 @@ class ClipHead(ClipReward, TrainableReward):
                 "restore that CLIP, or fit again under another --name"
             )
         self.new_head(seed=0)
-        try:
-            self.head.load_state_dict(load_file(weights / "model.safetensors"))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"{weights} cannot be loaded ({reason}); delete the run and fit again"
-            ) from None
+        advice = "delete the run and fit again"
+        file = weights / "model.safetensors"
+        put(self.head, read_tensors(file, advice), file, advice)
 
     def new_head(self, seed: int) -> None:
         """Start from random weights."""

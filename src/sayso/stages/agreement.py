@@ -3,7 +3,7 @@
 import importlib.util
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from sayso.errors import UserError
@@ -71,7 +71,7 @@ def agreement(study: Study, config: AgreementConfig | None = None) -> Run:
     """
     config = config or AgreementConfig()
     votes = _gather(study, config)
-    run = study.run("agreement", config.name or f"{votes.kind}-{votes.digest[:8]}", asdict(config))
+    run = study.run("agreement", config.name or f"{votes.kind}-{votes.digest[:8]}", config)
     if not run.finished:
         started = time.perf_counter()
         result = _result(study, config, votes)

@@ -1,9 +1,9 @@
 """Stage `align`: fine-tune the model on what people, or the reward learned from them, like."""
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from sayso.devices import MixedPrecision, main_process_first, make_accelerator
+from sayso.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
 from sayso.errors import UserError
 from sayso.progress import console
 from sayso.run import Run
@@ -81,12 +81,11 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
 
     config.check()
     aligner = aligner or load_aligner(config.aligner)()
-    options: Any = aligner
     images = _own_images(study, config)
     _check_needs(study, config, aligner, images.marks)
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     with main_process_first():
-        run = study.run("align", name, {**asdict(config), "options": asdict(options)})
+        run = study.run("align", name, config, aligner, main=is_main_process())
     if run.finished:
         console.print(f"{run.name} is finished")
         return run

@@ -60,7 +60,7 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
     judge = _judge_name(study, config, material)
     if config.reward:
         _find_reward(study, config.reward)
-    run = study.run("evaluate", config.name or Path(config.model).name, asdict(config))
+    run = study.run("evaluate", config.name or Path(config.model).name, config)
     if run.finished:
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run
@@ -197,7 +197,7 @@ def _result(
     drawn = by_role["base"]
     by_role["base"], by_role["aligned"] = evaluation.pair_up(drawn, by_role["aligned"])
     scores = {role: evaluation.mean_scores(part) for role, part in by_role.items()}
-    change = evaluation.paired(by_role["base"], by_role["aligned"], study.info.seed)
+    change = evaluation.paired(by_role["base"], by_role["aligned"])
     return {
         "models": material.models,
         "judge": judge or "ratings of people",
@@ -206,6 +206,7 @@ def _result(
         "sampler": asdict(material.samples["base"][0].sampler),
         "alignment": {role: evaluation.shares(part) for role, part in by_role.items()},
         "paired": change,
+        "methods": evaluation.METHODS,
         "scores": scores,
         "optimisation": evaluation.optimisation(scores, change),
         "reward_quality": evaluation.reward_quality(drawn, _is_probability(rows)),

@@ -80,7 +80,7 @@ def fit(
     heldout = _heldout(study, config, data)
     accelerator = make_accelerator("no")
     reward.prepare(study, accelerator.device)
-    run = study.run("fit", _run_name(config), {**asdict(config), "options": asdict(reward)})
+    run = study.run("fit", _run_name(config), config, reward)
     if run.finished:
         console.print(f"{run.name} is finished; nothing to do")
         return run

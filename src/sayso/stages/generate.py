@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sayso import files
 from sayso.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
@@ -16,8 +16,9 @@ from sayso.types import Prompt, Sample, Sampler, digest, sample_id
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
-    from sayso.policy import Policy
+    from sayso.policy import Cond, Policy
 
 Drawing = tuple[Prompt, Sample]
 """One image to draw: its prompt and the record it will have."""
@@ -26,6 +27,8 @@ Drawing = tuple[Prompt, Sample]
 @dataclass(frozen=True)
 class GenerateConfig:
     """Options of `sayso generate`."""
+
+    portions: ClassVar = frozenset({"batch_size"})
 
     model: str = "base"
     """The model that draws: base, or an align run such as runs/align-rwr."""
@@ -114,7 +117,8 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     # loaded before the run is opened: what the model refuses must leave no run behind
     drawer = _load(study, config, batches) if batches else None
     with main_process_first():
-        run = study.run("generate", config.name or _run_name(config), asdict(config))
+        name = config.name or _run_name(config)
+        run = study.run("generate", name, config, main=is_main_process())
     if run.finished:
         console.print(f"{run.name} is finished")
         return run
@@ -238,19 +242,50 @@ def _chunks(batches: list[list[Drawing]], size: int) -> Iterator[list[list[Drawi
 
 
 def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator") -> Any:
-    """Latents in fp16, as they are kept, and pixels of a batch, on the CPU."""
+    """Latents in fp16, as they are kept, and pixels of a batch, on the CPU; all finite."""
     import torch
+
+    from sayso.finite import refuse_not_finite
 
     sampler = batch[0][1].sampler
     texts = list(dict.fromkeys(prompt.text for prompt, _ in batch))
     rows = torch.tensor([texts.index(prompt.text) for prompt, _ in batch])
+    drawn = [f"prompt {prompt.text!r}, seed {sample.seed}" for prompt, sample in batch]
     with torch.inference_mode(), accelerator.autocast():
-        cond = {key: v[rows] for key, v in policy.encode_prompts(texts).items()}
-        uncond = policy.encode_prompts([sampler.negative_prompt])
+        cond = {key: v[rows] for key, v in _encoded(policy, texts).items()}
+        uncond = _encoded(policy, [sampler.negative_prompt])
         latents = policy.sample(cond, uncond, [sample.seed for _, sample in batch], sampler)
-        images = policy.decode(latents)
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return latents.half().cpu(), pixels.cpu()
+        network = f"the {policy.network_kind} of {policy.name}"
+        refuse_not_finite(latents, drawn, network)
+        kept = latents.half()
+        refuse_not_finite(kept, drawn, f"keeping in fp16 the latents of {network}")
+        size = policy.portion(sampler.image_size_px)
+        pixels = [
+            _pixels(policy, latents[i : i + size], drawn[i : i + size])
+            for i in range(0, len(batch), size)
+        ]
+    return kept.cpu(), torch.cat(pixels)
+
+
+def _encoded(policy: "Policy", texts: Sequence[str]) -> "Cond":
+    from sayso.finite import refuse_not_finite
+
+    cond = policy.encode_prompts(texts)
+    for value in cond.values():
+        named = [f"prompt {text!r}" for text in texts]
+        refuse_not_finite(value, named, f"the text encoder of {policy.name}")
+    return cond
+
+
+def _pixels(policy: "Policy", latents: "Tensor", drawn: Sequence[str]) -> "Tensor":
+    """Pictures of a portion of a batch, uint8 [b, H, W, 3] on the CPU."""
+    import torch
+
+    from sayso.finite import refuse_not_finite
+
+    images = policy.decode(latents)
+    refuse_not_finite(images, drawn, f"the VAE decoder of {policy.name}")
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def _keep(study: Study, batch: Sequence[Drawing], latents: Any, pixels: Any) -> None:

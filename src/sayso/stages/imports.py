@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +100,7 @@ def import_table(study: Study, config: ImportConfig) -> Run:
     """
     importer, context = _open(study, config)
     tally = _examine(importer, context, Path(config.path))
-    run = study.run("import", _name(config), asdict(_absolute(config)))
+    run = study.run("import", _name(config), _absolute(config))
     if run.finished:
         console.print(f"{run.name} is finished; nothing to do")
         return run

@@ -56,7 +56,7 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
         clip_model=_absolute(config.clip_model or ("tinyworld" if tiny else CLIP)),
         pretraining=_pretraining(config.pretraining or ("tinyworld" if tiny else "")),
         sampler=sampler,
-        feedback_url=config.feedback_url,
+        feedback_url=_feedback_url(config.feedback_url),
     )
     return Study.create(path, info)
 
@@ -95,6 +95,12 @@ def _check(seed: int, sampler: Sampler) -> None:
 def _absolute(model: str) -> str:
     """A folder that exists is stored with its whole path: commands may run from elsewhere."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _feedback_url(given: str) -> str:
+    from sayso.database import from_anywhere
+
+    return from_anywhere(given) if given else ""
 
 
 def _pretraining(given: str) -> str:

@@ -1,17 +1,20 @@
 """Stage `prompts`: write prompts.jsonl from a set, or from the user's own file."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sayso.errors import UserError
-from sayso.files import JsonObject, read_lines
+from sayso.files import JsonObject
+from sayso.progress import console
 from sayso.prompts import Sizes, load_grammar, make_prompt, make_prompts, share_out
 from sayso.run import Run
+from sayso.run_options import asked, continued
 from sayso.study import Study
 from sayso.types import SPLITS, Prompt
+from sayso.user_files import read_json_lines, read_text_lines
 
 FIDELITY = 256
 
@@ -44,10 +47,10 @@ def prompts(study: Study, config: PromptsConfig) -> Run:
     """
     if config.set and config.file:
         raise UserError(f"both --set {config.set} and --file {config.file} given; give one")
-    _refuse_others(study, asdict(config))
+    _refuse_others(study, config)
     made = [*_own(study, config), *_captions(study, config)]
     _refuse_repeats(made)
-    run = study.run("prompts", "", asdict(config))
+    run = study.run("prompts", "", config)
     # an import appends its own prompts
     if run.finished and study.prompts()[: len(made)] != made:
         raise UserError(
@@ -68,14 +71,17 @@ def _counts(made: list[Prompt]) -> Mapping[str, int]:
     return {split: sum(p.split == split for p in made) for split in SPLITS}
 
 
-def _refuse_others(study: Study, config: JsonObject) -> None:
-    path = study.path / "runs" / "prompts"
-    same = (path / "config.json").is_file() and Run(path).config == config
-    if study.has_prompts and not same:
+def _refuse_others(study: Study, config: PromptsConfig) -> None:
+    if not study.has_prompts:
+        return
+    try:
+        run = study.find_run("prompts")
+        continued(run.name, run.config, asked(config), finished=True)
+    except UserError:
         raise UserError(
             f"{study.path} has prompts already, made with other options; its images belong to "
             "them: repeat the old options, or make another study with sayso new"
-        )
+        ) from None
 
 
 def _own(study: Study, config: PromptsConfig) -> list[Prompt]:
@@ -115,22 +121,27 @@ def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
 
 
 def _from_file(path: Path, config: PromptsConfig, seed: int) -> list[Prompt]:
-    if not path.is_file():
-        raise UserError(f"prompt file {path} does not exist; give a .txt or .jsonl file")
-    if config.train is not None or (config.test is not None and path.suffix == ".jsonl"):
-        raise UserError("--train and --test choose from a set; leave them out with a file of yours")
-    found = _jsonl(path) if path.suffix == ".jsonl" else _text(path, config.test or 0, seed)
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".jsonl"):
+        raise UserError(
+            f"prompt file {path} is not of a kind that is read; give a .txt file with one prompt a "
+            'line, or a .jsonl file with a JSON object a line, such as {"text": "two cats"}'
+        )
+    if config.train is not None:
+        raise UserError("--train chooses from a set; leave it out with a file of yours")
+    if config.test is not None and suffix == ".jsonl":
+        raise UserError("--test draws from a .txt file; in a .jsonl file give each line its split")
+    found = _jsonl(path) if suffix == ".jsonl" else _text(path, config.test or 0, seed)
     if not any(p.split == "train" for p in found):
         raise UserError(f"{path} has no train prompts; give at least one")
     return found
 
 
 def _text(path: Path, test: int, seed: int) -> list[Prompt]:
-    try:
-        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
-    texts = list(dict.fromkeys(line for line in lines if line))
+    lines = read_text_lines(path)
+    texts = list(dict.fromkeys(lines))
+    if len(lines) > len(texts):
+        console.print(f"{path}: {len(lines) - len(texts)} lines repeat others and count once")
     if test < 0 or (test and test >= len(texts)):
         raise UserError(f"--test {test} does not leave train prompts of {len(texts)}; give fewer")
     tests = set(np.random.default_rng([seed, 2]).permutation(len(texts))[:test].tolist())
@@ -138,7 +149,7 @@ def _text(path: Path, test: int, seed: int) -> list[Prompt]:
 
 
 def _jsonl(path: Path) -> list[Prompt]:
-    return [_row(f"{path} line {n}", row) for n, row in enumerate(read_lines(path), 1)]
+    return [_row(where, row) for where, row in read_json_lines(path)]
 
 
 def _row(where: str, row: JsonObject) -> Prompt:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from sayso.tinyworld.judge_network import CELL_PX, JudgeNetwork, Maps
 from sayso.tinyworld.reading import THRESHOLD, Detection, Reading, Verdict, is_true, verdict
 from sayso.tinyworld.scenes import BACKGROUNDS, COLOURS, OBJECTS
 from sayso.types import Prompt
+from sayso.weights import put, read_tensors
 
 __all__ = ["Detection", "Judge", "Reading", "Verdict", "is_true", "verdict"]
 
@@ -47,10 +47,7 @@ class Judge:
                 "train them with `python -m sayso.tinyworld.judge_training`"
             )
         network = JudgeNetwork()
-        try:
-            network.load_state_dict({k: v.float() for k, v in load_file(file).items()})
-        except Exception as error:
-            raise UserError(f"{file} does not hold the judge's weights ({error})") from error
+        put(network, {k: v.float() for k, v in read_tensors(file).items()}, file)
         return cls(network.eval().requires_grad_(False).to(device))
 
     def read(self, images: Float[Tensor, "b 3 h w"]) -> list[Reading]:

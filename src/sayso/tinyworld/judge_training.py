@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from sayso import files
 from sayso.progress import progress
 from sayso.tinyworld import paths
 from sayso.tinyworld.judge import WEIGHTS
@@ -196,9 +197,8 @@ def _examples(config: JudgeTraining) -> dict[str, Tensor]:
                 advance(_CHUNK)
         joined = [torch.from_numpy(np.concatenate(column)) for column in zip(*chunks, strict=True)]
         names = ("images", "centres", "objects", "colours", "background")
-        temporary = file.with_suffix(".tmp")
-        save_file(dict(zip(names, joined, strict=True)), temporary)
-        temporary.replace(file)
+        with files.new_file(file) as temporary:
+            save_file(dict(zip(names, joined, strict=True)), temporary)
     return load_file(file)
 
 
@@ -250,9 +250,8 @@ def _keep(file: Path, network: JudgeNetwork, optimizer: torch.optim.Optimizer, s
     for i, moments in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
     state = {k: v.contiguous() for k, v in state.items()} | {"step": torch.tensor(step)}
-    temporary = file.with_suffix(".tmp")
-    save_file(state, temporary)
-    temporary.replace(file)
+    with files.new_file(file) as temporary:
+        save_file(state, temporary)
 
 
 def _restore(file: Path, network: JudgeNetwork, optimizer: torch.optim.Optimizer) -> int:

@@ -1,15 +1,17 @@
 """The API under /api: session, work, votes. A reply to a vote goes out after the commit."""
 
 import logging
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from sayso import work_tables as work
 from sayso.database import ConflictError
 from sayso.web import people
 from sayso.web.assigned import is_anything_left
+from sayso.web.counting import answers_so_far
 from sayso.web.guideline_text import to_html
 from sayso.web.handing_out import Entry, HandedPage, hand_out, locked_task, release, set_aside
 from sayso.web.messages import (
@@ -34,7 +36,7 @@ from sayso.web.messages import (
 )
 from sayso.web.people import Person
 from sayso.web.pictures import size_of
-from sayso.web.queue import told_progress, votes_to_go
+from sayso.web.queue import told, told_at_the_end
 from sayso.web.sessions import form_token, public_id
 from sayso.web.site import Asker, Refusal, Site, is_same_site
 from sayso.web.tasks import QUESTIONS_OF
@@ -103,10 +105,11 @@ def api(site: Site) -> APIRouter:
                     "The pictures cannot be read at the moment; please tell the study's admin."
                 )
                 raise Refusal(503, "pictures_missing", message, retry=True)
+            done = not pages and not is_anything_left(db, task, asker.person.id)
             return NextAnswer(
                 pages=[_page(site, task["kind"], page) for page in pages],
-                done=not pages and not is_anything_left(db, task, asker.person.id),
-                progress=_progress(db, task, asker.person),
+                done=done,
+                progress=_progress(db, task, asker.person, done),
             )
 
     @router.post("/votes", responses=_errors(404, 409, 410))
@@ -145,7 +148,7 @@ def _store_vote(site: Site, asker: Asker, vote: Vote) -> tuple[VoteAnswer, bool]
     except ConflictError:
         message = "You have answered this already elsewhere; the first answer stands."
         raise Refusal(409, "vote_conflict", message) from None
-    return VoteAnswer(id=vote.id, surplus=receipt.surplus, progress=progress), receipt.closed
+    return VoteAnswer(id=vote.id, progress=progress), receipt.closed
 
 
 def _session(site: Site, asker: Asker) -> SessionAnswer:
@@ -200,17 +203,12 @@ def _open_task(site: Site, db: Connection, person: Person) -> Row:
     return task
 
 
-def _progress(db: Connection, task: Row, person: Person) -> Progress:
-    table = work.assignments
-    mine = db.scalar(
-        select(func.count()).where(
-            table.c.task == task["id"], table.c.rater == person.id, table.c.state == "answered"
-        )
-    )
-    checks = task["gold_share"] + task["attention_share"]
-    told = told_progress(task["votes"], task["wanted"], has_checks=checks > 0)
-    total = votes_to_go(task["n_items"], mine or 0, task["wanted"] - told, checks)
-    return Progress(mine=mine or 0, mine_total=total, project=told, project_total=task["wanted"])
+def _progress(db: Connection, task: Row, person: Person, done: bool = False) -> Progress:
+    mine = answers_so_far(db, task["id"], person.id)
+    so_far = told(mine, task["answers"], task["n_items"], task["wanted"], task["check_share"])
+    if done:
+        so_far = told_at_the_end(so_far, complete=task["votes"] >= task["wanted"])
+    return Progress(**asdict(so_far))
 
 
 # pages

@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from sayso import work_tables as work
 from sayso.vote_tables import VOTE_TABLES
-from sayso.web.queue import LEASE_S, Control
+from sayso.web.queue import CHECKS, LEASE_S, Control
 from sayso.work_tables import Row
 
 _items, _mine, _other = work.items.c, work.assignments.c, work.assignments.alias("other").c
@@ -45,13 +45,30 @@ _RESERVED = (
 _BY_RATER = and_(_mine.item == _items.id, _mine.rater == bindparam("rater"))
 _NOT_TAKEN = or_(_mine.state.is_(None), _mine.state == "released")
 _UNKNOWN = or_(bindparam("also_known", type_=Boolean), _items.expected == "")
+_BESIDE_GOLD = and_(_items.control == "gold", _items.expected == "")
+_ROOM = or_(_items.overlap == 0, _items.votes + _RESERVED < _items.overlap)
 _FREE = (
     select(work.items, *_MINE)
     .join(work.assignments, _BY_RATER, isouter=True)
     .where(_items.task == bindparam("task"), _items.control == bindparam("control"))
     .where(_items.open == true(), _items.broken == false(), _NOT_TAKEN, _UNKNOWN)
     .where(_items.rank >= bindparam("first"), _items.rank < bindparam("end"))
-    .where(or_(_items.overlap == 0, _items.votes + _RESERVED < _items.overlap))
+    .where(_ROOM)
+    .order_by(_items.rank, _items.slot)
+    .limit(bindparam("most"))
+)
+_back, _there = work.assignments.alias("back"), work.items.alias("there")
+_PAGES_BACK = (
+    select(_there.c.page)
+    .join_from(_back, _there, _there.c.id == _back.c.item)
+    .where(_back.c.task == bindparam("task"), _back.c.rater == bindparam("rater"))
+    .where(_back.c.state == "released", _there.c.open == true())
+)
+_GIVEN_BACK = (
+    select(work.items, *_MINE)
+    .join(work.assignments, _BY_RATER, isouter=True)
+    .where(_items.page.in_(_PAGES_BACK))  # the task is theirs; named, its index would be taken
+    .where(_items.open == true(), _items.broken == false(), _NOT_TAKEN, _ROOM)
     .order_by(_items.rank, _items.slot)
     .limit(bindparam("most"))
 )
@@ -60,8 +77,13 @@ _LEFT = (
     .select_from(work.items)
     .join(work.assignments, _BY_RATER, isouter=True)
     .where(_items.task == bindparam("task"), _items.open == true(), _items.broken == false())
-    .where(or_(_items.control == "", and_(_items.control == "gold", _items.expected == "")))
-    .where(or_(_mine.state.is_(None), _mine.state.in_(["released", "leased"])))
+    .where(_items.control.in_(["", *CHECKS]))  # every item's is; so the index serves
+    .where(
+        or_(
+            _mine.state.in_(["released", "leased"]),
+            and_(_mine.state.is_(None), or_(_items.control == "", _BESIDE_GOLD)),
+        )
+    )
     .limit(1)
 )
 _HELD = (
@@ -98,6 +120,13 @@ def held(db: Connection, task: Row, rater: str, now: float) -> list[Row]:
 def is_anything_left(db: Connection, task: Row, rater: str) -> bool:
     """Whether something may still come to a rater, now or when others have given it back."""
     return db.execute(_LEFT, {"task": task["id"], "rater": rater}).first() is not None
+
+
+def given_back(db: Connection, task: Row, rater: str, now: float, n: int) -> list[Page]:
+    """The first `n` pages of which a rater has given something back that is still wanted."""
+    most = n * task["images_per_page"]
+    rows = _rows(db, _GIVEN_BACK, task=task["id"], rater=rater, now=now, most=most)
+    return by_page(rows)[:n]
 
 
 def free_pages(

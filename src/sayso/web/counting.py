@@ -1,12 +1,12 @@
-"""Keep assignments and the counters of items and tasks in line with the votes."""
+"""Keep assignments and the counters of items, tasks and raters in line with the votes."""
 
-from sqlalchemy import Connection, bindparam, update
+from sqlalchemy import Connection, and_, bindparam, func, select, update
 
 from sayso import work_tables as work
-from sayso.web.queue import has_room
+from sayso.web.queue import CHECKS, has_room
 from sayso.work_tables import Row
 
-_assigned = work.assignments.c
+_assigned, _seats = work.assignments.c, work.participants.c
 _ASSIGN = update(work.assignments).where(
     _assigned.item == bindparam("of_item"), _assigned.rater == bindparam("by_rater")
 )
@@ -14,7 +14,17 @@ _COUNT_ITEM = update(work.items).where(work.items.c.id == bindparam("of_item"))
 _COUNT_TASK = (
     update(work.tasks)
     .where(work.tasks.c.id == bindparam("of_task"))
-    .values(votes=work.tasks.c.votes + bindparam("change"))
+    .values(
+        votes=work.tasks.c.votes + bindparam("more_votes"),
+        answers=work.tasks.c.answers + bindparam("more_answers"),
+    )
+)
+_SEAT = and_(_seats.task == bindparam("of_task"), _seats.rater == bindparam("by_rater"))
+_SO_FAR = select(_seats.answers).where(_SEAT)
+_COUNT_RATER = (
+    update(work.participants)
+    .where(_SEAT)
+    .values(answers=_seats.answers + bindparam("more_answers"))
 )
 
 
@@ -23,14 +33,49 @@ def assign(db: Connection, item: str, rater: str, **values: object) -> None:
     db.execute(_ASSIGN, {"of_item": item, "by_rater": rater, **values})
 
 
-def recount(db: Connection, item: Row, change: int) -> int:
+def count(db: Connection, item: Row, rater: str, change: int, counts: bool) -> dict[str, int]:
+    """Note that a rater has `change` answers more to an item: the task's counters, their change.
+
+    Checks take the same statements as other items, so that nobody tells them by the time.
+
+    Args:
+        counts: whether the answer is one of those that the item's overlap asks for.
+    """
+    votes = _count_item(db, item, change) if counts else 0
+    more = {"of_task": item["task"], "more_answers": change}
+    db.execute(_COUNT_TASK, {**more, "more_votes": votes})
+    db.execute(_COUNT_RATER, {**more, "by_rater": rater})
+    return {"votes": votes, "answers": change}
+
+
+def answers_so_far(db: Connection, task: str, rater: str) -> int:
+    """How many answers of a rater a task has."""
+    known = db.scalar(_SO_FAR, {"of_task": task, "by_rater": rater})
+    return answers_of(db, task, rater) if known is None else known
+
+
+def answers_of(db: Connection, task: str, rater: str) -> int:
+    """How many answers of a rater a task has, counted; a seat in the task knows it by itself."""
+    mine = (_assigned.task == task, _assigned.rater == rater, _assigned.state == "answered")
+    return db.scalar(select(func.count()).select_from(work.assignments).where(*mine)) or 0
+
+
+def set_check_share(db: Connection, task: str) -> None:
+    """Note which share of a task's pages will be checks, as far as there are any."""
+    items = work.items.c
+    many = select(items.control, func.count()).where(items.task == task, items.standing == "")
+    n = dict(db.execute(many.group_by(items.control)).all())  # type: ignore[arg-type]
+    row = db.execute(select(work.tasks).where(work.tasks.c.id == task)).mappings().one()
+    share = sum(
+        min(row[f"{kind}_share"], n.get(kind, 0) / max(1, n.get(kind, 0) + n.get("", 0)))
+        for kind in CHECKS
+    )
+    db.execute(update(work.tasks).where(work.tasks.c.id == task).values(check_share=share))
+
+
+def _count_item(db: Connection, item: Row, change: int) -> int:
     """Add to the votes of an item: the change of its task's votes, capped by what it asks for."""
     overlap, votes = item["overlap"], item["votes"] + change
-    counters = {"of_item": item["id"], "votes": votes, "open": has_room(overlap, votes, 0)}
-    db.execute(_COUNT_ITEM, counters)
-    if item["control"]:
-        return 0
-    counted = min(votes, overlap) - min(item["votes"], overlap)
-    if counted:
-        db.execute(_COUNT_TASK, {"of_task": item["task"], "change": counted})
-    return counted
+    is_open = has_room(overlap, votes, 0) and not item["standing"]
+    db.execute(_COUNT_ITEM, {"of_item": item["id"], "votes": votes, "open": is_open})
+    return 0 if item["control"] else min(votes, overlap) - min(item["votes"], overlap)

@@ -103,14 +103,16 @@ class Downloads:
         return self._finished(order)
 
     def _finished(self, order: Mapping[str, Any]) -> Made:
-        lines = (self._folder / "said.txt").read_text(errors="replace").split("\n")
+        lines = (
+            (self._folder / "said.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+        )
         said = next((line for line in reversed(lines) if line.strip()), "It was stopped.")
         folder = self._folder / order["format"]
         path = folder / "manifest.json"
         if not path.exists():
             return Made("failed", order, said.removeprefix("sayso: error: "))
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         return Made("ready", order, said, manifest, files.sha256(path), size)
 
     def archive(self) -> tuple[str, Iterator[bytes]] | None:

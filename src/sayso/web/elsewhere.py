@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Table, and_, false, insert, literal, select
 
 from sayso import work_tables as work
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
-from sayso.web.counting import assign, recount
+from sayso.web.counting import assign, count
 from sayso.web.people import Person
 from sayso.web.tasks import TaskOptions
 from sayso.work_tables import Row
@@ -85,5 +85,5 @@ def follow(db: Connection, item: Row, rater: Person, replaced: str, vote: str, e
         state = "released" if ends else "answered"
         assign(db, other["id"], rater.id, vote=vote, state=state, until=0.0)
         change = (not ends) - (other["my_state"] == "answered")
-        if change and not other["my_surplus"]:
-            recount(db, other, change)
+        if change:
+            count(db, other, rater.id, change, counts=not other["my_surplus"])

@@ -1,5 +1,6 @@
 """SQLite's locks do not hold on network drives: they are found and refused."""
 
+import os
 from pathlib import Path
 
 from sayso.errors import UserError
@@ -22,7 +23,8 @@ def refuse_network(file: Path, mounts: str | None = None) -> None:
     Raises: UserError: naming the kind of drive.
     """
     if mounts is None:
-        mounts = _MOUNTS.read_text() if _MOUNTS.exists() else ""
+        found = _MOUNTS.read_bytes() if _MOUNTS.exists() else b""
+        mounts = os.fsdecode(found)
     kind = kind_of(file, mounts)
     if kind in NETWORK:
         raise UserError(

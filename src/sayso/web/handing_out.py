@@ -20,9 +20,11 @@ from sqlalchemy import (
 )
 
 from sayso import work_tables as work
-from sayso.web.assigned import Page, by_page, free_pages, held
+from sayso.web.assigned import Page, by_page, free_pages, given_back, held
+from sayso.web.counting import answers_of
 from sayso.web.people import Person
 from sayso.web.queue import (
+    CHECKS,
     LEASE_S,
     Control,
     control_at,
@@ -38,7 +40,6 @@ _items, _assigned = work.items.c, work.assignments.c
 
 
 _LOOKED_AT = 1000  # items set aside, when nothing else is left
-_CHECKS: tuple[Control, ...] = ("gold", "attention")
 MOST_BROKEN = 20
 """Items with unreadable pictures that one request sets aside before it gives up."""
 
@@ -108,7 +109,11 @@ def release(db: Connection, rater: Person, pages: Sequence[str], refused: bool) 
 
 def release_all(db: Connection, rater: Person) -> None:
     """Give everything back that a rater holds, in every task."""
-    mine = and_(_assigned.rater == rater.id, _assigned.state == "leased")
+    mine = and_(
+        _assigned.task.in_(select(work.tasks.c.id)),  # so that the index serves
+        _assigned.rater == rater.id,
+        _assigned.state == "leased",
+    )
     db.execute(update(work.assignments).where(mine).values(state="released", until=0.0))
 
 
@@ -141,7 +146,7 @@ _BALANCE = (
     )
     .join_from(work.assignments, work.items, _items.id == _assigned.item)
     # an answer taken over from another task was not handed out here
-    .where(_assigned.task == bindparam("of_task"), _assigned.position >= 0)
+    .where(_items.task == bindparam("of_task"), _assigned.position >= 0)
 )
 
 
@@ -155,25 +160,29 @@ class _Desk:
         self._usable = usable
         self._who = {"of_task": task["id"], "by_rater": rater.id}
         self._start = first_rank(task["n_ranks"], task["seed"], rater.name)
-        self._cursor, self._handed_out = self._take_seat()
+        self._cursor, self._handed_out, self._leaning = self._take_seat()
         self._new: list[dict[str, Any]] = []
         self.patience = MOST_BROKEN
 
-    def _take_seat(self) -> tuple[int, int]:
+    def _take_seat(self) -> tuple[int, int, int]:
         row = self._db.execute(_TAKE_SEAT, self._who).mappings().first()
         if row:
-            return row["cursor"], row["handed_out"]
+            return row["cursor"], row["handed_out"], row["leaning"]
         seat = {
             "task": self._task["id"], "rater": self._rater.id, "cursor": self._start,
             "handed_out": 0, "seen_at": self._now,
+            "answers": answers_of(self._db, self._task["id"], self._rater.id),
         }  # fmt: skip
         self._db.execute(insert(work.participants).values(seat))
-        return self._start, 0
+        return self._start, 0, 0
 
     def leave(self) -> None:
         """Write the new leases, and how far the rater is."""
         self._write_leases()
-        seen = {"cursor": self._cursor, "handed_out": self._handed_out, "seen_at": self._now}
+        seen = {
+            "cursor": self._cursor, "handed_out": self._handed_out, "leaning": self._leaning,
+            "seen_at": self._now,
+        }  # fmt: skip
         self._db.execute(_LEAVE.values(seen), self._who)
 
     # pages leased before
@@ -202,10 +211,27 @@ class _Desk:
     # new pages
 
     def new_pages(self, n: int) -> list[HandedPage]:
-        """Up to `n` more pages in the rater's order, leased; fewer if nothing is left."""
+        """Up to `n` more pages in the rater's order, leased; fewer if nothing is left.
+
+        What was given back comes first, a check like any other page: if one of them came again at
+        another time than the other, raters could tell them.
+        """
+        back = self._given_back(n)
+        return [*back, *self._unseen_pages(n - len(back))]
+
+    def _given_back(self, n: int) -> list[HandedPage]:
+        pages = given_back(self._db, self._task, self._rater.id, self._now, n)
+        broken = [row["id"] for page in pages for row in page if not self._usable(row)]
+        set_aside(self._db, broken)
+        whole = [page for page in pages if all(row["id"] not in broken for row in page)]
+        found = [self._hand(page, is_check=True) for page in whole]
+        self._write_leases()  # they are not free any more
+        return found
+
+    def _unseen_pages(self, n: int) -> list[HandedPage]:
         kinds: list[Control] = [self._kind(self._handed_out + i) for i in range(n)]
         checks: dict[Control, deque[Page]] = {
-            c: deque(self._free(c, self._start, kinds.count(c))) for c in _CHECKS if c in kinds
+            c: deque(self._free(c, self._start, kinds.count(c))) for c in CHECKS if c in kinds
         }
         ordinary = deque(self._free("", self._cursor, n - sum(map(len, checks.values()))))
         found: list[HandedPage] = []
@@ -279,11 +305,12 @@ class _Desk:
         if not item["pair"]:
             return False
         self._write_leases()  # they count
-        by_me = _assigned.rater == self._rater.id
         same = _items.pair == item["pair"]
+        both = and_(_assigned.rater == self._rater.id, same)
         coin = generator(self._task["seed"], "side", self._rater.name, item["id"]).random() < 0.5
-        both = and_(by_me, same)
-        return swap_sides(self._balance(by_me), self._balance(same), self._balance(both), coin)
+        swapped = swap_sides(self._leaning, self._balance(same), self._balance(both), coin)
+        self._leaning += 1 if swapped else -1
+        return swapped
 
     def _balance(self, which: ColumnElement[bool]) -> int:
         """Swapped minus unswapped assignments of this task."""

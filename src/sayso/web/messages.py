@@ -64,9 +64,9 @@ class TaskBody(BaseModel):
 
 
 class Progress(BaseModel):
-    """Answers: mine so far and at most in the end; the project's and how many it wants.
+    """Answers: mine so far and about how many in the end, and the same of everyone.
 
-    The project's move in steps where checks are hidden, or they would tell which pages are checks.
+    Hidden checks are among all four; the totals are expected ones until the end.
     """
 
     mine: int
@@ -166,11 +166,10 @@ class VoteBody(_Body):
 
 
 class VoteAnswer(BaseModel):
-    """The vote is on disk. `surplus`: the item had its raters already."""
+    """The vote is on disk. Whether it counts is not told: checks always do."""
 
     id: str
     stored: Literal[True] = True
-    surplus: bool
     progress: Progress
 
 

@@ -27,6 +27,7 @@ from sayso import work_tables as work
 from sayso.database import Database
 from sayso.study import Study
 from sayso.types import digest
+from sayso.web.counting import set_check_share
 from sayso.web.elsewhere import take_over_votes
 from sayso.web.handing_out import locked_task
 from sayso.web.queue import shuffled
@@ -144,6 +145,8 @@ def _task_row(task: str, options: TaskOptions, seed: int) -> dict[str, Any]:
         "n_ranks": 0,
         "wanted": 0,
         "votes": 0,
+        "answers": 0,
+        "check_share": 0.0,
         "created_at": time.time(),
     }
 
@@ -209,8 +212,9 @@ def _item_row(item: Draft, content: str) -> dict[str, Any]:
         "expected": item.expected,
         "overlap": item.overlap,
         "votes": 0,
-        "open": True,
+        "open": not item.standing,
         "broken": False,
+        "standing": item.standing,
     }
 
 
@@ -247,7 +251,8 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
     )
     db.execute(update(items).where(mine).values(votes=answers))
     full = and_(items.c.overlap > 0, items.c.votes >= items.c.overlap)
-    db.execute(update(items).where(mine).values(open=case((full, false()), else_=true())))
+    shut = or_(full, items.c.standing != "")
+    db.execute(update(items).where(mine).values(open=case((shut, false()), else_=true())))
     capped = case((items.c.votes > items.c.overlap, items.c.overlap), else_=items.c.votes)
     ordinary = select(
         func.count(), func.coalesce(func.sum(items.c.overlap), 0),
@@ -260,5 +265,16 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
         "n_items": n_items, "wanted": wanted, "votes": given, "n_ranks": (last or 0) + 1,
         "source": f"{source} {foreign}", "overlap": options.overlap,
         "gold_share": options.gold_share, "attention_share": options.attention_share or 0.0,
+        "answers": _answers(db, task),
     }  # fmt: skip
     db.execute(update(work.tasks).where(work.tasks.c.id == task).values(values))
+    set_check_share(db, task)
+
+
+def _answers(db: Connection, task: str) -> int:
+    """Count the answers of each rater anew: how many there are in all."""
+    done, seats = work.assignments.c, work.participants
+    given = and_(done.task == task, done.state == "answered")
+    of_rater = select(func.count()).where(given, done.rater == seats.c.rater).scalar_subquery()
+    db.execute(update(seats).where(seats.c.task == task).values(answers=of_rater))
+    return db.scalar(select(func.count()).where(given)) or 0

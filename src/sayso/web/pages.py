@@ -56,8 +56,8 @@ Fields = Annotated[dict[str, str], Depends(read_form)]
 def worker_script() -> str:
     """worker.js with the files it keeps and a hash of them; any change makes it another worker."""
     page = _environment().get_template("offline.html").render()
-    kept = [page, *((STATIC / Path(url).name).read_text() for url in OFFLINE[1:])]
-    script = (STATIC / "worker.js").read_text()
+    kept = [page, *((STATIC / Path(url).name).read_text(encoding="utf-8") for url in OFFLINE[1:])]
+    script = (STATIC / "worker.js").read_text(encoding="utf-8")
     version = digest([*kept, script])
     return f'const VERSION = "{version}";\nconst FILES = {json.dumps(OFFLINE)};\n{script}'
 

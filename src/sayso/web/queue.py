@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Control = Literal["", "gold", "attention"]
+CHECKS: tuple[Control, ...] = ("gold", "attention")
+Standing = Literal["", "proposed", "struck"]
+"""Whether a check is used, waits for an admin's word, or was struck by one."""
 
 LEASE_S = 600.0
 """How long an item that was handed out stays reserved; asking for more work renews it."""
@@ -133,26 +136,39 @@ def superseded(newest: Newest | None, value_retracts: bool, supersedes: str | No
     return newest.id
 
 
-def votes_to_go(n_items: int, mine: int, left: int, check_share: float) -> int:
-    """How many answers a rater will have given in the end, at most.
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How far the work is, as raters are told: answers so far and in the end, one's own and all.
+
+    Hidden checks count like other answers, so no number moves for one and not for the other.
+    """
+
+    mine: int
+    mine_total: int
+    project: int
+    project_total: int
+
+
+def told(mine: int, answers: int, n_items: int, wanted: int, check_share: float) -> Told:
+    """What raters are told, of numbers alone that a check moves as any other answer does.
 
     Args:
-        n_items: ordinary items of the task.
         mine: answers of this rater so far, checks included.
-        left: votes that the task still wants from anyone.
-        check_share: share of checks among the pages, in [0, 1).
+        answers: of everyone, checks included.
+        n_items: ordinary items of the task.
+        wanted: votes on them that the overlap asks for.
+        check_share: share of checks among all pages that is expected, in [0, 1).
     """
-    unseen = n_items - mine * (1 - check_share)
-    return mine + max(0, round(min(left, unseen) / (1 - check_share)))
+    in_all = max(answers, round(wanted / (1 - check_share)))
+    unseen = round(n_items / (1 - check_share)) - mine
+    return Told(mine, mine + max(0, min(in_all - answers, unseen)), answers, in_all)
 
 
-def told_progress(votes: int, wanted: int, has_checks: bool) -> int:
-    """The votes of a task as raters are told them, ≤ `votes`.
+def told_at_the_end(so_far: Told, complete: bool) -> Told:
+    """The same when nothing is left for the rater: what was only expected is known now.
 
-    A number that moved with each ordinary answer would give the hidden checks away, which are not
-    among the votes wanted: it moves in steps of a hundredth, at least ten, unless there are none.
+    Args:
+        complete: whether the task has all votes that it wants.
     """
-    if not has_checks or votes >= wanted:
-        return votes
-    step = max(10, wanted // 100)
-    return votes // step * step
+    in_all = so_far.project if complete else so_far.project_total
+    return Told(so_far.mine, so_far.mine, so_far.project, in_all)

@@ -8,11 +8,11 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from sayso import files
 from sayso.errors import UserError
 from sayso.study import PromptChoice, Study
 from sayso.types import QUESTIONS, Prompt, Question, Sample, Value, digest
-from sayso.web.queue import Control, generator, overlap_of, shuffled
+from sayso.user_files import read_json_lines
+from sayso.web.queue import Control, Standing, generator, overlap_of, shuffled
 
 QUESTIONS_OF: Mapping[str, tuple[Question, ...]] = {"rate": QUESTIONS[:1], "compare": QUESTIONS}
 """What each kind of task asks."""
@@ -72,6 +72,7 @@ class Draft:
     control: Control = ""
     expected: str = ""
     overlap: int = 0
+    standing: Standing = ""
 
     @property
     def pair(self) -> str:
@@ -155,15 +156,11 @@ def read_gold(path: Path) -> dict[str, Value]:
 
     Raises: UserError: naming the first line that is none.
     """
-    if not path.exists():
-        raise UserError(f"{path} with the gold answers is missing")
     gold: dict[str, Value] = {}
-    for number, row in enumerate(files.read_lines(path), 1):
+    for where, row in read_json_lines(path):
         sample, value = row.get("sample_id"), row.get("value")
         if not isinstance(sample, str) or value not in ("good", "bad"):
-            raise UserError(
-                f"{path} line {number} is no gold answer; give sample_id, and value good or bad"
-            )
+            raise UserError(f"{where} is no gold answer; give sample_id, and value good or bad")
         gold[sample] = "good" if value == "good" else "bad"
     return gold
 

@@ -11,7 +11,7 @@ from sayso.types import Choice, Comparison, Question, Rating, Value, digest
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.votes.ballots import ADJUDICATION
 from sayso.web.assigned import given, locked_task_of, reserved
-from sayso.web.counting import assign, recount
+from sayso.web.counting import assign, count
 from sayso.web.elsewhere import follow, newest_vote
 from sayso.web.people import Person
 from sayso.web.queue import LEASE_S, Newest, has_room, is_reserved, opposite, superseded
@@ -101,7 +101,7 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) 
     change = _follow_up(db, item, rater, vote, around.now, counted)
     if replaced is not None:
         follow(db, item, rater, replaced, vote.id, ends=vote.value == RETRACTED)
-    after = {**task, "votes": task["votes"] + change}
+    after = {**task, **{counter: task[counter] + more for counter, more in change.items()}}
     return Receipt(vote.id, after, surplus, task["state"] == "closed")
 
 
@@ -218,8 +218,8 @@ def _comparison(common: dict[str, Any], item: Row) -> Comparison:
 
 def _follow_up(
     db: Connection, item: Row, rater: Person, vote: Vote, now: float, counted: bool
-) -> int:
-    """Bring the assignment and the counters in line with the vote: the change of the task's votes.
+) -> dict[str, int]:
+    """Bring the assignment and the counters in line with the vote: the change of the task's.
 
     A counted answer that is taken back keeps its place for the rater; an uncounted one had none.
     """
@@ -230,4 +230,4 @@ def _follow_up(
     new = {"vote": vote.id, "surplus": not counted, "state": state, "until": until}
     assign(db, item["id"], rater.id, **new)
     change = (not retracts) - (item["my_state"] == "answered")
-    return recount(db, item, change) if change and counted else 0
+    return count(db, item, rater.id, change, counted) if change else {}

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
+from sayso import files
+
 
 class Stateful(Protocol):
     """Anything with torch's pair of state methods."""
@@ -32,10 +34,9 @@ class Checkpoint:
 
     def save(self, step: int) -> None:
         """Write the state after `step` finished steps."""
-        temporary = self.file.with_suffix(".tmp")
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save({"step": step, **state}, temporary)
-        temporary.replace(self.file)
+        with files.new_file(self.file) as temporary:
+            torch.save({"step": step, **state}, temporary)
         self._saved_at = time.monotonic()
 
     def maybe_save(self, step: int) -> None:

@@ -33,9 +33,9 @@ def save_pipeline(folder: Path, vae: Any, denoiser: Denoiser) -> None:
 
 def _forget_origin(file: Path) -> None:
     """Remove the folder that diffusers noted the part was loaded from."""
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save_clip(folder: Path, model: Any) -> None:
