@@ -14,6 +14,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route
 from rating_studies import BASE, Office, add_images, make_study
 
+from sayso.web.tasks import TaskOptions
+
 __all__ = ["browser_fixture"]
 
 SIZE_PX, PICTURES = 1024, 15
@@ -39,7 +41,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     sizes = [(study.path / s.path).stat().st_size for s in study.samples(BASE)]
     assert len(sizes) == PICTURES
     assert min(sizes) > 1_700_000
-    office = Office(study, names=("ann", "bob", "cleo"))
+    options = TaskOptions(attention_share=0.0, overlap=3)
+    office = Office(study, options, names=("ann", "bob", "cleo"))
     with running(office.app) as url:
         yield Served(office, url)
 
