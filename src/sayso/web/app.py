@@ -20,6 +20,7 @@ from sayso.errors import UserError
 from sayso.web.admin import admin
 from sayso.web.api import api
 from sayso.web.pages import pages, show_message
+from sayso.web.proxies import counted, relative
 from sayso.web.site import Refusal, Site, is_loopback
 
 log = logging.getLogger("sayso.web")
@@ -90,7 +91,8 @@ class _Guard:
             await send(message)
 
         refusal = _refuse_request(self._site, Request(scope))
-        return await (refusal or self._app)(scope, receive, send_guarded)
+        receive = counted(receive, MOST_BYTES)
+        return await (refusal or self._app)(scope, receive, relative(scope["path"], send_guarded))
 
 
 def _refuse_request(site: Site, request: Request) -> Response | None:
@@ -101,7 +103,7 @@ def _refuse_request(site: Site, request: Request) -> Response | None:
     if "\0" in request.scope["path"]:
         return _json(400, "invalid", "An address cannot hold the character NUL.")
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MOST_BYTES or "transfer-encoding" in request.headers:
+    if not length.isdigit() or int(length) > MOST_BYTES:
         return _json(413, "too_large", f"A request may have {MOST_BYTES} bytes.")
     return None
 

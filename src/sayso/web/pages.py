@@ -20,14 +20,17 @@ from sayso.web.api import picture_path
 from sayso.web.handing_out import release_all
 from sayso.web.people import Person
 from sayso.web.picture_answers import PictureAnswers, Range
-from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.proxies import require_same_site
+from sayso.web.site import Asker, Refusal, Site
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
-OFFLINE = ("/offline", *(f"/static/{name}" for name in (
+OFFLINE = ("offline", *(f"static/{name}" for name in (
     "offline.js", "store.js", "style.css", "theme.js", "icon.svg",
 )))  # fmt: skip
-"""All that the browser keeps for a reload without a connection; the page comes first."""
+"""All that the browser keeps for a reload without a connection; the page comes first.
+
+Addresses relative to where the site begins."""
 
 
 @cache
@@ -119,8 +122,7 @@ def pages(site: Site) -> APIRouter:
 
     @router.post("/sign-in")
     def sign_in(request: Request, form: Fields) -> Response:
-        if not is_same_site(request):
-            raise Refusal(403, "csrf", "This form came from another site.")
+        require_same_site(request)
         asker = site.asker(request)
         site.check_token(asker, form.get("csrf", ""))
         secret = re.split(r"[?#]", form.get("link", "").strip())[0].rsplit("/", 1)[-1]

@@ -1,5 +1,8 @@
 // Requests to the server; every failure becomes an ApiError that says what to do next.
 
+/** Where this site begins: a proxy may serve it under a path of its own. */
+export const ROOT = new URL("..", import.meta.url).pathname;
+
 const SILENCE_MS = 20_000; // without a byte; how long the whole takes does not matter
 const OTHER_RATER = "other_rater";
 const SILENT = "silent";
@@ -114,7 +117,7 @@ async function request(path, options = {}) {
 async function answer(url, options, use) {
   const silence = new Silence();
   try {
-    const response = await fetch(url, { signal: silence.signal, cache: "no-store", ...options });
+    const response = await fetch(ROOT + url.slice(1), { signal: silence.signal, cache: "no-store", ...options });
     silence.heard();
     return await use(response, () => silence.heard());
   } catch (error) {

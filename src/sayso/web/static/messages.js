@@ -2,7 +2,6 @@
 
 import { notice, showMessage } from "./view.js";
 
-const START = "/"; // shows the sign-in page to who is signed out
 
 /**
  * Show one of the messages.
@@ -99,7 +98,7 @@ const MESSAGES = {
     "lock",
     "You are signed out",
     `Sign in again to go on.${keptAnswers}`,
-    [{ label: "Sign in", run: () => run.leave(START) }],
+    [{ label: "Sign in", run: () => run.leave() }],
   ],
   other_rater: (run, keptAnswers) => [
     "lock",
@@ -107,7 +106,7 @@ const MESSAGES = {
     `No answer of yours goes out in their name.${keptAnswers} To go on, sign in; it signs them out here.`,
     [
       { label: "Sign in", run: run.signIn },
-      { label: "Go on as them", run: () => run.leave(START) },
+      { label: "Go on as them", run: () => run.leave() },
     ],
   ],
 };

@@ -14,7 +14,7 @@ const EMPTY_MS = 5000; // others have what is left: ask again, some of it may co
  * @param task {kind, images_per_page}: of small pages more are loaded
  * @param known () → ids of pages that must not come again (on screen, or answered and unsent)
  * @param on {prepare(page) → whether it wants answers, changed(), trouble(error),
- *            broken(page, error), progress(progress)}
+ *            broken(page, error), progress(progress?)}
  * @param px (page) → for how many pixels of the screen its pictures are
  */
 export class Queue {
@@ -153,6 +153,7 @@ export class Queue {
 
   async #watch(images, loading = images.load(this.#px(images.page))) {
     const state = await loading;
+    if (state === "ready") this.#on.progress(); // the connection is well
     if (state === "broken") {
       this.pull(images.page.page_id);
       this.#on.broken(images.page, images.error);

@@ -1,6 +1,6 @@
 // The rating page: starts the parts and joins them.
 
-import { Api } from "./api.js";
+import { Api, ROOT } from "./api.js";
 import { BreakTimer } from "./clock.js";
 import { Help, RefusedList, askToRead, openGuideline } from "./dialogs.js";
 import { History } from "./history.js";
@@ -83,7 +83,7 @@ class App {
       await api.post("/api/guideline/accept", { version: this.task.guideline_version });
     } catch (error) {
       if (error.status !== 409) throw error;
-      return this.leave("/"); // it has changed again: read the newest
+      return this.leave(); // it has changed again: read the newest
     }
     return this.begin();
   }
@@ -175,7 +175,7 @@ class App {
     if (error.status === 423) return this.hold("paused");
     if (error.otherRater) return this.hold("other_rater");
     if (error.status === 410) return this.closed();
-    if (error.status === 428) return this.leave("/");
+    if (error.status === 428) return this.leave();
     this.#trouble = TROUBLES[stateOf(error)];
     if (error.status >= 400 && error.status < 500 && !error.signedOut) this.#trouble = "refused";
     this.#said = error.message;
@@ -214,8 +214,8 @@ class App {
   // whole-page messages
 
   tell(name) {
-    const signIn = () => api.signOut().catch(() => {}).then(() => this.leave("/"));
-    const run = { retry: () => this.retry(), leave: (url) => this.leave(url), reload, signIn };
+    const signIn = () => api.signOut().catch(() => {}).then(() => this.leave());
+    const run = { retry: () => this.retry(), leave: () => this.leave(), reload, signIn };
     tell(name, run, this.outbox.waiting.length, this.#said);
   }
 
@@ -300,10 +300,10 @@ class App {
     if (!this.#leaving && this.outbox.waiting.length) event.preventDefault();
   }
 
-  /** Go to another page on purpose: what is unsent stays in the browser. */
-  leave(url) {
+  /** Go to the start page on purpose: what is unsent stays in the browser. */
+  leave() {
     this.#leaving = true;
-    location.assign(url);
+    location.assign(ROOT);
   }
 }
 
@@ -313,5 +313,5 @@ function turnFull() {
   return document.documentElement.requestFullscreen?.().catch(() => {});
 }
 
-navigator.serviceWorker?.register("/worker.js").catch(() => {}); // none over plain http
+navigator.serviceWorker?.register(`${ROOT}worker.js`).catch(() => {}); // none over plain http
 boot();
