@@ -40,6 +40,7 @@ export class Rating {
   #thumbs = new Map(); // item_id → canvas
   #watch = new Stopwatch();
   #slow = 0;
+  #followed = null; // the pictures that the rater waits for
 
   constructor(parts, on) {
     this.#parts = parts;
@@ -133,6 +134,8 @@ export class Rating {
 
   /** Show how the pictures come in. */
   #follow(images) {
+    if (images === this.#followed) return;
+    this.#followed = images;
     clearTimeout(this.#slow);
     this.#slow = setTimeout(() => images.state === "loading" && this.#on.slow(true), SLOW_MS);
     images.onBytes = () => stage.drawArriving(images);
