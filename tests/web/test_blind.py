@@ -240,7 +240,8 @@ def test_sides_are_stored_and_even_per_rater_and_pair(tmp_path: Path):
         total = Counter(key(v) for v in votes)
         assert all(abs(2 * per[k, BASE] - n) <= 4 for k, n in total.items())
     per_rater_and_pair = Counter((v.rater, v.prompt_id) for v in votes if v.left_model == BASE)
-    assert sum(n == 1 for n in per_rater_and_pair.values()) == 60
+    flipped = sum(n == 1 for n in per_rater_and_pair.values())
+    assert 18 <= flipped <= 42, "the sides of a second question do not follow from the first"
 
 
 def seen_around_an_undo(rater: Rater, item: str, page: str, vote: str) -> dict[str, Any]:

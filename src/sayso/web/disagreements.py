@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from sayso import work_tables as work
+from sayso.types import outcome
 from sayso.votes.ballots import ADJUDICATION
 from sayso.web.overview import expected, items_by_id
 from sayso.web.queue import generator, opposite
@@ -53,7 +54,7 @@ def _chosen(vote: Row) -> str:
     """The answer, of a comparison the sets it prefers, whichever stood left."""
     if vote["value"] in ("left", "right"):
         return "|".join(vote[f"{vote['value']}_ids"])
-    return vote["value"]
+    return outcome(vote["value"])
 
 
 def _swaps(db: Connection, task: Row) -> dict[tuple[str, str], bool]:

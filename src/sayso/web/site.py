@@ -55,6 +55,7 @@ class Site:
     Args:
         task: id of the task that is handed out; "" for none.
         local: one rater, no sign-in.
+        split_tie: comparisons offer "both good" and "both bad" in place of a tie.
         clock: seconds since the epoch.
     """
 
@@ -64,6 +65,7 @@ class Site:
     local: bool
     clock: Callable[[], float] = time.time
     app_version: str = field(default_factory=_app_version)
+    split_tie: bool = False
     pictures: Pictures = field(default_factory=Pictures)
 
     @cached_property

@@ -18,6 +18,7 @@ from sayso.web.queue import LEASE_S, Newest, has_room, is_reserved, opposite, su
 from sayso.work_tables import Row
 
 ANSWERS: Mapping[str, tuple[str, ...]] = {"rate": get_args(Value), "compare": get_args(Choice)}
+"""What is stored; a page offers one tie or both kinds of it."""
 
 
 _STORED = union_all(*(

@@ -9,6 +9,8 @@ export const ACTIONS = [
   { name: "good", key: "j", label: "Good", of: ["rate"] },
   { name: "left", key: "f", label: "Left is better", of: ["compare"] },
   { name: "tie", key: "t", label: "Tie", of: ["compare"] },
+  { name: "both_good", key: "y", label: "Both good", of: ["compare"] },
+  { name: "both_bad", key: "b", label: "Both bad", of: ["compare"] },
   { name: "right", key: "j", label: "Right is better", of: ["compare"] },
   { name: "unclear", key: "1", label: "Skip: prompt unclear", of: ["rate", "compare"] },
   { name: "broken", key: "2", label: "Skip: picture broken", of: ["rate", "compare"] },

@@ -11,9 +11,11 @@ export const ANSWERS = {
   good: { label: "Good", icon: "check" },
   left: { label: "Left", icon: "left" },
   tie: { label: "Tie", icon: "tie" },
+  both_good: { label: "Both good", icon: "check" },
+  both_bad: { label: "Both bad", icon: "cross" },
   right: { label: "Right", icon: "right" },
 };
-const ORDER = { rate: ["bad", "skip", "good"], compare: ["left", "tie", "right", "skip"] };
+const ORDER = { rate: ["bad", "skip", "good"], compare: ["left", "tie", "both_good", "both_bad", "right", "skip"] };
 export const REASONS = {
   unclear: "prompt unclear",
   broken: "picture broken",
