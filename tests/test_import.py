@@ -380,9 +380,9 @@ REFUSED = {
     "wrong label": (bad(label_0=0.7), r"row 3 has label_0 0\.7"),
     "labels disagree": (bad(label_0=1.0, label_1=1.0), "row 3 has label_0 1.0 and label_1 1.0"),
     "no label": (bad(label_0=None), "row 3 has label_0 None"),
-    "corrupt image": (bad(jpg_1=picture(3)[:-200]), "row 3 has a damaged image"),
-    "no picture": (bad(jpg_1=b"hello"), "row 3 has a damaged image"),
-    "no image": (bad(jpg_1=None), "row 3 has no image bytes"),
+    "corrupt image": (bad(jpg_1=picture(3)[:-200]), "row 3 has an image that cannot be read"),
+    "no picture": (bad(jpg_1=b"hello"), "row 3 has an image that cannot be read"),
+    "no image": (bad(jpg_1=None), "row 3 has no image"),
     "empty caption": (bad(caption="  "), "row 3 has no prompt"),
 }
 

@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 
 from sayso.errors import UserError
-from sayso.pretraining import open_pretraining
+from sayso.pretraining import HELDOUT_SHARE, _Folder, is_held_out, open_pretraining
+from sayso.prompts import make_prompt
 from sayso.stages.new import NewConfig, new
+from sayso.stages.prompts import PromptsConfig, prompts
 from sayso.study import Study
+from sayso.types import Prompt, digest
 
 
 def folder_study(tmp_path: Path, n: int = 20) -> Study:
@@ -53,7 +56,8 @@ def test_tiny_world_captions_are_careless(tmp_path: Path):
 def test_folder_parts_are_disjoint_and_whole(tmp_path: Path):
     source = open_pretraining(folder_study(tmp_path))
     train, heldout = source.train(99)[0], source.heldout(99)[0]
-    assert (len(train), len(heldout)) == (18, 2)
+    assert len(train) + len(heldout) == 20
+    assert 0 < len(heldout) < 8
     assert not set(train) & set(heldout)
     assert source.heldout_captions(99) == heldout
     assert source.train(3)[0] == train[:3]
@@ -86,7 +90,7 @@ def test_missing_and_truncated_images_are_named(tmp_path: Path):
     for i in range(2):
         file = tmp_path / "natural" / f"{i}.png"
         file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(UserError, match=r"natural/\d.png is damaged"):
+    with pytest.raises(UserError, match=r"natural/\d.png cannot be read"):
         open_pretraining(study).train(1)
     for i in range(2):
         (tmp_path / "natural" / f"{i}.png").unlink()
@@ -103,3 +107,107 @@ def test_bad_metadata_is_named(tmp_path: Path, line: str):
     (tmp_path / "natural" / "metadata.jsonl").unlink()
     with pytest.raises(UserError, match=r"metadata.jsonl is missing"):
         open_pretraining(study)
+
+
+def metadata(tmp_path: Path) -> Path:
+    return tmp_path / "natural" / "metadata.jsonl"
+
+
+def parts(study: Study) -> dict[str, set[str]]:
+    """The captions of each part; no picture is read."""
+    source = open_pretraining(study)
+    assert isinstance(source, _Folder)
+    return {part: {text for _, text in source._part(part)} for part in ("train", "heldout")}
+
+
+def test_a_tenth_is_held_out_by_each_picture_s_own_name():
+    names = [f"{i:06}.jpg" for i in range(20_000)]
+    share = sum(map(is_held_out, names)) / len(names)
+    assert share == pytest.approx(HELDOUT_SHARE, abs=0.01)
+
+
+def test_no_line_moves_a_picture_between_the_parts(tmp_path: Path):
+    """Deleted and added one by one: whoever stays, stays where it was."""
+    study = folder_study(tmp_path, n=60)
+    before, lines = parts(study), metadata(tmp_path).read_text().splitlines(keepends=True)
+    assert len(before["heldout"]) >= 3
+    for i, line in enumerate(lines):
+        text = json.loads(line)["text"]
+        metadata(tmp_path).write_text("".join(lines[:i] + lines[i + 1 :]))
+        assert parts(study) == {part: texts - {text} for part, texts in before.items()}
+    more = [json.dumps({"file_name": f"new-{i}.png", "text": f"new {i}"}) + "\n" for i in range(50)]
+    metadata(tmp_path).write_text("".join(more + lines))
+    after = parts(study)
+    assert all(texts <= after[part] for part, texts in before.items())
+
+
+def test_every_caption_of_a_picture_is_kept_on_one_side(tmp_path: Path):
+    study = folder_study(tmp_path, n=30)
+    rows = [
+        {"file_name": f"{i}.png", "text": f"picture {i} in words {k}"}
+        for k in range(5)
+        for i in range(30)
+    ]
+    metadata(tmp_path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_pretraining(study)
+    captions, images = source.train(999)
+    train = {int(c.split()[1]) for c in captions}
+    assert len(captions) == len(set(captions)) == 5 * len(train)
+    assert all(
+        int(c.split()[1]) == i.getpixel((8, 8))[0] for c, i in zip(captions, images, strict=True)
+    )
+    assert len({c.split()[1] for c in captions[: len(train)]}) == len(train), "all pictures first"
+    heldout = source.heldout_captions(999)
+    numbers = {int(c.split()[1]) for c in heldout}
+    assert len(heldout) == len(numbers), "a held-out picture counts once"
+    assert train | numbers == set(range(30))
+    assert not train & numbers
+
+
+def earlier_rule(names: list[str]) -> list[str]:
+    """Held out before: the first tenth of all names in the order of their hashes."""
+    return sorted(names, key=digest)[: max(1, round(len(names) / 10))]
+
+
+def with_fidelity(study: Study, texts: list[str]) -> Study:
+    study.write_prompts([Prompt("t", "a dog", "c", {}, "train")] + [
+        make_prompt(t, "fidelity", "fidelity", n=i + 1) for i, t in enumerate(texts)
+    ])  # fmt: skip
+    return study
+
+
+def test_a_study_with_fidelity_prompts_of_before_keeps_its_parts(tmp_path: Path):
+    n = next(
+        n for n in range(20, 90)
+        if len(earlier_rule([f"{i}.png" for i in range(n)]))
+        > sum(is_held_out(f"{i}.png") for i in range(n))
+    )  # fmt: skip
+    study = folder_study(tmp_path, n)
+    held = [f"picture {name[:-4]}" for name in earlier_rule([f"{i}.png" for i in range(n)])]
+    assert parts(study)["heldout"] < set(held)
+    with_fidelity(study, held)
+    assert parts(study)["heldout"] == set(held)
+    assert not parts(study)["train"] & set(held)
+
+
+def test_captions_that_changed_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    study = folder_study(tmp_path, n=60)
+    with_fidelity(study, open_pretraining(study).heldout_captions(3))
+    open_pretraining(study)
+    assert capsys.readouterr().err == ""
+    lines = metadata(tmp_path).read_text().splitlines(keepends=True)
+    gone = next(p.text for p in study.prompts("fidelity"))
+    metadata(tmp_path).write_text("".join(t for t in lines if f'"{gone}"' not in t))
+    open_pretraining(study)
+    assert "has changed since" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_that_holds_nothing_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    study = folder_study(tmp_path, n=2)
+    assert parts(study)["heldout"] == set()
+    own = tmp_path / "p.txt"
+    own.write_text("a dog\n")
+    with pytest.raises(UserError, match=r"none of the pictures .* is held out"):
+        prompts(study, PromptsConfig(file=str(own), fidelity=4))
+    prompts(study, PromptsConfig(file=str(own)))
+    assert "0 fidelity prompts, as many as" in capsys.readouterr().err

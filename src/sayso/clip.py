@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from sayso import files
 from sayso.errors import UserError
 from sayso.finite import refuse_not_finite
+from sayso.pictures import to_rgb
 from sayso.progress import progress
 from sayso.study import Study
 from sayso.types import Sample, digest
@@ -45,7 +46,7 @@ TEXT_ROWS = 32
 
 def to_pixels(image: "Image.Image") -> Float[Tensor, "3 h w"]:
     """A picture as float RGB in [0, 1]."""
-    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    array = np.asarray(to_rgb(image), dtype=np.float32) / 255
     return torch.from_numpy(array).permute(2, 0, 1)
 
 

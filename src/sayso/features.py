@@ -86,6 +86,8 @@ def _of_prompts(
 def _distances(study: Study, chosen: Mapping[str, list[Sample]], n: int) -> dict[str, Any]:
     space = feature_space(study, make_accelerator("no").device)
     natural = open_pretraining(study).heldout(2 * n)[1]
+    if not natural:
+        return _skipped("no pre-training image is held out")
     real, more = space(natural[:n]), natural[n:]
     found: dict[str, Any] = {"features": space.name, "dimensions": int(real.shape[1])}
     for role, samples in chosen.items():

@@ -1,8 +1,8 @@
 """What an importer of others' tables must offer, and how tables are opened and checked."""
 
 import hashlib
-import io
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from PIL import Image
 
 from sayso.errors import UserError
 from sayso.exporting.snapshot import plain_times
+from sayso.pictures import UnreadablePicture, read_picture
 from sayso.plugins import load_plugin
 from sayso.prompts import make_prompt
 from sayso.study import Study
@@ -42,13 +43,21 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one row of a table becomes. `left_out` says why it becomes nothing."""
+    """What one row of a table becomes.
+
+    `left_out` says why it becomes nothing, `damaged` what is wrong with it and where it stands.
+    """
 
     prompts: tuple[Prompt, ...] = ()
     pictures: tuple[Picture, ...] = ()
     ratings: tuple[Rating, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     left_out: str = ""
+    damaged: str = ""
+
+
+class RowError(UserError):
+    """A row that cannot be taken in; those of a table are named together, or left out."""
 
 
 class TableImport(ABC):
@@ -65,14 +74,23 @@ class TableImport(ABC):
     def entries(self, path: Path, context: "Context") -> Iterator[Entry]:
         """What the rows of the table become; always the same for the same table.
 
-        Raises: UserError: for an unknown or missing column, a wrong type or a wrong value.
+        Raises: UserError: for an unknown or missing column or a wrong type.
         """
-        for where, row in read_rows(path, self.columns):
-            yield self.entry(where, row, context)
+        context.begin()
+        for file in checked_files(path, self.columns):
+            context.enter(file)
+            for where, row in file_rows(file):
+                try:
+                    yield self.entry(where, row, context)
+                except RowError as error:
+                    yield Entry(damaged=str(error))
 
     @abstractmethod
     def entry(self, where: str, row: Mapping[str, Any], context: "Context") -> Entry:
-        """What one row becomes; `where` names it for error messages."""
+        """What one row becomes; `where` names it for error messages.
+
+        Raises: RowError: for a wrong value.
+        """
 
 
 def load_import(name: str) -> type[TableImport]:
@@ -87,47 +105,78 @@ class Context:
     """What importers need to know of the study and the options; makes prompts and records.
 
     Args:
+        splits: the split of the prompts of each table; of tables not among them it is train.
         readable: says whether a prompt may be taken in.
+    Attributes:
+        kept: texts that the study has in another split than the table's name says; it stands.
+        torn: texts that tables of two splits have, and the tables.
     """
 
     def __init__(
         self,
         study: Study,
         *,
-        split: Split = "train",
+        splits: Mapping[Path, Split] | None = None,
         question: Question = "alignment",
         simulated: bool = False,
         rating_column: str = "",
         readable: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self.study = study
-        self.split: Split = split
+        self.splits = splits or {}
+        self.split: Split = "train"
+        self.file = Path()
         self.question: Question = question
         self.simulated, self.rating_column = simulated, rating_column
         self.readable = readable
         known = study.prompts() if study.has_prompts else []
         self._prompts = {p.text: p for p in known if p.split != "fidelity"}
+        self._own = frozenset(self._prompts)
+        self._first_in: dict[str, Path] = {}
+        self.kept: set[str] = set()
+        self.torn: dict[str, tuple[Path, Path]] = {}
+        self._times: Counter[tuple[str, ...]] = Counter()
         # of images that were decoded once, for a table is read twice and names an image often
         self._widths: dict[str, int] = {}
 
+    def begin(self) -> None:
+        """Read from the start."""
+        self._times.clear()
+
+    def enter(self, file: Path) -> None:
+        """Go on with the rows of a table: its prompts have its split."""
+        self.file, self.split = file, self.splits.get(file, "train")
+
+    def times(self, *what: str) -> int:
+        """How often this was asked since the start, now included: 1 at the first time."""
+        self._times[what] += 1
+        return self._times[what]
+
     def prompt(self, where: str, text: object, category: str) -> Prompt:
-        """The study's own prompt of that text if it has one, else a new one of the split asked."""
+        """The study's own prompt of that text if it has one, else a new one of the table's split.
+
+        Raises: RowError: if there is no text.
+        """
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{where} has no prompt; delete the row")
+            raise RowError(f"{where} has no prompt")
         if text not in self._prompts:
             self._prompts[text] = make_prompt(text, self.split, category)
+            self._first_in[text] = self.file
+        if self._prompts[text].split != self.split:
+            if text in self._own:
+                self.kept.add(text)
+            else:
+                self.torn.setdefault(text, (self._first_in[text], self.file))
         return self._prompts[text]
 
     def picture(self, where: str, content: object, prompt: Prompt, model: str) -> Picture:
         """The image and its record; the id is a hash of prompt, model and the file's content.
 
-        Raises: UserError: if the content is no whole picture.
+        Raises: RowError: if the content is no whole picture.
         """
         data = content.get("bytes") if isinstance(content, dict) else content
-        if not isinstance(data, bytes):
-            raise UserError(
-                f"{where} has no image bytes; a table with links or paths alone cannot be imported"
-            )
+        if not data or not isinstance(data, bytes):
+            raise RowError(f"{where} has no image (links and paths alone cannot be imported)")
         content_hash = hashlib.sha256(data).hexdigest()
         if content_hash not in self._widths:
             self._widths[content_hash] = decode(where, data).width
@@ -141,13 +190,11 @@ class Context:
 
 
 def decode(where: str, content: bytes) -> Image.Image:
-    """The picture, decoded whole, RGB. Raises: UserError: if it is damaged."""
+    """The picture, decoded whole, RGB. Raises: RowError: if it is damaged or of an odd kind."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{where} has a damaged image ({reason}); nothing was imported") from None
+        return read_picture(content)
+    except UnreadablePicture as reason:
+        raise RowError(f"{where} has an image that cannot be read: {reason}") from None
 
 
 # tables
@@ -169,15 +216,21 @@ def read_rows(path: Path, columns: Mapping[str, Column]) -> Iterator[tuple[str, 
 
     All files' columns are checked before the first row comes.
     """
+    for file in checked_files(path, columns):
+        yield from file_rows(file)
+
+
+def checked_files(path: Path, columns: Mapping[str, Column]) -> list[Path]:
+    """The Parquet files at `path`, after the columns of all of them were checked."""
     tables = table_files(path)
     for file in tables:
         with _open(file) as table:
             check_schema(file, table.schema_arrow, columns)
-    for file in tables:
-        yield from _rows(file)
+    return tables
 
 
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def file_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of one table, and where each stands."""
     number = 0
     with _open(file) as table:
         try:

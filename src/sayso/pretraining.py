@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sayso.errors import UserError
+from sayso.progress import console
 from sayso.study import Study
 from sayso.types import digest
 from sayso.user_files import read_json_lines
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sayso.tinyworld.scenes import Scene
 
 HELDOUT_SHARE = 0.1
-"""Share of a folder's images that is kept for measuring and never trained on."""
+"""Share of a folder's images, on average, that is kept for measuring and never trained on."""
 
 
 class PretrainingSet(ABC):
@@ -77,18 +78,25 @@ class _TinyWorld(PretrainingSet):
 
 @dataclass(frozen=True)
 class _Folder(PretrainingSet):
-    """An image folder with metadata.jsonl: a line per image with file_name and text."""
+    """An image folder with metadata.jsonl: a line per caption with file_name and text.
+
+    `rows` has pairs of file name and caption, the first captions of all pictures before the second
+    ones. A held-out picture counts once, with its first caption.
+    """
 
     path: Path
     rows: tuple[tuple[str, str], ...]
+    heldout_names: frozenset[str]
     image_size_px: int
 
     def heldout_captions(self, n: int) -> list[str]:
         return [text for _, text in self._part("heldout")[:n]]
 
-    def _part(self, part: str) -> tuple[tuple[str, str], ...]:
-        cut = max(1, round(len(self.rows) * HELDOUT_SHARE))
-        return self.rows[:cut] if part == "heldout" else self.rows[cut:]
+    def _part(self, part: str) -> list[tuple[str, str]]:
+        if part == "train":
+            return [row for row in self.rows if row[0] not in self.heldout_names]
+        first = dict(reversed(self.rows))
+        return [(n, first[n]) for n in sorted(self.heldout_names, key=digest)]
 
     def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]:
         rows = self._part(part)[:n]
@@ -109,38 +117,68 @@ def open_pretraining(study: Study) -> PretrainingSet:
             f"{study.path} has no pre-training images; make the study with --pretraining FOLDER, "
             "or switch off what needs them"
         )
-    return _open_folder(Path(source), size)
+    texts = [p.text for p in study.prompts("fidelity")] if study.has_prompts else []
+    return _open_folder(Path(source), size, texts)
 
 
-def _open_folder(path: Path, size: int) -> _Folder:
-    metadata = path / "metadata.jsonl"
+def _open_folder(path: Path, size: int, fidelity: list[str]) -> _Folder:
+    rows = _read_rows(path / "metadata.jsonl")
+    by_name = sorted({name for name, _ in rows}, key=digest)
+    found = _Folder(path, rows, frozenset(filter(is_held_out, by_name)), size)
+    if found.heldout_captions(len(fidelity)) == fidelity:
+        return found
+    # versions before this rule held out the first tenth in this order, whatever the names
+    cut = max(1, round(len(by_name) * HELDOUT_SHARE))
+    earlier = _Folder(path, rows, frozenset(by_name[:cut]), size)
+    if earlier.heldout_captions(len(fidelity)) == fidelity:
+        return earlier
+    console.print(
+        f"{path / 'metadata.jsonl'} has changed since the study's fidelity prompts were made: they "
+        "are measured against the pictures held out now"
+    )
+    return found
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a picture is kept for measuring: a hash of its own name says so, nothing else."""
+    return int(digest(name), 16) < HELDOUT_SHARE * 16**16
+
+
+def _read_rows(metadata: Path) -> tuple[tuple[str, str], ...]:
+    """File names and captions, by the number of the caption, then by a hash of the name."""
     if not metadata.is_file():
         raise UserError(f"{metadata} is missing; write a line {{file_name, text}} for each image")
-    rows: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
     for where, row in read_json_lines(metadata):
         name, text = row.get("file_name"), row.get("text")
         if not isinstance(name, str) or not isinstance(text, str) or not name:
             raise UserError(f"{where} needs file_name and text, both strings")
-        rows[name] = text
-    if len(rows) < 2:
-        raise UserError(f"{metadata} names {len(rows)} images; give at least 2")
-    # in the order of a hash: which images are held out does not hang on how the file is sorted
-    return _Folder(path, tuple(sorted(rows.items(), key=lambda row: digest(row[0]))), size)
+        captions.setdefault(name, []).append(text)
+    if len(captions) < 2:
+        raise UserError(f"{metadata} names {len(captions)} images; give at least 2")
+    # hashes, so that nothing hangs on how the file is sorted
+    ordered = [
+        (k, digest(name), name, text)
+        for name, texts in captions.items()
+        for k, text in enumerate(sorted(dict.fromkeys(texts), key=digest))
+    ]
+    return tuple((name, text) for _, _, name, text in sorted(ordered))
 
 
 def _square(path: Path, size: int) -> "Image.Image":
     """The middle of the picture, `size` × `size`."""
     from PIL import Image, ImageOps
 
+    from sayso.pictures import UnreadablePicture, read_picture
+
     try:
-        with Image.open(path) as image:
-            return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        return ImageOps.fit(read_picture(path), (size, size), Image.Resampling.LANCZOS)
     except FileNotFoundError:
         raise UserError(
             f"pre-training image {path} is missing; restore it or delete its line in metadata.jsonl"
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UnreadablePicture as reason:
         raise UserError(
-            f"pre-training image {path} is damaged ({error}); restore it or delete its line in "
+            f"pre-training image {path} cannot be read: {reason}; restore it or delete its line in "
             "metadata.jsonl"
         ) from None

@@ -153,27 +153,28 @@ class Study:
 
         Raises: UserError: if the file is missing or not a whole picture.
         """
-        with self._opened(sample) as image:
-            return image.convert("RGB")
+        from sayso.pictures import read_picture
+
+        with self._refusing(sample) as path:
+            return read_picture(path)
 
     def image_bytes(self, sample: Sample) -> bytes:
         """The image's file as it is, after its checksums were verified.
 
         Raises: UserError: as `image`.
         """
-        with self._opened(sample) as image:
-            image.verify()
-        return (self.path / sample.path).read_bytes()
-
-    @contextmanager
-    def _opened(self, sample: Sample) -> "Iterator[Image.Image]":
-        """The image for the block; what is wrong with it becomes one line."""
         from PIL import Image
 
+        with self._refusing(sample) as path, Image.open(path) as image:
+            image.verify()
+        return path.read_bytes()
+
+    @contextmanager
+    def _refusing(self, sample: Sample) -> Iterator[Path]:
+        """Where the image is, for the block; what is wrong with it becomes one line."""
         path = self.path / sample.path
         try:
-            with Image.open(path) as image:
-                yield image
+            yield path
         except FileNotFoundError:
             raise UserError(
                 f"image {path} is gone; restore it, or delete its line in samples.jsonl and "

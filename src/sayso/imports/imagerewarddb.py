@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from sayso.errors import UserError
-from sayso.importing import Column, Context, Entry, Picture, TableImport
+from sayso.importing import Column, Context, Entry, Picture, RowError, TableImport
 from sayso.types import Question, Rating, Value, digest
 
 RATER = "imagerewarddb"
 """The table names no raters."""
+_RATINGS = ("image_text_alignment_rating", "overall_rating", "fidelity_rating")
 
 
 class ImageRewardDB(TableImport):
@@ -31,6 +32,9 @@ class ImageRewardDB(TableImport):
     }
 
     def entry(self, where: str, row: Mapping[str, Any], context: Context) -> Entry:
+        rated = [c for c in _RATINGS if row.get(c) is not None]
+        if not rated and (row["image"] is None or row["prompt"] is None):
+            return Entry(left_out="rows without a rating")
         prompt = context.prompt(where, row["prompt"], row.get("classification") or "imported")
         picture = context.picture(where, row["image"], prompt, "")
         sources: dict[Question, str] = {
@@ -67,5 +71,5 @@ def _rating(
 
 def _value(where: str, column: str, given: object) -> Value:
     if not isinstance(given, int | float) or not 1 <= given <= 7:
-        raise UserError(f"{where} has {column} {given!r}; allowed is 1 to 7")
+        raise RowError(f"{where} has {column} {given!r} (allowed is 1 to 7)")
     return "good" if given > 4 else "bad" if given < 4 else "skip"

@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from sayso.errors import UserError
 from sayso.exporting.snapshot import seconds
-from sayso.importing import Column, Context, Entry, TableImport
+from sayso.importing import Column, Context, Entry, RowError, TableImport
 from sayso.types import Choice, Comparison, digest
 
 VALUES: Mapping[float, Choice] = {1.0: "left", 0.0: "right", 0.5: "tie"}
@@ -15,8 +14,8 @@ VALUES: Mapping[float, Choice] = {1.0: "left", 0.0: "right", 0.5: "tie"}
 class PickAPic(TableImport):
     """label_0 of 1 is left, 0 is right, 0.5 a tie; image 0 counts as the left one.
 
-    A table whose labels do not add up is refused. Rows without a label and of twice the same image
-    are left out.
+    Rows without a label and of twice the same image are left out. Nobody knows who cast the votes
+    without a user; several on the same two images are taken for those of several raters.
     """
 
     derives_ratings: ClassVar[bool] = True
@@ -43,20 +42,19 @@ class PickAPic(TableImport):
     }
 
     def entry(self, where: str, row: Mapping[str, Any], context: Context) -> Entry:
+        if _is_unlabelled(row):  # its picture or caption may well be missing
+            return Entry(left_out="rows without a label")
+        value = _value(where, row)
         prompt = context.prompt(where, row["caption"], "imported")
         left, right = (
             context.picture(where, row[f"jpg_{i}"], prompt, row.get(f"model_{i}") or "")
             for i in (0, 1)
         )
-        if row.get("has_label") is False:
-            return Entry(left_out="rows without a label")
-        value = _value(where, row)
         if left.sample.id == right.sample.id:
             return Entry(left_out="rows of twice the same image")
-        user = row.get("user_id")
-        rater = "pickapic" if user is None or math.isnan(user) else f"pickapic-{int(user)}"
         answered_at = seconds(row.get("created_at") or 0)
         ids = (left.sample.id, right.sample.id)
+        rater = _rater(row.get("user_id"), ids, context)
         vote = Comparison(
             id=digest(["pickapic", rater, sorted(ids), context.question]),
             prompt_id=prompt.id,
@@ -75,11 +73,24 @@ class PickAPic(TableImport):
         return Entry((prompt,), (left, right), comparisons=(vote,))
 
 
+def _rater(user: int | float | None, ids: tuple[str, str], context: Context) -> str:
+    if user is not None and not math.isnan(user):
+        return f"pickapic-{int(user)}"
+    nth = context.times(*sorted(ids))
+    return "pickapic" if nth == 1 else f"pickapic-anonymous-{nth}"
+
+
+def _is_unlabelled(row: Mapping[str, Any]) -> bool:
+    if row.get("has_label") is None:
+        return row["label_0"] is None and row.get("label_1") is None
+    return not row["has_label"]
+
+
 def _value(where: str, row: Mapping[str, Any]) -> Choice:
     label, other = row["label_0"], row.get("label_1")
     if label not in VALUES or (other is not None and label + other != 1):
-        raise UserError(
-            f"{where} has label_0 {label!r} and label_1 {other!r}; allowed are 1 and 0, 0 and 1, "
-            "0.5 and 0.5"
+        raise RowError(
+            f"{where} has label_0 {label!r} and label_1 {other!r} (allowed are 1 and 0, 0 and 1, "
+            "0.5 and 0.5)"
         )
     return VALUES[label]

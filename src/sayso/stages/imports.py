@@ -1,9 +1,8 @@
 """Stage `import`: take images, preferences and ratings of others' tables into a study."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +12,11 @@ from tyro.conf import Positional
 
 from sayso import files
 from sayso.errors import UserError
+from sayso.import_tally import Tally, damaged_rows, torn_prompts
 from sayso.progress import console, progress
 from sayso.run import Run
 from sayso.study import Study
+from sayso.table_splits import file_splits
 from sayso.types import Prompt, Question
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ class ImportConfig:
     """Its layout: pickapic, imagerewarddb, sayso, or your own ./mine.py."""
     name: str = ""
     """Name of the import, runs/import-NAME; default: the format and the table's name."""
-    split: Literal["train", "seen", "unseen"] = "train"
-    """The split of prompts that the study does not have yet; a reward learns from train alone."""
+    split: Literal["train", "seen", "unseen"] | None = None
+    """The split of prompts that the study does not have yet; a reward learns from train alone.
+    Default: what the names of files and folders say (train; test and validation become seen, test
+    prompts), or train if none of them says anything (sayso: as the table says)."""
     question: Question = "alignment"
     """pickapic: which question its preferences answer; fit reads alignment."""
     rating_column: Literal["image_text_alignment_rating", "overall_rating"] = (
@@ -55,38 +58,9 @@ class ImportConfig:
     long_prompts: Literal["keep", "leave-out"] = "keep"
     """leave-out: leave out rows whose prompt the study's CLIP cannot read whole, on which fit would
     stop; needs sayso[train]."""
-
-
-@dataclass
-class _Tally:
-    """What was found or taken in."""
-
-    prompts: set[str] = field(default_factory=set[str])
-    images: set[str] = field(default_factory=set[str])
-    ratings: int = 0
-    comparisons: int = 0
-    rows: int = 0
-    left_out: Counter[str] = field(default_factory=Counter[str])
-
-    def add(self, entry: "Entry") -> None:
-        self.rows += 1
-        self.prompts.update(p.id for p in entry.prompts)
-        self.images.update(p.sample.id for p in entry.pictures)
-        self.ratings += len(entry.ratings)
-        self.comparisons += len(entry.comparisons)
-        if entry.left_out:
-            self.left_out[entry.left_out] += 1
-
-    @property
-    def facts(self) -> dict[str, object]:
-        sizes = {"prompts": len(self.prompts), "images": len(self.images)}
-        votes = {"ratings": self.ratings, "comparisons": self.comparisons}
-        return {
-            "rows": self.rows,
-            **sizes,
-            **votes,
-            "left_out": dict(sorted(self.left_out.items())),
-        }
+    damaged: Literal["refuse", "leave-out"] = "refuse"
+    """leave-out: leave out rows with a damaged image, no prompt or an impossible value, and list
+    them in the run's result."""
 
 
 def import_table(study: Study, config: ImportConfig) -> Run:
@@ -95,16 +69,18 @@ def import_table(study: Study, config: ImportConfig) -> Run:
     The whole table is read and checked before anything is written.
 
     Raises: UserError: if pyarrow is missing, there is no such table, it has unknown columns, wrong
-        types or values, a damaged image, or nothing to take in, or the study has one of its
-        prompts in another split.
+        types, damaged rows that are not to be left out, or nothing to take in, or if names do not
+        say which split a prompt belongs to.
     """
     importer, context = _open(study, config)
-    tally = _examine(importer, context, Path(config.path))
+    tally = _examine(importer, context, config)
     run = study.run("import", _name(config), _absolute(config))
     if run.finished:
         console.print(f"{run.name} is finished; nothing to do")
         return run
-    _take_in(study, _entries(importer, context, Path(config.path)), tally.rows)
+    for line in tally.lines(context.splits if config.format != "sayso" else {}, len(context.kept)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _take_in(study, _entries(importer, context, Path(config.path)), tally.rows.total())
     derived = _derive(study) if importer.derives_ratings and not config.comparisons_only else 0
     run.finish({**tally.facts, "derived_ratings": derived, "files": _hashes(Path(config.path))})
     console.print(
@@ -117,7 +93,7 @@ def import_table(study: Study, config: ImportConfig) -> Run:
 def plan(study: Study, config: ImportConfig) -> dict[str, object]:
     """What the table holds and what would be left out."""
     importer, context = _open(study, config)
-    return _examine(importer, context, Path(config.path)).facts
+    return _examine(importer, context, config).facts
 
 
 def _open(study: Study, config: ImportConfig) -> "tuple[TableImport, Context]":
@@ -125,13 +101,14 @@ def _open(study: Study, config: ImportConfig) -> "tuple[TableImport, Context]":
         raise UserError(
             "tables need one more package; install it with: pip install 'sayso[export]'"
         )
-    from sayso.importing import Context, load_import
+    from sayso.importing import Context, load_import, table_files
 
     if not config.path:
         raise UserError("give the table: sayso import STUDY TABLE --format pickapic")
+    path = Path(config.path)
     context = Context(
         study,
-        split=config.split,
+        splits=file_splits(path, table_files(path), config.split),
         question=config.question,
         simulated=config.raters == "simulated",
         rating_column=config.rating_column,
@@ -209,14 +186,20 @@ def _item(vote: object) -> tuple[str, ...]:
     return (vote.rater, vote.question, vote.prompt_id, *sides)
 
 
-def _examine(importer: "TableImport", context: "Context", path: Path) -> _Tally:
+def _examine(importer: "TableImport", context: "Context", config: ImportConfig) -> Tally:
     """Read the whole table once: what is wrong with it is said before anything is written."""
-    tally = _Tally()
+    path, tally = Path(config.path), Tally()
     known = {p.text: p for p in _prompts(context.study) if p.split != "fidelity"}
     for entry in _entries(importer, context, path):
         for prompt in entry.prompts:
             _refuse_other_split(prompt, known.setdefault(prompt.text, prompt))
-        tally.add(entry)
+        tally.add(entry, context.file)
+    if tally.damaged and config.damaged == "refuse":
+        raise UserError(damaged_rows(path, tally.damaged))
+    if context.torn:
+        raise UserError(torn_prompts(context.torn))
+    if not tally.rows:
+        raise UserError(f"{path} has no rows; nothing was imported")
     if not tally.ratings + tally.comparisons:
         raise UserError(f"{path} has no votes to take in (left out: {dict(tally.left_out)})")
     return tally

@@ -114,6 +114,13 @@ def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
     from sayso.pretraining import open_pretraining
 
     captions = open_pretraining(study).heldout_captions(n)
+    if config.fidelity and not captions:
+        raise UserError(
+            f"none of the pictures in {study.info.pretraining} is held out (about one in ten is, "
+            "by its name); give more pictures, or --fidelity 0"
+        )
+    if len(captions) < n:
+        console.print(f"{len(captions)} fidelity prompts, as many as pictures are held out")
     return [make_prompt(c, "fidelity", "fidelity", n=i + 1) for i, c in enumerate(captions)]
 
 

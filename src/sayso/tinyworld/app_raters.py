@@ -7,7 +7,6 @@ fast get through more pages than the slow.
 
 import hashlib
 import http.client
-import io
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +17,10 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from sqlalchemy import Connection
 
 from sayso.errors import UserError
+from sayso.pictures import read_picture
 from sayso.progress import progress
 from sayso.prompts import ASKED, load_grammar, phrase
 from sayso.study import Study
@@ -204,7 +203,7 @@ class _Eyes:
     def look(self, pictures: Iterable[bytes]) -> None:
         new = {key: p for p in pictures if (key := _key(p)) not in self.readings}
         if new:
-            arrays = [np.asarray(Image.open(io.BytesIO(p)).convert("RGB")) for p in new.values()]
+            arrays = [np.asarray(read_picture(p)) for p in new.values()]
             self.readings |= zip(new, self._judge.read(as_images(arrays)), strict=True)
 
 
