@@ -35,7 +35,7 @@ class RateConfig:
     set_size: int = 4
     """To compare: images of each model in a set; the paper shows 4."""
     split_tie: bool = False
-    """People, to compare: offer "both good" and "both bad", which count as ties, in place of tie."""
+    """People, to compare: offer "both good" and "both bad" in place of a tie; ties they remain."""
     raters: int = 1
     """How many simulated raters there are; the paper has 2 to mark and 9 to compare."""
     careless: int = 0
