@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
+from sayso.pictures import to_rgb
+
 STEPS = (256, 384, 512, 768, 1024, 1536, 2048)
 """Longest sides in pixels in which pictures are served; whoever asks for more gets the original."""
 SMALL_PX = 256
@@ -39,26 +41,22 @@ class Served(NamedTuple):
 
 
 def plain(content: bytes) -> Image.Image:
-    """The pixels of a picture, RGB with 8 bits, upright, transparency on white; no metadata.
+    """The pixels of a picture as `sayso.pictures` reads them; no metadata.
 
-    Raises: BrokenPicture: if it is not whole.
+    Metadata that is damaged does no harm here: the pixels are whole.
+
+    Raises: BrokenPicture: if it is not whole, or cannot be shown without a guess.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.verify()  # the checksums, which decoding leaves out
         with Image.open(io.BytesIO(content)) as image:
-            turned = _orientation(image) != 1
-            rgb = _rgb(ImageOps.exif_transpose(image) if turned else image)
+            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+            upright.format = image.format
+            rgb = to_rgb(upright)
     except _UNREADABLE as error:
         raise BrokenPicture(str(error)) from None
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    over = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:

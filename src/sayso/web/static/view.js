@@ -141,7 +141,8 @@ export function drawStrip(entries, pictureOf, onPick) {
   const items = shownEntries.map((entry, i) => {
     const ago = shownEntries.length - i;
     const label = `Change your answer ${ANSWERS[entry.value].label}, ${ago} back`;
-    const button = make("button", { type: "button", class: "past", "aria-label": label });
+    const look = { type: "button", class: "past", dir: "auto", translate: "no" };
+    const button = make("button", { ...look, "aria-label": label });
     button.title = entry.prompt;
     const picture = pictureOf(entry);
     if (picture) button.append(picture);
