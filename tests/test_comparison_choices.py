@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 
 from sayso.errors import UserError
+from sayso.feedback import Recorded
 from sayso.stages.rate import RateConfig, rate
 from sayso.study import Study, StudyInfo
 from sayso.types import Choice, Comparison, Outcome, outcome
@@ -40,7 +41,7 @@ def statistics(made: list[Comparison]) -> list[object]:
         standings(made, seed=1),
         balance(made, seed=1),
         comparison_sections(made, [], resamples=20),
-        [(r.sample_id, r.value) for r in ratings_from_comparisons((v, True) for v in made)],
+        [(r.sample_id, r.value) for r in ratings_from_comparisons(Recorded(v) for v in made)],
     ]
 
 

@@ -89,7 +89,7 @@ def test_manifest_holds_counts_and_checksums(shared: Study, tmp_path: Path, form
         assert facts == {"bytes": len(content), "sha256": digest}
     people = [*shared.feedback.stream(simulated=False)]
     assert manifest["counts"]["votes"] == len(people) == 24
-    assert manifest["counts"]["live"] == sum(live for _, live in people) == 23
+    assert manifest["counts"]["live"] == sum(found.live for found in people) == 23
     assert manifest["counts"]["raters"] == 3
     assert manifest["counts"]["attention"] == 1
     assert manifest["raters"] == "people"
@@ -240,9 +240,9 @@ def test_the_store_is_read_in_chunks(shared: Study, monkeypatch):
     everything = list(shared.feedback.stream(simulated=False))
     monkeypatch.setattr("sayso.feedback._STREAM_CHUNK", 2)
     assert list(shared.feedback.stream(simulated=False)) == everything
-    live = [vote for vote, live in everything if live]
+    live = [found.vote for found in everything if found.live]
     assert live == [*shared.feedback.ratings(False), *shared.feedback.comparisons(False)]
-    assert [vote.id for vote, live in everything if not live] == ["v-first"]
+    assert [found.vote.id for found in everything if not found.live] == ["v-first"]
 
 
 def test_vote_on_a_lost_record_is_an_error(study: Study, tmp_path: Path):
@@ -309,9 +309,9 @@ def test_sayso_votes_equal_the_store(shared: Study, tmp_path: Path):
     out = written(shared, tmp_path / "out", "sayso")
     table = rows(out / "votes.parquet")
     stored = list(shared.feedback.stream(simulated=False))
-    assert [row["vote_id"] for row in table] == [vote.id for vote, _ in stored]
-    assert [row["value"] for row in table] == [vote.value for vote, _ in stored]
-    assert [row["live"] for row in table] == [live for _, live in stored]
+    assert [row["vote_id"] for row in table] == [found.vote.id for found in stored]
+    assert [row["value"] for row in table] == [found.vote.value for found in stored]
+    assert [row["live"] for row in table] == [found.live for found in stored]
     assert {row["kind"] for row in table} == {"rating", "comparison"}
     by_id = {row["vote_id"]: row for row in table}
     first = by_id["v-first"]
@@ -325,8 +325,8 @@ def test_sayso_votes_equal_the_store(shared: Study, tmp_path: Path):
     assert sets["left_ids"] == images_of(shared, "q0")
     assert sets["item_ids"] == sets["left_ids"] + sets["right_ids"]
     raters: dict[str, set[str]] = {}
-    for (vote, _), row in zip(stored, table, strict=True):
-        raters.setdefault(vote.rater, set()).add(row["rater"])
+    for found, row in zip(stored, table, strict=True):
+        raters.setdefault(found.vote.rater, set()).add(row["rater"])
     assert len(raters) == len(set.union(*raters.values())) == 3
 
 

@@ -16,14 +16,14 @@ from PIL import Image
 from voted_images import images_of, mark, voted_study
 
 from sayso.errors import UserError
-from sayso.feedback import check_feedback
+from sayso.feedback import Recorded, check_feedback
 from sayso.stages import align
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
 from sayso.stages.imports import ImportConfig, import_table
 from sayso.stages.prompts import PromptsConfig, prompts
 from sayso.study import Study, StudyInfo
-from sayso.types import Comparison, Rating
+from sayso.types import Comparison
 from sayso.votes.derived_ratings import ratings_from_comparisons
 
 WHEN = datetime(2023, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -197,11 +197,11 @@ def test_own_marks_are_left_alone():
         {"imported_from": "pickapic"},
     )  # fmt: skip
     own = mark("b", "ann", "good")
-    [made] = ratings_from_comparisons([(own, True), (vote, True)])
+    [made] = ratings_from_comparisons([Recorded(own), Recorded(vote)])
     assert (made.sample_id, made.value) == ("a", "good")
     seen_here = Comparison(**{f: getattr(vote, f) for f in vote.__slots__} | {"shown": {}})
-    assert ratings_from_comparisons([(seen_here, True)]) == []
-    assert ratings_from_comparisons([(vote, False)]) == []
+    assert ratings_from_comparisons([Recorded(seen_here)]) == []
+    assert ratings_from_comparisons([Recorded(vote, live=False)]) == []
 
 
 def test_rows_that_cannot_be_used_are_counted(study: Study, tmp_path: Path):
@@ -304,10 +304,10 @@ def test_our_own_imagerewarddb_export_comes_back(tmp_path: Path, study: Study):
 # ours
 
 
-def plain(votes: list[tuple[Rating | Comparison, bool]]) -> list[dict[str, Any]]:
+def plain(votes: list[Recorded]) -> list[dict[str, Any]]:
     """Votes without what becomes a pseudonym, in one form for both kinds."""
     rows = []
-    for vote, live in votes:
+    for vote, live, _ in votes:
         row = {f: getattr(vote, f) for f in vote.__slots__} | {"live": live, "rater": ""}
         row["shown"] = {k: v for k, v in row["shown"].items() if k != "session"}
         rows.append(row)
@@ -321,9 +321,9 @@ def test_our_own_export_gives_an_equal_store(study: Study, tmp_path: Path, kind:
     export(source, ExportConfig(out=str(out), raters=kind))
     taken(study, out, "sayso")
     votes = [list(s.feedback.stream(kind == "simulated")) for s in (source, study)]
-    votes[0] = [(v, live) for v, live in votes[0] if not v.shown.get("attention")]
+    votes[0] = [found for found in votes[0] if not found.vote.shown.get("attention")]
     assert plain(votes[0]) == plain(votes[1])
-    pseudonyms = {a.rater: b.rater for (a, _), (b, _) in zip(*votes, strict=True)}
+    pseudonyms = {a.vote.rater: b.vote.rater for a, b in zip(*votes, strict=True)}
     assert len(set(pseudonyms.values())) == len(pseudonyms)
     old = {s.id: s for s in source.samples()}
     for sample in study.samples():
@@ -341,7 +341,7 @@ def test_votes_taken_back_do_not_return(study: Study, tmp_path: Path):
     image = images_of(source, "p0")[3]
     third = mark(image, "ann", "good", id="v-third", supersedes="v-second")
     source.feedback.add_ratings([third])
-    live = {v.id: live for v, live in source.feedback.stream(False) if v.id.startswith("v-")}
+    live = {v.id: live for v, live, _ in source.feedback.stream(False) if v.id.startswith("v-")}
     assert live == {"v-first": False, "v-third": True}
     out = export(source, ExportConfig(out=str(tmp_path / "out")))
     result = taken(study, out, "sayso")

@@ -8,9 +8,9 @@ whoever writes.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from sqlalchemy import Connection, Engine, Table, insert, select
+from sqlalchemy import Connection, Engine, Table, insert, or_, select
 
 from sayso import vote_tables as tables
 from sayso.database import BUSY_TIMEOUT_S, Database
@@ -25,7 +25,9 @@ from sayso.types import (
     Value,
     digest,
 )
-from sayso.votes.ballots import is_check, is_judgement
+from sayso.vote_queries import counting, is_excluded, is_live, is_struck
+from sayso.votes import counted
+from sayso.votes.counted import Purpose
 from sayso.votes.labels import (
     LabelMethod,
     LabelRow,
@@ -60,6 +62,26 @@ class Label:
     def value(self) -> Value:
         """The decision, or else the majority of good and bad; "skip" if there is none."""
         return self.decided or majority(self.good, self.bad)
+
+    @property
+    def share(self) -> float | None:
+        """1 or 0 if decided, else the share of good among good and bad; None without either."""
+        if self.decided:
+            return float(self.decided == "good")
+        n = self.good + self.bad
+        return self.good / n if n else None
+
+
+class Recorded(NamedTuple):
+    """A stored vote; `live`: not superseded; `excluded`: none of its rater's votes counts."""
+
+    vote: Rating | Comparison
+    live: bool = True
+    excluded: bool = False
+
+    @property
+    def standing(self) -> counted.Standing:
+        return counted.standing(self.vote, superseded=not self.live, excluded=self.excluded)
 
 
 class Feedback:
@@ -104,25 +126,35 @@ class Feedback:
             for old in _stored(db, table, list(rows)):
                 _refuse_other_body(rows.pop(old["id"]), old)
             if rows:
-                db.execute(insert(table), list(rows.values()))
+                known = {vote.id: flags(vote) for vote in votes}
+                db.execute(insert(table), [{**row, **known[key]} for key, row in rows.items()])
         return len(rows)
 
     # reading
 
-    def ratings(self, simulated: bool | None = None) -> list[Rating]:
-        """The live ratings, oldest first: of people (False), of programs (True), or of both."""
-        return [_rating(row) for row in self._live(tables.ratings, simulated)]
+    def ratings(self, simulated: bool | None = None, excluded: bool = False) -> list[Rating]:
+        """The live ratings, oldest first: of people (False), of programs (True), or of both.
 
-    def comparisons(self, simulated: bool | None = None) -> list[Comparison]:
+        Reviewers' decisions and checks of attention are among them; `votes.counted` says what each
+        counts for.
+
+        Args:
+            excluded: also those of raters whom an admin has excluded.
+        """
+        return [_rating(row) for row in self._live(tables.ratings, simulated, excluded)]
+
+    def comparisons(
+        self, simulated: bool | None = None, excluded: bool = False
+    ) -> list[Comparison]:
         """The live comparisons, oldest first; see `ratings`."""
-        return [_comparison(row) for row in self._live(tables.comparisons, simulated)]
+        return [_comparison(row) for row in self._live(tables.comparisons, simulated, excluded)]
 
     def votes(self, simulated: bool | None = None) -> list[Rating | Comparison]:
         """The live ratings, then the live comparisons; see `ratings`."""
         return [*self.ratings(simulated), *self.comparisons(simulated)]
 
-    def stream(self, simulated: bool) -> Iterator[tuple[Rating | Comparison, bool]]:
-        """Every rating, then every comparison, oldest first, each with whether it is live.
+    def stream(self, simulated: bool) -> Iterator[Recorded]:
+        """Every rating, then every comparison, oldest first, whether it counts or not.
 
         Also those that were superseded; rows that only take a vote back are no votes. One statement
         a table is a snapshot of it; rows come in chunks, so memory stays bounded however many there
@@ -131,26 +163,28 @@ class Feedback:
         if self.database.absent:
             return
         for table, read in ((tables.ratings, _rating), (tables.comparisons, _comparison)):
-            later = table.alias()
-            superseded = select(later.c.seq).where(later.c.supersedes == table.c.id).exists()
+            known = is_live(table).label("live"), is_excluded(table.c.rater).label("excluded")
             query = (
-                select(table, superseded.label("superseded"))
+                _votes_of(table)
+                .add_columns(*known)
                 .where(table.c.simulated == simulated, table.c.value != tables.RETRACTED)
                 .order_by(table.c.seq)
                 .execution_options(yield_per=_STREAM_CHUNK)
             )
             with self.database.read() as db:
                 for row in db.execute(query).mappings():
-                    yield read(dict(row)), not row["superseded"]
+                    yield Recorded(read(dict(row)), bool(row["live"]), bool(row["excluded"]))
+
+    def left_out(self, simulated: bool, purpose: Purpose = "ballot") -> dict[str, int]:
+        """How many live votes do not count for a purpose, by why (see `counted.RULES`)."""
+        live = (found.standing for found in self.stream(simulated) if found.live)
+        return counted.left_out(live, purpose)
 
     def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
-        """The live ratings counted per sample id: of people or of simulated raters, never both.
-
-        Checks of attention are no marks of the image and do not count.
-        """
+        """The ratings that count per sample id: of people or of simulated raters, never both."""
         labels: dict[str, Label] = {}
         marks = self._marks(simulated, question)
-        for rating in filter(is_judgement, marks):
+        for rating in (r for r in marks if counted.is_for(r, "ballot")):
             old = labels.get(rating.sample_id, Label(0, 0, 0, simulated))
             more = getattr(old, rating.value) + 1
             labels[rating.sample_id] = replace(old, **{rating.value: more})
@@ -196,25 +230,33 @@ class Feedback:
         return preferences(labels, samples, simulated, question)
 
     def _marks(self, simulated: bool, question: Question) -> list[Rating]:
-        found = self.ratings(simulated)
-        return [r for r in found if r.question == question and not is_check(r)]
+        """The ratings that say something of an image: the raters' own, and reviewers' decisions."""
+        if self.database.absent:
+            return []
+        table = tables.ratings
+        query = (
+            _votes_of(table)
+            .where(table.c.simulated == simulated, table.c.question == question)
+            .where(or_(counting(table, "ballot"), counting(table, "decision")))
+            .order_by(table.c.seq)
+        )
+        with self.database.read() as db:
+            return [_rating(dict(row)) for row in db.execute(query).mappings()]
 
     def kind_in_use(self) -> bool:
         """The `simulated` to read with: False (people) if any person rated, else True."""
         return not self.ratings(simulated=False)
 
-    def _live(self, table: Table, simulated: bool | None) -> list[Mapping[str, Any]]:
+    def _live(
+        self, table: Table, simulated: bool | None, excluded: bool
+    ) -> list[Mapping[str, Any]]:
         if self.database.absent:
             return []
-        later = table.alias()
-        query = (
-            select(table)
-            .where(~select(later.c.seq).where(later.c.supersedes == table.c.id).exists())
-            .where(table.c.value != tables.RETRACTED)
-            .order_by(table.c.seq)
-        )
+        query = _votes_of(table).where(is_live(table)).order_by(table.c.seq)
         if simulated is not None:
             query = query.where(table.c.simulated == simulated)
+        if not excluded:
+            query = query.where(~is_excluded(table.c.rater))
         with self.database.read() as db:
             return [dict(row) for row in db.execute(query).mappings()]
 
@@ -238,13 +280,19 @@ def _check(vote: Rating | Comparison, values: tuple[str, ...]) -> None:
 
 
 def vote_row(vote: Rating | Comparison) -> dict[str, Any]:
-    """The columns of a vote."""
+    """The columns of a vote, without the flags (see `flags`)."""
     row = asdict(vote)
     if isinstance(vote, Comparison):
         row["left_ids"], row["right_ids"] = list(vote.left_ids), list(vote.right_ids)
         row["pair"] = digest(sorted([row["left_ids"], row["right_ids"]]))
     times = {"shown_at": float(vote.shown_at), "answered_at": float(vote.answered_at)}
     return {**row, **times, "shown": dict(vote.shown)}
+
+
+def flags(vote: Rating | Comparison) -> dict[str, bool]:
+    """What `shown` says of a vote as columns, for queries and constraints."""
+    known = counted.standing(vote)
+    return {"attention": known.attention, "decision": known.decision}
 
 
 def _stored(db: Connection, table: Table, ids: list[str]) -> list[dict[str, Any]]:
@@ -263,14 +311,25 @@ def _refuse_other_body(row: Mapping[str, Any], old: Mapping[str, Any]) -> None:
         )
 
 
+def _votes_of(table: Table) -> Any:
+    return select(table, is_struck(table).label(counted.STRUCK))
+
+
 def _rating(row: Mapping[str, Any]) -> Rating:
-    return Rating(**{f.name: row[f.name] for f in fields(Rating)})
+    return Rating(**_fields(Rating, row))
 
 
 def _comparison(row: Mapping[str, Any]) -> Comparison:
-    plain = {f.name: row[f.name] for f in fields(Comparison)}
+    plain = _fields(Comparison, row)
     sides = {key: tuple(plain[key]) for key in ("left_ids", "right_ids")}
     return Comparison(**{**plain, **sides})
+
+
+def _fields(kind: type[Rating] | type[Comparison], row: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {f.name: row[f.name] for f in fields(kind)}
+    if row[counted.STRUCK]:
+        plain["shown"] = {**plain["shown"], counted.STRUCK: True}
+    return plain
 
 
 # against the study
@@ -282,7 +341,7 @@ def check_feedback(study: "Study") -> None:
     Raises: UserError: naming the first rating whose sample has no record or no image file.
     """
     paths = {sample.id: sample.path for sample in study.samples()}
-    for rating in study.feedback.ratings():
+    for rating in study.feedback.ratings(excluded=True):
         path = paths.get(rating.sample_id)
         if path is None or not (study.path / path).is_file():
             what = f"{study.path / path}" if path else f"sample {rating.sample_id}"

@@ -222,7 +222,7 @@ class Study:
         if url == self.info.feedback_url:
             return
         store = Feedback(url)
-        if self.feedback.ratings() or self.feedback.comparisons():
+        if self.feedback.ratings(excluded=True) or self.feedback.comparisons(excluded=True):
             raise UserError(
                 f"{self.path} has votes in {self.feedback.database.name}; votes stay in one "
                 "database: leave --db out, or begin with a copy of the study without votes"

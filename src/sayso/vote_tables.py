@@ -2,10 +2,12 @@
 
 The constraints alone keep the promise of one live vote per item, rater and question: the first
 vote on an item is unique (partial index), a vote is superseded at most once (unique), and only by
-one of the same rater on the same item and question (foreign key over all of them).
+one of the same rater on the same item and question (foreign key over all of them). Answers to
+attention checks and reviewers' decisions stand beside the votes, each with a first one of its own.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -29,7 +31,7 @@ from sqlalchemy import (
     true,
 )
 
-VERSION = 3
+VERSION = 4
 """Format of the database; a newer one is refused, an older one migrated (`migrations/`)."""
 
 RETRACTED = "retracted"
@@ -64,7 +66,9 @@ def _vote_table(name: str, item: list[Column[str]], *more: Column[object]) -> Ta
         Column("item_id", Text),
         Column("body", Text),  # hash of the request, to tell a repetition from another vote
         Column("surplus", Boolean, nullable=False, server_default=false()),
+        # as `shown` says, for queries and constraints
         Column("attention", Boolean, nullable=False, server_default=false()),
+        Column("decision", Boolean, nullable=False, server_default=false()),
         UniqueConstraint("id", *key, name=f"{name}_identity"),
         ForeignKeyConstraint(
             ["supersedes", *key],
@@ -75,13 +79,20 @@ def _vote_table(name: str, item: list[Column[str]], *more: Column[object]) -> Ta
         sqlite_autoincrement=True,
     )
     first = [table.c[column] for column in key if column != "simulated"]
-    # said as queries say it: SQLite uses a partial index only where it finds the same words
-    alone = and_(table.c.supersedes.is_(None), table.c.attention == false())
-    Index(f"{name}_first", *first, unique=True, sqlite_where=alone, postgresql_where=alone)
-    check = and_(table.c.supersedes.is_(None), table.c.attention == true())
-    asked = [table.c.item_id, table.c.rater]
-    Index(f"{name}_check", *asked, unique=True, sqlite_where=check, postgresql_where=check)
+    _first(table, "first", first, attention=False, decision=False)
+    _first(table, "check", [table.c.item_id, table.c.rater], attention=True)
+    _first(table, "decision", first, decision=True)
+    decided = table.c.decision == true()
+    Index(f"{name}_decided", table.c.item_id, sqlite_where=decided, postgresql_where=decided)
+    Index(f"{name}_rater", table.c.rater)
     return table
+
+
+def _first(table: Table, name: str, columns: list[Column[Any]], **flags: bool) -> None:
+    """At most one first vote: written as queries are, or SQLite would not use the index."""
+    wanted = [table.c[flag] == (true() if value else false()) for flag, value in flags.items()]
+    first = and_(table.c.supersedes.is_(None), *wanted)
+    Index(f"{table.name}_{name}", *columns, unique=True, sqlite_where=first, postgresql_where=first)
 
 
 ratings = _vote_table(
@@ -100,6 +111,17 @@ comparisons = _vote_table(
     Column("left_ids", JSON, nullable=False),
     Column("right_ids", JSON, nullable=False),
 )
+
+exclusions = Table(
+    "exclusions",
+    metadata,
+    Column(
+        "rater", Text, primary_key=True
+    ),  # by name, for imported raters have no row of their own
+    Column("author", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+"""Raters whose votes are kept and do not count."""
 
 VOTE_TABLES: Mapping[str, Table] = {"rate": ratings, "compare": comparisons}
 """The table of the votes of each kind of task."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rating_studies import BASE, TUNED, Office, Rater, make_study
+from rating_studies import BASE, Office, Rater, make_study
 
-from sayso.web import admin_counts, disagreements, overview
+from sayso.web import admin_counts, overview
 from sayso.web.tasks import TaskOptions
 
 
@@ -136,80 +136,3 @@ def test_guideline_versions(office: Office):
     assert office.table("select version, text, author from guidelines order by version") == [
         (1, "First.", "boss"), (2, "Second.", "boss"),
     ]  # fmt: skip
-
-
-def test_a_reviewer_decides(office: Office):
-    office.client().work()
-    office.client("bob").work(lambda _: "bad")
-    eve = office.client("eve")
-    with office.site.read() as db:
-        task = overview.tasks(db)[0]
-        open_rows = disagreements.disagreements(db, task, overview.live_votes(db, task))
-    assert len(open_rows) == 10
-    assert {vote["rater"] for vote in open_rows[0]["votes"]} == {"Rater 1", "Rater 2"}
-    assert eve.http.get(open_rows[0]["images"][0]).status_code == 200
-    chosen = open_rows[0]["item_id"]
-    assert submit(eve, "/admin/disagreements", item_id=chosen, value="bad").status_code == 200
-    assert submit(eve, "/admin/disagreements", item_id=chosen, value="good").status_code == 200
-    assert submit(eve, "/admin/disagreements", item_id=chosen, value="left").status_code == 422
-    assert submit(eve, "/admin/disagreements", item_id="x", value="bad").status_code == 404
-    decisions = [r for r in office.study.feedback.ratings() if r.shown.get("adjudication")]
-    assert [(r.rater, r.value) for r in decisions] == [("eve", "good")]
-    label = office.study.feedback.labels(simulated=False)[decisions[0].sample_id]
-    assert (label.good, label.bad, label.decided, label.value) == (1, 1, "good", "good")
-    assert office.table("select votes from items where control = ''") == [(2,)] * 10
-    with office.site.read() as db:
-        again = disagreements.disagreements(db, task, overview.live_votes(db, task))
-    assert [row["decided"] for row in again] == [None] * 9 + ["good"]
-
-
-def test_who_has_judged_an_item_does_not_decide_it(office: Office):
-    eve, boss = office.client("eve"), office.client("boss")
-    office.client().work(lambda _: "bad")
-    eve.work()
-    [(item, vote)] = office.table(
-        "select item_id, id from ratings where rater = 'eve' and value = 'good' "
-        "and item_id in (select id from items where control = '') limit 1"
-    )
-    assert "another reviewer must decide" in eve.http.get("/admin/disagreements").text
-    assert 'name="item_id"' not in eve.http.get("/admin/disagreements").text
-    refused = submit(eve, "/admin/disagreements", item_id=item, value="bad")
-    assert refused.status_code == 409
-    assert "You have judged this yourself; another reviewer must decide." in refused.text
-    live = {r.id: r.value for r in office.study.feedback.ratings()}
-    assert live[vote] == "good"
-    assert "another reviewer must decide" not in boss.http.get("/admin/disagreements").text
-    assert submit(boss, "/admin/disagreements", item_id=item, value="bad").status_code == 200
-    kept = {r.id: (r.rater, r.value) for r in office.study.feedback.ratings()}
-    assert kept[vote] == ("eve", "good")
-    assert ("boss", "bad") in kept.values()
-    assert eve.vote(item, "retracted", supersedes=vote).status_code == 200
-    assert submit(eve, "/admin/disagreements", item_id=item, value="good").status_code == 200
-
-
-def test_a_reviewer_decides_on_comparisons_without_knowing_the_models(tmp_path: Path):
-    study = make_study(tmp_path, prompts=6, per_prompt=1, models=(BASE, TUNED))
-    options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=2, attention_share=0.0)
-    office = Office(study, options, names=("ann", "bob", "eve"))
-    for name in ("ann", "bob"):
-        rater = office.client(name)
-        while pages := rater.pages():
-            left = rater.http.get(pages[0]["left"][0]["url"]).content
-            right = rater.http.get(pages[0]["right"][0]["url"]).content
-            mine = (left < right) == (name == "ann")
-            rater.answer(pages[0], lambda _, value="left" if mine else "right": value)
-    eve = office.client("eve")
-    with office.site.read() as db:
-        task = overview.tasks(db)[0]
-        split = disagreements.disagreements(db, task, overview.live_votes(db, task))
-    assert len(split) == 12
-    lefts = {eve.http.get(row["left"][0]).content for row in split}
-    addresses = {(row["left"][0][-2:], row["right"][0][-2:]) for row in split}
-    assert addresses == {("/0", "/1")}, "an address tells which set it is"
-    samples = {s.id: s for s in study.samples()}
-    for row in split:
-        assert submit(eve, "/admin/disagreements", item_id=row["item_id"], value="left").is_success
-    decided = [c for c in study.feedback.comparisons() if c.shown.get("adjudication")]
-    chosen = [c.left_ids if c.value == "left" else c.right_ids for c in decided]
-    assert {samples[ids[0]].model for ids in chosen} == {BASE, TUNED}
-    assert len(lefts) == len({ids[0] for ids in chosen})

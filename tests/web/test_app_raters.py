@@ -22,7 +22,7 @@ from sayso.tinyworld import app_raters
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import Scene, random_scene
 from sayso.types import Prompt, Sample, sample_id
-from sayso.votes.ballots import is_check
+from sayso.votes.counted import is_for
 from sayso.web import people
 from sayso.web.serving import prepare
 from sayso.web.tasks import TaskOptions
@@ -101,8 +101,8 @@ def test_agreement_finds_the_careless_one_and_weighs_its_votes(tmp_path: Path) -
     added = rate(study, config)
     votes = study.feedback.ratings(simulated=True)
     assert not study.feedback.ratings(simulated=False)
-    checks = [vote for vote in votes if is_check(vote)]
-    marks = [vote for vote in votes if not is_check(vote)]
+    checks = [vote for vote in votes if is_for(vote, "check")]
+    marks = [vote for vote in votes if is_for(vote, "ballot")]
     assert (len(marks), len(marks) + len(checks)) == (1920, added)
     assert set(Counter(vote.sample_id for vote in marks).values()) == {3}
     assert not any(vote.shown["surplus"] for vote in votes)
@@ -161,7 +161,7 @@ def test_interrupted_it_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -
         rate(study, through_app(raters=2, overlap=2))  # the others hold pages
     rate(study, through_app(**FEW))
     assert set(before) < set(told(study))
-    marks = [r.sample_id for r in study.feedback.ratings() if not is_check(r)]
+    marks = [r.sample_id for r in study.feedback.ratings() if is_for(r, "ballot")]
     assert Counter(Counter(marks).values()) == {2: 24}
     assert rate(study, through_app(**FEW)) == 0
 
@@ -169,7 +169,7 @@ def test_interrupted_it_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -
 def test_votes_made_without_the_app_count(study: Study) -> None:
     rate(study, RateConfig(simulated=True, raters=4, overlap=1))
     rate(study, through_app(**FEW))
-    marks = Counter(r.sample_id for r in study.feedback.ratings() if not is_check(r))
+    marks = Counter(r.sample_id for r in study.feedback.ratings() if is_for(r, "ballot"))
     assert Counter(marks.values()) == {2: 24}
 
 
@@ -178,7 +178,7 @@ def test_comparisons_through_the_app(study: Study) -> None:
     assert plan(study, config)["votes"] == 6 * 2 * 3
     rate(study, config)
     votes = study.feedback.comparisons(simulated=True)
-    counted = [vote for vote in votes if not is_check(vote)]
+    counted = [vote for vote in votes if is_for(vote, "ballot")]
     assert len(counted) == 6 * 2 * 3
     models = {s.id: s.model for s in study.samples()}
     assert all(models[vote.left_ids[0]] == vote.left_model for vote in counted)
@@ -196,7 +196,7 @@ def test_honest_raters_see_that_a_set_is_of_something_else(study: Study) -> None
         task="compare", right=TUNED, prompts="train", raters=3, overlap=3, attention_share=0.4
     )
     rate(study, config)
-    checks = [v for v in study.feedback.comparisons(simulated=True) if is_check(v)]
+    checks = [v for v in study.feedback.comparisons(simulated=True) if is_for(v, "check")]
     assert len(checks) >= 9
     assert all(v.shown["attention"] == v.value for v in checks)
 

@@ -56,17 +56,15 @@ class Count:
 
 
 def count_labels(votes: Path) -> list[Count]:
-    """The counts of each rated image and question, sorted; attention items do not count.
+    """The counts of each image and question with votes that count, sorted.
 
     Only a few columns are read, so a million votes need some tens of megabytes.
     """
-    columns = ["kind", "item_ids", "question", "value", "live", "attention", "adjudication"]
+    columns = ["kind", "item_ids", "question", "value", "counts_as"]
     table = pq.read_table(votes, columns=columns)
-    wanted = pc.and_(pc.equal(table["kind"], "rating"), table["live"])
-    attention = pc.fill_null(table["attention"], False)
-    table = table.filter(pc.and_(wanted, pc.invert(attention)))
-    decided = _decisions(table.filter(table["adjudication"]))
-    table = table.filter(pc.invert(table["adjudication"]))
+    table = table.filter(pc.equal(table["kind"], "rating"))
+    decided = _decisions(table.filter(pc.equal(table["counts_as"], "decision")))
+    table = table.filter(pc.equal(table["counts_as"], "ballot"))
     counts = {
         f"n_{value}": pc.cast(pc.equal(table["value"], value), pa.int64())
         for value in ("good", "bad", "skip")
@@ -80,12 +78,13 @@ def count_labels(votes: Path) -> list[Count]:
 def _decisions(table: pa.Table) -> dict[tuple[str, str], Value]:
     """Image and question → what a reviewer has decided; of several the newest stands."""
     rows = table.select(["item_ids", "question", "value"]).to_pylist()
-    return {(r["item_ids"][0], r["question"]): r["value"] for r in rows if r["value"] != "skip"}
+    return {(r["item_ids"][0], r["question"]): r["value"] for r in rows}
 
 
 def _sorted(table: pa.Table, decided: Mapping[tuple[str, str], Value]) -> Iterator[Count]:
-    table = table.sort_by([("sample_id", "ascending"), ("question", "ascending")])
-    for row in table.to_pylist():
-        numbers = [row[f"n_{value}_sum"] for value in ("good", "bad", "skip")]
-        key = row["sample_id"], row["question"]
-        yield Count(*key, *numbers, decided=decided.get(key))
+    numbers = {
+        (row["sample_id"], row["question"]): [row[f"n_{v}_sum"] for v in ("good", "bad", "skip")]
+        for row in table.to_pylist()
+    }
+    for key in sorted(numbers.keys() | decided.keys()):
+        yield Count(*key, *numbers.get(key, (0, 0, 0)), decided=decided.get(key))

@@ -55,26 +55,24 @@ class Material:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many there are: votes by kind, live ones, attention items, raters, images, prompts.
+        """How many there are: votes by kind, live ones, those that do not count, raters, images.
 
-        Only live votes that are no attention items go into other formats than ours.
+        Only votes that count go into other formats than ours.
         """
         raters: set[str] = set()
         prompts: set[str] = set()
         kinds = {"rating": 0, "comparison": 0}
-        live = attention = 0
-        for row in read_votes(self.votes, ["kind", "rater", "prompt_id", "live", "attention"]):
+        flags = {"live": 0, "attention": 0, "adjudication": 0, "excluded": 0}
+        for row in read_votes(self.votes, ["kind", "rater", "prompt_id", *flags]):
             raters.add(row["rater"])
             prompts.add(row["prompt_id"])
             kinds[row["kind"]] += 1
-            live += row["live"]
-            attention += bool(row["attention"])
+            flags = {name: n + bool(row[name]) for name, n in flags.items()}
         return {
             "votes": sum(kinds.values()),
             "ratings": kinds["rating"],
             "comparisons": kinds["comparison"],
-            "live": live,
-            "attention": attention,
+            **flags,
             "raters": len(raters),
             "images": len(self.samples),
             "prompts": len(prompts),
@@ -116,7 +114,7 @@ class Material:
         Raises: UserError: if there are none.
         """
         counts = {c.sample_id: c for c in self.labels if c.question == self.options.question}
-        marked = {i: c for i, c in counts.items() if c.n_good + c.n_bad}
+        marked = {i: c for i, c in counts.items() if c.p_good is not None}
         self.leave_out("images_with_skips_only", len(counts) - len(marked))
         if not marked:
             raise self._nothing("no image is rated good or bad")

@@ -28,7 +28,7 @@ class Pair:
 
 
 def compared(votes: Path, question: str) -> Iterator[Pair]:
-    """The live comparisons of single images on a question, as shown; checks left out."""
+    """The comparisons of single images on a question that count, as shown."""
     for row in _comparisons(votes, question):
         if len(row["left_ids"]) == 1 and len(row["right_ids"]) == 1:
             yield Pair(
@@ -43,17 +43,16 @@ def compared(votes: Path, question: str) -> Iterator[Pair]:
 
 
 def count_sets(votes: Path, question: str) -> int:
-    """How many live comparisons are of sets of several images, of which no image is preferred."""
+    """How many comparisons that count are of sets of several images, none of which is preferred."""
     return sum(len(row["item_ids"]) > 2 for row in _comparisons(votes, question))
 
 
 def _comparisons(votes: Path, question: str) -> Iterator[dict]:
     columns = ["vote_id", "kind", "prompt_id", "item_ids", "left_ids", "right_ids", "question"]
-    columns += ["value", "rater", "answered_at", "live", "attention", "adjudication"]
+    columns += ["value", "rater", "answered_at", "counts_as"]
     for row in read_votes(votes, columns):
-        counts = row["kind"] == "comparison" and row["live"] and row["question"] == question
-        judged = row["value"] != "skip" and not row["attention"] and not row["adjudication"]
-        if counts and judged:
+        asked = row["kind"] == "comparison" and row["question"] == question
+        if asked and row["counts_as"] == "ballot" and row["value"] != "skip":
             yield row
 
 

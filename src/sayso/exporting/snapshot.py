@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sayso.errors import UserError
 from sayso.types import Comparison, Prompt, Rating, Sample
-from sayso.votes.ballots import is_decision
+from sayso.votes.counted import Standing, counts
+
+if TYPE_CHECKING:
+    from sayso.feedback import Recorded
 
 Vote = Rating | Comparison
 Row = tuple[object, ...]
@@ -37,6 +40,7 @@ SCHEMA = pa.schema([
     ("gold", pa.bool_()), ("attention", pa.bool_()), ("adjudication", pa.bool_()),
     ("overlap_target", pa.int64()),
     ("supersedes", pa.string()), ("live", pa.bool_()),
+    ("excluded", pa.bool_()), ("counts_as", pa.string()),
     ("app_version", pa.string()), ("guideline_version", pa.string()), ("shown", pa.string()),
 ])  # fmt: skip
 """One row a vote, the oldest first; docs/exports.md says what each column means."""
@@ -62,30 +66,28 @@ class Pseudonyms:
 
 def write_votes(
     path: Path,
-    votes: Iterable[tuple[Vote, bool]],
+    votes: "Iterable[Recorded]",
     samples: Mapping[str, Sample],
     prompts: Mapping[str, Prompt],
     pseudonyms: Pseudonyms,
 ) -> None:
     """Write the votes to `path`, a chunk at a time.
 
-    Args:
-        votes: each with whether it is live, that is, not superseded.
     Raises: UserError: if a vote is about a sample or a prompt of which there is no record.
     """
 
-    def row(vote: Vote, live: bool) -> Row:
-        items = _items(vote)
+    def row(found: "Recorded") -> Row:
+        vote, items = found.vote, _items(found.vote)
         prompt = prompts.get(_shown_prompt(vote, prompts) or _prompt_id(vote, samples))
         if prompt is None or any(item not in samples for item in items):
             raise UserError(
                 f"vote {vote.id} is about an image or a prompt that has no record in the study; "
                 "restore samples.jsonl and prompts.jsonl from a backup"
             )
-        return _row(vote, live, items, prompt, pseudonyms)
+        return _row(found, items, prompt, pseudonyms)
 
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for part in _chunks(row(vote, live) for vote, live in votes):
+        for part in _chunks(map(row, votes)):
             columns = zip(*part, strict=True)
             arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
             writer.write_batch(pa.record_batch(arrays, SCHEMA))
@@ -114,7 +116,8 @@ def _prompt_id(vote: Vote, samples: Mapping[str, Sample]) -> str:
     return samples[vote.sample_id].prompt_id if vote.sample_id in samples else ""
 
 
-def _row(vote: Vote, live: bool, items: list[str], prompt: Prompt, pseudonyms: Pseudonyms) -> Row:
+def _row(found: "Recorded", items: list[str], prompt: Prompt, pseudonyms: Pseudonyms) -> Row:
+    vote, standing = found.vote, found.standing
     shown = dict(vote.shown)
     if shown.get("session") is not None:
         shown["session"] = pseudonyms.of(str(shown["session"]))
@@ -128,9 +131,10 @@ def _row(vote: Vote, live: bool, items: list[str], prompt: Prompt, pseudonyms: P
         pseudonyms.of(vote.rater), vote.simulated, *sides,
         nanoseconds(vote.shown_at), nanoseconds(vote.answered_at), _number(shown, "latency_ms"),
         _whole(shown, "position"), _text(shown, "session"),
-        _flag(shown, "gold"), _flag(shown, "attention"), is_decision(vote),
+        _flag(shown, "gold"), _flag(shown, "attention"), standing.decision,
         _whole(shown, "overlap_target"),
-        vote.supersedes, live, _text(shown, "app_version"), _text(shown, "guideline_version"),
+        vote.supersedes, found.live, found.excluded, _counts_as(standing),
+        _text(shown, "app_version"), _text(shown, "guideline_version"),
         _JSON(shown),
     )  # fmt: skip
 
@@ -140,6 +144,14 @@ def _reason(vote: Vote) -> str | None:
     if isinstance(vote, Rating):
         return vote.reason
     return _text(vote.shown, "reason") if vote.value == "skip" else None
+
+
+COUNTS_AS: tuple[Literal["ballot", "decision"], ...] = ("ballot", "decision")
+"""Values of the column `counts_as`; null where a vote counts as neither."""
+
+
+def _counts_as(standing: Standing) -> str | None:
+    return next((purpose for purpose in COUNTS_AS if counts(standing, purpose)), None)
 
 
 def nanoseconds(seconds: float) -> int:

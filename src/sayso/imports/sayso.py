@@ -11,13 +11,17 @@ from sayso.exporting.snapshot import SCHEMA, read_votes, seconds
 from sayso.importing import Column, Context, Entry, Picture, TableImport, decode, read_rows
 from sayso.types import Comparison, Prompt, Rating, Sample, Sampler
 
-VOTES: Mapping[str, Column] = {name: Column("any", required=True) for name in SCHEMA.names}
+_SINCE = {"excluded", "counts_as"}
+"""Columns that exports of older versions lack."""
+VOTES: Mapping[str, Column] = {
+    name: Column("any", required=name not in _SINCE) for name in SCHEMA.names
+}
 
 
 class Sayso(TableImport):
     """Everything comes back but raters' names and sessions, which stay pseudonyms.
 
-    Attention items and votes that were taken back are left out.
+    Attention items, votes of excluded raters and votes that were taken back are left out.
 
     Votes keep their ids, images their ids and models; final latents are not in the export. The
     files must be what manifest.json says.
@@ -89,6 +93,8 @@ def _vote(row: Mapping[str, Any], chains: _Chains) -> Entry:
         return Entry(left_out="votes taken back")
     if row["attention"]:
         return Entry(left_out="attention items")
+    if row.get("excluded"):
+        return Entry(left_out="votes of excluded raters")
     common = {
         "id": row["vote_id"],
         "rater": row["rater"],

@@ -10,7 +10,9 @@ from sayso.errors import UserError
 from sayso.files import JsonObject, read_json, read_lines
 from sayso.run import Run
 from sayso.study import Study
+from sayso.types import Comparison, Rating
 from sayso.votes.ballots import fingerprint
+from sayso.votes.counted import is_for
 
 SESSION_GAP_S = {"people": 300.0, "simulated": 10.0}
 """Votes further apart than this belong to two sittings; the pause between them is not counted."""
@@ -80,17 +82,26 @@ class Material:
 
     @cached_property
     def feedback(self) -> JsonObject:
-        """Live ratings counted, of the kind that training used: people, or simulated raters."""
+        """Ratings that count, of the kind that training used: people, or simulated raters.
+
+        `left_out`: why → how many live votes do not count, comparisons among them.
+        """
         store = self.study.feedback
         people = {"people": False, "simulated": True}
         chosen = self.fit_run.result.get("raters") if self.fit_run else None
         simulated = people[chosen] if chosen in people else store.kind_in_use()
-        marks = (r for r in store.ratings(simulated) if "attention" not in r.shown)
-        votes = [r for r in marks if r.question == "alignment"]
+        marks = (r for r in store.ratings(simulated) if r.question == "alignment")
+        votes = [r for r in marks if is_for(r, "ballot")]
         counts = {value: sum(r.value == value for r in votes) for value in ("good", "bad", "skip")}
         kind = "none" if not votes else "simulated" if simulated else "people"
         raters = len({r.rater for r in votes})
-        return {"ratings": len(votes), **counts, "kind": kind, "raters": raters}
+        return {
+            "ratings": len(votes),
+            **counts,
+            "kind": kind,
+            "raters": raters,
+            "left_out": store.left_out(simulated),
+        }
 
     @property
     def agreement_kind(self) -> str:
@@ -115,9 +126,12 @@ class Material:
     def _voted_twice(self) -> bool:
         """Some image or pair of sets has votes of two raters, so that they could disagree."""
         store, simulated = self.study.feedback, self.agreement_kind == "simulated"
-        items = [(v.question, v.sample_id) for v in store.ratings(simulated)]
+        votes = [v for v in store.votes(simulated) if is_for(v, "ballot")]
+        items = [(v.question, v.sample_id) for v in votes if isinstance(v, Rating)]
         pairs = [
-            (v.question, frozenset((v.left_ids, v.right_ids))) for v in store.comparisons(simulated)
+            (v.question, frozenset((v.left_ids, v.right_ids)))
+            for v in votes
+            if isinstance(v, Comparison)
         ]
         return len(set(items)) < len(items) or len(set(pairs)) < len(pairs)
 
@@ -151,11 +165,14 @@ class Material:
         return {stage: found[stage] for stage in order if found.get(stage)}
 
     def _rating_seconds(self) -> float:
-        """Time between votes, without the pauses between sittings; the stage keeps no run."""
+        """Time between votes, without the pauses between sittings; the stage keeps no run.
+
+        It is what rating took, whether the votes count or not.
+        """
         total, store = 0.0, self.study.feedback
         for kind, gap_s in SESSION_GAP_S.items():
             simulated = kind == "simulated"
-            votes = [*store.ratings(simulated), *store.comparisons(simulated)]
+            votes = [*store.ratings(simulated, True), *store.comparisons(simulated, True)]
             times = sorted({t for v in votes for t in (v.shown_at, v.answered_at)})
             gaps = [b - a for a, b in pairwise(times)]
             total += sum(gap for gap in gaps if gap <= gap_s)

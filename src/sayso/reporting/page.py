@@ -16,6 +16,7 @@ from sayso.reporting.raters import raters_part
 from sayso.reporting.standings import standings_part
 from sayso.reporting.summary import GROUPS, comparison
 from sayso.run import PACKAGES
+from sayso.votes.counted import in_words
 
 IMAGE_BUDGET_BYTES = 2_400_000
 """The images shown add at most this much to the page."""
@@ -34,6 +35,7 @@ def render(material: Material, summary: dict[str, Any], prompts_shown: int) -> s
         study=material.study.info,
         m=material,
         summary=summary,
+        left_out=in_words(summary["feedback"]["left_out"]),
         result=material.result,
         method=partial(words.method, material.result),
         missing=material.missing,

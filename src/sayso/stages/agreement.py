@@ -11,7 +11,8 @@ from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
 from sayso.types import QUESTIONS, Comparison, Prompt, Rating, Sample
-from sayso.votes.ballots import GOLD, fingerprint
+from sayso.votes.ballots import fingerprint
+from sayso.votes.counted import GOLD, is_for
 from sayso.votes.labels import METHODS, judgements
 from sayso.votes.rater_report import (
     Section,
@@ -47,6 +48,7 @@ class _Votes(NamedTuple):
     kind: str
     ratings: list[Rating]
     comparisons: list[Comparison]
+    left_out: dict[str, int]
     samples: dict[str, Sample]
     prompts: dict[str, Prompt]
 
@@ -114,9 +116,10 @@ def _gather(study: Study, config: AgreementConfig) -> _Votes:
     for kind in asked:
         ratings, comparisons = store.ratings(kinds[kind]), store.comparisons(kinds[kind])
         if ratings or comparisons:
+            left_out = store.left_out(kinds[kind])
             samples = {sample.id: sample for sample in study.samples()}
             prompts = {prompt.id: prompt for prompt in study.prompts()}
-            return _Votes(kind, ratings, comparisons, samples, prompts)
+            return _Votes(kind, ratings, comparisons, left_out, samples, prompts)
     who = {"people": "people", "simulated": "simulated raters"}.get(config.raters, "anybody")
     raise UserError(f"there are no votes by {who} yet; collect some with: sayso rate {study.path}")
 
@@ -132,6 +135,7 @@ def _result(study: Study, config: AgreementConfig, votes: _Votes) -> dict[str, A
     return {
         "raters": votes.kind,
         "votes": votes.digest,
+        "left_out": votes.left_out,
         "careless": _careless(found),
         "sections": [plain(section) for section in found],
         "labels": _labels(study, config, votes),
@@ -194,7 +198,11 @@ def _truths(
     images: Sequence[str],
 ) -> dict[str, Mapping[str, bool]]:
     """What is known of the images beside the votes: source → sample id → good."""
-    gold = {r.sample_id: r.shown[GOLD] == "good" for r in ratings if GOLD in r.shown}
+    gold = {
+        r.sample_id: r.shown[GOLD] == "good"
+        for r in ratings
+        if GOLD in r.shown and is_for(r, "check")
+    }
     known = [votes.samples[i] for i in images if i in votes.samples]
     found: dict[str, Mapping[str, bool]] = {"gold": gold} if gold else {}
     if _judged(study, config, votes.kind):

@@ -218,12 +218,12 @@ def _result(
 def _compared(study: Study, material: _Material) -> dict[str, Any]:
     """The side-by-side votes on the test prompts; strengths take in every model compared there."""
     from sayso.votes.balance import balance
-    from sayso.votes.ballots import is_judgement
+    from sayso.votes.counted import is_for
     from sayso.votes.side_by_side import side_by_side
     from sayso.votes.standings import standings
 
     seed, prompts = study.info.seed, set(material.prompts)
-    counted = [v for v in study.feedback.comparisons() if is_judgement(v)]
+    counted = [v for v in study.feedback.comparisons() if is_for(v, "ballot")]
     votes = [v for v in counted if v.prompt_id in prompts]
     return {
         "comparisons": side_by_side(votes, set(material.models.values()), prompts, seed),

@@ -108,7 +108,7 @@ def plan(study: Study, config: FitConfig) -> dict[str, object]:
 def _heldout(study: Study, config: FitConfig, data: Data) -> list[bool]:
     ids = [p.id for p in data.prompts]
     # by the marks and not by the targets, so that every kind of label is measured on the same rows
-    shares = [v.good / (v.good + v.bad) for v in data.labels]
+    shares = [v.share for v in data.labels if v.share is not None]
     return hold_out(ids, shares, config.heldout_fraction, study.info.seed)
 
 
@@ -141,7 +141,7 @@ def _rows(study: Study, method: LabelMethod, *, simulated: bool) -> Data:
     prompts = {p.id: p for p in study.prompts()}
     rated = [(s, prompts[s.prompt_id], labels[s.id]) for s in study.samples() if s.id in labels]
     train = [row for row in rated if row[1].split == "train"]
-    marked = [(s, p, v) for s, p, v in train if v.good + v.bad]
+    marked = [(s, p, v) for s, p, v in train if v.share is not None]
     ids = {s.id for s, _, _ in marked}
     targets = study.feedback.soft_labels(simulated, method=method, among=ids)
     return Data(

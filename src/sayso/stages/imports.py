@@ -266,7 +266,7 @@ def _keep_images(study: Study, part: "list[Entry]", samples: set[str]) -> None:
 def _derive(study: Study) -> int:
     from sayso.votes.derived_ratings import ratings_from_comparisons
 
-    votes = ((vote, live) for kind in (False, True) for vote, live in study.feedback.stream(kind))
+    votes = (found for kind in (False, True) for found in study.feedback.stream(kind))
     ratings = ratings_from_comparisons(votes)
     return sum(
         study.feedback.add_ratings(ratings[i : i + BATCH]) for i in range(0, len(ratings), BATCH)

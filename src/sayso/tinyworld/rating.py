@@ -91,7 +91,8 @@ class Crew:
 
 
 def _rate(study: Study, config: "RateConfig", crew: Crew) -> int:
-    done = {(r.sample_id, r.rater) for r in study.feedback.ratings() if r.question == "alignment"}
+    there = study.feedback.ratings(excluded=True)
+    done = {(r.sample_id, r.rater) for r in there if r.question == "alignment"}
     images = _images(study, config)
     missing = [(s, p) for s, p in images if any((s.id, r.name) not in done for r in crew.of(s.id))]
 
@@ -182,7 +183,7 @@ def _load_judge() -> "Callable[[list[np.ndarray], list[Prompt]], list[Verdict]]"
 
 
 def _compare(study: Study, config: "RateConfig", crew: Crew) -> int:
-    done = {comparison.id for comparison in study.feedback.comparisons()}
+    done = {comparison.id for comparison in study.feedback.comparisons(excluded=True)}
     pairs = _pairs(study, config)
     jobs = [
         (pair, r, _vote_id(study, pair, r.name)) for pair in pairs for r in crew.of(_item(pair))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sayso.types import Comparison, Question, Rating, digest, outcome
+from sayso.votes.counted import ATTENTION, GOLD, counts, standing
 
 MARKS = ("good", "bad", "skip")
 """Answers to one image; the first two are judgements, a skip is none."""
@@ -11,18 +12,6 @@ JUDGING_MARKS = 2
 SIDES = ("first", "second", "tie")
 """Answers to a comparison, whichever model stood left: all three are judgements."""
 
-GOLD, ATTENTION = "gold", "attention"
-"""Keys of `shown`, written by whoever puts the vote, never seen by the rater before it.
-
-The value under either is the answer expected: good or bad for a rating, left, right or tie for a
-comparison. A gold item is an ordinary one whose answer is known, and its votes count like others.
-An attention item only checks that the rater looks; its votes count for nothing else.
-"""
-ADJUDICATION = "adjudication"
-"""Key of `shown`: true for a reviewer's decision on what raters disagree about.
-
-It is made knowing that they disagree, so it is no ballot beside theirs.
-"""
 LATENCY_MS = "latency_ms"
 """Key of `shown`: the time the rater took, without the time the page was hidden."""
 
@@ -80,53 +69,47 @@ def judged(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
     return (vote for vote in comparisons if vote.value != "skip")
 
 
-def is_check(vote: Rating | Comparison) -> bool:
-    """Whether the vote only checks attention, so that it says nothing of the item."""
-    return vote.shown.get(ATTENTION) is not None
-
-
-def is_decision(vote: Rating | Comparison) -> bool:
-    """Whether the vote is a reviewer's decision on a disagreement."""
-    return bool(vote.shown.get(ADJUDICATION))
-
-
-def is_judgement(vote: Rating | Comparison) -> bool:
-    """Whether the vote is a rater's own word on the item: no check and no reviewer's decision."""
-    return not is_check(vote) and not is_decision(vote)
-
-
 def fingerprint(votes: Iterable[Rating | Comparison]) -> str:
     """Changes with every vote; the order does not matter."""
     return digest(sorted(vote.id for vote in votes))
 
 
 def of_ratings(ratings: Iterable[Rating], prompt_of: Mapping[str, str]) -> list[Ballot]:
-    """The ballots of ratings on one question; reviewers' decisions are none.
+    """The ballots of ratings on one question, and the checks of attention, marked as such.
 
     Args:
+        ratings: live ones.
         prompt_of: sample id → prompt id; ratings of other samples are left out.
     """
-    return [
+    found = (
         _ballot(vote, vote.sample_id, prompt_of[vote.sample_id], vote.value)
         for vote in ratings
-        if vote.sample_id in prompt_of and not is_decision(vote)
-    ]
+        if vote.sample_id in prompt_of
+    )
+    return [ballot for ballot in found if ballot]
 
 
 def of_comparisons(comparisons: Iterable[Comparison]) -> dict[Pair, list[Ballot]]:
-    """The ballots of comparisons by pair of models and question; an item is a pair of sets.
+    """The ballots of live comparisons by pair of models and question; an item is a pair of sets.
 
-    Reviewers' decisions are none, nor are skips.
+    Checks of attention are among them, marked as such; skips are not.
     """
     found: dict[Pair, list[Ballot]] = {}
-    for vote in (v for v in judged(comparisons) if not is_decision(v)):
+    for vote in judged(comparisons):
         ballot = _ballot(vote, item_of(vote), vote.prompt_id, verdict(vote))
-        found.setdefault(pair_of(vote), []).append(ballot)
+        if ballot:
+            found.setdefault(pair_of(vote), []).append(ballot)
     return dict(sorted(found.items(), key=lambda e: (e[0].question, rank(e[0].first), e[0])))
 
 
-def _ballot(vote: Rating | Comparison, item: str, prompt: str, value: str) -> Ballot:
-    right = [None if vote.shown.get(k) is None else vote.shown[k] == vote.value for k in _CHECKS]
+def _ballot(vote: Rating | Comparison, item: str, prompt: str, value: str) -> Ballot | None:
+    """None for votes that are neither a ballot nor a check."""
+    known = standing(vote)
+    is_check = counts(known, "check")
+    if not is_check and not counts(known, "ballot"):
+        return None
+    asked = [vote.shown.get(check) if is_check else None for check in _CHECKS]
+    right = [None if expected is None else expected == vote.value for expected in asked]
     return Ballot(item, prompt, vote.rater, value, _seconds(vote), *right)
 
 

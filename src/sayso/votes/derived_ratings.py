@@ -2,8 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sayso.types import Comparison, Question, Rating, Value, digest
+from sayso.votes.counted import counts
+
+if TYPE_CHECKING:
+    from sayso.feedback import Recorded
 
 ORIGIN = "comparisons"
 Key = tuple[str, str, Question, bool]
@@ -20,7 +25,7 @@ class _Record:
     rating: Rating | None = field(default=None)
 
 
-def ratings_from_comparisons(votes: Iterable[tuple[Rating | Comparison, bool]]) -> list[Rating]:
+def ratings_from_comparisons(votes: "Iterable[Recorded]") -> list[Rating]:
     """One mark per rater and image: good if it won more of the rater's comparisons than it lost.
 
     Bad if it won fewer, skip if as many. The share of good of an image, which `fit` learns, is
@@ -31,16 +36,19 @@ def ratings_from_comparisons(votes: Iterable[tuple[Rating | Comparison, bool]]) 
     here earlier is superseded if more comparisons have changed it.
 
     Args:
-        votes: all ratings and comparisons, each with whether it is live.
+        votes: all ratings and comparisons.
     Returns: the ratings to add; none if they are all there.
     """
     records: dict[Key, _Record] = {}
-    for vote, live in votes:
-        if not live:
-            continue
+    for found in votes:
+        vote = found.vote
         if isinstance(vote, Rating):
+            if not counts(found.standing, "answer"):
+                continue
             key = (vote.sample_id, vote.rater, vote.question, vote.simulated)
             records.setdefault(key, _Record()).rating = vote
+        elif not counts(found.standing, "ballot"):
+            continue
         elif vote.shown.get("imported_from") and _tells(vote):
             _count(records, vote)
     found = (_rating(key, record) for key, record in records.items() if record.compared)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sayso.errors import UserError, unknown_name
 from sayso.types import Preference, Question, Rating, Sample, Value
-from sayso.votes import ballots
+from sayso.votes import ballots, counted
 
 if TYPE_CHECKING:
     from sayso.votes.agreement import Votes
@@ -48,8 +48,7 @@ def decisions(ratings: Iterable[Rating]) -> dict[str, Value]:
     Args:
         ratings: live ones on one question, oldest first.
     """
-    decided = (r for r in ratings if ballots.is_decision(r) and r.value != "skip")
-    return {r.sample_id: r.value for r in decided}
+    return {r.sample_id: r.value for r in ratings if counted.is_for(r, "decision")}
 
 
 def check_method(method: str) -> None:
@@ -59,12 +58,12 @@ def check_method(method: str) -> None:
 
 
 def judgements(ratings: Iterable[Rating]) -> "Votes":
-    """The raters' good and bad marks as arrays, good first; see `ballots.is_judgement`."""
+    """The raters' good and bad marks as arrays, good first."""
     from sayso.votes.agreement import collect
 
-    counted = [r for r in ratings if ballots.is_judgement(r)]
-    alone = {r.sample_id: r.sample_id for r in counted}
-    return collect(ballots.of_ratings(counted, alone), ballots.MARKS).without("skip")
+    marks = [r for r in ratings if counted.is_for(r, "label")]
+    alone = {r.sample_id: r.sample_id for r in marks}
+    return collect(ballots.of_ratings(marks, alone), ballots.MARKS[: ballots.JUDGING_MARKS])
 
 
 def _share(marks: "Votes") -> list[float]:
@@ -117,8 +116,8 @@ def label_rows(
 ) -> list[LabelRow]:
     """The labels of one kind of raters on one question as a table, by sample id."""
     labels = soft_labels(ratings, method)
-    votes: dict[str, list[str]] = {}
-    for rating in filter(ballots.is_judgement, ratings):
+    votes: dict[str, list[str]] = {name: [] for name in labels}
+    for rating in (r for r in ratings if counted.is_for(r, "ballot")):
         votes.setdefault(rating.sample_id, []).append(rating.value)
     rows = []
     for name in sorted(votes):

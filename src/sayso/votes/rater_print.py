@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sayso.files import JsonObject
 from sayso.progress import console
+from sayso.votes.counted import in_words
 from sayso.votes.rater_table import RULES, in_order
 
 METHOD_NAMES = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
@@ -23,6 +24,9 @@ def show(result: JsonObject) -> None:
         console.print(f"\n[bold]{escape(title(section))}[/bold], {who}", highlight=False)
         console.print(_agreement(section))
         console.print(_raters(section))
+    left_out = in_words(result.get("left_out", {}))
+    if left_out:
+        console.print(f"Left out of these tables: {left_out}.", highlight=False)
     _show_careless(result)
     _show_labels(result["labels"])
 

@@ -1,42 +1,39 @@
 """The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
 
 import re
-import secrets
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, update
 from starlette.concurrency import run_in_threadpool
 
 from sayso import work_tables as work
 from sayso.errors import UserError
-from sayso.vote_tables import RETRACTED, VOTE_TABLES
-from sayso.votes.ballots import ADJUDICATION
-from sayso.web import disagreements, overview, people
+from sayso.web import overview, people
+from sayso.web.admin_adjudication import adjudication
 from sayso.web.admin_agreement import agreement
 from sayso.web.admin_counts import Count, Counter
 from sayso.web.admin_export import export
 from sayso.web.admin_view import View, view_of
+from sayso.web.decisions import Splits
 from sayso.web.guideline_text import to_html
-from sayso.web.handing_out import locked_task
+from sayso.web.item_pictures import picture_paths
 from sayso.web.pages import Fields
 from sayso.web.picture_answers import PictureAnswers, Range
-from sayso.web.queue import opposite
 from sayso.web.site import Refusal, Site
-from sayso.web.voting import Circumstances, Vote, VoteRefused, cast_vote
 from sayso.work_tables import Row
 
-PAGE_SIZE = 20
 _STATES = {"pause": "paused", "resume": "open", "close": "closed"}
 
 
-def admin(site: Site) -> APIRouter:
+def admin(site: Site, splits: Splits) -> APIRouter:
     """The routes under /admin."""
     router = APIRouter(prefix="/admin", include_in_schema=False)
     router.include_router(agreement(site))
     router.include_router(export(site))
+    router.include_router(adjudication(site, splits))
     totals = _Totals(site)
 
     def reviewer(request: Request) -> View:
@@ -91,18 +88,6 @@ def admin(site: Site) -> APIRouter:
             "gold", summary=summary, rows=rows, attention_summary=other, attention=attention
         )
 
-    @router.get("/disagreements")
-    def show_disagreements(view: Annotated[View, Depends(reviewer)], page: int = 1) -> Response:
-        return _disagreements(view, page)
-
-    @router.post("/disagreements")
-    def decide(
-        view: Annotated[View, Depends(reviewer)], request: Request, form: Fields
-    ) -> Response:
-        view.check_form(request, form)
-        task = _decide(view, form)
-        return RedirectResponse(f"/admin/disagreements?task={task}", 303)
-
     @router.get("/guideline")
     def show_guideline(view: Annotated[View, Depends(administrator)]) -> Response:
         return _guideline(view)
@@ -125,7 +110,7 @@ def admin(site: Site) -> APIRouter:
 
     def path_of(item: str, place: int) -> str:
         with site.read() as db:
-            paths = disagreements.reviewer_pictures(db, item)
+            paths = picture_paths(db, item)
         if not 0 <= place < len(paths):
             raise Refusal(404, "unknown_item", "There is no such picture.")
         return paths[place]
@@ -216,73 +201,3 @@ def _guideline(
         "guideline", status, version=newest.version, text=text, html=to_html(text),
         history=history, saved=saved, error=error,
     )  # fmt: skip
-
-
-# disagreements
-
-
-def _disagreements(view: View, page: int, error: str = "", status: int = 200) -> Response:
-    with view.site.read() as db:
-        votes = overview.live_votes(db, view.task)
-        rows = disagreements.disagreements(db, view.task, votes, view.asker.person.name)
-    pages = max(1, -(-len(rows) // PAGE_SIZE))
-    page = min(max(page, 1), pages)
-    left = sum(row["decided"] is None for row in rows)
-    part = rows[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
-    return view.page(
-        "disagreements", status, rows=part, page=page, pages_total=pages, left=left, error=error
-    )
-
-
-def _decide(view: View, form: dict[str, str]) -> str:
-    """Store a reviewer's decision as a vote of its own, beside the raters': the item's task."""
-    site, person = view.site, view.asker.person
-    now = site.clock()
-    around = Circumstances(view.asker.session.id, site.app_version, now, adjudication=True)
-    try:
-        with site.write() as db:
-            item = overview.items_by_id(db, [form.get("item_id", "")]).get(form.get("item_id", ""))
-            if item is None:
-                raise Refusal(404, "unknown_item", "There is no such item.")
-            # a seat locks the task weakly, and two who hold that both wait for `cast_vote`'s lock
-            task = locked_task(db, item["task"])
-            shown_swapped = disagreements.reviewer_sees_swapped(item["id"], task["seed"])
-            swapped, newest = _seat(db, item, person.id, shown_swapped)
-            if newest is not None and _is_own_answer(db, task["kind"], newest):
-                message = "You have judged this yourself; another reviewer must decide."
-                raise Refusal(409, "judged", message)
-            value = form.get("value", "")
-            vote: Any = {
-                "id": secrets.token_hex(16), "item_id": item["id"],
-                "question": item["question"], "supersedes": newest,
-                "value": opposite(value) if swapped != shown_swapped else value,
-                "shown_at": now * 1000, "answered_at": now * 1000, "latency_ms": 0.0,
-                "hidden_ms": 0.0, "position": 0,
-            }  # fmt: skip
-            cast_vote(db, person, Vote(**vote), around)
-    except VoteRefused as refused:
-        raise Refusal(422, refused.code, str(refused)) from None
-    return str(item["task"])
-
-
-def _seat(db: Connection, item: Row, rater: str, swapped: bool) -> tuple[bool, str | None]:
-    """The reviewer's assignment to an item, made if missing: its side and the newest vote."""
-    table = work.assignments
-    mine = select(table).where(table.c.item == item["id"], table.c.rater == rater)
-    row = db.execute(mine).mappings().first()
-    if row is not None:
-        return row["swapped"], row["vote"]
-    new = {
-        "item": item["id"], "rater": rater, "task": item["task"],
-        "key": secrets.token_urlsafe(16), "state": "released", "until": 0.0, "swapped": swapped,
-        "position": -1,
-    }  # fmt: skip
-    db.execute(insert(table).values(new))
-    return swapped, None
-
-
-def _is_own_answer(db: Connection, kind: str, vote: str) -> bool:
-    """Whether a vote is an answer that a rater gave and stands by, not a reviewer's decision."""
-    table = VOTE_TABLES[kind]
-    row = db.execute(select(table.c.value, table.c.shown).where(table.c.id == vote)).one()
-    return row.value != RETRACTED and not row.shown.get(ADJUDICATION)

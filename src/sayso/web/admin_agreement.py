@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, select
 
 from sayso.study import Study
 from sayso.types import QUESTIONS
-from sayso.vote_tables import VOTE_TABLES
+from sayso.vote_tables import VOTE_TABLES, exclusions
 from sayso.web.admin_counts import Count, Counter
 from sayso.web.admin_view import View, view_of
 from sayso.web.site import Site
@@ -30,12 +30,11 @@ def count(site: Site, counter: Counter[Sections]) -> Count[Sections]:
     )
 
 
-def newest_votes(db: Connection) -> tuple[int, int]:
-    """Changes with every row that is added to the votes."""
-    marks, choices = (
-        db.scalar(select(func.max(table.c.seq))) or 0 for table in VOTE_TABLES.values()
-    )
-    return marks, choices
+def newest_votes(db: Connection) -> tuple[object, ...]:
+    """Changes with every row that is added to the votes, and with who is excluded."""
+    newest = [db.scalar(select(func.max(table.c.seq))) or 0 for table in VOTE_TABLES.values()]
+    excluded = db.scalars(select(exclusions.c.rater).order_by(exclusions.c.rater))
+    return (*newest, *excluded)
 
 
 def sections(study: Study, simulated: bool) -> list[dict[str, Any]]:

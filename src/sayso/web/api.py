@@ -41,7 +41,7 @@ from sayso.web.queue import told, told_at_the_end
 from sayso.web.sessions import form_token, public_id
 from sayso.web.site import Asker, Refusal, Site
 from sayso.web.tasks import QUESTIONS_OF
-from sayso.web.voting import ANSWERS, Circumstances, Vote, VoteRefused, cast_vote
+from sayso.web.voting import Circumstances, Vote, VoteRefused, cast_vote, offered
 from sayso.work_tables import Row
 
 log = logging.getLogger("sayso.web")
@@ -176,7 +176,7 @@ def _task_body(site: Site, db: Connection, task: Row, person: Person) -> TaskBod
         id=public_id(site.secret, task["id"]),
         kind=task["kind"],
         questions=list(QUESTIONS_OF[task["kind"]]),
-        answers=_offered(task["kind"], site.split_tie),
+        answers=offered(task["kind"], site.split_tie),
         images_per_page=task["images_per_page"],
         guideline_version=guideline.version,
         guideline_html=to_html(guideline.text),
@@ -184,11 +184,6 @@ def _task_body(site: Site, db: Connection, task: Row, person: Person) -> TaskBod
         paused=task["state"] == "paused",
         closed=task["state"] == "closed",
     )
-
-
-def _offered(kind: str, split_tie: bool) -> list[str]:
-    hidden = ("tie",) if split_tie else ("both_good", "both_bad")
-    return [answer for answer in ANSWERS[kind] if answer not in hidden]
 
 
 def _has_read(db: Connection, guideline: people.Guideline, person: Person) -> bool:

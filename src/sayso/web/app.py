@@ -19,6 +19,7 @@ from sayso.database import StoreError
 from sayso.errors import UserError
 from sayso.web.admin import admin
 from sayso.web.api import api
+from sayso.web.decisions import Splits, decisions
 from sayso.web.pages import pages, show_message
 from sayso.web.proxies import counted, relative
 from sayso.web.site import Refusal, Site, is_loopback
@@ -62,9 +63,11 @@ def create_app(site: Site) -> FastAPI:
         redoc_url=None,
         description="Work and votes of raters. Every change needs the header X-CSRF-Token.",
     )
+    splits = Splits(site)
     app.include_router(api(site))
+    app.include_router(decisions(site, splits))
     app.include_router(pages(site))
-    app.include_router(admin(site))
+    app.include_router(admin(site, splits))
     # only these files: a packed page with a secret in it would tell its length
     static = GZipMiddleware(_Static(directory=Path(__file__).parent / "static"))
     app.mount("/static", static, name="static")

@@ -1,8 +1,9 @@
 """Keep assignments and the counters of items, tasks and raters in line with the votes."""
 
-from sqlalchemy import Connection, and_, bindparam, func, select, update
+from sqlalchemy import Connection, and_, bindparam, case, false, func, or_, select, true, update
 
 from sayso import work_tables as work
+from sayso.vote_queries import is_excluded
 from sayso.web.queue import CHECKS, has_room
 from sayso.work_tables import Row
 
@@ -79,3 +80,41 @@ def _count_item(db: Connection, item: Row, change: int) -> int:
     is_open = has_room(overlap, votes, 0) and not item["standing"]
     db.execute(_COUNT_ITEM, {"of_item": item["id"], "votes": votes, "open": is_open})
     return 0 if item["control"] else min(votes, overlap) - min(item["votes"], overlap)
+
+
+def count_anew(db: Connection, task: str, rater: str = "") -> None:
+    """Set the counters of a task and of its items from the assignments: `counted`'s "place".
+
+    Args:
+        rater: id; only the items that this rater was given are counted anew.
+    """
+    items = work.items
+    mine = items.c.task == task
+    some = mine
+    if rater:
+        given = select(_assigned.item).where(_assigned.task == task, _assigned.rater == rater)
+        some = and_(mine, items.c.id.in_(given))
+    db.execute(update(items).where(some).values(votes=_PLACES))
+    full = and_(items.c.overlap > 0, items.c.votes >= items.c.overlap)
+    shut = or_(full, items.c.standing != "")
+    db.execute(update(items).where(some).values(open=case((shut, false()), else_=true())))
+    capped = case((items.c.votes > items.c.overlap, items.c.overlap), else_=items.c.votes)
+    ordinary = select(
+        func.count(), func.coalesce(func.sum(items.c.overlap), 0),
+        func.coalesce(func.sum(capped), 0),
+    ).where(mine, items.c.control == "")  # fmt: skip
+    n_items, wanted, votes = db.execute(ordinary).one()
+    numbers = {"n_items": n_items, "wanted": wanted, "votes": votes}
+    db.execute(update(work.tasks).where(work.tasks.c.id == task).values(numbers))
+
+
+_PLACES = (
+    select(func.count())
+    .select_from(work.assignments)
+    .join(work.raters, work.raters.c.id == _assigned.rater)
+    .where(_assigned.item == work.items.c.id, _assigned.state == "answered")
+    .where(_assigned.surplus == false(), ~is_excluded(work.raters.c.name))
+    .correlate(work.items)
+    .scalar_subquery()
+)
+"""Answers to an item that fill a place."""

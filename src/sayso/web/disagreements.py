@@ -1,121 +1,144 @@
-"""What reviewers decide on: items on which raters disagree, shown without telling any model."""
+"""What reviewers decide on: items on which raters disagree, and what became of them."""
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
 
-from sqlalchemy import Connection, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    and_,
+    case,
+    func,
+    literal,
+    select,
+    true,
+)
 
 from sayso import work_tables as work
-from sayso.types import outcome
-from sayso.votes.ballots import ADJUDICATION
-from sayso.web.overview import expected, items_by_id
-from sayso.web.queue import generator, opposite
+from sayso.types import Choice, outcome
+from sayso.vote_queries import counting, is_live
+from sayso.vote_tables import VOTE_TABLES
+from sayso.web.elsewhere import content_of
+from sayso.web.item_pictures import as_seen, picture_urls
+from sayso.web.overview import items_by_id
 from sayso.work_tables import Row
 
 
-def disagreements(
-    db: Connection, task: Row, votes: Iterable[Row], reviewer: str = ""
-) -> list[dict[str, Any]]:
-    """Items on which raters disagree, undecided ones first; sides as `reviewer_sees_swapped`.
+class Split(NamedTuple):
+    """An item on which raters disagree: its id, and what it asks of what (`Draft.content`)."""
 
-    Args:
-        reviewer: name of who asks; `judged` marks the items on which this person has an answer.
+    item: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the decisions are, of the items in the order of the task.
+
+    `waiting` may go to the reviewer; `judged` have an answer of the reviewer's own as a rater.
     """
-    by_item: dict[str, list[Row]] = defaultdict(list)
-    for vote in votes:
-        if not expected(vote):
-            by_item[vote["item_id"]].append(vote)
-    split = {item: asked for item, asked in by_item.items() if _is_split(asked)}
-    found = items_by_id(db, split)
-    swapped = _swaps(db, task)
-    rows = [
-        {
-            **_disagreement(found[item], task, asked, swapped),
-            "judged": any(v["rater"] == reviewer and not _is_decision(v) for v in asked),
-        }
-        for item, asked in split.items()
-    ]
-    return sorted(rows, key=lambda row: row["decided"] is not None)
+
+    decided: list[Split]
+    waiting: list[Split]
+    judged: list[Split]
+    mine: int
 
 
-def _is_split(votes: list[Row]) -> bool:
-    """Whether the raters' answers differ, skips and a reviewer's decision left out."""
-    plain = {_chosen(v) for v in votes if not _is_decision(v)} - {"skip"}
-    return len(plain) > 1
-
-
-def _is_decision(vote: Row) -> bool:
-    return bool(vote["shown"].get(ADJUDICATION))
-
-
-def _chosen(vote: Row) -> str:
-    """The answer, of a comparison the sets it prefers, whichever stood left."""
-    if vote["value"] in ("left", "right"):
-        return "|".join(vote[f"{vote['value']}_ids"])
-    return outcome(vote["value"])
-
-
-def _swaps(db: Connection, task: Row) -> dict[tuple[str, str], bool]:
-    table, people = work.assignments, work.raters
+def disagreements(db: Connection, task: Row) -> list[Split]:
+    """The items on which raters disagree; it takes a second for a hundred thousand votes."""
+    table, items, seats = VOTE_TABLES[task["kind"]], work.items.c, work.assignments.c
+    answered = and_(seats.item == items.id, seats.state == "answered")
     query = (
-        select(table.c.item, people.c.name, table.c.swapped)
-        .join_from(table, people, people.c.id == table.c.rater)
-        .where(table.c.task == task["id"])
+        select(items.id, items.content)
+        .join_from(work.items, work.assignments, answered)
+        .join(table, table.c.id == seats.vote)
+        .where(items.task == task["id"], items.control != "attention", counting(table, "label"))
+        .group_by(items.id, items.content, items.rank, items.slot)
+        .having(func.count(_chosen(table).distinct()) > 1)
+        .order_by(items.rank, items.slot)
     )
-    return {(item, name): swapped for item, name, swapped in db.execute(query)}
+    return [Split(*row) for row in db.execute(query)]
 
 
-def _disagreement(
-    item: Row, task: Row, votes: list[Row],
-    swapped: Mapping[tuple[str, str], bool],
-) -> dict[str, Any]:  # fmt: skip
-    def value(vote: Row) -> str:
-        seen = swapped.get((vote["item_id"], vote["rater"]), False)
-        turned = seen != reviewer_sees_swapped(item["id"], task["seed"])
-        return opposite(vote["value"]) if turned else vote["value"]
+def _chosen(table: Table) -> ColumnElement[str]:
+    """The answer, of a comparison the model it prefers, whichever stood left."""
+    if "left_model" not in table.c:
+        return table.c.value
+    sides = {"left": table.c.left_model, "right": table.c.right_model}
+    ties = {value: literal("tie") for value in get_args(Choice) if outcome(value) == "tie"}
+    return case({**sides, **ties}, value=table.c.value, else_=table.c.value)
 
-    decisions = [value(v) for v in votes if _is_decision(v)]
-    others = [v for v in votes if not _is_decision(v)]
+
+def standing(db: Connection, task: Row, split: Sequence[Split], reviewer: str) -> Standing:
+    """What is decided, and what waits for this reviewer, who is named."""
+    table = VOTE_TABLES[task["kind"]]
+    by = _contents(db, task, counting(table, "decision"))
+    passed = and_(is_live(table), table.c.decision == true(), table.c.value == "skip")
+    mine = {content for content, raters in by.items() if reviewer in raters}
+    own = {*_contents(db, task, and_(table.c.rater == reviewer, counting(table, "answer")))}
+    skipped = {c for c, raters in _contents(db, task, passed).items() if reviewer in raters}
+    decided = [s for s in split if s.content in by]
+    left = [s for s in split if s.content not in by]
+    return Standing(
+        decided,
+        waiting=[s for s in left if s.content not in own | skipped],
+        judged=[s for s in left if s.content in own],
+        mine=sum(s.content in mine for s in split),
+    )
+
+
+def _contents(db: Connection, task: Row, which: ColumnElement[bool]) -> dict[str, set[str]]:
+    """What votes are about → who cast them."""
+    table = VOTE_TABLES[task["kind"]]
+    found: dict[str, set[str]] = defaultdict(set)
+    for content, rater in db.execute(select(content_of(table), table.c.rater).where(which)):
+        found[content].add(rater)
+    return found
+
+
+# what was decided
+
+
+def decided_rows(db: Connection, task: Row, part: Collection[Split]) -> list[dict[str, Any]]:
+    """Items that were decided, with the raters' answers and the decisions, in the given order."""
+    found = items_by_id(db, [split.item for split in part])
+    return [_decided(db, task, found[split.item]) for split in part]
+
+
+def _decided(db: Connection, task: Row, item: Row) -> dict[str, Any]:
+    table = VOTE_TABLES[task["kind"]]
+    answers = db.execute(_answers(table, item)).mappings().all()
+    by_content = and_(content_of(table) == item["content"], counting(table, "decision"))
+    decisions = db.execute(select(table).where(by_content).order_by(table.c.seq)).mappings().all()
     return {
         "item_id": item["id"],
         "prompt": item["prompt"],
         "question": item["question"],
         "kind": task["kind"],
+        "sides": picture_urls(item, task["seed"]),
         "votes": [
-            {"rater": f"Rater {n}", "value": value(v), "reason": v["shown"].get("reason", "")}
-            for n, v in enumerate(others, 1)
+            {
+                "rater": f"Rater {n}",
+                "value": as_seen(v, item, task["seed"]),
+                "reason": v["shown"].get("reason", ""),
+            }
+            for n, v in enumerate(answers, 1)
         ],
-        "decided": decisions[-1] if decisions else None,
-        **_pictures(item, reviewer_sees_swapped(item["id"], task["seed"])),
+        "decisions": [
+            {"by": v["rater"], "value": as_seen(v, item, task["seed"])} for v in decisions
+        ],
     }
 
 
-def reviewer_sees_swapped(item: str, seed: int) -> bool:
-    """Whether a reviewer is shown the first set right: by chance, so reviewers are blind too."""
-    return generator(seed, "reviewer", item).random() < 0.5
-
-
-def _pictures(item: Row, swapped: bool) -> dict[str, list[str]]:
-    """The addresses of the pictures as the reviewer sees them; they tell the place, and no set."""
-    places = itertools.count()
-    sides = _sides(item, swapped)
-    urls = [[f"/admin/i/{item['id']}/{next(places)}" for _ in side] for side in sides]
-    if len(urls) == 1:
-        return {"images": urls[0]}
-    return dict(zip(("left", "right"), urls, strict=True))
-
-
-def _sides(item: Row, swapped: bool) -> list[list[str]]:
-    return item["images"][::-1] if swapped else item["images"]
-
-
-def reviewer_pictures(db: Connection, item: str) -> list[str]:
-    """The paths of an item's pictures in the order in which reviewers see them."""
-    query = select(work.items, work.tasks.c.seed).join(work.tasks).where(work.items.c.id == item)
-    row = db.execute(query).mappings().first()
-    if row is None:
-        return []
-    sides = _sides(row, reviewer_sees_swapped(item, row["seed"]))
-    return [path for side in sides for path in side]
+def _answers(table: Table, item: Row) -> Select[Any]:
+    seats = work.assignments.c
+    return (
+        select(table)
+        .join(work.assignments, seats.vote == table.c.id)
+        .where(seats.item == item["id"], seats.state == "answered", counting(table, "ballot"))
+        .order_by(table.c.seq)
+    )

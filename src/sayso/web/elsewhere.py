@@ -6,10 +6,21 @@ The store has one live vote per item, rater and question, whichever task it was 
 import secrets
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, false, insert, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    false,
+    insert,
+    literal,
+    select,
+    true,
+)
 
 from sayso import work_tables as work
-from sayso.vote_tables import RETRACTED, VOTE_TABLES
+from sayso.vote_queries import counting, is_live
+from sayso.vote_tables import VOTE_TABLES
 from sayso.web.counting import assign, count
 from sayso.web.people import Person
 from sayso.web.tasks import TaskOptions
@@ -17,38 +28,62 @@ from sayso.work_tables import Row
 
 
 def take_over_votes(db: Connection, task: str, options: TaskOptions) -> None:
-    """Whoever judged an item in another task has done so here; people and programs are apart."""
-    query = _votes_on_items(task, options.kind).where(work.raters.c.simulated == options.simulated)
-    found = db.execute(query).mappings().all()
-    if found:
-        db.execute(insert(work.assignments), [_answered(task, row) for row in found])
+    """Whoever judged an item in another task has done so here; people and programs are apart.
+
+    Who has decided on it as a reviewer is not asked for it as a rater.
+    """
+    table = VOTE_TABLES[options.kind]
+    answers = counting(table, "answer"), "answered"
+    decisions = and_(is_live(table), table.c.decision == true()), "refused"
+    for which, state in (answers, decisions):
+        query = _votes_on_items(task, options.kind, which)
+        kinds = work.raters.c.simulated, table.c.simulated
+        query = query.where(*(kind == options.simulated for kind in kinds))
+        found = db.execute(query).mappings().all()
+        if found:
+            db.execute(insert(work.assignments), [_taken_over(task, row, state) for row in found])
 
 
-def _votes_on_items(task: str, kind: str) -> Any:
+def _votes_on_items(task: str, kind: str, which: ColumnElement[bool]) -> Any:
     table, items, people, done = VOTE_TABLES[kind], work.items, work.raters, work.assignments
-    later = table.alias()
     there = and_(done.c.item == items.c.id, done.c.rater == people.c.id)
     return (
         select(items.c.id.label("item"), people.c.id.label("rater"), table.c.id.label("vote"))
         .join_from(table, people, people.c.name == table.c.rater)
-        .join(items, and_(items.c.task == task, items.c.content == _content(table)))
-        .where(~select(literal(1)).where(later.c.supersedes == table.c.id).exists())
-        .where(~select(literal(1)).where(there).exists())
-        .where(table.c.value != RETRACTED, table.c.attention == false())
+        .join(items, and_(items.c.task == task, items.c.content == content_of(table)))
+        .where(~select(literal(1)).where(there).exists(), which)
     )
 
 
-def _content(table: Table) -> Any:
-    """As `Draft.content` of ordinary and gold items."""
+def content_of(table: Table) -> ColumnElement[str]:
+    """What a vote is about, as `Draft.content` of ordinary and gold items."""
     key = table.c.sample_id if "sample_id" in table.c else table.c.pair
     return table.c.question + ":" + key
 
 
-def _answered(task: str, row: Row) -> dict[str, Any]:
+def _taken_over(task: str, row: Row, state: str) -> dict[str, Any]:
+    vote = row["vote"] if state == "answered" else None
     return {
-        **row, "task": task, "key": secrets.token_urlsafe(16), "state": "answered", "until": 0.0,
-        "swapped": False, "position": -1, "surplus": False,
+        **row, "vote": vote, "task": task, "key": secrets.token_urlsafe(16), "state": state,
+        "until": 0.0, "swapped": False, "position": -1, "surplus": False,
     }  # fmt: skip
+
+
+def bar(db: Connection, item: Row, rater: Person) -> None:
+    """Who decides on an item is not asked for it as a rater, here and in other tasks."""
+    items, given = work.items, work.assignments
+    mine = and_(given.c.item == items.c.id, given.c.rater == rater.id)
+    query = (
+        select(items.c.id, items.c.task, given.c.state)
+        .join(given, mine, isouter=True)
+        .where(items.c.task.in_(select(work.tasks.c.id)), items.c.content == item["content"])
+    )
+    for other in db.execute(query).mappings().all():
+        if other["state"] is None:
+            row = {"item": other["id"], "rater": rater.id, "vote": None}
+            db.execute(insert(given).values(_taken_over(other["task"], row, "refused")))
+        elif other["state"] != "answered":
+            assign(db, other["id"], rater.id, state="refused", until=0.0)
 
 
 def newest_vote(db: Connection, kind: str, item: Row, rater: Person) -> str | None:
@@ -59,16 +94,24 @@ def newest_vote(db: Connection, kind: str, item: Row, rater: Person) -> str | No
     if item["control"] == "attention":
         return None
     table = VOTE_TABLES[kind]
-    asked = (table.c.rater == rater.name, table.c.question == item["question"])
-    if kind == "rate":
-        shown = (table.c.sample_id == item["samples"][0][0],)
-    else:
-        shown = (table.c.prompt_id == item["prompt_id"], table.c.pair == item["pair"])
-    first = and_(*shown, *asked, table.c.supersedes.is_(None), table.c.attention == false())
+    first = and_(
+        on_item(kind, item), table.c.rater == rater.name, table.c.supersedes.is_(None),
+        table.c.attention == false(), table.c.decision == false(),
+    )  # fmt: skip
     vote, later = db.scalar(select(table.c.id).where(first)), None
     while vote is not None:
         later, vote = vote, db.scalar(select(table.c.id).where(table.c.supersedes == vote))
     return later
+
+
+def on_item(kind: str, item: Row) -> ColumnElement[bool]:
+    """Whether a vote is about what an item shows and asks, whichever task put it."""
+    table = VOTE_TABLES[kind]
+    if kind == "rate":
+        shown = table.c.sample_id == item["samples"][0][0]
+    else:
+        shown = and_(table.c.prompt_id == item["prompt_id"], table.c.pair == item["pair"])
+    return and_(shown, table.c.question == item["question"])
 
 
 def follow(db: Connection, item: Row, rater: Person, replaced: str, vote: str, ends: bool) -> None:
@@ -86,4 +129,5 @@ def follow(db: Connection, item: Row, rater: Person, replaced: str, vote: str, e
         assign(db, other["id"], rater.id, vote=vote, state=state, until=0.0)
         change = (not ends) - (other["my_state"] == "answered")
         if change:
-            count(db, other, rater.id, change, counts=not other["my_surplus"])
+            counts = not other["my_surplus"] and not rater.excluded
+            count(db, other, rater.id, change, counts)

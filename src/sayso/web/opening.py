@@ -12,8 +12,6 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     and_,
-    case,
-    false,
     func,
     insert,
     or_,
@@ -27,7 +25,7 @@ from sayso import work_tables as work
 from sayso.database import Database
 from sayso.study import Study
 from sayso.types import digest
-from sayso.web.counting import set_check_share
+from sayso.web.counting import count_anew, set_check_share
 from sayso.web.elsewhere import take_over_votes
 from sayso.web.handing_out import locked_task
 from sayso.web.queue import shuffled
@@ -242,28 +240,12 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
     Args:
         source: see `_fingerprint`.
     """
-    items, done = work.items, work.assignments
-    mine = items.c.task == task
-    answers = (
-        select(func.count())
-        .where(done.c.item == items.c.id, done.c.state == "answered", done.c.surplus == false())
-        .scalar_subquery()
-    )
-    db.execute(update(items).where(mine).values(votes=answers))
-    full = and_(items.c.overlap > 0, items.c.votes >= items.c.overlap)
-    shut = or_(full, items.c.standing != "")
-    db.execute(update(items).where(mine).values(open=case((shut, false()), else_=true())))
-    capped = case((items.c.votes > items.c.overlap, items.c.overlap), else_=items.c.votes)
-    ordinary = select(
-        func.count(), func.coalesce(func.sum(items.c.overlap), 0),
-        func.coalesce(func.sum(capped), 0),
-    ).where(mine, items.c.control == "")  # fmt: skip
-    n_items, wanted, given = db.execute(ordinary).one()
-    last = db.scalar(select(func.max(items.c.rank)).where(mine))
+    count_anew(db, task)
+    items = work.items.c
+    last = db.scalar(select(func.max(items.rank)).where(items.task == task))
     foreign = _foreign_votes(db, task, options.kind)
     values = {
-        "n_items": n_items, "wanted": wanted, "votes": given, "n_ranks": (last or 0) + 1,
-        "source": f"{source} {foreign}", "overlap": options.overlap,
+        "n_ranks": (last or 0) + 1, "source": f"{source} {foreign}", "overlap": options.overlap,
         "gold_share": options.gold_share, "attention_share": options.attention_share or 0.0,
         "answers": _answers(db, task),
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """What the admin pages show: numbers read from the store, no pages and no forms."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
@@ -10,7 +10,9 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, select, true
 
 from sayso import work_tables as work
-from sayso.vote_tables import RETRACTED, VOTE_TABLES
+from sayso.vote_queries import counting, is_excluded, is_struck
+from sayso.vote_tables import VOTE_TABLES, exclusions
+from sayso.votes.counted import Purpose, counts, standing_of
 from sayso.web.people import LOCAL_NAME, everyone
 from sayso.web.queue import LEASE_S
 from sayso.work_tables import Row
@@ -24,16 +26,25 @@ def tasks(db: Connection) -> list[Row]:
 
 
 def live_votes(db: Connection, task: Row) -> list[Row]:
-    """The live answers that a task has collected, oldest first."""
+    """The live answers that a task has collected, checks among them, oldest first.
+
+    `excluded` says that the answer is of a rater whose votes do not count.
+    """
     table: Table = VOTE_TABLES[task["kind"]]
-    later = table.alias()
     query = (
-        select(table)
-        .where(table.c.task_id == task["id"], table.c.value != RETRACTED)
-        .where(~select(later.c.seq).where(later.c.supersedes == table.c.id).exists())
+        select(
+            table, is_excluded(table.c.rater).label("excluded"), is_struck(table).label("struck")
+        )
+        .where(table.c.task_id == task["id"], counting(table, "work"))
         .order_by(table.c.seq)
     )
     return list(db.execute(query).mappings())
+
+
+def is_for(vote: Row, purpose: Purpose) -> bool:
+    """Whether a row of `live_votes` counts for a purpose."""
+    known = {"excluded": vote["excluded"], "struck": vote["struck"]}
+    return counts(standing_of(vote["shown"], vote["value"], **known), purpose)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class Totals:
         raters_active, votes_last_hour: of the last hour.
         wanted_last_hour: answers of the last hour that the overlap asks for, checks left out.
         surplus: answers beyond the overlap.
+        excluded: answers of raters whose votes do not count.
         hours, rates: see the functions of these names.
         raters: numbers of each rater by name.
     """
@@ -52,6 +64,7 @@ class Totals:
     votes_last_hour: int
     wanted_last_hour: int
     surplus: int
+    excluded: int
     hours: list[dict[str, Any]]
     rates: list[dict[str, Any]]
     raters: dict[str, dict[str, Any]]
@@ -66,8 +79,9 @@ def totals(votes: list[Row], now: float) -> Totals:
     return Totals(
         raters_active=len({vote["rater"] for vote in recent}),
         votes_last_hour=len(recent),
-        wanted_last_hour=sum(not v["surplus"] and not expected(v) for v in recent),
-        surplus=sum(vote["surplus"] for vote in votes),
+        wanted_last_hour=sum(is_for(v, "place") for v in recent),
+        surplus=sum(v["surplus"] and is_for(v, "ballot") for v in votes),
+        excluded=sum(v["excluded"] for v in votes),
         hours=hours(votes, now),
         rates=rates(votes),
         raters={name: _work(given, now) for name, given in by_name.items()},
@@ -86,6 +100,7 @@ def progress(db: Connection, task: Row, so_far: Totals, now: float) -> dict[str,
         "votes_last_hour": so_far.votes_last_hour,
         "eta_hours": left / speed if speed and left else None,
         "surplus": so_far.surplus,
+        "excluded": so_far.excluded,
         "waiting_leases": _leases(db, task, now),
         "broken": _count(db, task, work.items.c.broken == true()),
     }
@@ -116,10 +131,10 @@ def hours(votes: Iterable[Row], now: float) -> list[dict[str, Any]]:
 
 
 def rates(votes: Iterable[Row]) -> list[dict[str, Any]]:
-    """How often each answer was given to each question, checks left out."""
+    """How often each answer that counts was given to each question."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in votes:
-        if not vote["attention"]:
+        if is_for(vote, "ballot"):
             counts[vote["question"]][vote["value"]] += 1
     return [
         {"question": question, "value": value, "n": n, "share": n / sum(values.values())}
@@ -131,9 +146,13 @@ def rates(votes: Iterable[Row]) -> list[dict[str, Any]]:
 def raters(db: Connection, so_far: Totals) -> list[dict[str, Any]]:
     """Who did how much, how fast, and how well on the checks."""
     seen: dict[str, float] = dict(db.execute(_last_seen()).all())  # type: ignore[arg-type]
+    out = set(db.scalars(select(exclusions.c.rater)))
     nothing = _work([], 0.0)
     return [
-        _rater(person, so_far.raters.get(person["name"], nothing), seen.get(person["id"]))
+        {
+            **_rater(person, so_far.raters.get(person["name"], nothing), seen.get(person["id"])),
+            "excluded": person["name"] in out,
+        }
         for person in everyone(db)
         if person["name"] != LOCAL_NAME or LOCAL_NAME in so_far.raters
     ]
@@ -174,8 +193,14 @@ def _work(votes: list[Row], now: float) -> dict[str, Any]:
 
 def _right(votes: Iterable[Row], check: str) -> tuple[int, int]:
     """How many checks of a kind were answered right, and how many there were."""
-    answers = [(v["value"], v["shown"][check]) for v in votes if check in v["shown"]]
+    answers = [(v["value"], v["shown"][check]) for v in votes if _is_check(v, check)]
     return sum(value == expected for value, expected in answers), len(answers)
+
+
+def _is_check(vote: Row, check: str) -> bool:
+    """Also of who is excluded: the table of raters shows why."""
+    known = standing_of(vote["shown"], vote["value"], struck=vote["struck"])
+    return check in vote["shown"] and counts(known, "check")
 
 
 def _flag(gold: tuple[int, int], attention: tuple[int, int]) -> str:
@@ -188,12 +213,6 @@ def _flag(gold: tuple[int, int], attention: tuple[int, int]) -> str:
     return ""
 
 
-def expected(vote: Mapping[str, Any]) -> str:
-    """The known answer of a check; "" for other votes."""
-    shown = vote["shown"]
-    return shown.get("gold") or shown.get("attention") or ""
-
-
 # checks
 
 
@@ -203,7 +222,7 @@ def check_rows(
     """Totals of one kind of check, and a row for each item that was answered, worst first."""
     by_item: dict[str, list[Row]] = defaultdict(list)
     for vote in votes:
-        if check in vote["shown"]:
+        if check in vote["shown"] and is_for(vote, "check"):
             by_item[vote["item_id"]].append(vote)
     found = items_by_id(db, by_item)
     rows = [_check_row(found[item], asked, check) for item, asked in by_item.items()]

@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import Connection, false, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, false, func, insert, select, true, update
 
 from sayso import work_tables as work
 from sayso.errors import UserError
+from sayso.vote_queries import is_excluded
 from sayso.work_tables import Row
 
 Role = Literal["rater", "reviewer", "admin"]
@@ -20,12 +21,16 @@ LOCAL_NAME = "local"
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who is asking. `simulated` raters are programs; their votes are kept apart."""
+    """Who is asking. `simulated` raters are programs; their votes are kept apart.
+
+    The votes of who is `excluded` are kept and do not count.
+    """
 
     id: str
     name: str
     role: Role
     simulated: bool
+    excluded: bool = False
 
     def may(self, role: Role) -> bool:
         """Whether the person has this role or a stronger one."""
@@ -103,30 +108,28 @@ def local_person(db: Connection) -> Person:
     """The one rater of a server without sign-in, made if missing."""
     if find(db, LOCAL_NAME) is None:
         add(db, LOCAL_NAME, "admin")
-    row = find(db, LOCAL_NAME)
-    assert row is not None
-    return _person(row)
+    person = _one(db, work.raters.c.name == LOCAL_NAME)
+    assert person is not None
+    return person
 
 
 def by_link(db: Connection, secret: str) -> Person | None:
     """Who a sign-in link belongs to."""
     chosen = work.raters.c.link == _hash(secret)
-    return _active(db, chosen)
+    return _one(db, chosen, work.raters.c.active == true())
 
 
 def by_id(db: Connection, rater: str) -> Person | None:
     """The active rater of this id."""
-    return _active(db, work.raters.c.id == rater)
+    return _one(db, work.raters.c.id == rater, work.raters.c.active == true())
 
 
-def _active(db: Connection, chosen: "object") -> Person | None:
-    query = select(work.raters).where(chosen, work.raters.c.active == true())  # type: ignore[arg-type]
-    row = db.execute(query).mappings().first()
-    return _person(row) if row else None
-
-
-def _person(row: Row) -> Person:
-    return Person(row["id"], row["name"], row["role"], row["simulated"])
+def _one(db: Connection, *chosen: ColumnElement[bool]) -> Person | None:
+    known = select(work.raters, is_excluded(work.raters.c.name).label("excluded"))
+    row = db.execute(known.where(*chosen)).mappings().first()
+    if row is None:
+        return None
+    return Person(row["id"], row["name"], row["role"], row["simulated"], row["excluded"])
 
 
 def _hash(secret: str) -> str:

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from sqlalchemy import Connection, bindparam, insert, select, union_all
 
-from sayso.feedback import vote_row
+from sayso.feedback import flags, vote_row
 from sayso.types import Choice, Comparison, Question, Rating, Value, digest
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
-from sayso.votes.ballots import ADJUDICATION
+from sayso.votes.counted import ADJUDICATION
 from sayso.web.assigned import given, locked_task_of, reserved
 from sayso.web.counting import assign, count
 from sayso.web.elsewhere import follow, newest_vote
@@ -25,6 +25,12 @@ _STORED = union_all(*(
     select(t.c.id, t.c.body, t.c.rater, t.c.surplus, t.c.shown).where(t.c.id == bindparam("of_id"))
     for t in VOTE_TABLES.values()
 ))  # fmt: skip
+
+
+def offered(kind: str, split_tie: bool) -> list[str]:
+    """The answers that a page offers."""
+    hidden = ("tie",) if split_tie else ("both_good", "both_bad")
+    return [answer for answer in ANSWERS[kind] if answer not in hidden]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +93,35 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) 
         raise VoteRefused("unknown_item", "This page is unknown here; reload to go on.")
     # after the lock on the task: the counters of the item must be the newest
     item = given(db, task["kind"], vote.item_id, rater.id)
-    stored = db.execute(_STORED, {"of_id": vote.id}).mappings().first()
-    if stored is not None:
-        return _repeated(stored, vote, rater, task)
+    receipt = repeated(db, vote, rater, task)
+    if receipt is not None:
+        return receipt
     if item is None:
         raise VoteRefused("unknown_item", "This page was not given to you; reload to go on.")
-    _check(vote, item, task)
-    replaced = _replaced(item, vote)
-    if item["my_vote"] is None and not around.adjudication:
+    check(vote, item, task)
+    newest = None
+    if item["my_vote"] is not None:
+        newest = Newest(item["my_vote"], item["my_value"] == RETRACTED)
+    replaced = replaced_by(vote, newest)
+    if item["my_vote"] is None:
         replaced = newest_vote(db, task["kind"], item, rater)
     counted = _counts(db, item, task, rater, around)
-    surplus = not counted and not around.adjudication
-    _insert(db, rater, vote, around, item, task, replaced, surplus)
+    store(db, rater, vote, around, Asked(item, task), replaced, surplus=not counted)
     change = _follow_up(db, item, rater, vote, around.now, counted)
     if replaced is not None:
         follow(db, item, rater, replaced, vote.id, ends=vote.value == RETRACTED)
     after = {**task, **{counter: task[counter] + more for counter, more in change.items()}}
-    return Receipt(vote.id, after, surplus, task["state"] == "closed")
+    return Receipt(vote.id, after, not counted, task["state"] == "closed")
 
 
-def _repeated(stored: Row, vote: Vote, rater: Person, task: Row) -> Receipt:
+def repeated(db: Connection, vote: Vote, rater: Person, task: Row) -> Receipt | None:
+    """The receipt of a vote that is stored already; None for a new one.
+
+    Raises: VoteRefused: if the id is stored with another body.
+    """
+    stored = db.execute(_STORED, {"of_id": vote.id}).mappings().first()
+    if stored is None:
+        return None
     if stored["body"] != _body(vote) or stored["rater"] != rater.name:
         raise VoteRefused(
             "vote_conflict", "An answer with this id is stored already, with another content."
@@ -119,7 +134,8 @@ def _body(vote: Vote) -> str:
     return digest(asdict(vote), 32)
 
 
-def _check(vote: Vote, item: Row, task: Row) -> None:
+def check(vote: Vote, item: Row, task: Row) -> None:
+    """Refuse what is no answer to the question. Raises: VoteRefused."""
     allowed = (*ANSWERS[task["kind"]], RETRACTED)
     if vote.question != item["question"]:
         raise VoteRefused("invalid", f"This page asks for {item['question']}.")
@@ -127,10 +143,8 @@ def _check(vote: Vote, item: Row, task: Row) -> None:
         raise VoteRefused("invalid", f"{vote.value!r} is no answer; allowed: {', '.join(allowed)}.")
 
 
-def _replaced(item: Row, vote: Vote) -> str | None:
-    newest = None
-    if item["my_vote"] is not None:
-        newest = Newest(item["my_vote"], item["my_value"] == RETRACTED)
+def replaced_by(vote: Vote, newest: Newest | None) -> str | None:
+    """The id of the vote that a new one replaces. Raises: VoteRefused."""
     try:
         return superseded(newest, vote.value == RETRACTED, vote.supersedes)
     except ValueError as error:
@@ -143,13 +157,13 @@ def _replaced(item: Row, vote: Vote) -> str | None:
 def _counts(db: Connection, item: Row, task: Row, rater: Person, around: Circumstances) -> bool:
     """Whether the vote is one of those that the overlap asks for; a change stays what it was.
 
-    Not counted are votes on an item that has its raters already, votes after the task was closed
-    but for what is answered again, and a reviewer's decision.
+    Not counted are votes on an item that has its raters already, and votes after the task was
+    closed but for what is answered again.
     """
     if item["my_state"] == "answered":
         return not item["my_surplus"]
     answers_again = item["my_vote"] is not None and not item["my_surplus"]
-    if around.adjudication or (task["state"] == "closed" and not answers_again):
+    if task["state"] == "closed" and not answers_again:
         return False
     if item["my_state"] == "leased" and is_reserved(item["my_until"], around.now):
         # a lease that did not hold while a clock was wrong may have gone to another, who answered
@@ -161,10 +175,19 @@ def _counts(db: Connection, item: Row, task: Row, rater: Person, around: Circums
 # what is written
 
 
-def _insert(
-    db: Connection, rater: Person, vote: Vote, around: Circumstances, item: Row, task: Row,
-    replaced: str | None, surplus: bool,
+class Asked(NamedTuple):
+    """What was asked: an item with `my_position` and `my_swapped`, and its task."""
+
+    item: Row
+    task: Row
+
+
+def store(
+    db: Connection, rater: Person, vote: Vote, around: Circumstances, asked: Asked,
+    replaced: str | None, surplus: bool = False,
 ) -> None:  # fmt: skip
+    """Put the row of a vote in; nothing else follows from it here."""
+    item, task = asked
     shown = _shown(vote, around, item, task, surplus)
     # a retraction is a row of the table but no Rating: its value is put in last
     answer = ANSWERS[task["kind"]][0] if vote.value == RETRACTED else vote.value
@@ -180,7 +203,7 @@ def _insert(
         made = _comparison(common, item)
     more = {
         "task_id": task["id"], "item_id": item["id"], "body": _body(vote), "surplus": surplus,
-        "attention": item["control"] == "attention",
+        **flags(made),
     }  # fmt: skip
     db.execute(insert(VOTE_TABLES[task["kind"]]), {**vote_row(made), **more, "value": vote.value})
 
@@ -231,4 +254,6 @@ def _follow_up(
     new = {"vote": vote.id, "surplus": not counted, "state": state, "until": until}
     assign(db, item["id"], rater.id, **new)
     change = (not retracts) - (item["my_state"] == "answered")
-    return count(db, item, rater.id, change, counted) if change else {}
+    if not change:
+        return {}
+    return count(db, item, rater.id, change, counted and not rater.excluded)
