@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -32,7 +33,8 @@ def tiny_pipeline(folder: Path, scheduler: str = "dpm", prediction_type: str = "
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder / "vocabulary")
     pipeline = StableDiffusionPipeline(
-        vae=_vae(), unet=_unet(), text_encoder=_text_encoder(len(tokenizer)), tokenizer=tokenizer,
+        vae=_vae(), unet=tiny_unet(), text_encoder=_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
         scheduler=SCHEDULERS[scheduler](
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
             prediction_type=prediction_type, steps_offset=1,
@@ -54,13 +56,14 @@ def spoiled(name: str, value: float) -> Callable[[Tensors], Tensors]:
     return lambda tensors: tensors | {name: torch.full_like(tensors[name], value)}
 
 
-def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
-        block_out_channels=(32, 64), norm_num_groups=8, cross_attention_dim=32,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=2,
-    )  # fmt: skip
+def tiny_unet(**changes: Any) -> UNet2DConditionModel:
+    options: dict[str, Any] = {
+        "sample_size": 16, "in_channels": 4, "out_channels": 4, "layers_per_block": 1,
+        "block_out_channels": (32, 64), "norm_num_groups": 8, "cross_attention_dim": 32,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 2,
+    }  # fmt: skip
+    return UNet2DConditionModel(**options | changes)
 
 
 def _vae() -> AutoencoderKL:

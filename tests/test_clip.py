@@ -11,7 +11,8 @@ from clips import MAX_TOKENS, WIDTH, colour_study, tiny_clip
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel
 
-from sayso.clip import ClipEncoder, embed_samples, read_preprocessing, resolve_clip, to_pixels
+from sayso.clip import ClipEncoder, embed_samples, resolve_clip, to_pixels
+from sayso.clip_preprocessing import read_preprocessing
 from sayso.errors import UserError
 
 

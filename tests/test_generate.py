@@ -145,7 +145,10 @@ def test_best_of_keeps_the_top_by_reward(study: Study, monkeypatch: pytest.Monke
         ({"prompts": "unseen"}, "no 'unseen' prompts"),
         ({"model": "runs/align-x"}, "unknown run"),
         ({"model": "base@best-of-4"}, "is a selection"),
-        ({"image_size_px": 33}, "33 is no multiple of 2"),
+        ({"image_size_px": 33}, "image_size_px 33 is not possible; give a multiple of 8"),
+        ({"num_inference_steps": -1}, "num_inference_steps -1 is not possible"),
+        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5 is not possible; give 1 \(no guidance\)"),
+        ({"eta": 0.5}, r"eta 0\.5 would change nothing: the model's DPMSolverMultistepScheduler"),
     ],
 )
 def test_refusals_leave_no_image(study: Study, changes: dict[str, object], message: str) -> None:

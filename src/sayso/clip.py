@@ -1,7 +1,6 @@
-"""CLIP as a feature extractor: differentiable preprocessing, and embeddings kept in the study."""
+"""CLIP as a feature extractor, and embeddings kept in the study."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +11,19 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from torch.nn import functional as F
 
 from sayso import files
+from sayso.clip_preprocessing import Preprocessing, read_preprocessing
 from sayso.errors import UserError
 from sayso.finite import refuse_not_finite
 from sayso.pictures import to_rgb
 from sayso.progress import progress
 from sayso.study import Study
 from sayso.types import Sample, digest
-from sayso.weights import load_part, quiet_libraries, readable
+from sayso.weights import load_part, load_tokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
-
-MODES = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers for the two resampling filters that CLIP folders use."""
 
 CHUNK = 128
 """Images in a shard of the cache. Fixed, because the last bits of an embedding can depend on how
@@ -65,93 +61,6 @@ def stacked(
             yield torch.stack([to_pixels(picture) for picture in part])
 
 
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """What a CLIP folder's preprocessor file asks for, as tensor operations.
-
-    `size_px` is the shortest edge (int) or height and width; None leaves the picture's size. The
-    same steps as transformers' image processor, on floats: without its rounding to 8 bits.
-    """
-
-    size_px: int | tuple[int, int] | None
-    crop_px: tuple[int, int] | None
-    mode: str
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Resize, crop and normalise pictures in [0, 1]; differentiable."""
-        images = self._cropped(self._resized(images)) * self.scale
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (images - mean) / std
-
-    def _resized(self, images: Tensor) -> Tensor:
-        size = _output_size(self.size_px, images.shape[-2], images.shape[-1])
-        if size == tuple(images.shape[-2:]):
-            return images
-        small = F.interpolate(images, size, mode=self.mode, antialias=True, align_corners=False)
-        return small.clamp(0, 1)
-
-    def _cropped(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        crop_h, crop_w = self.crop_px or (height, width)
-        if crop_h > height or crop_w > width:
-            raise UserError(
-                f"the CLIP preprocessor crops {crop_h}×{crop_w} pixels out of {height}×{width}; "
-                "mend size or crop_size in its preprocessor_config.json"
-            )
-        top, left = (height - crop_h) // 2, (width - crop_w) // 2
-        return images[..., top : top + crop_h, left : left + crop_w]
-
-
-def _output_size(size_px: int | tuple[int, int] | None, height: int, width: int) -> tuple[int, int]:
-    if size_px is None:
-        return height, width
-    if isinstance(size_px, tuple):
-        return size_px
-    short = min(height, width)
-    return int(size_px * height / short), int(size_px * width / short)
-
-
-def read_preprocessing(folder: Path) -> Preprocessing:
-    """The preprocessing of a CLIP folder.
-
-    Raises: UserError: if the folder has no preprocessor file or it asks for another filter than
-        bilinear or bicubic.
-    """
-    row = _preprocessor_row(folder)
-    resample = row.get("resample", 3)
-    if resample not in MODES:
-        raise UserError(f"{folder} resizes with filter {resample}; use 2 (bilinear) or 3 (bicubic)")
-    return Preprocessing(
-        size_px=_size(row.get("size", 224)) if row.get("do_resize", True) else None,
-        crop_px=_pair(row.get("crop_size", 224)) if row.get("do_center_crop", True) else None,
-        mode=MODES[resample],
-        scale=255 * row.get("rescale_factor", 1 / 255) if row.get("do_rescale", True) else 255.0,
-        mean=tuple(row["image_mean"]) if row.get("do_normalize", True) else (0.0, 0.0, 0.0),
-        std=tuple(row["image_std"]) if row.get("do_normalize", True) else (1.0, 1.0, 1.0),
-    )
-
-
-def _preprocessor_row(folder: Path) -> files.JsonObject:
-    if (folder / "preprocessor_config.json").is_file():
-        return files.read_json(folder / "preprocessor_config.json")
-    if (folder / "processor_config.json").is_file():
-        return files.read_json(folder / "processor_config.json")["image_processor"]
-    raise UserError(f"{folder} has no preprocessor_config.json; give a whole CLIP folder")
-
-
-def _size(value: int | dict[str, int]) -> int | tuple[int, int]:
-    if isinstance(value, dict):
-        return value["shortest_edge"] if "shortest_edge" in value else _pair(value)
-    return value
-
-
-def _pair(value: int | dict[str, int]) -> tuple[int, int]:
-    return (value["height"], value["width"]) if isinstance(value, dict) else (value, value)
-
-
 class ClipEncoder:
     """A frozen transformers `CLIPModel` with its tokenizer and preprocessing; see `load`."""
 
@@ -174,6 +83,7 @@ class ClipEncoder:
         folder = resolve_clip(name_or_path)
         preprocessing = read_preprocessing(folder)
         model, tokenizer = _load_model(folder)
+        _refuse_other_size(folder, preprocessing, model.config.vision_config.image_size)
         return cls(model.to(device), tokenizer, preprocessing, folder_hash(folder))
 
     @property
@@ -278,8 +188,8 @@ def resolve_clip(name_or_path: str) -> Path:
         from sayso import tinyworld
 
         folder = tinyworld.paths().clip
-    elif Path(name_or_path).is_dir():
-        folder = Path(name_or_path)
+    elif Path(name_or_path).expanduser().is_dir():
+        folder = Path(name_or_path).expanduser()
     else:
         folder = _download(name_or_path)
     if not any(folder.glob("model*.safetensors")):
@@ -309,10 +219,18 @@ def _load_model(folder: Path) -> tuple[Any, Any]:
     kind = files.read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise UserError(f"{folder} holds a {kind!r} model; give a folder of a CLIPModel")
-    model = load_part(CLIPModel, folder, "")
-    with readable(f"the tokenizer of {folder}", "restore the folder"), quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    return model, tokenizer
+    return load_part(CLIPModel, folder, ""), load_tokenizer(AutoTokenizer, folder)
+
+
+def _refuse_other_size(folder: Path, preprocessing: Preprocessing, wanted: int) -> None:
+    """Refuse a preprocessing that makes another size than the model reads, where it says one."""
+    size, crop = preprocessing.size_px, preprocessing.crop_px
+    made = crop or (size if isinstance(size, tuple) else None)
+    if made is not None and made != (wanted, wanted):
+        raise UserError(
+            f"{folder} makes pictures of {made[0]}×{made[1]} pixels in its preprocessor file, and "
+            f"its model reads {wanted}×{wanted}; restore the folder"
+        )
 
 
 def folder_hash(folder: Path) -> str:

@@ -9,6 +9,7 @@ from sayso.files import read_json
 from sayso.plugins import load_plugin, plugin_names
 from sayso.policy import Policy
 from sayso.study import Study
+from sayso.weights import VARIANTS
 
 
 def resolve(name: str) -> Path:
@@ -38,13 +39,19 @@ def _checked(folder: Path) -> Path:
 def _download(name: str) -> Path:
     from diffusers import DiffusionPipeline
 
-    try:
-        return Path(DiffusionPipeline.download(name, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model {name!r} is no folder and could not be fetched as safetensors ({error}); "
-            "check the name and the network"
-        ) from None
+    reason: Exception | None = None
+    for variant in (None, *VARIANTS):
+        try:
+            return Path(DiffusionPipeline.download(name, use_safetensors=True, variant=variant))
+        except (OSError, ValueError) as error:
+            reason = error
+            # of the plain weights there are only pickles; there may be safetensors of a variant
+            if "safetensors" not in str(error) and "variant" not in str(error):
+                break
+    raise UserError(
+        f"model {name!r} is no folder and could not be fetched as safetensors ({reason}); "
+        "check the name and the network"
+    )
 
 
 def family(folder: Path) -> type[Policy]:
@@ -53,6 +60,10 @@ def family(folder: Path) -> type[Policy]:
     Raises: UserError: if no family knows the class.
     """
     wanted = read_json(folder / "model_index.json").get("_class_name")
+    if not isinstance(wanted, str):
+        raise UserError(
+            f"{folder / 'model_index.json'} names no pipeline (_class_name); restore the folder"
+        )
     found = [load_plugin("family", name, Policy) for name in plugin_names("family")]
     for kind in found:
         if wanted in kind.pipelines:

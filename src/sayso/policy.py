@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sayso.samplers import checked
 from sayso.types import Sampler
 
 Cond = dict[str, Tensor]
@@ -56,6 +57,16 @@ class Policy(ABC):
 
         Raises: UserError: if the model cannot draw that size.
         """
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Check that the model draws so, and that every field of the sampler changes the picture.
+
+        A family whose schedulers ignore fields refuses those beside.
+
+        Raises: UserError: naming the field.
+        """
+        checked(sampler)
+        self.latent_shape(sampler.image_size_px)
 
     @abstractmethod
     def check_prompts(self, texts: Sequence[str]) -> None:

@@ -44,8 +44,14 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def licence(folder: Path) -> str | None:
-    """The licence that the folder's model card (README.md) names, or None."""
+    """The licence that the folder's model card (README.md) names; None if it names none."""
     from huggingface_hub import ModelCard
 
     card = folder / "README.md"
-    return ModelCard.load(card).data.to_dict().get("license") if card.exists() else None
+    if not card.is_file():
+        return None
+    try:
+        named = ModelCard.load(card).data.to_dict().get("license")
+    except Exception:  # a card is free text, and its header fails in as many ways as YAML
+        return None
+    return named if isinstance(named, str) else None

@@ -81,6 +81,28 @@ def load_part(kind: Any, folder: Path, part: str) -> Any:
     return model
 
 
+def load_tokenizer(kind: Any, folder: Path) -> Any:
+    """A CLIP tokenizer with its words.
+
+    Args:
+        kind: a class with transformers' `from_pretrained`.
+        folder: where its files are.
+    Raises: UserError: if they are missing or damaged; the library takes an empty vocabulary for
+        words that are missing.
+    """
+    whole = any(
+        all((folder / name).is_file() for name in names)
+        for names in (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    )
+    if not whole:
+        raise UserError(
+            f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt); restore "
+            "the folder"
+        )
+    with readable(f"the tokenizer in {folder}", "restore the folder"), quiet_libraries():
+        return kind.from_pretrained(folder)
+
+
 def _variant(folder: Path) -> str | None:
     """The variant to load, None for the plain weights.
 

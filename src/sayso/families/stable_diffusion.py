@@ -1,27 +1,32 @@
 """Stable Diffusion 1 and 2: U-Net on autoencoder latents, CLIP text states, eps or v prediction."""
 
 import copy
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sayso.errors import UserError
-from sayso.files import JsonObject, read_json
+from sayso.families._folder import (
+    class_name,
+    diffusers_class,
+    refuse_other_inputs,
+    refuse_strangers,
+)
+from sayso.families._schedulers import accepted, check_scheduler, load_scheduler
+from sayso.files import read_json
 from sayso.policy import Cond, Policy
 from sayso.types import Sampler
 from sayso.weights import (
     load_part,
+    load_tokenizer,
     put,
-    quiet_libraries,
     read_tensors,
     readable,
     refuse_differences,
@@ -50,24 +55,21 @@ class StableDiffusion(Policy):
         for frozen in (vae, text):
             frozen.requires_grad_(False).eval()
         if self.device.type == "cpu" and _is_small(unet):
-            # the fused CPU attention has a slow backward at short sequences (1.5× a whole step)
-            unet.set_attn_processor(AttnProcessor())
+            unet.set_attn_processor(_ShortAttention())
 
     @classmethod
     def load(
         cls, path: Path, device: torch.device, weights: Path | None = None
     ) -> "StableDiffusion":
         index = read_json(path / "model_index.json")
+        vae_class = diffusers_class(class_name(index, "vae", path), path)
+        scheduler = load_scheduler(path, class_name(index, "scheduler", path))
         unet = load_part(UNet2DConditionModel, path, "unet")
-        _refuse_special(unet.config, path / "unet")
-        vae = load_part(_named(diffusers, index, "vae", path), path, "vae")
+        refuse_other_inputs(unet.config, path / "unet")
+        vae = load_part(vae_class, path, "vae")
         text = load_part(CLIPTextModel, path, "text_encoder")
-        _refuse_strangers(unet.config, vae.config, text.config, path)
-        with readable(path / "tokenizer", "restore the folder"), quiet_libraries():
-            tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
-        scheduler_class = _named(diffusers, index, "scheduler", path)
-        with readable(path / "scheduler", "restore the folder"), quiet_libraries():
-            scheduler = scheduler_class.from_pretrained(path, subfolder="scheduler")
+        tokenizer = load_tokenizer(CLIPTokenizer, path / "tokenizer")
+        refuse_strangers(path, unet.config, vae.config, text.config, tokenizer)
         policy = cls(unet.to(device), vae.to(device), text.to(device), tokenizer, scheduler)
         if weights is not None:
             policy.load_weights(weights)
@@ -83,8 +85,18 @@ class StableDiffusion(Policy):
         side = image_size_px // factor
         return (self.unet.config.in_channels, side, side)
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens a text may have, start and end tokens included."""
+        # a tokenizer whose file says nothing of it takes any length
+        return min(self.tokenizer.model_max_length, self.text.config.max_position_embeddings)
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        super().check_sampler(sampler)
+        check_scheduler(self.scheduler, sampler)
+
     def check_prompts(self, texts: Sequence[str]) -> None:
-        limit = self.tokenizer.model_max_length
+        limit = self.max_tokens
         for text, ids in zip(texts, self.tokenizer(list(texts)).input_ids, strict=True):
             if len(ids) > limit:
                 raise UserError(
@@ -95,7 +107,7 @@ class StableDiffusion(Policy):
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Cond:
         tokens = self.tokenizer(
-            list(texts), padding="max_length", max_length=self.tokenizer.model_max_length,
+            list(texts), padding="max_length", max_length=self.max_tokens,
             truncation=True, return_tensors="pt",
         )  # fmt: skip
         masked = getattr(self.text.config, "use_attention_mask", False)
@@ -135,15 +147,9 @@ class StableDiffusion(Policy):
         noise: Float[Tensor, "b c h w"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b c h w"]:
-        match self.noising.config.prediction_type:
-            case "epsilon":
-                return noise
-            case "v_prediction":
-                return self.noising.get_velocity(latents, noise, self._timestep(t))
-            case other:
-                raise UserError(
-                    f"prediction_type {other!r} is not known; use epsilon or v_prediction"
-                )
+        if self.noising.config.prediction_type == "v_prediction":
+            return self.noising.get_velocity(latents, noise, self._timestep(t))
+        return noise
 
     def predict(
         self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
@@ -163,7 +169,7 @@ class StableDiffusion(Policy):
         states, guided = cond["states"], sampler.guidance_scale > 1
         if guided:
             states = torch.cat([uncond["states"].expand_as(states), states])
-        extra = _accepted(scheduler.step, eta=sampler.eta, generator=generators)
+        extra = accepted(scheduler.step, eta=sampler.eta, generator=generators)
         for index in scheduler.timesteps:
             inputs = scheduler.scale_model_input(latents, index)
             prediction = self.network(inputs.repeat(1 + guided, 1, 1, 1), index, states).sample
@@ -220,56 +226,20 @@ class StableDiffusion(Policy):
         self.unet.unload_lora()
 
 
+class _ShortAttention:
+    """Plain attention in half precision, fused in fp32: on a CPU, each the faster at short length.
+
+    The fused one has a slow backward in bf16 (1.5 × a whole step); in fp32 it saves a copy.
+    """
+
+    def __init__(self) -> None:
+        self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        half = torch.is_autocast_enabled("cpu")
+        return (self.plain if half else self.fused)(*args, **options)
+
+
 def _is_small(unet: Any) -> bool:
     size = unet.config.sample_size
     return isinstance(size, int) and size <= SMALL_LATENTS
-
-
-def _named(library: Any, index: JsonObject, part: str, folder: Path) -> Any:
-    """The class that model_index.json names for a part."""
-    named = index.get(part)
-    name = named[1] if isinstance(named, list) and len(named) == 2 else None
-    if not name:
-        raise UserError(f"{folder / 'model_index.json'} names no {part}; restore the folder")
-    kind = getattr(library, name, None)
-    if kind is None:
-        raise UserError(f"{folder / 'model_index.json'}: the installed diffusers has no {name}")
-    return kind
-
-
-def _refuse_special(config: Any, where: Path) -> None:
-    """Refuse networks that want more than noisy latents, a time and a text."""
-    given, made = config.in_channels, config.out_channels
-    if given != made:
-        raise UserError(
-            f"{where} takes {given} channels and gives {made}: it is for inpainting, editing or "
-            "upscaling; give a plain text-to-image model"
-        )
-    extra = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "addition_embed_type",
-             "encoder_hid_dim_type")  # fmt: skip
-    found = [name for name in extra if config.get(name) is not None]
-    if found:
-        raise UserError(
-            f"{where} wants more than a text ({', '.join(found)}: it is distilled or of another "
-            "family); give a plain text-to-image model"
-        )
-
-
-def _refuse_strangers(unet: Any, vae: Any, text: Any, folder: Path) -> None:
-    """Refuse parts of different models in one folder."""
-    pairs = {
-        "latent channels of vae": (vae.get("latent_channels"), unet.in_channels),
-        "width of text_encoder": (text.hidden_size, unet.cross_attention_dim),
-    }
-    for what, (given, wanted) in pairs.items():
-        if given is not None and isinstance(wanted, int) and given != wanted:
-            raise UserError(
-                f"{folder} holds parts of different models: {what} {given}, its unet wants "
-                f"{wanted}; restore the folder"
-            )
-
-
-def _accepted(step: Any, **offered: Any) -> dict[str, Any]:
-    """The keyword arguments that a scheduler's step knows."""
-    known = inspect.signature(step).parameters
-    return {name: value for name, value in offered.items() if name in known}

@@ -11,6 +11,7 @@ from sayso.errors import UserError
 from sayso.progress import console, progress
 from sayso.prompts import images_per_prompt
 from sayso.run import Run
+from sayso.samplers import checked
 from sayso.study import PromptChoice, Study
 from sayso.types import Prompt, Sample, Sampler, digest, sample_id
 
@@ -71,7 +72,10 @@ class GenerateConfig:
             raise UserError("best_of needs a reward to choose by; give --reward runs/fit-clip_head")
 
     def sampler(self, study: Study) -> Sampler:
-        """The study's sampler with this config's changes."""
+        """The study's sampler with this config's changes.
+
+        Raises: UserError: if a field is out of range or would change nothing.
+        """
         given = {
             "num_inference_steps": self.num_inference_steps or None,
             "guidance_scale": self.guidance_scale,
@@ -79,7 +83,7 @@ class GenerateConfig:
             "image_size_px": self.image_size_px or None,
         }
         changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
-        return replace(study.info.sampler, **changes)
+        return checked(replace(study.info.sampler, **changes))
 
     @property
     def drawn_model(self) -> str:
@@ -208,8 +212,10 @@ def _load(
 
     accelerator = make_accelerator(config.mixed_precision)
     policy = load_policy(study, config.model, accelerator.device)
-    policy.check_prompts(list({prompt.text: 0 for batch in batches for prompt, _ in batch}))
-    policy.latent_shape(config.sampler(study).image_size_px)
+    sampler = config.sampler(study)
+    policy.check_sampler(sampler)
+    texts = {prompt.text: 0 for batch in batches for prompt, _ in batch}
+    policy.check_prompts([*texts, sampler.negative_prompt])
     policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
     return policy, accelerator
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sayso.errors import UserError
+from sayso.samplers import checked
 from sayso.study import Study, StudyInfo
 from sayso.types import Sampler
 
@@ -47,6 +48,8 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     Raises: UserError: if there is something at `path`, or an option is out of range.
     """
     config = config or NewConfig()
+    if config.seed < 0:
+        raise UserError(f"seed {config.seed} is not possible; give 0 or more")
     sampler = _sampler(config)
     tiny = config.base_model == "tinyworld"
     info = StudyInfo(
@@ -66,30 +69,15 @@ def _sampler(config: NewConfig) -> Sampler:
 
     base = SAMPLER if config.base_model == "tinyworld" else Sampler()
     steps, scale, size = config.num_inference_steps, config.guidance_scale, config.image_size_px
-    sampler = Sampler(
-        num_inference_steps=base.num_inference_steps if steps is None else steps,
-        guidance_scale=base.guidance_scale if scale is None else scale,
-        eta=config.eta,
-        image_size_px=base.image_size_px if size is None else size,
-        negative_prompt=config.negative_prompt,
+    return checked(
+        Sampler(
+            num_inference_steps=base.num_inference_steps if steps is None else steps,
+            guidance_scale=base.guidance_scale if scale is None else scale,
+            eta=config.eta,
+            image_size_px=base.image_size_px if size is None else size,
+            negative_prompt=config.negative_prompt,
+        )
     )
-    _check(config.seed, sampler)
-    return sampler
-
-
-def _check(seed: int, sampler: Sampler) -> None:
-    bad = {
-        f"seed {seed}": (seed >= 0, "0 or more"),
-        f"num_inference_steps {sampler.num_inference_steps}": (
-            sampler.num_inference_steps >= 1, "1 or more"),
-        f"guidance_scale {sampler.guidance_scale}": (sampler.guidance_scale >= 0, "0 or more"),
-        f"eta {sampler.eta}": (0 <= sampler.eta <= 1, "from 0 to 1"),
-        f"image_size_px {sampler.image_size_px}": (
-            sampler.image_size_px >= 8 and sampler.image_size_px % 8 == 0, "a multiple of 8"),
-    }  # fmt: skip
-    for given, (right, allowed) in bad.items():
-        if not right:
-            raise UserError(f"{given} is not possible; give {allowed}")
 
 
 def _absolute(model: str) -> str:

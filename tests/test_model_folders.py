@@ -1,0 +1,282 @@
+"""Model folders as they lie about: each loads, or ends in one line and leaves no run behind."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from clips import tiny_clip
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from models import TEXT, UNET, VAE, tiny_pipeline, tiny_unet
+from studies import random_study
+
+from sayso.clip import ClipEncoder
+from sayso.errors import UserError
+from sayso.families.stable_diffusion import StableDiffusion
+from sayso.models import resolve
+from sayso.provenance import licence
+from sayso.stages.generate import GenerateConfig, generate
+
+CPU = torch.device("cpu")
+Change = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("sd") / "p")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+def renamed(file: str, name: str) -> Change:
+    return lambda folder: (folder / file).rename((folder / file).parent / name)
+
+
+def written(file: str, text: str) -> Change:
+    return lambda folder: (folder / file).write_text(text)
+
+
+def removed(name: str) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def json_with(file: str, **fields: object) -> Change:
+    def change(folder: Path) -> None:
+        row = json.loads((folder / file).read_text()) | fields
+        (folder / file).write_text(json.dumps({k: v for k, v in row.items() if v != "absent"}))
+
+    return change
+
+
+def truncated(file: str) -> Change:
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:5000])
+
+
+def saved_in(part: str, kind: type, **options: object) -> Change:
+    """The part saved anew by the library, in another way, in place of the plain file."""
+
+    def change(folder: Path) -> None:
+        model = kind.from_pretrained(folder / part)
+        for file in (folder / part).glob("*.safetensors"):
+            file.unlink()
+        model.save_pretrained(folder / part, **options)
+
+    return change
+
+
+def unet_with(**config: object) -> Change:
+    return lambda folder: tiny_unet(**config).save_pretrained(folder / "unet")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 34\n"
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+FP16, NON_EMA = (f"diffusion_pytorch_model.{v}.safetensors" for v in ("fp16", "non_ema"))
+
+
+def scheduler_class(name: str) -> Change:
+    return json_with(INDEX, scheduler=["diffusers", name])
+
+
+LOADS: dict[str, tuple[Change, str]] = {
+    "fp16 variant": (renamed(UNET, FP16), "unet: the fp16 variant"),
+    "non_ema variant": (renamed(UNET, NON_EMA), "unet: the non_ema variant"),
+    "fp16 of the text encoder": (renamed(TEXT, "model.fp16.safetensors"), "the fp16 variant"),
+    "in pieces": (saved_in("unet", UNet2DConditionModel, max_shard_size="300KB"), ""),
+    "fp16 in pieces": (
+        saved_in("unet", UNet2DConditionModel, max_shard_size="300KB", variant="fp16"),
+        "unet: the fp16 variant",
+    ),
+    "variant beside the plain weights": (
+        lambda folder: shutil.copy(folder / TEXT, folder / "text_encoder/model.fp16.safetensors"),
+        "",
+    ),
+    "tokenizer without model_max_length": (
+        json_with("tokenizer/tokenizer_config.json", model_max_length="absent"), "",
+    ),
+    "broken model card": (written("README.md", "---\nlicense: mit\nmodel-index: foo\n---\n"), ""),
+    "card that is no YAML": (written("README.md", "---\n: [\n---\n"), ""),
+}  # fmt: skip
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "truncated U-Net": (truncated(UNET), r"unet cannot be loaded \(.+\); restore it"),
+    "truncated text encoder": (truncated(TEXT), r"text_encoder cannot be loaded \(.+\)"),
+    "empty VAE": (written(VAE, ""), r"vae cannot be loaded \(.+\)"),
+    "LFS pointer": (written(UNET, POINTER), r"unet/diff.* is a Git LFS pointer.*git lfs pull"),
+    "pickle": (renamed(UNET, "diffusion_pytorch_model.bin"), r"unet holds no \.safetensors"),
+    "no U-Net": (removed("unet"), r"unet holds no \.safetensors"),
+    "no VAE folder": (removed("vae"), r"vae holds no \.safetensors"),
+    "null VAE": (json_with(INDEX, vae=[None, None]), r"model_index\.json names no vae"),
+    "VAE not named": (json_with(INDEX, vae="absent"), r"model_index\.json names no vae"),
+    "VAE as a word": (json_with(INDEX, vae="AutoencoderKL"), r"model_index\.json names no vae"),
+    "unknown VAE": (json_with(INDEX, vae=["diffusers", "FancyVAE"]), "FancyVAE, which the"),
+    "no tokenizer": (removed("tokenizer"), "tokenizer has no tokenizer"),
+    "no words": (removed("tokenizer/tokenizer.json"), "tokenizer has no tokenizer"),
+    "damaged words": (written("tokenizer/tokenizer.json", "{"), "tokenizer in .* cannot be"),
+    "empty words": (
+        lambda folder: (
+            removed("tokenizer/tokenizer.json")(folder),
+            written("tokenizer/vocab.json", '{"<|startoftext|>": 0, "<|endoftext|>": 1}')(folder),
+            written("tokenizer/merges.txt", "#version: 0.2\n")(folder),
+        ),
+        r"tokenizer knows \d words, text_encoder 74",
+    ),
+    "no scheduler": (removed("scheduler"), r"scheduler cannot be loaded \(.+\)"),
+    "scheduler not named": (json_with(INDEX, scheduler="absent"), "names no scheduler"),
+    "unknown scheduler": (scheduler_class("FancyScheduler"), "is a FancyScheduler, which sayso"),
+    "SDE without torchsde": (scheduler_class("DPMSolverSDEScheduler"), "is a DPMSolverSDE"),
+    "scheduler of another kind": (
+        scheduler_class("FlowMatchEulerDiscreteScheduler"), "such as DPMSolverMultistepScheduler",
+    ),
+    "scheduler that is no JSON": (written(SCHEDULER, "{"), r"scheduler cannot be loaded \(.+\)"),
+    "odd betas": (json_with(SCHEDULER, beta_schedule="fancy"), r"scheduler cannot .*fancy"),
+    "odd prediction": (json_with(SCHEDULER, prediction_type="sample"), "prediction_type 'sample'"),
+    "no config": (removed("unet/config.json"), r"unet cannot be loaded \(.+config\.json"),
+    "config that is no JSON": (written("unet/config.json", "{"), r"unet cannot be loaded \(.+\)"),
+    "inpainting": (unet_with(in_channels=9), "takes 9 channels and gives 4: it is for inpainting"),
+    "distilled": (unet_with(time_cond_proj_dim=8), r"more than a text \(time_cond_proj_dim\)"),
+    "class labels": (
+        unet_with(class_embed_type="timestep"), r"more than a text \(class_embed_type\)",
+    ),
+    "U-Net of another width": (
+        unet_with(cross_attention_dim=16), "text_encoder gives 32 numbers a word, unet takes 16",
+    ),
+    "VAE of another model": (
+        lambda folder: AutoencoderKL(
+            block_out_channels=(8, 8), latent_channels=8, norm_num_groups=4,
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        ).save_pretrained(folder / "vae"),
+        "vae makes latents of 8 channels, unet takes 4",
+    ),
+    "no class": (json_with(INDEX, _class_name="absent"), r"model_index\.json names no pipeline"),
+    "class list": (json_with(INDEX, _class_name=["x", "y"]), "names no pipeline"),
+    "another pipeline": (
+        json_with(INDEX, _class_name="StableDiffusionInpaintPipeline"),
+        "is a StableDiffusionInpaintPipeline; sayso can load StableDiffusionPipeline",
+    ),
+    "index that is no JSON": (written(INDEX, "{"), r"model_index\.json is not valid JSON"),
+    "no index": (removed(INDEX), "no model at"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOADS)
+def test_loads(folder: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    change, says = LOADS[case]
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    change(copy)
+    policy = StableDiffusion.load(copy, CPU)
+    said = " ".join(capsys.readouterr().err.split())
+    assert says in said
+    assert bool(says) == ("variant" in said)
+    expected = StableDiffusion.load(folder, CPU)
+    assert torch.equal(
+        policy.encode_prompts(["a dog"])["states"], expected.encode_prompts(["a dog"])["states"]
+    )
+    for name, value in expected.unet.state_dict().items():
+        assert torch.equal(policy.unet.state_dict()[name], value)
+    assert licence(copy) is None
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_and_no_run_left(tmp_path: Path, case: str) -> None:
+    change, says = REFUSED[case]
+    study = random_study(tmp_path)
+    change(tmp_path / "model")
+    with pytest.raises(UserError, match=says) as refused:
+        generate(study, GenerateConfig(per_prompt=1))
+    assert str(tmp_path / "model") in str(refused.value)
+    assert len(str(refused.value)) < 700
+    assert not study.runs()
+    assert not study.samples()
+
+
+PREPROCESSOR = "preprocessor_config.json"
+CLIP_LOADS: dict[str, Change] = {
+    "fp16 variant": renamed("model.safetensors", "model.fp16.safetensors"),
+    "tokenizer without model_max_length": json_with(
+        "tokenizer_config.json", model_max_length="absent"
+    ),
+    "no mean, no deviation": json_with(PREPROCESSOR, image_mean="absent", image_std="absent"),
+    "old numbers": json_with(PREPROCESSOR, size=16, crop_size=16),
+    "unknown fields": json_with(
+        PREPROCESSOR, feature_extractor_type="CLIPFeatureExtractor", x=None
+    ),
+}
+CLIP_REFUSED: dict[str, tuple[Change, str]] = {
+    "truncated": (truncated("model.safetensors"), r"cannot be loaded \(.+\)"),
+    "LFS pointer": (written("model.safetensors", POINTER), "is a Git LFS pointer"),
+    "pickle": (renamed("model.safetensors", "pytorch_model.bin"), "only safetensors"),
+    "no config": (removed("config.json"), r"config\.json is missing"),
+    "no tokenizer": (
+        lambda folder: [removed(name)(folder) for name in ("tokenizer.json", "merges.txt")],
+        "has no tokenizer",
+    ),
+    "damaged words": (written("tokenizer.json", "{"), "the tokenizer in .* cannot be loaded"),
+    "no preprocessor": (removed(PREPROCESSOR), r"has no preprocessor_config\.json"),
+    "preprocessor is a list": (written(PREPROCESSOR, "[]"), "must hold a JSON object"),
+    "longest edge": (json_with(PREPROCESSOR, size={"longest_edge": 16}), "size {'longest_"),
+    "no size": (json_with(PREPROCESSOR, size={}), "size {} in its preprocessor file"),
+    "null crop": (json_with(PREPROCESSOR, crop_size=None), "crop_size None"),
+    "crop in words": (json_with(PREPROCESSOR, crop_size="16"), "crop_size '16'"),
+    "two channels": (json_with(PREPROCESSOR, image_mean=[0.5, 0.5]), r"image_mean \[0\.5, 0\.5\]"),
+    "null mean": (json_with(PREPROCESSOR, image_mean=None), "image_mean None"),
+    "no deviation": (json_with(PREPROCESSOR, image_std=[0, 0, 0]), r"image_std \[0, 0, 0\]"),
+    "odd filter": (json_with(PREPROCESSOR, resample=1), "resizes with filter 1"),
+    "another size": (json_with(PREPROCESSOR, crop_size=24), "24×24 pixels .* reads 16×16"),
+    "another model": (json_with("config.json", model_type="siglip"), "holds a 'siglip' model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CLIP_LOADS)
+def test_clip_loads(clip: Path, tmp_path: Path, case: str) -> None:
+    copy = Path(shutil.copytree(clip, tmp_path / "copy"))
+    CLIP_LOADS[case](copy)
+    images = torch.rand(2, 3, 20, 20)
+    ours, expected = (ClipEncoder.load(str(path)) for path in (copy, clip))
+    assert torch.equal(ours.images(images), expected.images(images))
+    assert torch.equal(ours.texts(["a dog"]), expected.texts(["a dog"]))
+
+
+@pytest.mark.parametrize("case", CLIP_REFUSED)
+def test_clip_refused(clip: Path, tmp_path: Path, case: str) -> None:
+    change, says = CLIP_REFUSED[case]
+    copy = Path(shutil.copytree(clip, tmp_path / "copy"))
+    change(copy)
+    with pytest.raises(UserError, match=says) as refused:
+        ClipEncoder.load(str(copy)).texts(["a dog"])
+    assert str(copy) in str(refused.value)
+
+
+def test_a_hub_model_with_a_variant_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, *, use_safetensors: bool, variant: str | None) -> str:
+        asked.append(variant)
+        if variant != "fp16":
+            raise OSError("Could not find the necessary `safetensors` weights")
+        return "/fetched"
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    assert resolve("owner/name") == Path("/fetched")
+    assert asked == [None, "fp16"]
+
+
+def test_a_hub_model_without_network_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, **_options: object) -> str:
+        asked.append(name)
+        raise OSError("no connection")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    with pytest.raises(UserError, match=r"'owner/name' .*could not be fetched.*no connection"):
+        resolve("owner/name")
+    assert asked == ["owner/name"]
