@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
 from sayso.samplers import checked
 from sayso.study import Study, StudyInfo
 from sayso.types import Sampler
@@ -19,7 +19,7 @@ class NewConfig:
     name: str = ""
     """A name for people; default: the folder's."""
     seed: int = 0
-    """Seed of all prompts, images and training runs of the study."""
+    """Seed of all prompts, images and training runs of the study; from 0 to 2⁶³ − 1."""
     base_model: str = "tinyworld"
     """The model to align: tinyworld, a diffusers folder, or a hub id."""
     clip_model: str = ""
@@ -29,7 +29,7 @@ class NewConfig:
     """Natural images with captions: tinyworld, or a folder of images with a metadata.jsonl
     (file_name, text); default: tinyworld for tinyworld, else none."""
     num_inference_steps: int | None = None
-    """Sampling steps; default: 12 for tinyworld, else 20."""
+    """Sampling steps; default: 10 for tinyworld, else 20."""
     guidance_scale: float | None = None
     """Classifier-free guidance; default: 3.0 for tinyworld, else 7.5."""
     eta: float = 0.0
@@ -48,8 +48,7 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     Raises: UserError: if there is something at `path`, or an option is out of range.
     """
     config = config or NewConfig()
-    if config.seed < 0:
-        raise UserError(f"seed {config.seed} is not possible; give 0 or more")
+    check_seed(config.seed)
     sampler = _sampler(config)
     tiny = config.base_model == "tinyworld"
     info = StudyInfo(
