@@ -143,8 +143,8 @@ class Run:
         changed = [k for k in ROUNDING if k in before and k in facts and before[k] != facts[k]]
         if changed:
             console.print(
-                f"{self.name} goes on on other terms than it began with ({', '.join(changed)}); the "
-                "last bits may differ"
+                f"{self.name} goes on on other terms than it began with ({', '.join(changed)}); "
+                "the last bits may differ"
             )
         files.write_json(path, {**before, **facts})
 
