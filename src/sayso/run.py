@@ -22,6 +22,12 @@ from sayso.run_options import Asked, continued
 PACKAGES = ("sayso", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
 
 
+ROUNDING = (
+    "device", "mixed_precision", "processes", "threads", "cpu_capability", "variables",
+)  # fmt: skip
+"""Facts of env.json on which the last bits of a result hang."""
+
+
 class Run:
     """A run folder: config, env, inputs, log, checkpoints/, weights/, result.json.
 
@@ -58,6 +64,24 @@ class Run:
         if not self.finished:
             raise UserError(f"{self.path} is not finished; repeat the command that made it")
         return files.read_json(self.path / "result.json")
+
+    def refuse_damaged(self) -> None:
+        """Look at what a finished run made: logs, scores, weights, as result.json lists them.
+
+        Raises: UserError: naming the first file that is gone or not what was written.
+        """
+        for name, written in self.result.get("files", {}).items():
+            path = self.path / name
+            if not path.is_file() or files.fingerprint(path) != written:
+                raise UserError(
+                    f"{self.name} is finished, but its {name} is gone or damaged; restore it, or "
+                    f"delete {self.path} and repeat the command"
+                )
+
+    def _made(self) -> list[str]:
+        """The files that the run made beside its papers."""
+        there = [*self.path.glob("*.jsonl"), *self.weights.rglob("*"), self.path / "inputs.json"]
+        return sorted(str(p.relative_to(self.path)) for p in there if p.is_file())
 
     @property
     def weights(self) -> Path:
@@ -115,7 +139,14 @@ class Run:
     def add_environment(self, facts: JsonObject) -> None:
         """Add to env.json what is known only once the models are loaded."""
         path = self.path / "env.json"
-        files.write_json(path, {**files.read_json(path), **facts})
+        before = files.read_json(path)
+        changed = [k for k in ROUNDING if k in before and k in facts and before[k] != facts[k]]
+        if changed:
+            console.print(
+                f"{self.name} goes on on other terms than it began with ({', '.join(changed)}); "
+                "the last bits may differ"
+            )
+        files.write_json(path, {**before, **facts})
 
     def log(self, step: int, **scalars: int | float) -> None:
         """Append one line of named scalars."""
@@ -131,7 +162,9 @@ class Run:
 
     def finish(self, result: Mapping[str, object]) -> None:
         """Write result.json: from now on the run is finished and its checkpoints are not needed."""
-        files.write_json(self.path / "result.json", result)
+        made = {name: files.fingerprint(self.path / name) for name in self._made()}
+        kept = {"files": made} if made else {}
+        files.write_json(self.path / "result.json", {**result, **kept})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.release_lock()
 
@@ -156,6 +189,8 @@ def open_run(
     run = Run(path)
     if run.finished or not main:
         continued(run.name, run.config, asked, finished=run.finished)
+        if run.finished:
+            run.refuse_damaged()
         return run
     path.mkdir(parents=True, exist_ok=True)
     run.take_lock()

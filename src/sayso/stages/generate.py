@@ -22,6 +22,7 @@ from sayso.progress import console, progress
 from sayso.prompts import images_per_prompt
 from sayso.run import Run
 from sayso.samplers import checked
+from sayso.stored import refuse_damaged
 from sayso.study import PromptChoice, Study
 from sayso.types import Prompt, Sample, Sampler, digest, sample_id
 
@@ -135,6 +136,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
         return before
     drawings = _drawings(study, config, _identity(study, config.model))
     batches = _missing(study, config, drawings)
+    refuse_damaged(study, _there(study, config, drawings))
     # loaded before the run is opened: what the model refuses must leave no run behind
     drawer = _load(study, config, batches) if batches else None
     identity = _identity(study, config.drawn_model)
@@ -256,6 +258,12 @@ def _missing(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> l
         for i in range(0, len(drawings), config.batch_size)
     ]
     return [_with_shard(study, batch) for batch in batches if batch]
+
+
+def _there(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[Sample]:
+    """The samples of the plan that are drawn already."""
+    wanted = {sample.id for _, sample in drawings}
+    return [sample for sample in study.samples(config.model) if sample.id in wanted]
 
 
 def _with_shard(study: Study, batch: list[Drawing]) -> list[Drawing]:
