@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("sayso: stopped; repeat the command to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        _stop(_disk_trouble(error) or _reraise(error))
+        _stop(_disk_trouble(error) or _memory_trouble(error) or _reraise(error))
 
 
 def _stop(message: str) -> None:
@@ -112,6 +112,13 @@ def _disk_trouble(error: Exception) -> str | None:
         if f"(os error {number})" in str(error):
             return advice
     return None
+
+
+def _memory_trouble(error: Exception) -> str | None:
+    """The line for want of memory where no option would need less of it."""
+    from sayso.devices import NO_OPTION_LEFT, OUT_OF_MEMORY, is_out_of_memory
+
+    return f"{OUT_OF_MEMORY}; {NO_OPTION_LEFT}" if is_out_of_memory(error) else None
 
 
 def run(arguments: list[str]) -> Any:

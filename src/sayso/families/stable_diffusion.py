@@ -54,9 +54,7 @@ class StableDiffusion(Policy):
         self.noising.alphas_cumprod = self.noising.alphas_cumprod.to(self.device)
         for frozen in (vae, text):
             frozen.requires_grad_(False).eval()
-        if self.device.type == "cpu" and _is_small(unet):
-            # the fused CPU attention has a slow backward at short sequences (1.5× a whole step)
-            unet.set_attn_processor(AttnProcessor())
+        self._plain_attention = False
 
     @classmethod
     def load(
@@ -155,7 +153,21 @@ class StableDiffusion(Policy):
     def predict(
         self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
     ) -> Float[Tensor, "b c h w"]:
+        self._choose_attention(noisy.shape[-1])
         return self.network(noisy, self._timestep(t), cond["states"], return_dict=False)[0]
+
+    def _choose_attention(self, side: int) -> None:
+        """Plain attention for small latents on the CPU: the fused one's backward is slow there.
+
+        A whole step takes 1.5 times as long; but plain attention holds matrices of side⁴ numbers.
+        """
+        plain = self.device.type == "cpu" and side <= SMALL_LATENTS
+        if plain != self._plain_attention:
+            self._plain_attention = plain
+            if plain:
+                self.unet.set_attn_processor(AttnProcessor())
+            else:
+                self.unet.set_default_attn_processor()
 
     @torch.inference_mode()
     def sample(
@@ -167,6 +179,7 @@ class StableDiffusion(Policy):
         shape = (1, *self.latent_shape(sampler.image_size_px))
         latents = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         latents = latents * scheduler.init_noise_sigma
+        self._choose_attention(latents.shape[-1])
         states, guided = cond["states"], sampler.guidance_scale > 1
         if guided:
             states = torch.cat([uncond["states"].expand_as(states), states])
@@ -225,8 +238,3 @@ class StableDiffusion(Policy):
             self.unet.load_lora_adapter(file, prefix="unet")
         self.unet.fuse_lora()
         self.unet.unload_lora()
-
-
-def _is_small(unet: Any) -> bool:
-    size = unet.config.sample_size
-    return isinstance(size, int) and size <= SMALL_LATENTS

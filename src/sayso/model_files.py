@@ -1,0 +1,73 @@
+"""What a model's small files say, known before it is loaded and without torch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sayso.identity import model_folder
+
+OLD_UNETS = (0, 9)
+"""diffusers takes U-Nets saved before this version, and of less than 64, for ones of 64."""
+
+
+class TooLong(NamedTuple):
+    """Texts that a model's tokenizer would cut: the first, its tokens, the limit, how many."""
+
+    text: str
+    tokens: int
+    limit: int
+    number: int
+
+
+def native_size_px(base_model: str) -> int | None:
+    """Side of the pictures that a base model was trained on; None if that is not known here.
+
+    Args:
+        base_model: as in study.json; nothing is fetched.
+    """
+    folder = model_folder(base_model, "pipeline")
+    unet, vae = (_read(folder, f"{part}/config.json") for part in ("unet", "vae"))
+    side, widths = unet.get("sample_size"), vae.get("block_out_channels")
+    if not isinstance(side, int) or not isinstance(widths, list):
+        return None
+    if side < 64 and _version(unet) < OLD_UNETS:
+        side = 64
+    return side * 2 ** (len(widths) - 1)
+
+
+def _version(config: dict[str, Any]) -> tuple[int, ...]:
+    parts = str(config.get("_diffusers_version", "")).split(".")[:2]
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else OLD_UNETS
+
+
+def too_long(base_model: str, texts: Sequence[str]) -> TooLong | None:
+    """The texts that the base model's tokenizer would cut; None if it would none or is not here.
+
+    Args:
+        base_model: as in study.json; nothing is fetched.
+        texts: whatever the model is to draw.
+    """
+    folder = model_folder(base_model, "pipeline")
+    if folder is None or not texts:
+        return None
+    try:
+        from transformers import CLIPTokenizer
+
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    except Exception:  # the small install, or a folder that generate will name the fault of
+        return None
+    positions = _read(folder, "text_encoder/config.json").get("max_position_embeddings", 77)
+    limit = min(tokenizer.model_max_length, positions)
+    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids]
+    long = [(t, n) for t, n in zip(texts, lengths, strict=True) if n > limit]
+    # start and end are no tokens of the text
+    return TooLong(long[0][0], long[0][1] - 2, limit - 2, len(long)) if long else None
+
+
+def _read(folder: Path | None, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
