@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 check format test-kill bench-rating bench-intervals recipe docs clean
+.PHONY: demo test test-avx2 check format test-kill bench-rating bench-intervals bench-demo recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -44,6 +44,10 @@ bench-rating: $(INSTALLED)  ## speed of the rating app: page, load, a large stud
 
 bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of a prompt are alike
 	$(BIN)/python benchmarks/intervals.py
+
+bench-demo: $(INSTALLED)  ## seconds of each part of the demo; sampling and training against diffusers'
+	$(BIN)/python benchmarks/network.py
+	$(BIN)/python benchmarks/demo.py
 
 recipe: $(INSTALLED)  ## the longer tiny-world recipe, up to 45 minutes on 2 cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/lee2023_tiny.sh

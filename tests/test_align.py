@@ -218,3 +218,19 @@ def test_saved_average_is_what_load_policy_gives(study: Study) -> None:
     run = align(study, QUICK, MARKS)
     saved = load_file(run.weights / "unet/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(saved[n], v) for n, v in unet(study, run.name).items())
+
+
+def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Half(Reward):
+        def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            return torch.full((len(images),), 0.5)
+
+    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: Half())
+    study = random_study(tmp_path)
+    generate(study, GenerateConfig(per_prompt=4))
+    config = dataclasses.replace(QUICK, reward="clip_score")
+    assert align(study, config).result["rated_images"] == 0
+    with pytest.raises(UserError, match="needs ratings of both kinds"):
+        align(study, dataclasses.replace(config, name="marks"), RewardWeighted(weight="product"))

@@ -60,9 +60,13 @@ def test_all_is_read(early: Path) -> None:
         assert study.image(sample).size == (16, 16)
 
 
-def test_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_killed_training_goes_on_from_its_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     early = early_study(tmp_path)
     sayso(early, HALF)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "runs/align-half was begun without a record of what it learns from" in said
     study = Study.open(early)
     whole, half = (study.find_run(f"align-{name}") for name in ("whole", "half"))
     assert [row["step"] for row in half.history()] == list(range(1, 121))
@@ -71,8 +75,9 @@ def test_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     name = "pytorch_lora_weights.safetensors"
     ours, theirs = load_file(half.weights / name), load_file(whole.weights / name)
     for key, value in theirs.items():
-        # another processor rounds otherwise, and 100 steps of Adam carry that on
-        torch.testing.assert_close(ours[key], value, rtol=0.05, atol=2e-3)
+        # its version kept no record of what the run learns from: later rules chose other natural
+        # images, and 100 steps of Adam carry that and another processor's rounding on
+        torch.testing.assert_close(ours[key], value, rtol=0.05, atol=0.02)
 
 
 def test_killed_drawing_goes_on(tmp_path: Path) -> None:

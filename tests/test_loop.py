@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import run_sayso
 
+from sayso.demo import DemoConfig, commands
+from sayso.tinyworld.defaults import SAMPLER
+
 SUMMARY = {
     "seconds": ["total"],
     "feedback": ["ratings", "good", "bad", "skip"],
@@ -82,6 +85,26 @@ def test_repeating_says_finished(finished_demo: Path) -> None:
     assert done.returncode == 0
     assert "finished" in done.stderr
     assert (finished_demo / "summary.json").read_bytes() == before
+
+
+def test_full_demo_compares_models_on_shared_seeds_within_its_budget() -> None:
+    """Sets of the tuned model are drawn, no more; network evaluations stay what minutes allow."""
+    lines = commands("d", DemoConfig())
+    number = {}
+    for line in lines:
+        words = line.split()
+        if words[0] == "generate" and "--best-of" not in words:
+            given = dict(zip(words[2::2], words[3::2], strict=True))
+            key = given["--prompts"], given.get("--model", "base")
+            number[key] = int(given["--per-prompt"])
+    sets = {int(line.split("--set-size ")[1].split()[0]) for line in lines if "compare" in line}
+    assert sets == {number["test", "runs/align-rwr"]}
+    assert number["test", "base"] > number["test", "runs/align-rwr"]
+    sizes = next(line for line in lines if line.startswith("prompts ")).split()
+    prompts = {name: int(sizes[sizes.index(f"--{name}") + 1]) for name in ("train", "test")}
+    prompts["fidelity"] = int(sizes[sizes.index("--fidelity") + 1])
+    images = sum(prompts[which] * n for (which, _), n in number.items())
+    assert images * 2 * SAMPLER.num_inference_steps < 45_000  # guidance evaluates twice
 
 
 def test_demo_leaves_other_studies_alone(tmp_path: Path) -> None:

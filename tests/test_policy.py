@@ -10,6 +10,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
 )
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from models import tiny_pipeline
 from torch.nn import functional as F
 
@@ -91,14 +92,39 @@ def test_every_timestep_is_reached_equally_often(policy: StableDiffusion) -> Non
     assert policy._timestep(torch.tensor([0.0, 1.0])).tolist() == [0, 999]
 
 
-def test_plain_attention_equals_the_fused_one(policy: StableDiffusion, folder: Path) -> None:
-    fused = StableDiffusion.load(folder, CPU)
-    fused._choose_attention(16)
-    fused.unet.set_default_attn_processor()  # which choosing again leaves
+@pytest.mark.parametrize(("half", "processor"), [(False, AttnProcessor2_0), (True, AttnProcessor)])
+def test_attention_is_fused_in_fp32_and_plain_in_bf16(
+    policy: StableDiffusion, folder: Path, half: bool, processor: type
+) -> None:
+    """In each format the bits of the one, and to rounding those of the other."""
+    same, other = StableDiffusion.load(folder, CPU), StableDiffusion.load(folder, CPU)
+    same.unet.set_attn_processor(processor())
+    other.unet.set_attn_processor((AttnProcessor if not half else AttnProcessor2_0)())
     noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([0.1, 0.9])
     cond = policy.encode_prompts(TEXTS[:2])
-    with torch.no_grad():
-        torch.testing.assert_close(policy.predict(noisy, t, cond), fused.predict(noisy, t, cond))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        ours, expected, near = (p.predict(noisy, t, cond) for p in (policy, same, other))
+    assert torch.equal(ours, expected)
+    assert not torch.equal(ours, near)
+    limits = {"rtol": 0.05, "atol": 0.05} if half else {}
+    torch.testing.assert_close(ours, near, **limits)
+
+
+def test_matrices_of_large_images_are_never_written_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, called = StableDiffusion.load(folder, CPU), []
+    plain = AttnProcessor.__call__
+    monkeypatch.setattr(
+        AttnProcessor,
+        "__call__",
+        lambda *args, **options: called.append(1) or plain(*args, **options),
+    )
+    cond, t = policy.encode_prompts(TEXTS[:1]), torch.tensor([0.5])
+    for side, expected in ((80, False), (16, True)):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            policy.predict(torch.randn(1, 4, side, side), t, cond)
+        assert bool(called) == expected
 
 
 def test_encoding_equals_the_pipeline(folder: Path, policy: StableDiffusion) -> None:

@@ -243,7 +243,7 @@ def test_bad_lines_are_named(study: Study, tmp_path: Path, row: dict[str, object
 
 def test_defaults_follow_the_model(tmp_path: Path):
     tiny = new(tmp_path / "a", NewConfig()).info
-    assert (tiny.sampler.num_inference_steps, tiny.sampler.image_size_px) == (10, 64)
+    assert (tiny.sampler.num_inference_steps, tiny.sampler.image_size_px) == (6, 64)
     assert (tiny.clip_model, tiny.pretraining) == ("tinyworld", "tinyworld")
     own = new(tmp_path / "b", NewConfig(base_model="some/model", guidance_scale=5.0)).info
     assert (own.sampler.image_size_px, own.sampler.guidance_scale) == (512, 5.0)

@@ -27,7 +27,11 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything the demo does; the numbers decide its time and its effect."""
+    """How much of everything the demo does; the numbers decide its time and its effect.
+
+    `train_images` and `pool` are the base's images per train and test prompt; the tuned model draws
+    only as many test images as a set of a comparison holds.
+    """
 
     prompts: str
     train_images: int
@@ -43,11 +47,11 @@ THROUGH_APP = "--through-app --raters 20 --careless 1 --overlap 3"
 """Enough raters for the careless one to be found, and for their labels to be better than one's."""
 
 FULL = Size(
-    prompts="--train 160 --test 64 --fidelity 256",
-    train_images=16,
-    pool=8,
+    prompts="--train 320 --test 96 --fidelity 256",
+    train_images=6,
+    pool=6,
     fit=FIT,
-    align="--max-steps 350 --draw reward --weight product --even "
+    align="--max-steps 250 --draw reward --weight product --even "
     "--pretraining-weight 0.05 --prompt-dropout 0.2",
 )
 QUICK = Size(
@@ -78,7 +82,7 @@ def commands(study: str, config: DemoConfig) -> list[str]:
         f"generate {study} --prompts test --per-prompt {size.pool}",
         f"generate {study} --prompts test --per-prompt {sets} --best-of {size.pool} "
         "--reward runs/fit-clip_head",
-        f"generate {study} --prompts test --per-prompt {size.pool} --model {tuned}",
+        f"generate {study} --prompts test --per-prompt {sets} --model {tuned}",
     ]
     if not config.quick:
         lines += [

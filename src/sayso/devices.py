@@ -62,13 +62,19 @@ def _only_cpu() -> bool:
 
 
 def best_precision() -> Literal["no", "bf16"]:
-    """ "bf16" if the GPU, or else the CPU, has instructions for it."""
+    """ "bf16" if the GPU, or else the CPU, has instructions for it and may use them.
+
+    What the processor has can be switched off for oneDNN (ONEDNN_MAX_CPU_ISA=AVX2) and for torch
+    itself (ATEN_CPU_CAPABILITY=avx2); bf16 is then computed bit by bit, 15 times slower than fp32.
+    """
     import torch
 
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if native else "no"
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    allowed = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    narrow = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return "bf16" if has and allowed and not narrow else "no"
 
 
 _NO_MEMORY = (

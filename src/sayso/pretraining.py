@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sayso import files
 from sayso.errors import UserError
 from sayso.progress import console
 from sayso.study import Study
@@ -41,6 +42,10 @@ class PretrainingSet(ABC):
         """The captions of `heldout(n)`, without making or reading an image."""
 
     @abstractmethod
+    def train_identity(self, n: int) -> str:
+        """A hash of the captions and image files behind `train(n)`, without decoding an image."""
+
+    @abstractmethod
     def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]: ...
 
 
@@ -53,6 +58,9 @@ class _TinyWorld(PretrainingSet):
 
     def heldout_captions(self, n: int) -> list[str]:
         return [self._caption("heldout", i)[0] for i in range(n)]
+
+    def train_identity(self, n: int) -> str:
+        return digest(["tinyworld", self.seed, self.image_size_px, n])
 
     def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]:
         from PIL import Image
@@ -91,6 +99,10 @@ class _Folder(PretrainingSet):
 
     def heldout_captions(self, n: int) -> list[str]:
         return [text for _, text in self._part("heldout")[:n]]
+
+    def train_identity(self, n: int) -> str:
+        rows = [[_file_hash(self.path / name), text] for name, text in self._part("train")[:n]]
+        return digest([self.image_size_px, *rows])
 
     def _part(self, part: str) -> list[tuple[str, str]]:
         if part == "train":
@@ -163,6 +175,16 @@ def _read_rows(metadata: Path) -> tuple[tuple[str, str], ...]:
         for k, text in enumerate(sorted(dict.fromkeys(texts), key=digest))
     ]
     return tuple((name, text) for _, _, name, text in sorted(ordered))
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"pre-training image {path} cannot be read ({error.strerror}); restore it or delete "
+            "its line in metadata.jsonl"
+        ) from None
 
 
 def _square(path: Path, size: int) -> "Image.Image":

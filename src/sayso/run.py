@@ -68,6 +68,12 @@ class Run:
         path = self.path / "inputs.json"
         return files.read_json(path) if path.exists() else None
 
+    @property
+    def inputs_hash(self) -> str:
+        """The SHA-256 of inputs.json; "" if there is none."""
+        path = self.path / "inputs.json"
+        return files.sha256(path) if path.exists() else ""
+
     def freeze(self, inputs: Mapping[str, Any]) -> None:
         """Write down what the run learns from; see `inputs`."""
         files.write_json(self.path / "inputs.json", dict(inputs))

@@ -253,9 +253,10 @@ class Study:
     def _run_path(self, stage: str, name: str) -> Path:
         return self.path / "runs" / (f"{stage}-{name}" if name else stage)
 
-    def frozen_inputs(self, stage: str, name: str) -> files.JsonObject | None:
-        """What a run that is begun learns from, or None (see `Run.inputs`)."""
-        return Run(self._run_path(stage, name)).inputs
+    def begun(self, stage: str, name: str) -> Run | None:
+        """The run if it is begun or finished, not opened to work on it; else None."""
+        run = Run(self._run_path(stage, name))
+        return run if (run.path / "config.json").exists() else None
 
     def runs(self, stage: str = "") -> list[Run]:
         """The runs there are, of one stage if named, by name."""

@@ -96,6 +96,11 @@ class _Loop:
         if state is None:
             return
         self.step = state["step"]
+        if state.get("inputs", self.run.inputs_hash) != self.run.inputs_hash:
+            raise UserError(
+                f"inputs.json of {self.run.name} is not what its checkpoints learned from; restore "
+                f"it, or delete {self.run.checkpoints} to begin at step 0"
+            )
         if self.step >= self.options.max_steps:
             raise UserError(
                 f"{self.run.name} has a checkpoint of step {self.step}, beyond --max-steps "
@@ -153,7 +158,11 @@ class _Loop:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
-        state = {"step": self.step, "scaler": scaler.state_dict() if scaler else None}
+        state = {
+            "step": self.step,
+            "scaler": scaler.state_dict() if scaler else None,
+            "inputs": self.run.inputs_hash,
+        }
         checkpoint.save(self.run, state, self.named, self.average, self.optimizer)
 
     def finish(self) -> None:

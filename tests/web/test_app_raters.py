@@ -193,8 +193,9 @@ def test_comparisons_through_the_app(study: Study) -> None:
 def test_honest_raters_see_that_a_set_is_of_something_else(study: Study) -> None:
     """Though no picture of the other set may be true either."""
     config = through_app(
-        task="compare", right=TUNED, prompts="train", raters=3, overlap=3, attention_share=0.4
-    )
+        task="compare", right=TUNED, prompts="train", raters=3, overlap=3, attention_share=0.4,
+        set_size=2,
+    )  # fmt: skip
     rate(study, config)
     checks = [v for v in study.feedback.comparisons(simulated=True) if is_for(v, "check")]
     assert len(checks) >= 9

@@ -1,15 +1,31 @@
 """Gold items and attention checks: hidden, asked of everyone, never taken for labels."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from rating_studies import BASE, TUNED, Office, items_of, make_study
+from rating_studies import (
+    BASE,
+    SECRET,
+    TUNED,
+    Office,
+    Rater,
+    items_of,
+    make_study,
+    set_secret,
+)  # fmt: skip
+from served import free_port
+from sqlalchemy import select
 
+from sayso import work_tables
 from sayso.errors import UserError
 from sayso.study import Study
 from sayso.types import Comparison, Prompt, Rating
-from sayso.web.tasks import TaskOptions, are_foreign, draft, read_gold
+from sayso.votes import counted
+from sayso.web import checks, overview, serving
+from sayso.web.tasks import TaskOptions, draft, read_gold
 
 
 def gold_of(study: Study, n: int) -> dict[str, str]:
@@ -18,7 +34,7 @@ def gold_of(study: Study, n: int) -> dict[str, str]:
 
 def checks_of(study: Study) -> list[Rating | Comparison]:
     votes = [*study.feedback.ratings(), *study.feedback.comparisons()]
-    return [vote for vote in votes if "attention" in vote.shown]
+    return [vote for vote in votes if "attention" in vote.shown and not vote.shown.get("struck")]
 
 
 def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
@@ -37,30 +53,30 @@ def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
     assert {r.rater for r in ratings} == {"ann", "bob"}
     gold = gold_of(study, 4)
     assert all(r.shown["gold"] == gold[r.sample_id] for r in ratings)
-    checks = checks_of(study)
-    assert {c.rater for c in checks} == {"ann", "bob"}
-    assert 6 <= len(checks) <= 10
-    assert all(c.shown["attention"] == "bad" for c in checks)
+    asked = checks_of(study)
+    assert {c.rater for c in asked} == {"ann", "bob"}
+    assert 6 <= len(asked) <= 10
+    assert all(c.shown["attention"] == "bad" for c in asked)
 
 
 def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=3)
     office = Office(study, TaskOptions(attention_share=0.3))
     office.client().work()
-    checks = checks_of(study)
+    asked = checks_of(study)
     samples = {s.id: s.prompt_id for s in study.samples()}
     prompts = {p.id: p for p in study.prompts()}
-    assert len(checks) > 4
-    for check in checks:
+    assert len(asked) > 4
+    for check in asked:
         shown, drawn = check.shown["prompt_id"], samples[check.sample_id]  # type: ignore[union-attr]
-        assert are_foreign(prompts[str(shown)], prompts[drawn])
+        assert checks.is_surely_foreign(prompts[drawn], prompts[str(shown)])
     assert set(study.feedback.labels(simulated=False)) == samples.keys()
     assert all(label.good + label.bad == 1 for label in study.feedback.labels(False).values())
-    assert len(study.feedback.ratings()) == len(samples) + len(checks)
+    assert len(study.feedback.ratings()) == len(samples) + len(asked)
 
 
 def test_attention_checks_of_comparisons(tmp_path: Path):
-    study = make_study(tmp_path, prompts=8, per_prompt=2, models=(BASE, TUNED))
+    study = make_study(tmp_path, prompts=8, per_prompt=4, models=(BASE, TUNED))
     options = TaskOptions(
         kind="compare", right=TUNED, set_size=2, attention_share=0.3, gold_share=0.0
     )
@@ -68,15 +84,15 @@ def test_attention_checks_of_comparisons(tmp_path: Path):
     ann = office.client()
     while pages := ann.pages():
         ann.answer(pages[0], lambda _: "left")
-    checks = checks_of(study)
+    asked = checks_of(study)
     prompt_of = {s.id: s.prompt_id for s in study.samples()}
-    assert len(checks) > 3
-    for check in checks:
+    assert len(asked) > 3
+    for check in asked:
         sides = {"left": check.left_ids, "right": check.right_ids}  # type: ignore[union-attr]
         right_side = sides[str(check.shown["attention"])]
         assert {prompt_of[i] for i in right_side} == {check.prompt_id}  # type: ignore[union-attr]
-    assert len({c.shown["attention"] for c in checks}) == 2
-    assert len(study.feedback.comparisons()) == 16 + len(checks)
+    assert len({c.shown["attention"] for c in asked}) == 2
+    assert len(study.feedback.comparisons()) == 16 + len(asked)
 
 
 def test_a_page_with_a_gold_image_is_asked_of_everyone(tmp_path: Path):
@@ -88,14 +104,190 @@ def test_a_page_with_a_gold_image_is_asked_of_everyone(tmp_path: Path):
     assert [item.expected for item in pages[3]] == ["", "good", ""]
 
 
-def test_foreign_prompts():
-    def prompt(text: str, **slots: str) -> Prompt:
-        return Prompt(text, text, "c", slots, "train")
+def compared(study: Study, seed: int) -> Office:
+    options = TaskOptions(kind="compare", right=TUNED, set_size=2, attention_share=0.3, seed=seed)
+    return Office(study, options, names=())
 
-    assert are_foreign(prompt("a dog", object="dog"), prompt("two cats", object="cat"))
-    assert not are_foreign(prompt("a dog", object="dog"), prompt("two dogs", object="dog"))
-    assert are_foreign(prompt("a castle at night"), prompt("ripe cherries"))
-    assert not are_foreign(prompt("a castle at night"), prompt("night traffic"))
+
+def test_either_model_is_the_foreign_one_and_no_set_is_shown_in_both(tmp_path: Path):
+    study = make_study(tmp_path, prompts=16, per_prompt=4, models=(BASE, TUNED))
+    right: list[str] = []
+    for seed in range(8):
+        office = compared(study, seed)
+        rows = office.table(
+            "select control, expected, samples, models from items "
+            f"where task = '{office.site.task}'"
+        )
+        shown: dict[str, set[str]] = {"": set(), "attention": set()}
+        for control, expected, samples, models in rows:
+            assert json.loads(models) == [BASE, TUNED]
+            images = {image for side in json.loads(samples) for image in side}
+            if control:
+                assert not images & shown[control], "each set is in one check at most"
+                right.append(expected)
+            shown[control] |= images
+        assert not shown[""] & shown["attention"]
+    assert len(right) == 8 * 10
+    assert right.count("left") == right.count("right") == 40
+    assert len({tuple(right[i : i + 10]) for i in range(0, 80, 10)}) > 4, "drawn, not in turn"
+
+
+def test_who_keeps_its_prompt_comes_from_the_secret(tmp_path: Path):
+    drawn: list[list[Any]] = []
+    for folder, secret in (("one", SECRET), ("two", SECRET), ("three", "b7" * 32)):
+        (tmp_path / folder).mkdir()
+        study = make_study(tmp_path / folder, 16, 4, models=(BASE, TUNED))
+        set_secret(study, secret)
+        drawn.append(compared(study, 0).table(
+            "select content, expected from items where control = 'attention' order by content"
+        ))  # fmt: skip
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_comparison_without_spare_sets_has_no_checks_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    office = compared(make_study(tmp_path, 16, 2, models=(BASE, TUNED)), 0)
+    assert office.table("select count(*) from items where control <> ''") == [(0,)]
+    monkeypatch.setattr(serving, "_run", lambda *_: None)
+    serving.serve(office.site, serving.Listening(port=free_port(), browser=False))
+    said = capsys.readouterr()
+    assert "Attention checks: 0 in use, 0 proposed, 0 struck" in said.out
+    assert re.search("Warning: no attention check is in use.*--per-prompt 8.*/admin/gold", said.err)
+
+
+def test_checks_show_images_that_no_other_page_shows_where_there_are_any(tmp_path: Path):
+    study = make_study(tmp_path, prompts=8, per_prompt=6)
+    office = Office(study, TaskOptions(per_prompt=4, attention_share=0.3), names=())
+    shown = "select samples from items where control = '{}'"
+    ordinary, checks = (set(office.table(shown.format(c))) for c in ("", "attention"))
+    assert len(checks) == 10
+    assert not ordinary & checks
+
+
+def own_prompts(folder: Path, *texts: str) -> Study:
+    study = make_study(folder, len(texts), 4)
+    by_id = {prompt.id: text for prompt, text in zip(study.prompts(), texts, strict=True)}
+    study.write_prompts(Prompt(key, text, "own", {}, "train") for key, text in by_id.items())
+    return study
+
+
+def test_pairs_of_plain_prompts_wait_for_an_admin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """ "An automobile" is true of many a picture of a red car, and no rule can know."""
+    texts = ("a photo of a red car", "a photo of an automobile", "a photo of ripe cherries",
+             "a photo of a castle at night")  # fmt: skip
+    study = own_prompts(tmp_path, *texts)
+    office = Office(study, TaskOptions(attention_share=0.5), names=("ann", "boss"))
+    states = "select standing, open, count(*) from items where control = 'attention' group by 1, 2"
+    assert office.table(states) == [("proposed", False, 8)]
+    assert office.client().work(most=5) == 5
+    assert checks_of(study) == []
+    monkeypatch.setattr(serving, "_run", lambda *_: None)
+    serving.serve(office.site, serving.Listening(port=free_port(), browser=False))
+    assert "an admin must look at the 8 proposed ones" in capsys.readouterr().err
+    boss = office.client("boss")
+    page = boss.http.get("/admin/gold").text
+    assert "0 in use, 8 proposed, 0 struck" in page
+    assert "Careless raters go unnoticed" in page
+    for action, left in (("confirm", [("", True, 8)]), ("strike", [("struck", False, 8)])):
+        [[items]] = office.table("select group_concat(id) from items where control = 'attention'")
+        form = {"csrf": boss.token, "items": items, "action": action}
+        answer = boss.http.post("/admin/checks", data=form)
+        assert answer.status_code == 200
+        assert office.table(states) == left
+        if action == "confirm":
+            [[share]] = office.table("select check_share from tasks")
+            assert share == pytest.approx(8 / 24)
+            office.client().work(most=8)
+            assert checks_of(study) != []
+    assert checks_of(study) == []
+
+
+def test_answers_to_struck_checks_count_as_no_checks(tmp_path: Path):
+    study = make_study(tmp_path, prompts=8, per_prompt=3)
+    office = Office(study, TaskOptions(attention_share=0.3), names=("ann", "boss", "eve"))
+    office.client().work(lambda _: "good")
+    answered = checks_of(study)
+    assert len(answered) > 4
+    assert all(vote.value == "good" != vote.shown["attention"] for vote in answered)
+    boss, wrong = office.client("boss"), answered[0].shown["item"]
+
+    def decide(action: str, by: Rater = boss) -> int:
+        form = {"csrf": by.token, "items": wrong, "action": action}
+        return by.http.post("/admin/checks", data=form).status_code
+
+    def right() -> tuple[int, int]:
+        with office.site.read() as db:
+            task = db.execute(select(work_tables.tasks)).mappings().one()
+            votes = overview.live_votes(db, task)
+        row = overview.totals(votes, office.clock.now).raters["ann"]
+        return row["attention_right"], row["attention_n"]
+
+    labels = study.feedback.labels(simulated=False)
+    assert decide("strike", office.client("eve")) == 403
+    assert decide("strike") == 200
+    assert right() == (0, len(answered) - 1)
+    assert len(checks_of(study)) == len(answered) - 1
+    assert study.feedback.labels(simulated=False) == labels
+    exported = {found.vote.id: found.vote for found in study.feedback.stream(simulated=False)}
+    assert exported[answered[0].id].shown["struck"], "it is exported, and counts as no check"
+    assert not counted.is_for(exported[answered[0].id], "check")
+    assert counted.is_for(exported[answered[1].id], "check")
+    assert decide("confirm") == 200
+    assert right() == (0, len(answered))
+    for items, action, status in (("none", "strike", 404), (wrong, "burn", 422)):
+        form = {"csrf": boss.token, "items": items, "action": action}
+        assert boss.http.post("/admin/checks", data=form).status_code == status
+
+
+def test_a_struck_check_that_somebody_holds_stays_struck(tmp_path: Path):
+    study = make_study(tmp_path, prompts=8, per_prompt=3)
+    office = Office(study, TaskOptions(attention_share=0.5), names=("ann",))
+    ann = office.client()
+    held = ann.pages(10)
+    with office.site.write() as db:
+        [ids] = zip(*office.table("select id from items where control = 'attention'"), strict=True)
+        assert checks.decide(db, office.site.task, ids, "struck") == len(ids) == 12
+    for page in held:
+        ann.answer(page)
+    assert office.table("select distinct open from items where control = 'attention'") == [(False,)]
+    assert checks_of(study) == []
+    ann.work()
+    assert ann.next()["done"]
+
+
+def prompt(text: str, **slots: str) -> Prompt:
+    return Prompt(text, text, "c", slots, "train")
+
+
+@pytest.mark.parametrize(
+    ("picture", "text", "surely"),
+    [
+        (prompt("a dog", object="dog"), prompt("two birds", object="bird"), True),
+        (prompt("a dog", object="dog"), prompt("two dogs", object="dog"), False),
+        (prompt("a red dog", object="dog", colour="red"),
+         prompt("a red bird", object="bird", colour="red"), False),
+        (prompt("a wolf", object="wolf"), prompt("a dog", object="dog"), False),
+        (prompt("a sports car", object="sports car"), prompt("a car", object="car"), False),
+        (prompt("a dog in the forest", object="dog"), prompt("a tree", object="tree"), False),
+        (prompt("a tree", object="tree"), prompt("a dog", object="dog"), True),
+        (prompt("an automobile"), prompt("red car"), False),
+        (prompt("a castle at night"), prompt("ripe cherries"), False),
+    ],
+)  # fmt: skip
+def test_which_prompts_are_surely_foreign(picture: Prompt, text: Prompt, surely: bool):
+    assert checks.is_surely_foreign(picture, text) is surely
+
+
+def test_words_that_all_prompts_share_tell_none_from_another():
+    things = ("a castle", "cherries", "an old castle", "sand", "rain", "a boat", "ice", "wine",
+              "a clown", "books", "a violin")  # fmt: skip
+    photos = [prompt(f"a photo of {thing}") for thing in things]
+    fits = checks.Fits(photos)
+    assert fits.first_foreign(photos[0], photos[2:3], lambda p: p) is None
+    assert fits.first_foreign(photos[0], photos[1:], lambda p: p) == (photos[1], "proposed")
 
 
 def test_gold_files(tmp_path: Path):

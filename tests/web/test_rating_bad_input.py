@@ -279,6 +279,6 @@ def test_refused_before_anything_starts(tmp_path: Path, options: dict[str, objec
 def test_plan(tmp_path: Path):
     study = make_study(tmp_path)
     assert plan(study, RateConfig(overlap=2, attention_share=0.25)) == {
-        "items": 12, "votes": 24, "checks": 3,
+        "items": 12, "votes": 24, "checks": 3, "proposed_checks": 0,
     }  # fmt: skip
     assert not (study.path / "feedback.db").exists()

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from rating_studies import ADDRESS, Office, make_study
+from sqlalchemy import Connection
 
 import sayso.web
+from sayso.database import Database
 from sayso.errors import UserError
 from sayso.files import read_or_make_secret
 from sayso.web import pages, people, sessions
-from sayso.web.app import HEADERS, MOST_BYTES
+from sayso.web.app import HEADERS, MOST_BYTES, create_app
 from sayso.web.guideline_text import to_html
 from sayso.web.pages import OFFLINE
 from sayso.web.serving import is_loopback
+from sayso.web.site import Site
 
 WEB = Path(sayso.web.__file__).parent
 
@@ -54,14 +57,20 @@ def test_links_are_stored_as_hashes(office: Office):
 
 
 def with_later_end(cookie: str) -> str:
-    session, rater, until, mac = cookie.split(".")
-    return f"{session}.{rater}.{int(until) + 1}.{mac}"
+    session, rater, until, epoch, mac = cookie.split(".")
+    return f"{session}.{rater}.{int(until) + 1}.{epoch}.{mac}"
+
+
+def with_later_epoch(cookie: str) -> str:
+    session, rater, until, epoch, mac = cookie.split(".")
+    return f"{session}.{rater}.{until}.{int(epoch) + 1}.{mac}"
 
 
 FORGERIES: dict[str, Callable[[str], str]] = {
     "last digit": lambda cookie: cookie[:-1] + ("0" if cookie[-1] != "0" else "1"),
     "another session": lambda cookie: f"x{cookie}",
     "later end": with_later_end,
+    "later epoch": with_later_epoch,
     "nothing": lambda _: "",
     "not ASCII": lambda _: "é.a.b.c",
     "one piece": lambda cookie: cookie.replace(".", "-"),
@@ -321,3 +330,99 @@ def test_signing_in_leads_to_no_other_site(office: Office):
         answer = office.client().http.get("/sign-in", params={"next": path}, follow_redirects=False)
         assert (answer.status_code, answer.headers["location"]) == (303, leads)
     assert stranger(office).get("/sign-in", params={"next": "/admin"}).status_code == 200
+
+
+ENDS: dict[str, Callable[[Office], object]] = {
+    "signing out": lambda o: (me := o.client()).http.post("/out", data={"csrf": me.token}),
+    "a new link": lambda o: changed(o, lambda db: people.new_link(db, "ann")),
+    "off and on": lambda o: changed(
+        o, lambda db: [people.set_active(db, "ann", on) for on in (False, True)]
+    ),
+}
+
+
+def changed(office: Office, change: Callable[[Connection], object]) -> None:
+    with office.site.write() as db:
+        change(db)
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_stolen_session_ends_at_once_on_every_worker(
+    office: Office, end: Callable[[Office], object]
+):
+    ann, eve = office.client(), office.client("eve")
+    worker = create_app(Site(office.study, Database(office.site.database.url), office.site.task,
+                             False, office.clock))  # fmt: skip
+    thief = TestClient(worker, base_url=ADDRESS, cookies=dict(ann.http.cookies))
+    assert thief.get("/api/session").json()["rater"]["name"] == "ann"
+    end(office)
+    for browser in (thief, ann.http):
+        assert browser.get("/api/session").status_code == 401
+    assert ann.post("/api/next", {}).status_code == 401
+    assert eve.http.get("/api/session").status_code == 200
+
+
+def test_a_cookie_of_before_epochs_holds_until_the_rater_signs_out(office: Office):
+    [[ann]] = office.table("select id from raters where name = 'ann'")
+    secret = office.site.secret
+    text = f"s.{ann}.{time.time() + 1000:.0f}"
+    cookie = f"{text}.{sessions._mac(secret, 'session', text)}"  # as version 2 signed
+    header = {"Cookie": f"{office.site.cookie}={cookie}"}
+    assert stranger(office).get("/api/session", headers=header).status_code == 200
+    changed(office, lambda db: people.end_sessions(db, ann))
+    assert stranger(office).get("/api/session", headers=header).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-IP"],
+)
+def test_a_server_without_sign_in_answers_no_proxy(tmp_path: Path, header: str):
+    local = Office(make_study(tmp_path), names=(), local=True)
+    for path in ("/", "/api/session", "/admin"):
+        answer = stranger(local).get(path, headers={header: "1.2.3.4"})
+        assert answer.status_code == 400
+        assert "sayso raters STUDY add NAME" in answer.json()["error"]["message"]
+    assert stranger(local).get("/api/session").status_code == 200
+
+
+def test_a_server_started_alone_asks_for_sign_in_once_there_are_raters(tmp_path: Path):
+    office = Office(make_study(tmp_path), names=(), local=True)
+    me = office.client("local")
+    assert me.http.get("/admin").status_code == 200
+    with office.site.write() as db:
+        link = people.add(db, "ann", "rater")
+    behind_proxy = {"Host": "rating.example", "X-Forwarded-For": "1.2.3.4"}
+    assert stranger(office).get("/", headers=behind_proxy).status_code == 200
+    assert me.http.get("/api/session").status_code == 401
+    assert me.post("/api/next", {}).status_code == 401
+    assert stranger(office).get("/api/session").status_code == 401
+    ann = stranger(office)
+    ann.get(f"/in/{link}")
+    assert ann.get("/api/session").json()["rater"]["name"] == "ann"
+
+
+def test_the_only_admin_cannot_be_switched_off(office: Office):
+    with office.site.write() as db:
+        with pytest.raises(UserError, match="boss is the only admin; add another one"):
+            people.set_active(db, "boss", False)
+        people.add(db, "second", "admin")
+        people.set_active(db, "boss", False)
+        with pytest.raises(UserError, match="second is the only admin"):
+            people.set_active(db, "second", False)
+
+
+def test_no_redirect_names_the_host_that_a_request_claims(office: Office):
+    for path in ("/admin/", "/api/session/", "/static/", "/in/x/", "/sign-in/"):
+        answer = stranger(office).get(
+            path, headers={"Host": "evil.example"}, follow_redirects=False
+        )
+        assert "evil.example" not in answer.headers.get("location", "")
+
+
+def test_head_is_answered_as_get_without_a_body(office: Office):
+    for path in ("/", "/healthz", "/api/session", "/static/style.css"):
+        browser = office.client().http
+        head, get = browser.head(path), browser.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == get.headers["content-length"]

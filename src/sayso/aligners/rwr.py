@@ -105,7 +105,11 @@ class RewardWeighted(Aligner):
 
     def required(self) -> frozenset[str]:
         unused = {"pretraining"} if not self._has_pretraining else set[str]()
-        return self.needs - unused - ({"reward"} if self.weight == "mark" else set())
+        if self.weight == "mark":
+            unused.add("reward")
+        elif self.weight == "reward" and self.unrated:
+            unused.add("data")
+        return self.needs - unused
 
     @property
     def _has_pretraining(self) -> bool:

@@ -1,7 +1,8 @@
 """Stage `align`: fine-tune the model on what people, or the reward learned from them, like."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sayso.devices import (
     MixedPrecision,
@@ -11,6 +12,17 @@ from sayso.devices import (
     make_accelerator,
 )
 from sayso.errors import UserError
+from sayso.files import JsonObject
+from sayso.inputs import (
+    fitted_to,
+    refuse_changed,
+    samples_by_id,
+    source_of_model,
+    source_of_plugin,
+    source_of_reward,
+)
+from sayso.plugins import is_plugin
+from sayso.pretraining import open_pretraining
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -26,6 +38,9 @@ if TYPE_CHECKING:
     from sayso.training_data import TrainingRows
 
 
+RATERS = ("people", "simulated")
+
+
 @dataclass(frozen=True)
 class AlignConfig(TrainOptions):
     """Options of `sayso align`; the aligner's own come with it."""
@@ -38,9 +53,12 @@ class AlignConfig(TrainOptions):
     """What to maximise: a run of fit, or a reward that needs no training such as clip_score."""
     model: str = "base"
     """The model to start from, whose images are trained on: base, or an earlier align run."""
-    labels: LabelMethod = "share"
-    """What several raters' marks of an image come to: share, majority or dawid-skene; see
-    sayso fit --help."""
+    labels: LabelMethod | Literal["auto"] = "auto"
+    """What several raters' marks of an image come to: share, majority or dawid-skene, see
+    sayso fit --help; auto: what the reward was fitted to, or share if it is no run of fit."""
+    raters: Literal["auto", "people", "simulated"] = "auto"
+    """Whose marks count; auto: those that the reward was fitted to, or if it is no run of fit
+    people's if there are any."""
     lora_rank: int = 0
     """Rank of low-rank adapters to train in place of the whole network; 0 = the whole network, as
     in the paper."""
@@ -53,7 +71,10 @@ class AlignConfig(TrainOptions):
 
     def check(self) -> None:
         super().check()
-        check_method(self.labels)
+        if self.labels != "auto":
+            check_method(self.labels)
+        if self.raters not in ("auto", *RATERS):
+            raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
         for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
@@ -87,29 +108,97 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
 
     config.check()
     aligner = aligner or load_aligner(config.aligner)()
-    images = _own_images(study, config)
-    _check_needs(study, config, aligner, images.marks)
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
+    begun = study.begun("align", name)
+    config = _with_labels(study, config, aligner, begun)
+    inputs = begun and (begun.finished or begun.inputs)
+    gathered = None if inputs else _gather(study, config, aligner)
     with main_process_first():
-        run = study.run("align", name, config, aligner, main=is_main_process())
-    if run.finished:
-        console.print(f"{run.name} is finished")
-        return run
-    _train(study, config, aligner, run, images)
+        run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
+    with run:
+        if run.finished:
+            console.print(f"{run.name} is finished")
+        else:
+            refuse_changed(run, _sources(study, config, aligner))
+            _train(study, config, aligner, run)
     return run
 
 
-def _train(
-    study: Study, config: AlignConfig, aligner: "Aligner", run: Run, images: "_OwnImages"
-) -> None:
+def _with_labels(
+    study: Study, config: AlignConfig, aligner: "Aligner", begun: Run | None
+) -> AlignConfig:
+    """`config` with the labels and raters of the run that is there, or else of the reward."""
+    if begun is not None:
+        known = begun.config
+    elif "reward" not in aligner.required() or is_plugin("reward", config.reward):
+        known = {}
+    elif known := fitted_to(study, config.reward):
+        told = (
+            config.labels in ("auto", known["labels"]),
+            config.raters in ("auto", known["raters"]),
+        )
+        verb = "takes" if all(told) else "leaves"
+        console.print(
+            f"align {verb} what {config.reward} was fitted to: labels {known['labels']}, "
+            f"raters {known['raters']}"
+        )
+    labels = known.get("labels", "share") if config.labels == "auto" else config.labels
+    raters = known.get("raters", "auto") if config.raters == "auto" else config.raters
+    return replace(config, labels=labels, raters=raters)
+
+
+def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject:
+    """What the run will learn from: samples, their texts and labels, and whose labels these are.
+
+    `sources` identifies what else decides the result: models, reward, natural images, plug-ins.
+    """
+    images = _own_images(study, config)
+    _check_needs(study, config, aligner, images.marks)
+    rows = zip(images.samples, images.texts, images.marks, strict=True)
+    return {
+        "labels": config.labels,
+        "raters": _kind(study, config),
+        "images": [
+            {"id": s.id, "text": text, "mark": None if math.isnan(mark) else mark}
+            for s, text, mark in rows
+        ],
+        "sources": _sources(study, config, aligner),
+    }
+
+
+def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
+    """Name → identity of all that training depends on beside images and labels."""
+    found = {"seed": str(_seed(study, config)), **source_of_plugin("aligner", config.aligner)}
+    found |= source_of_model(study, config.model)
+    if "reward" in aligner.required():
+        found |= source_of_reward(study, config.reward)
+    if "pretraining" in aligner.required():
+        natural = open_pretraining(study).train_identity(config.pretraining_images)
+        found["pre-training images"] = natural
+    return found
+
+
+def _seed(study: Study, config: AlignConfig) -> int:
+    return study.info.seed if config.seed is None else config.seed
+
+
+def _frozen(study: Study, run: Run) -> "_OwnImages":
+    """The images as they were when the run was begun."""
+    rows = (run.inputs or {})["images"]
+    samples = samples_by_id(study, [row["id"] for row in rows], run.name)
+    marks = [float("nan") if row["mark"] is None else row["mark"] for row in rows]
+    return _OwnImages(samples, [row["text"] for row in rows], marks)
+
+
+def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
     from sayso.aligner import Context
     from sayso.models import load_policy
     from sayso.train import train
 
     accelerator = make_accelerator(config.mixed_precision)
-    seed = study.info.seed if config.seed is None else config.seed
+    seed, images = _seed(study, config), _frozen(study, run)
     with accelerator.local_main_process_first():
-        rewards = _rewards(study, config, aligner, images, accelerator)
+        rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
         rows = _rows(study, config, aligner, policy, accelerator, images, rewards)
     _note_environment(study, config, aligner, run, accelerator)
@@ -159,15 +248,23 @@ def _own_images(study: Study, config: AlignConfig) -> _OwnImages:
             "trains on; they can only train a reward: choose a --model whose images sayso generate "
             "drew here"
         )
-    marks = _marks(study, samples, config.labels)
+    marks = _marks(study, samples, config)
     return _OwnImages(samples, [texts[s.prompt_id] for s in samples], marks)
 
 
-def _marks(study: Study, samples: list[Sample], method: LabelMethod) -> list[float]:
-    """The label of each image, NaN if nobody marked it; of people, if any person rated."""
-    store, ids = study.feedback, {s.id for s in samples}
-    labels = store.soft_labels(store.kind_in_use(), method=method, among=ids)
+def _marks(study: Study, samples: list[Sample], config: AlignConfig) -> list[float]:
+    """The label of each image, NaN if nobody marked it."""
+    simulated, ids = _kind(study, config) == "simulated", {s.id for s in samples}
+    method: Any = "share" if config.labels == "auto" else config.labels
+    labels = study.feedback.soft_labels(simulated, method=method, among=ids)
     return [labels.get(s.id, float("nan")) for s in samples]
+
+
+def _kind(study: Study, config: AlignConfig) -> str:
+    """Whose marks count: people's, if any person rated and nothing else is asked for."""
+    if config.raters != "auto":
+        return config.raters
+    return RATERS[study.feedback.kind_in_use()]
 
 
 def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: list[float]) -> None:
@@ -190,6 +287,24 @@ def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: l
             f"aligner {name} needs pre-training images and the study names none; give "
             "--pretraining-weight 0, or make the study with --pretraining FOLDER"
         )
+
+
+def _frozen_rewards(
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    images: _OwnImages,
+    run: Run,
+    accelerator: "Accelerator",
+) -> list[float]:
+    """The rewards as they were computed when the run was begun, however caches fare since."""
+    inputs = run.inputs or {}
+    if "reward" not in aligner.required() or "rewards" not in inputs:
+        rewards = _rewards(study, config, aligner, images, accelerator)
+        if "reward" in aligner.required() and accelerator.is_main_process:
+            run.freeze({**inputs, "rewards": rewards})
+        return rewards
+    return inputs["rewards"]
 
 
 def _rewards(

@@ -11,6 +11,8 @@ from numpy import ndarray
 
 from sayso.errors import UserError
 from sayso.feedback import Label, check_feedback
+from sayso.files import JsonObject
+from sayso.inputs import refuse_changed, samples_by_id, source_of_clip, source_of_plugin
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -72,30 +74,82 @@ def fit(
     from sayso.clip import resolve_clip
     from sayso.devices import make_accelerator
     from sayso.provenance import computed_on, loaded
-    from sayso.reward import RatedSamples, load_trainable_reward
+    from sayso.reward import load_trainable_reward
 
     config = config or FitConfig()
     reward = reward or load_trainable_reward(config.reward)()
-    data = collect(study, config)
-    heldout = _heldout(study, config, data)
+    begun = study.begun("fit", _run_name(config))
+    known = begun and (begun.finished or begun.inputs)
+    collected = None if known else _collected(study, config)
     accelerator = make_accelerator("no")
     reward.prepare(study, accelerator.device)
-    run = study.run("fit", _run_name(config), config, reward)
-    if run.finished:
-        console.print(f"{run.name} is finished; nothing to do")
-        return run
-    clip = [resolve_clip(study.info.clip_model)]
-    run.add_environment({**computed_on(accelerator), "loaded": loaded(clip)})
+    gathered = collected and {**collected, "sources": _sources(study, config)}
+    with study.run("fit", _run_name(config), config, reward, inputs=gathered) as run:
+        if run.finished:
+            console.print(f"{run.name} is finished; nothing to do")
+        else:
+            refuse_changed(run, _sources(study, config))
+            clip = [resolve_clip(study.info.clip_model)]
+            run.add_environment({**computed_on(accelerator), "loaded": loaded(clip)})
+            _learn(study, config, reward, run)
+    return run
+
+
+def _learn(study: Study, config: FitConfig, reward: "TrainableReward", run: Run) -> None:
+    from sayso.reward import RatedSamples
+
     started = time.perf_counter()
+    data, heldout = _frozen(study, run)
     rated = RatedSamples(data.samples, data.prompts, data.targets, heldout)
     facts = reward.fit(study, rated, run)
     scores = reward.score_samples(study, data.samples, [p.text for p in data.prompts]).numpy()
     measured = _measure(data, np.array(heldout), scores)
-    run.finish(
-        {**_counts(data, heldout), **measured, **facts, "seconds": time.perf_counter() - started}
-    )
+    run.finish({
+        **_counts(data, heldout), "labels": config.labels, **measured, **facts,
+        "seconds": time.perf_counter() - started,
+    })  # fmt: skip
     _say(run)
-    return run
+
+
+def _collected(study: Study, config: FitConfig) -> JsonObject:
+    """What the run will learn from: images, prompts and labels, and which are held out."""
+    data = collect(study, config)
+    rows = zip(data.samples, data.labels, data.targets, _heldout(study, config, data), strict=True)
+    return {
+        "labels": config.labels,
+        "raters": "simulated" if data.simulated else "people",
+        "skipped": data.skipped,
+        "ignored": data.ignored,
+        "prompts": [asdict(p) for p in {p.id: p for p in data.prompts}.values()],
+        "images": [
+            {"id": s.id, "marks": asdict(label), "target": target, "heldout": heldout}
+            for s, label, target, heldout in rows
+        ],
+    }
+
+
+def _sources(study: Study, config: FitConfig) -> dict[str, str]:
+    """Name → identity of all that the fit depends on beside images and labels."""
+    plugin = source_of_plugin("reward", config.reward)
+    return {"seed": str(study.info.seed), **plugin, **source_of_clip(study)}
+
+
+def _frozen(study: Study, run: Run) -> tuple[Data, list[bool]]:
+    """The data as it was when the run was begun, and which of it is held out."""
+    inputs = run.inputs or {}
+    rows = inputs["images"]
+    samples = samples_by_id(study, [row["id"] for row in rows], run.name)
+    prompts = {row["id"]: Prompt(**row) for row in inputs["prompts"]}
+    data = Data(
+        samples=samples,
+        prompts=[prompts[s.prompt_id] for s in samples],
+        labels=[Label(**row["marks"]) for row in rows],
+        targets=[row["target"] for row in rows],
+        simulated=inputs["raters"] == "simulated",
+        skipped=inputs["skipped"],
+        ignored=inputs["ignored"],
+    )
+    return data, [row["heldout"] for row in rows]
 
 
 def plan(study: Study, config: FitConfig) -> dict[str, object]:

@@ -96,12 +96,18 @@ def plan(study: Study, config: RateConfig) -> dict[str, object]:
         from sayso.tinyworld.rating import count
 
         return {"votes": count(study, config)}
-    from sayso.web.tasks import draft
+    from sayso.web.checks import draft_with_checks
 
-    items = [item for page in draft(study, _task(config)) for item in page]
+    pages = draft_with_checks(study, _task(config), config.seed)
+    items = [item for page in pages for item in page]
     ordinary = [item for item in items if not item.control]
-    checks = len(items) - len(ordinary)
-    return {"items": len(ordinary), "votes": sum(i.overlap for i in ordinary), "checks": checks}
+    proposed = sum(bool(item.standing) for item in items)
+    return {
+        "items": len(ordinary),
+        "votes": sum(item.overlap for item in ordinary),
+        "checks": len(items) - len(ordinary) - proposed,
+        "proposed_checks": proposed,
+    }
 
 
 def _task(config: RateConfig) -> "TaskOptions":

@@ -17,7 +17,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from sayso.errors import UserError
 from sayso.pictures import read_picture
@@ -31,7 +31,9 @@ from sayso.tinyworld.reading import Reading, verdict
 from sayso.types import digest
 from sayso.web import people
 from sayso.web.serving import ATTENTION_SHARE, prepare, served
+from sayso.web.site import Site
 from sayso.web.tasks import TaskOptions
+from sayso.work_tables import tasks
 
 if TYPE_CHECKING:
     from sayso.stages.rate import RateConfig
@@ -73,7 +75,20 @@ def collect(study: Study, config: "RateConfig", options: TaskOptions) -> int:
             )
             for rater, link in zip(crew.everyone, links, strict=True)
         ]
-        return _work(workers, _Eyes())
+        added = _work(workers, _Eyes())
+        _refuse_unfinished(site)
+        return added
+
+
+def _refuse_unfinished(site: Site) -> None:
+    with site.read() as db:
+        task = db.execute(select(tasks).where(tasks.c.id == site.task)).mappings().one()
+    left = task["wanted"] - task["votes"]
+    if left:
+        raise UserError(
+            f"{left} votes are missing still, on pages that raters of an earlier run hold or gave "
+            "back as broken; repeat the command in ten minutes"
+        )
 
 
 def _links(study: Study, raters: Sequence[SimulatedRater]) -> list[str]:
@@ -105,12 +120,6 @@ def _work(workers: "Sequence[_Worker]", eyes: "_Eyes") -> int:
                     new = worker.browser.post("/api/votes", vote)["progress"]
                     advance(new["project"] - state["project"])
                     added, state = added + 1, new
-    left = state["project_total"] - state["project"]
-    if left:
-        raise UserError(
-            f"{left} votes are missing still, on pages that raters of an earlier run hold or gave "
-            "back as broken; repeat the command in ten minutes"
-        )
     return added
 
 

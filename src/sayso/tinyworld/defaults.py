@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from sayso.tinyworld.scenes import CaptionNoise
 from sayso.types import Sampler
 
-SAMPLER = Sampler(num_inference_steps=10, guidance_scale=3.0, eta=0.0, image_size_px=64)
+SAMPLER = Sampler(num_inference_steps=6, guidance_scale=3.0, eta=0.0, image_size_px=64)
 
 CAPTION_NOISE = CaptionNoise(
     omit_count=0.35,

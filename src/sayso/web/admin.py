@@ -1,6 +1,5 @@
 """The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
 
-import re
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from sayso.errors import UserError
 from sayso.web import overview, people
 from sayso.web.admin_adjudication import adjudication
 from sayso.web.admin_agreement import agreement
+from sayso.web.admin_checks import checks_page
 from sayso.web.admin_counts import Count, Counter
 from sayso.web.admin_export import export
 from sayso.web.admin_view import View, view_of
@@ -30,6 +30,7 @@ def admin(site: Site, splits: Splits) -> APIRouter:
     """The routes under /admin."""
     router = APIRouter(prefix="/admin", include_in_schema=False)
     router.include_router(agreement(site))
+    router.include_router(checks_page(site))
     router.include_router(export(site))
     router.include_router(adjudication(site, splits))
     totals = _Totals(site)
@@ -76,16 +77,6 @@ def admin(site: Site, splits: Splits) -> APIRouter:
         link = f"{request.url.scheme}://{request.url.netloc}/in/{secret}" if secret else ""
         return _raters(view, totals.of(view.task), new_link=link)
 
-    @router.get("/gold")
-    def show_checks(view: Annotated[View, Depends(reviewer)]) -> Response:
-        with site.read() as db:
-            votes = overview.live_votes(db, view.task)
-            summary, rows = overview.check_rows(db, votes, "gold")
-            other, attention = overview.check_rows(db, votes, "attention")
-        return view.page(
-            "gold", summary=summary, rows=rows, attention_summary=other, attention=attention
-        )
-
     @router.get("/guideline")
     def show_guideline(view: Annotated[View, Depends(administrator)]) -> Response:
         return _guideline(view)
@@ -99,7 +90,7 @@ def admin(site: Site, splits: Splits) -> APIRouter:
         try:
             with site.write() as db:
                 author = view.asker.person.name
-                people.write_guideline(db, text, author, _version(base))
+                people.write_guideline(db, text, author, overview.whole_number(base))
         except UserError as error:
             return _guideline(view, error=str(error), kept=text, status=409)
         return _guideline(view, saved=True)
@@ -170,11 +161,6 @@ def _change_rater(db: Connection, form: dict[str, str]) -> str:
         people.set_active(db, name, action == "enable")
         return ""
     raise UserError("add, link, enable or disable?")
-
-
-def _version(text: str) -> int:
-    """The version of a guideline; -1, which none has, for what is no number."""
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
 
 
 def _guideline(

@@ -59,6 +59,7 @@ def create_app(site: Site) -> FastAPI:
         version=site.app_version,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # its redirects name the host that the request claims
         description="Work and votes of raters. Every change needs the header X-CSRF-Token.",
     )
     splits = Splits(site)
@@ -82,7 +83,11 @@ class _Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
 
+        head = scope["method"] == "HEAD"  # answered as GET is, without the body
+
         async def send_guarded(message: Message) -> None:
+            if head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
@@ -90,20 +95,43 @@ class _Guard:
             await send(message)
 
         refusal = _refuse_request(self._site, Request(scope))
-        return await (refusal or self._app)(scope, receive, send_guarded)
+        asked = {**scope, "method": "GET"} if head else scope
+        return await (refusal or self._app)(asked, receive, send_guarded)
 
 
 def _refuse_request(site: Site, request: Request) -> Response | None:
-    if site.local and not is_loopback(_host(request)):
-        # a foreign name that leads here would let a foreign page speak as the local rater
-        message = "This server answers only to localhost and the other names of this machine's own."
-        return _json(400, "invalid", message)
+    outside = site.local and _from_outside(request)
+    if outside and _is_local(site):
+        return _json(400, "invalid", outside)
     if "\0" in request.scope["path"]:
         return _json(400, "invalid", "An address cannot hold the character NUL.")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > MOST_BYTES or "transfer-encoding" in request.headers:
         return _json(413, "too_large", f"A request may have {MOST_BYTES} bytes.")
     return None
+
+
+def _from_outside(request: Request) -> str:
+    """Why a server without sign-in does not answer; "" for requests of this machine's own."""
+    if not is_loopback(_host(request)):
+        # a foreign name that leads here would let a foreign page speak as the local rater
+        return "This server answers only to localhost and the other names of this machine's own."
+    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in request.headers):
+        return (
+            "This server asks nobody to sign in, so it answers no proxy; "
+            "add the raters first: sayso raters STUDY add NAME."
+        )
+    return ""
+
+
+_FORWARDED = {"forwarded", "via", "x-real-ip"}
+
+
+def _is_local(site: Site) -> bool:
+    try:
+        return site.still_local()
+    except StoreError:
+        return True
 
 
 def _host(request: Request) -> str:

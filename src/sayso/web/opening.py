@@ -25,13 +25,16 @@ from sayso import work_tables as work
 from sayso.database import Database
 from sayso.study import Study
 from sayso.types import digest
+from sayso.web.checks import draft_with_checks
 from sayso.web.counting import count_anew, set_check_share
 from sayso.web.elsewhere import take_over_votes
 from sayso.web.handing_out import locked_task
 from sayso.web.queue import shuffled
-from sayso.web.tasks import Draft, Page, TaskOptions, draft
+from sayso.web.tasks import Draft, Page, TaskOptions
 
 _CHUNK = 5000
+_RULES = 2
+"""Version of how pages are drafted: a task that was opened by older rules gets what is new."""
 
 
 def open_task(database: Database, study: Study, options: TaskOptions) -> str:
@@ -51,9 +54,10 @@ def open_task(database: Database, study: Study, options: TaskOptions) -> str:
         _reopen(database, task)
         return task
     with _no_collections():
-        pages = draft(study, options)
+        seed = _seed(study, options)
+        pages = draft_with_checks(study, options, seed)
         with database.write() as db:
-            _make(db, task, options, pages, _seed(study, options))
+            _make(db, task, options, pages, seed)
             _count(db, task, options, source)
     _reopen(database, task)
     return task
@@ -106,7 +110,7 @@ def _fingerprint(study: Study, options: TaskOptions) -> str:
         for p in (study.path / "samples.jsonl", study.path / "prompts.jsonl")
     ]
     shares = [options.overlap, options.shared_overlap, options.gold_share, options.attention_share]
-    return digest([sizes, shares])
+    return digest([sizes, shares, _RULES])
 
 
 def _foreign_votes(db: Connection, task: str, kind: str) -> int:

@@ -1,5 +1,6 @@
 """What the admin pages show: numbers read from the store, no pages and no forms."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -255,3 +256,8 @@ def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
         query = select(work.items).where(work.items.c.id.in_(wanted[i : i + 500]))
         found |= {row["id"]: row for row in db.execute(query).mappings()}
     return found
+
+
+def whole_number(text: str) -> int:
+    """What a form says; -1, which no page and no guideline has, for what is no number."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1

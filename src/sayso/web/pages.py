@@ -131,6 +131,7 @@ def pages(site: Site) -> APIRouter:
         site.check_token(asker, form.get("csrf", ""))
         with site.write() as db:
             release_all(db, asker.person)
+            people.end_sessions(db, asker.person.id)
         response = RedirectResponse("/", 303)
         response.delete_cookie(site.cookie, path="/")
         return response
@@ -190,7 +191,7 @@ def _sign_in(site: Site, request: Request, secret: str, then: str) -> Response:
         error = "This link does not work; ask for a new one."
         return render(site, "sign_in.html", None, status=403, error=error, next=then)
     response = RedirectResponse(then, 303)
-    site.set_cookie(request, response, sessions.begin(person.id))
+    site.set_cookie(request, response, sessions.begin(person.id, person.epoch))
     return response
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, false, func, insert, select, true, update
@@ -15,6 +15,7 @@ from sayso.work_tables import Row
 
 Role = Literal["rater", "reviewer", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+_NEXT = work.raters.c.epoch + 1
 LOCAL_NAME = "local"
 """The rater of a server without sign-in."""
 
@@ -31,6 +32,7 @@ class Person:
     role: Role
     simulated: bool
     excluded: bool = False
+    epoch: int = 0
 
     def may(self, role: Role) -> bool:
         """Whether the person has this role or a stronger one."""
@@ -61,24 +63,40 @@ def add(db: Connection, name: str, role: Role, simulated: bool = False) -> str:
 
 
 def new_link(db: Connection, name: str) -> str:
-    """Replace a rater's sign-in link; the old one stops working, who is signed in stays so.
+    """Replace a rater's sign-in link; the old one stops working, and all sessions end.
 
     Raises: UserError: if there is no such rater.
     """
     _need(db, name)
     secret = secrets.token_urlsafe(24)
     chosen = work.raters.c.name == name
-    db.execute(update(work.raters).where(chosen).values(link=_hash(secret)))
+    db.execute(update(work.raters).where(chosen).values(link=_hash(secret), epoch=_NEXT))
     return secret
 
 
-def set_active(db: Connection, name: str, active: bool) -> None:
-    """Switch a rater off or on; votes stay.
+def end_sessions(db: Connection, rater: str) -> None:
+    """Sign a rater out everywhere, whoever has the cookie."""
+    db.execute(update(work.raters).where(work.raters.c.id == rater).values(epoch=_NEXT))
 
-    Raises: UserError: if there is no such rater.
+
+def set_active(db: Connection, name: str, active: bool) -> None:
+    """Switch a rater off or on; votes stay, and all sessions end.
+
+    Raises: UserError: if there is no such rater, or it is the only admin who is to be switched off.
     """
     _need(db, name)
-    db.execute(update(work.raters).where(work.raters.c.name == name).values(active=active))
+    if not active and _is_only_admin(db, name):
+        raise UserError(f"{name} is the only admin; add another one, then switch {name} off")
+    values = {"active": active, "epoch": _NEXT}
+    db.execute(update(work.raters).where(work.raters.c.name == name).values(values))
+
+
+def _is_only_admin(db: Connection, name: str) -> bool:
+    table = work.raters.c
+    admins = select(table.name).where(
+        table.role == "admin", table.active == true(), table.name != LOCAL_NAME
+    )
+    return list(db.scalars(admins)) == [name]
 
 
 def _need(db: Connection, name: str) -> None:
@@ -129,7 +147,7 @@ def _one(db: Connection, *chosen: ColumnElement[bool]) -> Person | None:
     row = db.execute(known.where(*chosen)).mappings().first()
     if row is None:
         return None
-    return Person(row["id"], row["name"], row["role"], row["simulated"], row["excluded"])
+    return Person(**{field.name: row[field.name] for field in fields(Person)})
 
 
 def _hash(secret: str) -> str:

@@ -3,24 +3,31 @@
 import itertools
 import json
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import socket
+import sys
 import threading
 import time
 import webbrowser
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from sqlalchemy import select
 
+from sayso import work_tables as work
 from sayso.database import Database
 from sayso.errors import UserError
 from sayso.study import Study
-from sayso.web import people
+from sayso.web import checks, people
 from sayso.web.app import create_app
+from sayso.web.connections import GuardedProtocol, Limits, guarded, limits_of_this_machine
 from sayso.web.filesystems import refuse_network
 from sayso.web.opening import open_task
 from sayso.web.site import Site, is_loopback
@@ -148,6 +155,21 @@ def _shown(host: str) -> str:
 def _say(site: Site, address: str) -> None:
     who = "no sign-in, this machine only" if site.local else "raters sign in with their links"
     print(f"Rating {site.study.path} at {address} ({who}); stop with Ctrl-C", flush=True)
+    _say_checks(site, address)
+
+
+def _say_checks(site: Site, address: str) -> None:
+    with site.read() as db:
+        task = db.execute(select(work.tasks).where(work.tasks.c.id == site.task)).mappings().one()
+        n = checks.tally(db, site.task)
+    if not task["attention_share"]:
+        return
+    print(
+        f"Attention checks: {n.used} in use, {n.proposed} proposed, {n.struck} struck", flush=True
+    )
+    warning = checks.warning(task["kind"], n)
+    if warning:
+        print(f"Warning: {warning} ({address}admin/gold)", file=sys.stderr, flush=True)
 
 
 def _browse(address: str) -> None:
@@ -161,7 +183,7 @@ def served(site: Site) -> Iterator[int]:
     import uvicorn
 
     with _listener("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(site), **_SERVER))
+        server = uvicorn.Server(uvicorn.Config(create_app(site), **server_options()))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:
@@ -172,18 +194,26 @@ def served(site: Site) -> Iterator[int]:
             site.database.close()
 
 
-_SERVER: Mapping[str, Any] = {
-    "log_level": "warning", "access_log": False, "server_header": False,
-    "timeout_graceful_shutdown": 5, "timeout_keep_alive": 75,
-}  # fmt: skip
+def server_options(limits: Limits | None = None) -> dict[str, Any]:
+    """uvicorn's options; connections share the limits, by default those of this machine."""
+    limits_of_this_machine()  # raises that on files, which workers inherit
+    return {
+        "log_level": "warning", "access_log": False, "server_header": False,
+        "timeout_graceful_shutdown": 5, "timeout_keep_alive": 75,
+        "http": guarded(limits) if limits else GuardedProtocol,
+        "backlog": 128,  # so many are accepted at once, before any of them is counted
+    }  # fmt: skip
 
 
 def _run(site: Site, listening: Listening) -> None:
     import uvicorn
 
-    common: dict[str, Any] = {"host": listening.host, "port": listening.port, **_SERVER}
+    common = {"host": listening.host, "port": listening.port, **server_options()}
     if listening.workers == 1:
-        uvicorn.run(create_app(site), **common)
+        with _listener(listening.host, listening.port) as listener:
+            server = uvicorn.Server(uvicorn.Config(create_app(site), **common))
+            with suppress(KeyboardInterrupt):
+                server.run(sockets=[listener])
         return
     url = site.database.url.render_as_string(hide_password=False)
     served = _Served(str(site.study.path), url, site.task, site.local)
@@ -197,7 +227,10 @@ def _run(site: Site, listening: Listening) -> None:
 
 def _listener(host: str, port: int) -> socket.socket:
     """A socket to serve on, which workers can share; the connections inherit its options."""
-    listener = socket.create_server((host, port), family=_family(host))
+    try:
+        listener = socket.create_server((host, port), family=_family(host))
+    except OSError:  # another one was faster
+        raise UserError(f"port {port} is in use; give another with --port") from None
     # without it a reply waits 40 ms for the browser's delayed acknowledgement of its headers
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
@@ -206,6 +239,18 @@ def _listener(host: str, port: int) -> socket.socket:
 def app_of_worker() -> FastAPI:
     """The app in a worker process."""
     logging.basicConfig(level=logging.WARNING)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     served = _Served(**json.loads(os.environ[_ENVIRONMENT]))
     study = Study.open(Path(served.study))
     return create_app(Site(study, Database(served.url, keep_open=True), served.task, served.local))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would keep the port, and no one would look after it."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    multiprocessing.connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+    os._exit(1)

@@ -3,18 +3,23 @@
 import hmac
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LIFETIME_S = 30 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A signed-in browser: ids of the session and of the rater, end in seconds since the epoch."""
+    """A signed-in browser: ids of the session and of the rater, end in seconds since 1970.
+
+    It holds as long as the rater's own `epoch` is the same: signing out, a new link, and switching
+    off or on raise that, and whoever has a copy of the cookie is out.
+    """
 
     id: str
     rater: str
     until: float
+    epoch: int = 0
 
     @property
     def is_half_over(self) -> bool:
@@ -22,19 +27,19 @@ class Session:
         return self.until - time.time() < LIFETIME_S / 2
 
 
-def begin(rater: str) -> Session:
+def begin(rater: str, epoch: int = 0) -> Session:
     """A new session of a rater."""
-    return Session(secrets.token_hex(12), rater, float(round(time.time() + LIFETIME_S)))
+    return Session(secrets.token_hex(12), rater, float(round(time.time() + LIFETIME_S)), epoch)
 
 
 def renewed(session: Session) -> Session:
     """The same session with a later end."""
-    return Session(session.id, session.rater, float(round(time.time() + LIFETIME_S)))
+    return replace(session, until=float(round(time.time() + LIFETIME_S)))
 
 
 def sign(secret: bytes, session: Session) -> str:
     """The value of the cookie."""
-    text = f"{session.id}.{session.rater}.{session.until:.0f}"
+    text = f"{session.id}.{session.rater}.{session.until:.0f}.{session.epoch}"
     return f"{text}.{_mac(secret, 'session', text)}"
 
 
@@ -43,8 +48,10 @@ def verify(secret: bytes, cookie: str) -> Session | None:
     text, _, mac = cookie.rpartition(".")
     if not hmac.compare_digest(mac.encode(), _mac(secret, "session", text).encode()):
         return None
-    session_id, rater, until = text.split(".")
-    return Session(session_id, rater, float(until)) if float(until) > time.time() else None
+    session_id, rater, until, *epoch = text.split(".")
+    if float(until) <= time.time():
+        return None
+    return Session(session_id, rater, float(until), int(epoch[0]) if epoch else 0)
 
 
 def form_token(secret: bytes, session: Session | None) -> str:

@@ -54,7 +54,7 @@ class Site:
 
     Args:
         task: id of the task that is handed out; "" for none.
-        local: one rater, no sign-in.
+        local: one rater, no sign-in; see `still_local`.
         clock: seconds since the epoch.
     """
 
@@ -95,16 +95,25 @@ class Site:
             return None
         with self.read() as db:
             person = people.by_id(db, session.rater)
-        return Asker(person, session) if person else None
+            if person and person.name == people.LOCAL_NAME and people.must_sign_in(db):
+                person = None  # of the time before others were added
+        return Asker(person, session) if person and person.epoch == session.epoch else None
 
     def welcome(self, request: Request) -> Asker | None:
         """As `asker`; where nobody signs in, the local rater gets a session."""
         found = self.asker(request)
-        if found is not None or not self.local:
+        if found is not None or not self.still_local():
             return found
         with self.write() as db:
             person = people.local_person(db)
-        return Asker(person, sessions.begin(person.id))
+        return Asker(person, sessions.begin(person.id, person.epoch))
+
+    def still_local(self) -> bool:
+        """Whether nobody has to sign in. Once people were added they have to, at once."""
+        if self.local:
+            with self.read() as db:
+                self.local = not people.must_sign_in(db)
+        return self.local
 
     def remember(self, request: Request, response: Response, asker: Asker) -> None:
         """Set the cookie when it is new, or half its time is over."""

@@ -1,23 +1,18 @@
 """What a task asks: pages of items drafted from a study, gold and attention checks among them."""
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Literal
 
 from sayso.errors import UserError
 from sayso.study import PromptChoice, Study
 from sayso.types import QUESTIONS, Prompt, Question, Sample, Value, digest
 from sayso.user_files import read_json_lines
-from sayso.web.queue import Control, Standing, generator, overlap_of, shuffled
+from sayso.web.queue import Control, Standing, overlap_of
 
 QUESTIONS_OF: Mapping[str, tuple[Question, ...]] = {"rate": QUESTIONS[:1], "compare": QUESTIONS}
 """What each kind of task asks."""
-MOST_CHECKS = 500
-"""Attention checks made for a task, at most; nobody answers one twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +87,12 @@ Page = list[Draft]
 
 
 def draft(study: Study, options: TaskOptions) -> list[Page]:
-    """The pages of a task: the ordinary ones, then gold, then attention checks.
+    """The pages of a task: the ordinary ones, then gold; `checks` has those of attention.
 
     Raises: UserError: if there are no such images, or a gold answer is of none of them.
     """
     prompts = study.prompts(options.prompts)
-    pages = (_rated if options.kind == "rate" else _compared)(study, options, prompts)
-    n_checks = min(MOST_CHECKS, math.ceil((options.attention_share or 0.0) * len(pages)))
-    return [*pages, *attention_checks(pages, n_checks, options.seed)]
+    return (_rated if options.kind == "rate" else _compared)(study, options, prompts)
 
 
 # marks
@@ -189,55 +182,3 @@ def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: i
             f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
             f"with: sayso generate {study.path} --model {model} --per-prompt {need}"
         )
-
-
-# attention checks
-
-
-def attention_checks(pages: Sequence[Page], n: int, seed: int) -> list[Page]:
-    """Pages whose right answer anyone sees: images under a prompt that has nothing to do with them.
-
-    Of a comparison one set keeps its prompt and the other is of a foreign one. Fewer than `n` come
-    back if the prompts are too much alike.
-    """
-    made: list[Page] = []
-    order = shuffled(len(pages), seed, "attention")
-    for i in order:
-        if len(made) >= n:
-            break
-        foreign = _foreign(pages, pages[i][0].prompt, generator(seed, "foreign", i))
-        if foreign is not None:
-            made.append([_check(item, foreign) for item in pages[i]])
-    return made
-
-
-def _foreign(pages: Sequence[Page], prompt: Prompt, rng: Random) -> Page | None:
-    for _ in range(50):
-        page = pages[rng.randrange(len(pages))]
-        if are_foreign(prompt, page[0].prompt):
-            return page
-    return None
-
-
-def _check(item: Draft, foreign: Page) -> Draft:
-    other = foreign[0]
-    if len(item.sets) == 1:
-        return Draft(other.prompt, item.question, item.sets, "attention", "bad")
-    sets = (item.sets[0], other.sets[1])
-    return Draft(item.prompt, "alignment", sets, "attention", "left")
-
-
-def are_foreign(one: Prompt, other: Prompt) -> bool:
-    """Whether no picture of one prompt could pass for the other: no object and no word shared."""
-    if one.slots and other.slots:
-        objects = one.slots.get("object"), other.slots.get("object")
-        return objects[0] != objects[1] and not set(one.slots.values()) & set(other.slots.values())
-    return not _stems(one.text) & _stems(other.text)
-
-
-def _stems(text: str) -> set[str]:
-    """The beginnings of the words that carry meaning, roughly."""
-    return {word[:4] for word in re.findall(r"[^\W\d_]{3,}", text.lower())} - _COMMON
-
-
-_COMMON = {"the", "and", "with", "colo", "for", "from", "one", "two", "thre", "four", "five"}
