@@ -1,20 +1,24 @@
 """What can be known early is said early: names, sizes and lengths, before anything is drawn."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from models import tiny_pipeline
+from models import VAE, edit, spoiled, tiny_pipeline
 from PIL import Image
-from studies import rated_study
+from studies import random_study, rated_study
 
 from sayso.errors import UserError
 from sayso.model_files import native_size_px
 from sayso.stages.align import AlignConfig, align
+from sayso.stages.generate import GenerateConfig, generate
+from sayso.stages.moved import MovedConfig, moved
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
+from sayso.study import Study
 
 LONG = "z" * 60
 
@@ -128,3 +132,31 @@ def test_align_says_how_many_captions_are_cut(
         align(study, AlignConfig(max_steps=1, batch_size=4, reward="clip_score"))
     said = " ".join(capsys.readouterr().err.split())
     assert "1 of 2 captions of pre-training images are longer than the model reads" in said
+
+
+def test_a_study_is_told_where_its_models_lie_now(tmp_path: Path, model: Path) -> None:
+    study = random_study(tmp_path)
+    config = GenerateConfig(per_prompt=1)
+    generate(study, config)
+    place = (tmp_path / "model").rename(tmp_path / "elsewhere")
+    again = dataclasses.replace(config, per_prompt=2, name="again")
+    with pytest.raises(UserError, match="no model at"):
+        generate(study, again)
+    with pytest.raises(UserError, match="give the model that was moved"):
+        moved(study, MovedConfig())
+    found = moved(study, MovedConfig(base_model=str(place)))
+    assert Study.open(study.path).info == found.info
+    assert (found.info.base_model, found.info.clip_model) == (str(place), "tinyworld")
+    assert generate(found, again).result["drawn"] == 3
+
+
+def test_another_model_is_not_the_moved_one(tmp_path: Path) -> None:
+    study = random_study(tmp_path)
+    generate(study, GenerateConfig(per_prompt=1))
+    other = Path(shutil.copytree(tmp_path / "model", tmp_path / "other"))
+    edit(other / VAE, spoiled("decoder.conv_out.bias", 0.5))
+    with pytest.raises(UserError, match=f"other is not the model .*generate-base-train .*{VAE}"):
+        moved(study, MovedConfig(base_model=str(other)))
+    with pytest.raises(UserError, match="owner/name is not on this machine"):
+        moved(study, MovedConfig(base_model="owner/name"))
+    assert Study.open(study.path).info == study.info

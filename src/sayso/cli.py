@@ -65,6 +65,9 @@ COMMANDS = {
         "import_table",
         "ImportConfig",
     ),
+    "moved": Command(
+        "tell a study where its models lie now", "sayso.stages.moved", "moved", "MovedConfig"
+    ),
     "demo": Command("the whole loop on the tiny world", "sayso.demo", "demo", "DemoConfig"),
 }
 FOLDER_COMMANDS = ("new", "demo")

@@ -1,12 +1,15 @@
 """What a model's small files say, known before it is loaded and without torch."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sayso.errors import UserError
 from sayso.identity import model_folder
 
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 OLD_UNETS = (0, 9)
 """diffusers takes U-Nets saved before this version, and of less than 64, for ones of 64."""
 
@@ -18,6 +21,30 @@ class TooLong(NamedTuple):
     tokens: int
     limit: int
     number: int
+
+
+def model_name(given: str, kind: str, index: str) -> str:
+    """A model's name as study.json has it: a folder's whole path, "tinyworld" or a hub id.
+
+    Args:
+        given: what the user typed; a folder may be relative to where the command runs.
+        kind: the words for it in an error.
+        index: the file that a model's folder must have.
+    Raises: UserError: if it is none of these.
+    """
+    if given == "tinyworld":
+        return given
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        if not (folder / index).is_file():
+            raise UserError(f"{kind} {given!r} is a folder without {index}; give a model's folder")
+        return str(folder.resolve())
+    if not HUB_ID.fullmatch(given):
+        raise UserError(
+            f"{kind} {given!r} is no folder, and no hub id such as owner/name; check the path, or "
+            "give tinyworld"
+        )
+    return given
 
 
 def native_size_px(base_model: str) -> int | None:

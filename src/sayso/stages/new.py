@@ -1,11 +1,10 @@
 """Stage `new`: make a study folder."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from sayso.errors import UserError
-from sayso.model_files import native_size_px
+from sayso.model_files import model_name, native_size_px
 from sayso.progress import console
 from sayso.samplers import checked
 from sayso.study import Study, StudyInfo
@@ -13,9 +12,6 @@ from sayso.types import Sampler
 
 CLIP = "openai/clip-vit-large-patch14"
 """The reward's encoder in the paper, and the default for every model but the tiny world's."""
-
-
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     config = config or NewConfig()
     if config.seed < 0:
         raise UserError(f"seed {config.seed} is not possible; give 0 or more")
-    base = _model(config.base_model, "base model", "model_index.json")
+    base = model_name(config.base_model, "base model", "model_index.json")
     sampler = _sampler(config, base)
     tiny = config.base_model == "tinyworld"
     clip = config.clip_model or ("tinyworld" if tiny else CLIP)
@@ -65,7 +61,7 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
         name=config.name or path.resolve().name,
         seed=config.seed,
         base_model=base,
-        clip_model=_model(clip, "CLIP model", "config.json"),
+        clip_model=model_name(clip, "CLIP model", "config.json"),
         pretraining=_pretraining(config.pretraining or ("tinyworld" if tiny else "")),
         sampler=sampler,
         feedback_url=_feedback_url(config.feedback_url),
@@ -94,24 +90,6 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
             negative_prompt=config.negative_prompt,
         )
     )
-
-
-def _model(given: str, kind: str, index: str) -> str:
-    """A model's name as study.json has it: a folder with its whole path, for commands may run from
-    elsewhere; else "tinyworld" or a hub id."""
-    if given == "tinyworld":
-        return given
-    folder = Path(given).expanduser()
-    if folder.is_dir():
-        if not (folder / index).is_file():
-            raise UserError(f"{kind} {given!r} is a folder without {index}; give a model's folder")
-        return str(folder.resolve())
-    if not HUB_ID.fullmatch(given):
-        raise UserError(
-            f"{kind} {given!r} is no folder, and no hub id such as owner/name; check the path, or "
-            "give tinyworld"
-        )
-    return given
 
 
 def _feedback_url(given: str) -> str:
