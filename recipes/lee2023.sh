@@ -1,39 +1,71 @@
 #!/bin/sh
 # The paper, step by step: Lee et al. 2023, arXiv 2302.12192, on Stable Diffusion v1.5.
-# usage: sh recipes/lee2023.sh STUDY BASE_MODEL CLIP_MODEL PRETRAINING_FOLDER
 # Needs GPUs and people. Each flag stands with the section it comes from; "not given" is our choice.
+# usage, in this order:
+#   sh recipes/lee2023.sh draw STUDY BASE_MODEL CLIP_MODEL PRETRAINING_FOLDER
+#   sh recipes/lee2023.sh mark STUDY                              people; Ctrl+C when all is marked
+#   sh recipes/lee2023.sh learn STUDY
+#   sh recipes/lee2023.sh compare STUDY base runs/align-rwr       people; likewise for
+#   sh recipes/lee2023.sh compare STUDY base base@best-of-16      each pair of models
+#   sh recipes/lee2023.sh compare STUDY base@best-of-16 runs/align-rwr
+#   sh recipes/lee2023.sh measure STUDY
+# A part that was stopped goes on when it is repeated.
 set -eu
-STUDY=$1 BASE=$2 CLIP=$3 PRETRAINING=$4
+PART=${1:?draw, mark, learn, compare or measure} STUDY=${2:?the folder of the study}
 
-# Stable Diffusion v1.5 at 512 px; CLIP ViT-L/14 (Sec. 4.1). Sampler: not given.
-sayso new "$STUDY" --base-model "$BASE" --clip-model "$CLIP" --pretraining "$PRETRAINING" \
-  --image-size-px 512 --num-inference-steps 30 --guidance-scale 7.5
+draw() {
+  # Stable Diffusion v1.5 at 512 px; CLIP ViT-L/14 (Sec. 4.1). Sampler: not given.
+  [ -e "$STUDY/study.json" ] || sayso new "$STUDY" --base-model "$1" --clip-model "$2" \
+    --pretraining "$3" --image-size-px 512 --num-inference-steps 30 --guidance-scale 7.5
 
-# 2,774 prompts of four groups, 20 objects to train on and 5 held out (Sec. 4.1; which five: not given).
-sayso prompts "$STUDY" --set lee2023
+  # 2,774 prompts of four groups, 20 objects to train on and 5 held out (Sec. 4.1; which: not given).
+  sayso prompts "$STUDY" --set lee2023
 
-# 27,528 images, 60 or 6 a prompt by group; --per-prompt 0 takes the set's own numbers (App. B).
-sayso generate "$STUDY" --prompts train --per-prompt 0
+  # 27,528 images, 60 or 6 a prompt by group; --per-prompt 0 takes the set's own numbers (App. B).
+  sayso generate "$STUDY" --prompts train --per-prompt 0
+}
 
-# People mark good / bad / skip. This version takes the marks through Python, see docs/tutorial.md.
-sayso rate "$STUDY"
+mark() {
+  # Good, bad or skip; one label an image, three images on a page. To share the work add people
+  # first, as docs/rating.md tells, and listen on --host 0.0.0.0.
+  sayso rate "$STUDY" --prompts train --images-per-page 3 --overlap 1
+}
 
-# Two hidden layers of 1,024; squared error + 0.5 × prompt classification at T = 2 (Sec. 3.2, 4.1).
-# Learning rate, batch size, epochs, number of altered prompts: not given.
-sayso fit "$STUDY" --hidden-width 1024 --prompt-classification-weight 0.5 --temperature 2
+learn() {
+  # Two hidden layers of 1,024; squared error + 0.5 × prompt classification at T = 2 (Sec. 3.2, 4.1).
+  # Learning rate, batch size, epochs, number of altered prompts: not given.
+  sayso fit "$STUDY" --hidden-width 1024 --prompt-classification-weight 0.5 --temperature 2
 
-# Reward-weighted likelihood + beta × pre-training loss, 10,000 steps, batch 512 of which half is
-# pre-training images (Sec. 3.3, App. B). beta and the learning rate: not given.
-sayso align "$STUDY" --aligner rwr --max-steps 10000 --batch-size 512 --micro-batch-size 8 \
-  --learning-rate 1e-5 --pretraining-fraction 0.5 --pretraining-weight 1.0 \
-  --pretraining-images 625000 --checkpoint-every 500
+  # Reward-weighted likelihood + beta × pre-training loss, 10,000 steps, batch 512 of which half is
+  # pre-training images (Sec. 3.3, App. B). beta and the learning rate: not given.
+  sayso align "$STUDY" --aligner rwr --max-steps 10000 --batch-size 512 --micro-batch-size 8 \
+    --learning-rate 1e-5 --pretraining-fraction 0.5 --pretraining-weight 1.0 \
+    --pretraining-images 625000 --checkpoint-every 500
 
-# 120 test prompts, 4 images each; best 4 of 16 by the reward (Sec. 4.2, 4.4).
-sayso generate "$STUDY" --prompts test --per-prompt 16
-sayso generate "$STUDY" --prompts test --per-prompt 4 --best-of 16 --reward runs/fit-clip_head
-sayso generate "$STUDY" --prompts test --per-prompt 4 --model runs/align-rwr
-sayso generate "$STUDY" --prompts fidelity --per-prompt 1
-sayso generate "$STUDY" --prompts fidelity --per-prompt 1 --model runs/align-rwr
+  # 120 test prompts, 4 images each; best 4 of 16 by the reward (Sec. 4.2, 4.4).
+  sayso generate "$STUDY" --prompts test --per-prompt 16
+  sayso generate "$STUDY" --prompts test --per-prompt 4 --best-of 16 --reward runs/fit-clip_head
+  sayso generate "$STUDY" --prompts test --per-prompt 4 --model runs/align-rwr
+  sayso generate "$STUDY" --prompts fidelity --per-prompt 1
+  sayso generate "$STUDY" --prompts fidelity --per-prompt 1 --model runs/align-rwr
+}
 
-sayso evaluate "$STUDY" --model runs/align-rwr --judge none
-sayso report "$STUDY"
+compare() {
+  # Two sets of 4, blind, 9 raters, which shows the prompt better and which is more natural (Sec. 4.2).
+  sayso rate "$STUDY" --task compare --prompts test --set-size 4 --overlap 9 \
+    --left "$1" --right "$2"
+}
+
+measure() {
+  # What the raters say, how far they agree, fidelity, and all of it on one page. There is no judge of
+  # truth for photographs.
+  sayso evaluate "$STUDY" --model runs/align-rwr --judge none
+  sayso agreement "$STUDY"
+  sayso report "$STUDY"
+}
+
+shift 2
+case $PART in
+  draw | mark | learn | compare | measure) "$PART" "$@" ;;
+  *) echo "unknown part $PART: draw, mark, learn, compare or measure" >&2 && exit 2 ;;
+esac

@@ -45,19 +45,22 @@ def make_study(
     return study, marks
 
 
-def add_images(study: Study, marks: Marks, model: str, prompts: Sequence[Prompt], n: int) -> None:
+def add_images(
+    study: Study, marks: Marks, model: str, prompts: Sequence[Prompt], n: int,
+    identity: str = "", sampler: Sampler = SAMPLER,
+) -> None:  # fmt: skip
     """Draw what the prompt says, or with the model's share of errors something else."""
     samples, images = [], []
     for prompt in prompts:
         for k in range(n):
             seed = int(digest([study.info.seed, prompt.id, k]), 16) % 2**31
-            sample = sample_id(prompt.id, model, seed, SAMPLER)
+            sample = sample_id(prompt.id, model, seed, sampler, identity)
             rng = np.random.default_rng(int(sample, 16))
-            true = bool(rng.random() < TRUE_SHARES[model])
+            true = bool(rng.random() < TRUE_SHARES.get(model, 0.6))
             marks.true[sample] = true
             samples.append(Sample(
-                sample, prompt.id, model, seed, SAMPLER, study.image_path(sample),
-                study.latents_path(digest([model, len(prompts)])),
+                sample, prompt.id, model, seed, sampler, study.image_path(sample),
+                study.latents_path(digest([model, len(prompts)])), identity,
             ))  # fmt: skip
             images.append(Image.fromarray(render(_scene(prompt, true, rng), rng)))
     latents = {s.id: torch.zeros(4, 2, 2) for s in samples}

@@ -240,7 +240,11 @@ def test_fidelity_compares_what_was_drawn_for_captions(
         syn.add_images(study, syn.Marks({}), model, prompts, 1)
     space = features.FeatureSpace("colours", lambda x: x.mean(dim=(2, 3)), "kid")
     monkeypatch.setattr(features, "feature_space", lambda *_: space)
-    found = features.fidelity(study, syn.ALIGNED)
+    drawn = {
+        model: [s for s in study.samples(model) if s.prompt_id in {p.id for p in prompts}]
+        for model in ("base", syn.ALIGNED)
+    }
+    found = features.fidelity(study, syn.ALIGNED, drawn, study.info.sampler)
     assert found["base"]["frechet"] == pytest.approx(0, abs=1e-6)
     assert (found["n"], found["dimensions"]) == (8, 3)
     assert found["natural"]["frechet"] > 1e-4

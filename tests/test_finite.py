@@ -9,7 +9,7 @@ import torch
 from clips import colour_study, tiny_clip
 from models import TEXT, UNET, VAE, Tensors, edit, spoiled, tiny_pipeline
 from safetensors.torch import load_file, save_file
-from studies import TEXTS, random_study, rated_study
+from studies import TEXTS, as_now, random_study, rated_study
 
 from sayso.clip import ClipEncoder, embed_samples
 from sayso.errors import UserError
@@ -84,7 +84,7 @@ def test_infinity_does_not_become_white(tmp_path: Path, monkeypatch: pytest.Monk
 def _first_seed(study: Study) -> int:
     from sayso.stages.generate import _drawings
 
-    return _drawings(study, GenerateConfig())[0][1].seed
+    return _drawings(study, GenerateConfig(), "")[0][1].seed
 
 
 def test_what_was_kept_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +127,7 @@ def test_align_refuses_stored_latents(tmp_path: Path) -> None:
 def test_align_refuses_latents_of_pretraining_images(tmp_path: Path) -> None:
     study = rated_study(tmp_path)
     edit(tmp_path / "model" / VAE, spoiled("encoder.conv_in.weight", HUGE))
+    as_now(study)
     says = r"pre-training image 1 and 3 others: the VAE encoder of base .* in fp32"
     with pytest.raises(UserError, match=says):
         align(study, ALIGN)
@@ -136,6 +137,7 @@ def test_align_refuses_latents_of_pretraining_images(tmp_path: Path) -> None:
 def test_align_refuses_conditions(tmp_path: Path) -> None:
     study = rated_study(tmp_path)
     edit(tmp_path / "model" / TEXT, spoiled("final_layer_norm.weight", HUGE))
+    as_now(study)
     with pytest.raises(UserError, match=r"prompt .*: the text encoder of base"):
         align(study, ALIGN)
 

@@ -1,15 +1,18 @@
 """Stage generate: the plan, resuming, best of n, refusals."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
-from studies import SAMPLER, TEXTS, random_study
+from safetensors.torch import load_file, save
+from studies import SAMPLER, TEXTS, UNET, finished_align, finished_fit, random_study
 
 from sayso.errors import UserError
+from sayso.identity import canonical_model
 from sayso.prompts import images_per_prompt
 from sayso.reward import Reward
 from sayso.stages import generate as stage
@@ -54,8 +57,8 @@ def test_images_are_the_pipelines(study: Study) -> None:
 
 
 def test_seeds_are_the_same_for_every_model(study: Study) -> None:
-    first = stage._drawings(study, GenerateConfig(per_prompt=3))
-    second = stage._drawings(study, GenerateConfig(per_prompt=3, model="runs/align-x"))
+    first = stage._drawings(study, GenerateConfig(per_prompt=3), "a")
+    second = stage._drawings(study, GenerateConfig(per_prompt=3, model="runs/align-x"), "b")
     assert [s.seed for _, s in first] == [s.seed for _, s in second]
     assert not {s.id for _, s in first} & {s.id for _, s in second}
 
@@ -117,12 +120,13 @@ class ByRedness(Reward):
 def test_best_of_keeps_the_top_by_reward(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sayso.reward.load_reward", lambda *_: ByRedness())
     monkeypatch.setattr("sayso.reward.reward_folders", lambda *_: [])
-    config = GenerateConfig(per_prompt=2, best_of=6, reward="runs/fit-x", batch_size=7)
+    finished_fit(study, "x", b"weights")
+    config = GenerateConfig(per_prompt=2, best_of=6, reward="fit-x", batch_size=7)
     assert plan(study, config)["images"] == 18
     run = generate(study, config)
-    assert run.name == "runs/generate-base@best-of-6-train"
+    assert run.name == "runs/generate-base@best-2-of-6-by-fit-x-train"
     assert run.result["n"] == 6
-    base, best = study.samples("base"), study.samples("base@best-of-6")
+    base, best = study.samples("base"), study.samples("base@best-2-of-6-by-fit-x")
     assert (len(base), len(best)) == (18, 6)
     for prompt in ("p0", "p1", "p2"):
         own = [s for s in base if s.prompt_id == prompt]
@@ -177,3 +181,120 @@ def test_per_prompt_zero_draws_the_sets_own_numbers(study: Study) -> None:
     study.write_prompts([Prompt(group, "a dog", group, {}, "train") for group in groups])
     expected = sum(images_per_prompt("lee2023", group) for group in groups)
     assert plan(study, GenerateConfig(per_prompt=0))["images"] == expected > 3
+
+
+# names that stand for something else by now
+
+
+def test_a_run_made_anew_is_drawn_anew(study: Study) -> None:
+    finished_align(study, "x", unet_of(study, 1.0))
+    config = GenerateConfig(model="align-x", per_prompt=1)
+    assert generate(study, config).name == "runs/generate-align-x-train"
+    before = study.samples("runs/align-x")
+    shutil.rmtree(study.path / "runs" / "align-x")
+    finished_align(study, "x", unet_of(study, 2.0))
+    assert study.samples("runs/align-x") == []
+    assert plan(study, config)["still to draw"] == 3
+    run = generate(study, config)
+    after = study.samples("runs/align-x")
+    assert run.name.startswith("runs/generate-align-x-train-")
+    assert run.result["drawn"] == len(after) == 3
+    assert not {s.id for s in before} & {s.id for s in after}
+    assert study.image(before[0]).tobytes() != study.image(after[0]).tobytes()
+    assert study.samples() == [*before, *after]
+    (study.path / "runs" / "align-x" / "result.json").unlink()
+    with pytest.raises(UserError, match="no finished align run"):
+        study.samples("runs/align-x")
+
+
+def test_the_same_weights_made_anew_draw_nothing(study: Study) -> None:
+    finished_align(study, "x", unet_of(study, 1.0))
+    generate(study, GenerateConfig(model="runs/align-x", per_prompt=1))
+    shutil.rmtree(study.path / "runs" / "align-x")
+    finished_align(study, "x", unet_of(study, 1.0))
+    assert plan(study, GenerateConfig(model="runs/align-x", per_prompt=1))["still to draw"] == 0
+
+
+def test_other_weights_of_the_base_in_place_draw_anew(study: Study) -> None:
+    generate(study, GenerateConfig(per_prompt=1))
+    before = study.samples("base")
+    base = Path(study.info.base_model)
+    (base / UNET).write_bytes(unet_of(study, 2.0))
+    generate(study, GenerateConfig(per_prompt=1))
+    after = study.samples("base")
+    assert len(before) == len(after) == 3
+    assert not {s.id for s in before} & {s.id for s in after}
+
+
+def test_a_named_run_of_an_earlier_model_is_not_gone_on_with(study: Study) -> None:
+    generate(study, GenerateConfig(per_prompt=1, name="mine"))
+    (Path(study.info.base_model) / UNET).write_bytes(unet_of(study, 2.0))
+    with pytest.raises(UserError, match="generate-mine was of an earlier model"):
+        generate(study, GenerateConfig(per_prompt=1, name="mine"))
+
+
+def test_selections_by_two_rewards_or_of_two_sizes_are_two_models(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: ByRedness())
+    monkeypatch.setattr("sayso.reward.reward_folders", lambda *_: [])
+    finished_fit(study, "x", b"one")
+    finished_fit(study, "y", b"two")
+    config = GenerateConfig(per_prompt=1, best_of=3, reward="runs/fit-x")
+    generate(study, config)
+    assert canonical_model(study, "base@best-of-3") == "base@best-1-of-3-by-fit-x"
+    generate(study, dataclasses.replace(config, reward="runs/fit-y"))
+    generate(study, dataclasses.replace(config, per_prompt=2))
+    names = {s.model for s in study.samples()} - {"base"}
+    assert names == {
+        "base@best-1-of-3-by-fit-x", "base@best-1-of-3-by-fit-y", "base@best-2-of-3-by-fit-x"
+    }  # fmt: skip
+    assert [len(study.samples(name)) for name in sorted(names)] == [3, 3, 6]
+    with pytest.raises(UserError, match="may mean base@best-1-of-3-by-fit-x or base@best-1"):
+        canonical_model(study, "base@best-of-3")
+    shutil.rmtree(study.path / "runs" / "fit-x")
+    finished_fit(study, "x", b"three")
+    assert study.samples("base@best-1-of-3-by-fit-x") == []
+    generate(study, config)
+    assert len(study.samples("base@best-1-of-3-by-fit-x")) == 3
+
+
+def unet_of(study: Study, scale: float) -> bytes:
+    """The weights of the base's network, its last bias moved by `scale`."""
+    weights = load_file(Path(study.info.base_model) / UNET)
+    weights["conv_out.bias"] = weights["conv_out.bias"] + scale
+    return save(weights)
+
+
+def test_a_run_begun_with_another_form_of_a_name_is_the_same_run(study: Study) -> None:
+    finished_align(study, "x", unet_of(study, 1.0))
+    run = generate(study, GenerateConfig(model="./runs/align-x", per_prompt=1))
+    assert run.config["model"] == "runs/align-x"
+    path = run.path / "config.json"
+    path.write_text(path.read_text().replace('"runs/align-x"', '"align-x"'))
+    assert generate(study, GenerateConfig(model="align-x", per_prompt=1)).name == run.name
+
+
+def test_a_selection_of_before_its_name_said_how_is_not_made_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: ByRedness())
+    folders = "sayso.reward.reward_folders"
+    monkeypatch.setattr(folders, lambda study, name: [study.find_run(name).weights])
+    finished_fit(study, "x", b"one")
+    config = GenerateConfig(per_prompt=1, best_of=3, reward="runs/fit-x")
+    run = generate(study, config)
+    old = run.path.with_name("generate-base@best-of-3-train")
+    run.path.rename(old)
+    env = {k: v for k, v in json.loads((old / "env.json").read_text()).items() if k != "identity"}
+    (old / "env.json").write_text(json.dumps(env))
+    path = study.path / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    earlier = {"model": "base@best-of-3", "model_identity": ""}
+    rows = [row | earlier if "@" in row["model"] else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert generate(study, config).path == old
+    assert {s.model for s in study.samples()} == {"base", "base@best-of-3"}
+    assert canonical_model(study, "base@best-of-3") == "base@best-of-3"
+    other = generate(study, dataclasses.replace(config, per_prompt=2))
+    assert other.name == "runs/generate-base@best-2-of-3-by-fit-x-train"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from models import tiny_pipeline
+from studies import finished_align, finished_fit
 
 from sayso import hashes, identity, tinyworld
 from sayso.errors import UserError
@@ -26,20 +27,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(tmp_path: Path, pipeline: Path) -> Study:
     base = shutil.copytree(pipeline, tmp_path / "base")
     return Study.create(tmp_path / "study", StudyInfo("s", base_model=str(base)))
-
-
-def finished_align(study: Study, name: str, weights: bytes, model: str = "base") -> None:
-    run = study.run("align", name, {"model": model, "aligner": "rwr"})
-    (run.weights / "unet").mkdir(parents=True)
-    (run.weights / "unet" / "model.safetensors").write_bytes(weights)
-    run.finish({})
-
-
-def finished_fit(study: Study, name: str, weights: bytes, **options: object) -> None:
-    run = study.run("fit", name, {"reward": "clip_head", "options": options})
-    run.weights.mkdir()
-    (run.weights / "model.safetensors").write_bytes(weights)
-    run.finish({})
 
 
 # names
@@ -155,7 +142,7 @@ def test_identity_of_a_selection(study: Study) -> None:
     ("break_it", "error", "says"),
     [
         (lambda s: shutil.rmtree(s.info.base_model), identity.NotHereError, "base model"),
-        (lambda s: shutil.rmtree(s.path / "runs/align-x"), identity.NotHereError, "is not there"),
+        (lambda s: shutil.rmtree(s.path / "runs/align-x"), identity.NotHereError, "unknown run"),
         (
             lambda s: shutil.rmtree(s.path / "runs/align-x/weights"),
             identity.NotHereError,

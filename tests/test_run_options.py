@@ -153,3 +153,21 @@ def test_rows_with_unknown_fields_name_file_and_line(study: Study) -> None:
     (study.path / "samples.jsonl").write_text('{"id": "s"}\n')
     with pytest.raises(UserError, match=r"samples.jsonl line 1"):
         study.samples()
+
+
+def test_a_finished_run_whose_files_are_damaged_is_named(study: Study) -> None:
+    run = begun(study)
+    run.log(1, loss=0.5)
+    run.weights.mkdir()
+    (run.weights / "model.safetensors").write_bytes(b"x" * 300_000)
+    run.finish({})
+    assert study.run("x", "", Config(), Plugin()).finished
+    for name in ("log.jsonl", "weights/model.safetensors"):
+        whole = (run.path / name).read_bytes()
+        for bad in (whole[:-1], bytes(len(whole)), None):
+            (run.path / name).unlink()
+            if bad is not None:
+                (run.path / name).write_bytes(bad)
+            with pytest.raises(UserError, match=f"finished, but its {name} is gone or damaged"):
+                study.run("x", "", Config(), Plugin())
+            (run.path / name).write_bytes(whole)

@@ -74,8 +74,8 @@ def test_export_and_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target = Study.create(Path("run %41"), StudyInfo("x"))
     import_table(target, ImportConfig(str(out), "sayso"))
     assert sorted(p.name for p in Path().iterdir()) == ["better? cats", "run %41"]
-    live = [v.id for v, _ in source.feedback.stream(False) if not v.shown.get("attention")]
-    assert [v.id for v, _ in target.feedback.stream(False)] == live
+    live = [f[0].id for f in source.feedback.stream(False) if not f[0].shown.get("attention")]
+    assert [found[0].id for found in target.feedback.stream(False)] == live
 
 
 def test_two_names_that_an_address_reads_alike_share_nothing(tmp_path: Path):

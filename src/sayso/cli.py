@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sayso.errors import UserError, unknown_name
+from sayso.extras import missing_module, need
 
 
 class Command(NamedTuple):
-    """One row of the table: help line, module, function, config class, plug-in option if any."""
+    """One row of the table; `plugin` is the option that names one, `needs` the extra to install."""
 
     help: str
     module: str
     function: str
     config: str
     plugin: str = ""
+    needs: str = ""
 
 
 COMMANDS = {
@@ -27,7 +29,11 @@ COMMANDS = {
         "write the study's prompts", "sayso.stages.prompts", "prompts", "PromptsConfig"
     ),
     "generate": Command(
-        "draw images, or keep the best of n", "sayso.stages.generate", "generate", "GenerateConfig"
+        "draw images, or keep the best of n",
+        "sayso.stages.generate",
+        "generate",
+        "GenerateConfig",
+        needs="train",
     ),
     "rate": Command(
         "mark images or compare sets of them", "sayso.stages.rate", "rate", "RateConfig"
@@ -42,13 +48,22 @@ COMMANDS = {
         "add people who rate, print their links", "sayso.stages.raters", "raters", "RatersConfig"
     ),
     "fit": Command(
-        "learn the reward from the marks", "sayso.stages.fit", "fit", "FitConfig", "reward"
+        "learn the reward from the marks", "sayso.stages.fit", "fit", "FitConfig", "reward", "train"
     ),
     "align": Command(
-        "fine-tune the model on the reward", "sayso.stages.align", "align", "AlignConfig", "aligner"
+        "fine-tune the model on the reward",
+        "sayso.stages.align",
+        "align",
+        "AlignConfig",
+        "aligner",
+        "train",
     ),
     "evaluate": Command(
-        "measure base and tuned model", "sayso.stages.evaluate", "evaluate", "EvaluateConfig"
+        "measure base and tuned model",
+        "sayso.stages.evaluate",
+        "evaluate",
+        "EvaluateConfig",
+        needs="train",
     ),
     "report": Command(
         "write report.html and summary.json", "sayso.stages.report", "report", "ReportConfig"
@@ -68,7 +83,9 @@ COMMANDS = {
     "moved": Command(
         "tell a study where its models lie now", "sayso.stages.moved", "moved", "MovedConfig"
     ),
-    "demo": Command("the whole loop on the tiny world", "sayso.demo", "demo", "DemoConfig"),
+    "demo": Command(
+        "the whole loop on the tiny world", "sayso.demo", "demo", "DemoConfig", needs="train"
+    ),
 }
 FOLDER_COMMANDS = ("new", "demo")
 """Commands that are given a path, not an existing study."""
@@ -92,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("sayso: stopped; repeat the command to go on", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        _stop(missing_module(error) or _reraise(error))
     except Exception as error:
         _stop(_disk_trouble(error) or _memory_trouble(error) or _reraise(error))
 
@@ -158,6 +177,8 @@ def _run_command(name: str, rest: list[str]) -> Any:
     from sayso.options import parse
 
     command = COMMANDS[name]
+    if command.needs and not {"-h", "--help"} & set(rest):
+        need(command.needs, name)
     module = importlib.import_module(command.module)
     parsed = parse(name, getattr(module, command.config), command.plugin, rest)
     study = parsed.path if name in FOLDER_COMMANDS else _open(parsed.path)

@@ -16,6 +16,7 @@ from sayso import files
 from sayso.clip_preprocessing import Preprocessing, read_preprocessing
 from sayso.errors import UserError
 from sayso.finite import refuse_not_finite
+from sayso.hashes import folder_digest
 from sayso.pictures import to_rgb
 from sayso.progress import progress
 from sayso.study import Study
@@ -84,7 +85,7 @@ class ClipEncoder:
         preprocessing = read_preprocessing(folder)
         model, tokenizer = _load_model(folder)
         _refuse_other_size(folder, preprocessing, model.config.vision_config.image_size)
-        return cls(model.to(device), tokenizer, preprocessing, folder_hash(folder))
+        return cls(model.to(device), tokenizer, preprocessing, folder_digest(folder))
 
     @property
     def device(self) -> torch.device:
@@ -233,43 +234,48 @@ def _refuse_other_size(folder: Path, preprocessing: Preprocessing, wanted: int) 
         )
 
 
-def folder_hash(folder: Path) -> str:
-    """A hash of the content of all files that decide what a model folder computes."""
-    parts = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".txt", ".safetensors"):
-            parts.append([path.name, files.sha256(path)])
-    return digest(parts)
-
-
 @torch.no_grad()
 def embed_samples(
     study: Study, encoder: ClipEncoder, samples: Sequence[Sample]
 ) -> Float[Tensor, "n d"]:
-    """Image embeddings of samples, on the CPU; each is computed once and kept in the study.
+    """Image embeddings of samples, on the CPU; each picture is computed once and kept in the study.
 
-    Raises: UserError: if an image that is not embedded yet is missing or damaged.
+    They are kept by what the CLIP's folder and the image's file hold, and not by names.
+
+    Raises: UserError: if an image is missing, or one that is not embedded yet damaged.
     """
-    folder = study.cache / f"clip-{encoder.hash}"
+    folder = study.cache / f"images-{encoder.hash}"
     known = _read_cache(folder)
-    missing = list({s.id: s for s in samples if s.id not in known}.values())
+    contents = [_content(study, sample) for sample in samples]
+    missing = {c: s for c, s in zip(contents, samples, strict=True) if c not in known}
     if missing:
         with progress("embedding images", len(missing)) as advance:
-            for start in range(0, len(missing), CHUNK):
-                part = missing[start : start + CHUNK]
-                known |= _embed_shard(study, encoder, part, folder)
+            rows = list(missing.items())
+            for start in range(0, len(rows), CHUNK):
+                part = rows[start : start + CHUNK]
+                known |= _embed_shard(study, encoder, dict(part), folder)
                 advance(len(part))
-    return torch.stack([known[s.id] for s in samples])
+    return torch.stack([known[content] for content in contents])
+
+
+def _content(study: Study, sample: Sample) -> str:
+    path = study.path / sample.path
+    try:
+        return files.sha256(path)
+    except OSError:
+        study.image(sample)  # says what is wrong
+        raise
 
 
 def _embed_shard(
-    study: Study, encoder: ClipEncoder, samples: list[Sample], folder: Path
+    study: Study, encoder: ClipEncoder, samples: dict[str, Sample], folder: Path
 ) -> dict[str, Tensor]:
-    vectors = encoder.images(study.image(s) for s in samples).cpu()
-    refuse_not_finite(vectors, [f"sample {s.id}" for s in samples], f"CLIP {study.info.clip_model}")
-    shard = {s.id: v.clone() for s, v in zip(samples, vectors, strict=True)}
-    name = digest([s.id for s in samples])
-    files.write_bytes(folder / f"{name}.safetensors", save(shard))
+    """Embeddings by the content of the images' files, kept in `folder`."""
+    vectors = encoder.images(study.image(s) for s in samples.values()).cpu()
+    names = [f"sample {s.id}" for s in samples.values()]
+    refuse_not_finite(vectors, names, f"CLIP {study.info.clip_model}")
+    shard = {content: v.clone() for content, v in zip(samples, vectors, strict=True)}
+    files.write_bytes(folder / f"{digest(list(shard))}.safetensors", save(shard))
     return shard
 
 

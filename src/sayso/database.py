@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from sayso import vote_tables as tables
 from sayso.errors import UserError
+from sayso.extras import install
 
 BUSY_TIMEOUT_S = 10.0
 _UNNOTICED_S = 0.1
@@ -216,7 +217,7 @@ def from_anywhere(url: str) -> str:
     Raises: UserError: for an address that is none.
     """
     parsed = _parse(url)
-    if parsed.get_backend_name() != "sqlite":
+    if parsed.get_backend_name() != "sqlite" or "uri" in parsed.query:
         return url
     whole = str(Path(str(parsed.database)).resolve())
     return parsed.set(database=whole).render_as_string(hide_password=False)
@@ -263,7 +264,7 @@ def _postgresql(url: URL, timeout_s: float) -> Engine:
     try:
         return create_engine(url, pool_pre_ping=True, pool_timeout=timeout_s, connect_args=connect)
     except ModuleNotFoundError:
-        raise UserError("PostgreSQL needs one more package; install psycopg[binary]") from None
+        raise UserError(f"PostgreSQL needs psycopg; {install('postgresql')}") from None
 
 
 def _ms(seconds: float) -> int:

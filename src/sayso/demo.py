@@ -40,7 +40,7 @@ class Size:
     fit: str
 
 
-FIT = "--joining interaction --dropout 0.7 --weight-decay 0.3 --hidden-width 256"
+FIT = "--joining interaction --dropout 0.7 --weight-decay 0.3"
 """The paper's head overfits on a hundred prompts; this one less."""
 
 THROUGH_APP = "--through-app --raters 20 --careless 1 --overlap 3"

@@ -1,6 +1,7 @@
 """Fidelity and diversity: how far generated images are from natural ones, on fixed features."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from sayso.devices import make_accelerator
 from sayso.finite import refuse_not_finite
 from sayso.pretraining import open_pretraining
 from sayso.study import Study
-from sayso.types import Prompt, Sample
+from sayso.types import Sample, Sampler
 
 Pictures = Iterable[Image.Image]
 Kernel = Literal["kid", "cmmd"]
@@ -50,10 +51,17 @@ def feature_space(study: Study, device: torch.device) -> FeatureSpace:
     return FeatureSpace(name, encoder.images, "cmmd")
 
 
-def fidelity(study: Study, model: str) -> dict[str, Any]:
+def fidelity(
+    study: Study, model: str, drawn: Mapping[str, Sequence[Sample]], sampler: Sampler
+) -> dict[str, Any]:
     """Distance to held-out pre-training images of what both models drew for their captions.
 
     Also of other held-out images, "natural": what a perfect model would reach.
+
+    Args:
+        model: the tuned model, which is measured against the base.
+        drawn: model → its images for the fidelity prompts.
+        sampler: the one that drew them all.
     """
     prompts = study.prompts("fidelity")
     if not prompts:
@@ -62,30 +70,26 @@ def fidelity(study: Study, model: str) -> dict[str, Any]:
         )
     if not study.info.pretraining:
         return _skipped("the study names no pre-training images")
-    drawn = {
-        role: _of_prompts(study, m, prompts) for role, m in (("base", "base"), ("aligned", model))
+    by_role = {
+        role: {(s.prompt_id, s.seed): s for s in drawn.get(m, [])}
+        for role, m in (("base", "base"), ("aligned", model))
     }
-    shared = set.intersection(*(set(samples) for samples in drawn.values()))
+    shared = set.intersection(*(set(samples) for samples in by_role.values()))
     if not shared:
         return _skipped(
             f"no images for the fidelity prompts of both base and {model}; draw them with: sayso "
             f"generate {study.path} --prompts fidelity --per-prompt 1 --model {model}"
         )
-    order = [key for key in drawn["base"] if key in shared]
-    chosen = {role: [samples[key] for key in order] for role, samples in drawn.items()}
-    return _distances(study, chosen, len(prompts))
+    order = [key for key in by_role["base"] if key in shared]
+    chosen = {role: [samples[key] for key in order] for role, samples in by_role.items()}
+    return {"sampler": asdict(sampler), **_distances(study, chosen, len(prompts), sampler)}
 
 
-def _of_prompts(
-    study: Study, model: str, prompts: Sequence[Prompt]
-) -> dict[tuple[str, int], Sample]:
-    wanted = {p.id for p in prompts}
-    return {(s.prompt_id, s.seed): s for s in study.samples(model) if s.prompt_id in wanted}
-
-
-def _distances(study: Study, chosen: Mapping[str, list[Sample]], n: int) -> dict[str, Any]:
+def _distances(
+    study: Study, chosen: Mapping[str, list[Sample]], n: int, sampler: Sampler
+) -> dict[str, Any]:
     space = feature_space(study, make_accelerator("no").device)
-    natural = open_pretraining(study).heldout(2 * n)[1]
+    natural = open_pretraining(study, sampler.image_size_px).heldout(2 * n)[1]
     if not natural:
         return _skipped("no pre-training image is held out")
     real, more = space(natural[:n]), natural[n:]

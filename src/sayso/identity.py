@@ -5,11 +5,15 @@ A model is `base`, a run such as `runs/align-rwr`, or a selection such as
 one identity wherever they lie, and others under an old name have another.
 """
 
+import contextlib
 import re
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from sayso.errors import UserError
+from sayso.files import JsonObject
 from sayso.hashes import file_digest, folder_digest, weights_digest
 from sayso.plugins import Kind, is_plugin, plugin_names
 from sayso.types import digest
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from sayso.run import Run
     from sayso.study import Study
 
+C = TypeVar("C", bound=Any)
 IMPORTED = "imported/"
 """Prefix of the models of imported images, which nothing but their pictures is known of."""
 
@@ -69,6 +74,35 @@ def canonical_model(study: "Study", name: str) -> str:
     return _selection_meant(study, f"{drawn}@{selection}")
 
 
+def canonical_options(study: "Study", options: JsonObject) -> JsonObject:
+    """The options of a run that is there, in canonical form as far as they can be read so."""
+    found = dict(options)
+    for name in FORMS.keys() & options.keys():
+        if isinstance(options[name], str):
+            with contextlib.suppress(UserError):
+                found[name] = FORMS[name](study, options[name])
+    return found
+
+
+def canonical_config(study: "Study", config: C) -> C:
+    """The options of a stage with every model, reward and plug-in of one's own in canonical form.
+
+    Raises: UserError: as `canonical_run` and `canonical_model`.
+    """
+    rows = {field.name: getattr(config, field.name) for field in fields(config)}
+    forms = {n: FORMS[n](study, v) for n, v in rows.items() if n in FORMS and isinstance(v, str)}
+    return config if forms.items() <= rows.items() else replace(config, **forms)
+
+
+def stored_model(study: "Study", name: str) -> str:
+    """The canonical form of a name in a record, which may be of before there was one form."""
+    drawn, at, selection = name.partition("@")
+    run = f"runs/{Path(drawn).name}"
+    is_run = drawn != "base" and not drawn.startswith(("runs/", IMPORTED))
+    there = is_run and (study.path / run / "config.json").exists()
+    return f"{run}{at}{selection}" if there else name
+
+
 def _selection_meant(study: "Study", short: str) -> str:
     """The selection that `<model>@best-of-<n>` means."""
     drawn = {sample.model for sample in study.samples()}
@@ -78,6 +112,14 @@ def _selection_meant(study: "Study", short: str) -> str:
     if len(found) > 1:
         raise UserError(f"{short} may mean {' or '.join(found)}; name one of them")
     return found[0]
+
+
+FORMS: dict[str, Callable[["Study", str], str]] = {
+    **dict.fromkeys(("model", "left", "right", "best_of"), canonical_model),
+    "reward": canonical_reward,
+    "aligner": lambda _, name: canonical_plugin(name),
+}
+"""Option of a stage → the canonical form of what it names."""
 
 
 class Selection(NamedTuple):
@@ -104,6 +146,12 @@ def parse_selection(name: str) -> Selection | None:
     """The parts of a selection's full name; None for any other."""
     found = re.fullmatch(r"(.+)@best-(\d+)-of-(\d+)-by-(.+)", name)
     return Selection(found[1], int(found[2]), int(found[3]), found[4]) if found else None
+
+
+def chosen_from(model: str) -> tuple[str, int] | None:
+    """The model and the n of a selection, full name or short; None for any other name."""
+    found = re.fullmatch(r"(.+)@best-(?:\d+-)?of-(\d+)(?:-by-.+)?", model)
+    return (found[1], int(found[2])) if found else None
 
 
 def reward_name(reward: str) -> str:
@@ -150,7 +198,8 @@ def model_identity(study: "Study", model: str) -> str:
     selection = parse_selection(model)
     if selection:
         reward = _reward_of(selection.reward)
-        chosen_by = reward_identity(study, reward) if reward else selection.reward
+        own = [selection.reward, clip_identity(study)]
+        chosen_by = reward_identity(study, reward) if reward else digest(own)
         drawn = model_identity(study, selection.model)
         return digest([drawn, chosen_by, selection.kept, selection.n])
     if model == "base":
@@ -158,7 +207,12 @@ def model_identity(study: "Study", model: str) -> str:
     run = _run(study, model)
     if not run.finished or "aligner" not in run.config:
         raise UserError(f"{run.name} is no finished align run; finish it or choose another --model")
-    below = model_identity(study, canonical_model(study, run.config["model"]))
+    return weights_identity(study, run)
+
+
+def weights_identity(study: "Study", run: "Run") -> str:
+    """The identity of the model that a run of align has written the weights of."""
+    below = model_identity(study, canonical_model(study, run.config.get("model", "base")))
     return digest([_weights(run), below])
 
 
@@ -190,7 +244,12 @@ def reward_identity(study: "Study", reward: str) -> str:
     run = _run(study, reward)
     if not run.finished:
         raise UserError(f"{run.name} is not finished; repeat the sayso fit that made it")
-    plugin = run.config["reward"]
+    return fitted_identity(study, run)
+
+
+def fitted_identity(study: "Study", run: "Run") -> str:
+    """The identity of the reward that a run of fit has written the weights of."""
+    plugin = run.config.get("reward", "clip_head")
     source = plugin_digest("reward", plugin) or plugin
     return digest([source, run.config.get("options"), _weights(run), clip_identity(study)])
 
@@ -203,9 +262,10 @@ def _reward_of(short: str) -> str:
 
 
 def _run(study: "Study", name: str) -> "Run":
-    if not (study.path / name / "config.json").exists():
-        raise NotHereError(f"{study.path / name} is not there; restore it, or make it anew")
-    return study.find_run(name)
+    try:
+        return study.find_run(name)
+    except UserError as error:
+        raise NotHereError(str(error)) from None
 
 
 def _weights(run: "Run") -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sayso.errors import UserError
 
 
-def refuse_misplaced(own: Path, samples: Collection[str]) -> None:
+def refuse_misplaced(own: Path, samples: Callable[[], Collection[str]]) -> None:
     """Stop before a study looks as if nobody had voted, when its votes may lie elsewhere.
 
     `?` and `%` in a study's path mean something in an address, so that votes of "better? cats" went
@@ -21,11 +21,11 @@ def refuse_misplaced(own: Path, samples: Collection[str]) -> None:
 
     Args:
         own: where the votes belong: the study's feedback.db, which does not exist.
-        samples: ids of the study's images; votes on others are none of its own.
+        samples: gives the ids of the study's images; votes on others are none of its own.
     Raises: UserError: naming the other file, and how to go on with or without it.
     """
     other = _pasted(own)
-    if other is None or not _has_votes(other, samples):
+    if other is None or not _has_votes(other, samples()):
         return
     place, copy = shlex.quote(str(own)), shlex.quote(str(other))
     raise UserError(

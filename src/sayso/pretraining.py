@@ -115,13 +115,15 @@ class _Folder(PretrainingSet):
         return [t for _, t in rows], [_square(self.path / f, self.image_size_px) for f, _ in rows]
 
 
-def open_pretraining(study: Study) -> PretrainingSet:
+def open_pretraining(study: Study, image_size_px: int = 0) -> PretrainingSet:
     """The study's pre-training images: "tinyworld" or a folder with a metadata.jsonl.
 
+    Args:
+        image_size_px: width and height that they are brought to; 0 = those of the study.
     Raises: UserError: if the study has none, or the folder's metadata.jsonl is missing, empty or
         wrong. A missing or damaged image raises when it is read.
     """
-    source, size = study.info.pretraining, study.info.sampler.image_size_px
+    source, size = study.info.pretraining, image_size_px or study.info.sampler.image_size_px
     if source == "tinyworld":
         return _TinyWorld(study.info.seed, size)
     if not source:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sayso.files import JsonObject, sha256
+from sayso.files import JsonObject
+from sayso.hashes import weight_hashes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,17 +31,9 @@ def computed_on(accelerator: "Accelerator") -> JsonObject:
 def loaded(folders: Iterable[Path]) -> list[JsonObject]:
     """Folder, licence and the SHA-256 of each safetensors file of every model folder."""
     return [
-        {"folder": str(folder), "licence": licence(folder), "sha256": hashes(folder)}
+        {"folder": str(folder), "licence": licence(folder), "sha256": weight_hashes(folder)}
         for folder in folders
     ]
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """File name within the folder → SHA-256, for the weights."""
-    return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*.safetensors"))
-    }
 
 
 def licence(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sayso.clip import ClipEncoder, embed_samples, resolve_clip, stacked
 from sayso.errors import UserError, unknown_name
+from sayso.identity import canonical_run
 from sayso.plugins import is_plugin, load_plugin, plugin_names
 from sayso.run import Run
 from sayso.study import Study
@@ -193,7 +194,7 @@ def _is_trainable(plugin: str) -> bool:
 
 def _fit_run(study: Study, name: str) -> Run:
     fits = [run.name for run in study.runs("fit")]
-    full_name = f"runs/{Path(name).name}"
+    full_name = canonical_run(study, name)
     if full_name not in fits:
         fixed = [p for p in plugin_names("reward") if not _is_trainable(p)]
         raise unknown_name("reward", name, [*fits, *fixed])

@@ -43,6 +43,12 @@ class Run:
         return files.read_json(self.path / "config.json")
 
     @property
+    def environment(self) -> JsonObject:
+        """What env.json says; empty if there is none."""
+        path = self.path / "env.json"
+        return files.read_json(path) if path.exists() else {}
+
+    @property
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
 
@@ -52,6 +58,24 @@ class Run:
         if not self.finished:
             raise UserError(f"{self.path} is not finished; repeat the command that made it")
         return files.read_json(self.path / "result.json")
+
+    def refuse_damaged(self) -> None:
+        """Look at what a finished run made: logs, scores, weights, as result.json lists them.
+
+        Raises: UserError: naming the first file that is gone or not what was written.
+        """
+        for name, written in self.result.get("files", {}).items():
+            path = self.path / name
+            if not path.is_file() or files.fingerprint(path) != written:
+                raise UserError(
+                    f"{self.name} is finished, but its {name} is gone or damaged; restore it, or "
+                    f"delete {self.path} and repeat the command"
+                )
+
+    def _made(self) -> list[str]:
+        """The files that the run made beside its papers."""
+        there = [*self.path.glob("*.jsonl"), *self.weights.rglob("*"), self.path / "inputs.json"]
+        return sorted(str(p.relative_to(self.path)) for p in there if p.is_file())
 
     @property
     def weights(self) -> Path:
@@ -130,7 +154,9 @@ class Run:
 
     def finish(self, result: Mapping[str, object]) -> None:
         """Write result.json: from now on the run is finished and its checkpoints are not needed."""
-        files.write_json(self.path / "result.json", result)
+        made = {name: files.fingerprint(self.path / name) for name in self._made()}
+        kept = {"files": made} if made else {}
+        files.write_json(self.path / "result.json", {**result, **kept})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.release_lock()
 
@@ -155,6 +181,8 @@ def open_run(
     run = Run(path)
     if run.finished or not main:
         continued(run.name, run.config, asked, finished=run.finished)
+        if run.finished:
+            run.refuse_damaged()
         return run
     path.mkdir(parents=True, exist_ok=True)
     run.take_lock()

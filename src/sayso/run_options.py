@@ -1,7 +1,7 @@
 """What a command asks of a run, and whether it is the run that is there."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ class Asked:
     defaults: JsonObject = field(default_factory=dict[str, Any])
     portions: frozenset[str] = frozenset()
     may_grow: frozenset[str] = frozenset()
+    canonical: Callable[[JsonObject], JsonObject] = dict
+    """Brings the names in older options to the form that this version uses."""
 
     @property
     def unlike(self) -> frozenset[str]:
@@ -65,7 +67,8 @@ def continued(name: str, old: JsonObject, asked: Asked, *, finished: bool) -> Js
             as finished all the same.
     Raises: UserError: naming the options that differ, or those that are no more.
     """
-    before, now = _flat(_filled(old, asked.defaults)), _flat(asked.options)
+    old = _filled(asked.canonical(old), asked.defaults)
+    before, now = _flat(old), _flat(asked.options)
     changed = [
         f"{k} {_shown(before, k)} → {_shown(now, k)}"
         for k in now

@@ -5,12 +5,13 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sayso import files
 from sayso.errors import UserError, unknown_name
+from sayso.identity import canonical_options, canonical_run, stored_model
 from sayso.records import from_row
 from sayso.run import Run, open_run
 from sayso.run_options import asked
@@ -114,15 +115,25 @@ class Study:
     # samples
 
     def samples(self, model: str | None = None) -> list[Sample]:
-        """The generated images' records, oldest first; of one model if named."""
+        """The records of all generated images, or of the model as it is now, oldest first.
+
+        Args:
+            model: its canonical name; images of an earlier model of that name are left out.
+        Raises: UserError: if the model is a run that is not finished.
+        """
+        if model is not None:
+            from sayso.generations import Generations
+
+            return Generations(self).of(model)
         rows = files.read_lines(self.path / "samples.jsonl")
-        samples = [self._sample(row, n) for n, row in enumerate(rows, 1)]
-        return [s for s in samples if model is None or s.model == model]
+        return [self._sample(row, n) for n, row in enumerate(rows, 1)]
 
     def _sample(self, row: files.JsonObject, number: int) -> Sample:
         where = f"{self.path / 'samples.jsonl'} line {number}"
         sampler = from_row(Sampler, row.get("sampler"), where)
-        return from_row(Sample, row | {"sampler": sampler}, where)
+        sample = from_row(Sample, row | {"sampler": sampler}, where)
+        model = stored_model(self, sample.model)
+        return sample if model == sample.model else replace(sample, model=model)
 
     def add_samples(
         self,
@@ -211,7 +222,7 @@ class Study:
             return Feedback(self.info.feedback_url)
         own = self.path / "feedback.db"
         if not own.exists():
-            refuse_misplaced(own, {sample.id for sample in self.samples()})
+            refuse_misplaced(own, lambda: {sample.id for sample in self.samples()})
         return Feedback(own)
 
     def use_database(self, url: str) -> None:
@@ -254,7 +265,8 @@ class Study:
             options: a plug-in, whose fields are options too.
         """
         path, seed = self._run_path(stage, name), self.info.seed
-        return open_run(path, asked(config, options), seed, inputs=inputs, main=main)
+        wanted = replace(asked(config, options), canonical=partial(canonical_options, self))
+        return open_run(path, wanted, seed, inputs=inputs, main=main)
 
     def _run_path(self, stage: str, name: str) -> Path:
         return self.path / "runs" / (f"{stage}-{name}" if name else stage)
@@ -274,7 +286,7 @@ class Study:
 
         Raises: UserError: if there is none (the nearest is named).
         """
-        path = self.path / "runs" / Path(name).name
+        path = self.path / canonical_run(self, name)
         if not (path / "config.json").exists():
             known = [run.path.name for run in self.runs()]
             if known:

@@ -15,7 +15,7 @@ from sayso import checkpoint, files
 from sayso.aligner import Aligner, Batch, Context
 from sayso.errors import UserError
 from sayso.policy import Policy
-from sayso.progress import progress
+from sayso.progress import console, progress
 from sayso.run import Run
 from sayso.train_options import TrainOptions
 
@@ -96,6 +96,12 @@ class _Loop:
         if state is None:
             return
         self.step = state["step"]
+        logged = {row["step"] for row in self.run.history()}
+        if missing := self.step - len(logged & set(range(1, self.step + 1))):
+            console.print(
+                f"log.jsonl of {self.run.name} lacks {missing} of the {self.step} steps so far; "
+                "the weights are whole"
+            )
         if state.get("inputs", self.run.inputs_hash) != self.run.inputs_hash:
             raise UserError(
                 f"inputs.json of {self.run.name} is not what its checkpoints learned from; restore "

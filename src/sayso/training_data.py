@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from sayso import files
 from sayso.errors import UserError
-from sayso.finite import refuse_not_finite
+from sayso.finite import number_format, refuse_not_finite
+from sayso.identity import base_identity
 from sayso.policy import Cond, Policy
 from sayso.pretraining import open_pretraining
 from sayso.study import Study
@@ -129,6 +131,8 @@ def pretraining_rows(
 ) -> tuple[Float[Tensor, "n c h w"], list[str]]:
     """Latents and captions of the first `n` pre-training images; encoded once, kept in the cache.
 
+    They are kept by the contents of images and captions, the base model's, and the number format.
+
     Args:
         study: names the images and the size.
         policy: its autoencoder encodes them.
@@ -137,16 +141,28 @@ def pretraining_rows(
     Raises: UserError: if the study has no usable pre-training images, or their latents are not
         finite.
     """
-    info = study.info
-    key = digest([info.base_model, info.pretraining, info.seed, info.sampler.image_size_px, n])
-    path = study.cache / f"pretraining-{key}.safetensors"
-    if not path.exists():
-        captions, images = open_pretraining(study).train(n)
-        with precision or nullcontext():
-            latents = _encode_images(policy, images)
-        files.write_bytes(path, save({"latents": latents}, {"captions": json.dumps(captions)}))
-    with safe_open(path, framework="pt") as cached:
-        return cached.get_tensor("latents"), json.loads(cached.metadata()["captions"])
+    natural = open_pretraining(study)
+    with precision or nullcontext():
+        computed = [number_format(policy.device), policy.device.type, base_identity(study)]
+        key = digest([natural.train_identity(n), *computed])
+        path = study.cache / f"pretraining-{key}.safetensors"
+        kept = _read_kept(path)
+        if kept is None:
+            captions, images = natural.train(n)
+            kept = _encode_images(policy, images), captions
+            note = {"captions": json.dumps(captions)}
+            files.write_bytes(path, save({"latents": kept[0]}, note))
+    return kept
+
+
+def _read_kept(path: Path) -> tuple[Tensor, list[str]] | None:
+    """Latents and captions of the cache; None if there are none, or none that can be used."""
+    try:
+        with safe_open(path, framework="pt") as kept:
+            latents, captions = kept.get_tensor("latents"), kept.metadata()["captions"]
+    except (FileNotFoundError, SafetensorError):
+        return None
+    return (latents, json.loads(captions)) if latents.isfinite().all() else None
 
 
 def _encode_images(policy: Policy, images: Sequence[Any]) -> Float[Tensor, "n c h w"]:

@@ -58,9 +58,10 @@ class Sampler:
 class Sample:
     """One generated image and its record.
 
-    `model` is "base" or a run such as "runs/align-rwr". `path` is relative to the study.
-    `latents` names the safetensors shard (relative to the study) that keeps the final latents
-    under the sample's id.
+    `model` is "base" or a run such as "runs/align-rwr", `model_identity` a digest of what stood
+    behind that name when the image was drawn; "" if it was not recorded. `path` is relative to the
+    study. `latents` names the safetensors shard (relative to the study) that keeps the final
+    latents under the sample's id.
     """
 
     id: str
@@ -70,12 +71,16 @@ class Sample:
     sampler: Sampler
     path: str
     latents: str
+    model_identity: str = ""
 
 
-def sample_id(prompt_id: str, model: str, seed: int, sampler: Sampler) -> str:
+def sample_id(
+    prompt_id: str, model: str, seed: int, sampler: Sampler, model_identity: str = ""
+) -> str:
     """The id of a sample: a hash of all that determines its pixels, so repeating finds it again."""
     fields = [getattr(sampler, name) for name in Sampler.__slots__]
-    return digest([prompt_id, model, seed, fields])
+    recorded = [model_identity] if model_identity else []
+    return digest([prompt_id, model, seed, fields, *recorded])
 
 
 @dataclass(frozen=True, slots=True)

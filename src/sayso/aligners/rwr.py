@@ -182,7 +182,7 @@ def _weight(kind: str, mark: Tensor, reward: Tensor) -> Tensor:
 
 def _check_weights(weight: Tensor) -> None:
     if not len(weight):
-        raise UserError("no image takes part: rate some, or use the unrated ones too (--unrated)")
+        raise UserError("no image takes part: rate some, or leave out --no-unrated")
     if not weight.isfinite().all():
         raise UserError("a reward is not finite; look at the reward's weights and fit it again")
     if (weight < 0).any():

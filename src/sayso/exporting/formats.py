@@ -1,6 +1,5 @@
 """What an export format must offer, what it may ask for, and how one is found by name."""
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sayso.errors import UserError
+from sayso.extras import need
 from sayso.plugins import load_plugin
 from sayso.types import Question
 
@@ -71,7 +71,4 @@ def load_format(name: str) -> type[ExportFormat]:
 
 def need_pyarrow() -> None:
     """Raises: UserError: if the package that reads and writes tables is missing."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(
-            "tables need one more package; install it with: pip install 'sayso[export]'"
-        )
+    need("export", "export")

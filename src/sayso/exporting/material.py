@@ -11,6 +11,7 @@ from sayso.exporting.formats import ExportOptions
 from sayso.exporting.labels import Count, count_labels
 from sayso.exporting.pairs import Pair, compared, count_sets, from_ratings
 from sayso.exporting.snapshot import Pseudonyms, read_votes, write_votes
+from sayso.generations import Generations
 from sayso.study import Study
 from sayso.types import Prompt, Sample
 
@@ -39,7 +40,8 @@ class Material:
         self.prompts = {p.id: p for p in study.prompts()}
         self.left_out: dict[str, int] = {}
         """What the format cannot hold: reason → votes or images."""
-        self._all_samples = {s.id: s for s in study.samples()}
+        self._generations = Generations(study)
+        self._all_samples = self._generations.by_id
         stream = study.feedback.stream(simulated)
         key = Pseudonyms(study.export_key())
         write_votes(votes, stream, self._all_samples, self.prompts, key)
@@ -92,8 +94,9 @@ class Material:
         return "train" if prompt.split == "train" else "test"
 
     def model_name(self, sample: Sample) -> str:
-        """The model that drew an image; the base model by its own name."""
-        return self.base_model if sample.model == "base" else sample.model
+        """The model that drew an image, an earlier one of its name so; the base by its own name."""
+        label = self._generations.label(sample)
+        return self.base_model + label.removeprefix("base") if sample.model == "base" else label
 
     @property
     def base_model(self) -> str:

@@ -24,7 +24,7 @@ IMAGES = with_features(pa.schema([
     ("base_model", pa.string()), ("revision", pa.string()), ("seed", pa.int64()),
     ("num_inference_steps", pa.int64()), ("guidance_scale", pa.float64()), ("eta", pa.float64()),
     ("image_size_px", pa.int64()), ("negative_prompt", pa.string()),
-    ("width", pa.int64()), ("height", pa.int64()),
+    ("width", pa.int64()), ("height", pa.int64()), ("model_identity", pa.string()),
 ]))  # fmt: skip
 
 
@@ -77,6 +77,7 @@ def _image_row(material: Material, sample: Sample, content: bytes) -> dict[str, 
         **asdict(sample.sampler),
         "width": width,
         "height": height,
+        "model_identity": sample.model_identity,
     }
 
 

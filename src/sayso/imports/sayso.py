@@ -34,7 +34,7 @@ class Sayso(TableImport):
             "model", "base_model", "revision", "seed", "num_inference_steps", "guidance_scale",
             "eta", "image_size_px", "negative_prompt", "width", "height",
         )
-    }  # fmt: skip
+    } | {"model_identity": Column("any")}  # fmt: skip
 
     def entries(self, path: Path, context: Context) -> Iterator[Entry]:
         if not path.is_dir():
@@ -54,7 +54,10 @@ class Sayso(TableImport):
         )
         sampler = Sampler(**{name: row[name] for name in Sampler.__slots__})
         path = context.study.image_path(row["sample_id"])
-        sample = Sample(row["sample_id"], prompt.id, row["model"], row["seed"], sampler, path, "")
+        sample = Sample(
+            row["sample_id"], prompt.id, row["model"], row["seed"], sampler, path, "",
+            row.get("model_identity") or "",
+        )  # fmt: skip
         content = row["image"]["bytes"]
         decode(where, content)
         return Entry((prompt,), (Picture(sample, content),))

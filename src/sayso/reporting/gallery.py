@@ -72,7 +72,10 @@ def cards(
     """
     by_id = {row["id"]: row for row in scores}
     order = [role for role in ("base", "aligned", "best_of_n") if role in models]
-    drawn = {role: _by_prompt(study.samples(models[role]), by_id) for role in order}
+    samples = study.samples()
+    drawn = {
+        role: _by_prompt((s for s in samples if s.model == models[role]), by_id) for role in order
+    }
     shown = [p for p in study.prompts("test") if all(p.id in d for d in drawn.values())]
     return [
         Card(prompt, _rows(study, prompt, drawn, by_id, columns))

@@ -1,5 +1,6 @@
 """What a study holds for its report, and what is missing and how to make it."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from sayso.errors import UserError
-from sayso.files import JsonObject, read_json, read_lines
+from sayso.files import JsonObject, read_lines
+from sayso.generations import Generations
 from sayso.run import Run
 from sayso.study import Study
 from sayso.types import Comparison, Rating
@@ -29,22 +31,28 @@ class Material:
     def runs(self) -> list[Run]:
         """Every run, in the order in which they were started."""
         return sorted(
-            self.study.runs(), key=lambda run: (environment(run).get("started_at", 0), run.name)
+            self.study.runs(), key=lambda run: (run.environment.get("started_at", 0), run.name)
         )
 
     @cached_property
     def evaluate_run(self) -> Run | None:
-        """The evaluation that the report tells of.
+        """The evaluation that the report tells of: the newest whose models are still the same.
 
-        Raises: UserError: if the one asked for is not there or not finished.
+        Raises: UserError: if the one asked for is not there, not finished, or of earlier models.
         """
         if self.evaluation:
             run = self.study.find_run(self.evaluation)
             _ = run.result
             if not run.path.name.startswith("evaluate"):
                 raise UserError(f"{run.name} is no run of evaluate; name one, such as evaluate-rwr")
+            if changed := self.generations.changed_since(run):
+                raise UserError(
+                    f"{run.name} measured an earlier {' and '.join(changed)} than there is now; "
+                    "evaluate again, or name another evaluation"
+                )
             return run
-        return self._newest("evaluate")
+        found = [r for r in self._finished("evaluate") if not self.generations.changed_since(r)]
+        return found[-1] if found else None
 
     @cached_property
     def align_run(self) -> Run | None:
@@ -56,8 +64,15 @@ class Material:
         """The run that made the reward of the evaluation; without one, the newest."""
         return self._of_evaluation("reward") or self._newest("fit")
 
+    @cached_property
+    def generations(self) -> Generations:
+        return Generations(self.study)
+
+    def _finished(self, stage: str) -> list[Run]:
+        return [r for r in self.runs if r.path.name.split("-")[0] == stage and r.finished]
+
     def _newest(self, stage: str) -> Run | None:
-        own = [r for r in self.runs if r.path.name.split("-")[0] == stage and r.finished]
+        own = self._finished(stage)
         return own[-1] if own else None
 
     def _of_evaluation(self, field: str) -> Run | None:
@@ -145,11 +160,8 @@ class Material:
     @cached_property
     def images(self) -> dict[str, int]:
         """How many images were drawn, by model; a selection draws none of its own."""
-        counts: dict[str, int] = {}
-        for sample in self.study.samples():
-            if "@" not in sample.model:
-                counts[sample.model] = counts.get(sample.model, 0) + 1
-        return counts
+        samples = [s for s in self.generations.samples if "@" not in s.model]
+        return dict(Counter(map(self.generations.label, samples)))
 
     @cached_property
     def seconds(self) -> dict[str, float]:
@@ -178,6 +190,14 @@ class Material:
             total += sum(gap for gap in gaps if gap <= gap_s)
         return total
 
+    @property
+    def _not_evaluated(self) -> str:
+        runs = self._finished("evaluate")
+        if not runs:
+            return "Not evaluated yet"
+        changed = " and ".join(self.generations.changed_since(runs[-1]))
+        return f"{runs[-1].name} measured an earlier {changed} than there is now"
+
     @cached_property
     def missing(self) -> dict[str, str]:
         """Part of the report → what is not there yet and the command that makes it."""
@@ -194,7 +214,7 @@ class Material:
             "align": (self.align_run is None, f"No model tuned yet: sayso align {path}"),
             "evaluate": (
                 self.evaluate_run is None,
-                f"Not evaluated yet: sayso evaluate {path} --model {model}",
+                f"{self._not_evaluated}: sayso evaluate {path} --model {model}",
             ),
             "agreement": (
                 self._voted_twice and not self.agreement,
@@ -211,12 +231,6 @@ class Material:
             ),
         }
         return {part: text for part, (absent, text) in lacks.items() if absent}
-
-
-def environment(run: Run) -> JsonObject:
-    """A run's env.json; empty if it has none."""
-    path = run.path / "env.json"
-    return read_json(path) if path.exists() else {}
 
 
 def number(value: Any) -> int | float | None:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from sayso.files import JsonObject
 from sayso.reporting import charts, curves, gallery, words
-from sayso.reporting.material import Material, environment
+from sayso.reporting.material import Material
 from sayso.reporting.raters import raters_part
 from sayso.reporting.standings import standings_part
 from sayso.reporting.summary import GROUPS, comparison
@@ -168,7 +168,7 @@ def _stages(material: Material) -> list[dict[str, Any]]:
 
 def _provenance(material: Material) -> dict[str, Any]:
     """Commit, versions and machine, as the runs recorded them, and of the report itself."""
-    records = [environment(run) for run in material.runs]
+    records = [run.environment for run in material.runs]
     commits = sorted({str(r["commit"]) for r in records if r.get("commit")})
     packages: dict[str, set[str]] = {}
     for record in records:

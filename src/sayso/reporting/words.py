@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from sayso.identity import chosen_from
 from sayso.reporting.material import Material
 
 PAPER_COMPARISONS: dict[tuple[str, str], dict[str, str]] = {
@@ -106,7 +107,8 @@ def method(result: dict[str, Any], number: str) -> str:
 def best_of(material: Material) -> str:
     """How the selection is called on the page: "best of 16"."""
     model = material.models.get("best_of_n", "")
-    return f"best of {model.rpartition('-')[2]}" if model else "best of n"
+    made = chosen_from(model)
+    return f"best of {made[1]}" if made else "best of n"
 
 
 def model_names(material: Material) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from sayso.errors import UserError
+from sayso.generations import Generations
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import Study
@@ -14,6 +15,7 @@ from sayso.types import QUESTIONS, Comparison, Prompt, Rating, Sample
 from sayso.votes.ballots import fingerprint
 from sayso.votes.counted import GOLD, is_for
 from sayso.votes.labels import METHODS, judgements
+from sayso.votes.rater_print import show
 from sayso.votes.rater_report import (
     Section,
     comparison_sections,
@@ -82,18 +84,9 @@ def agreement(study: Study, config: AgreementConfig | None = None) -> Run:
         raise UserError(
             f"{run.name} tells of other votes than there are now; choose another --name, or none"
         )
-    _show(run)
+    show(run.result)
     console.print(f"{run.name}/result.json holds all of it; docs/agreement.md explains it")
     return run
-
-
-def _show(run: Run) -> None:
-    try:
-        from sayso.votes.rater_print import show
-    except ModuleNotFoundError:
-        console.print("the tables need one more package: pip install rich")
-    else:
-        show(run.result)
 
 
 def plan(study: Study, config: AgreementConfig) -> dict[str, object]:
@@ -117,9 +110,10 @@ def _gather(study: Study, config: AgreementConfig) -> _Votes:
         ratings, comparisons = store.ratings(kinds[kind]), store.comparisons(kinds[kind])
         if ratings or comparisons:
             left_out = store.left_out(kinds[kind])
-            samples = {sample.id: sample for sample in study.samples()}
+            generations = Generations(study)
+            comparisons = list(generations.labelled(comparisons))
             prompts = {prompt.id: prompt for prompt in study.prompts()}
-            return _Votes(kind, ratings, comparisons, left_out, samples, prompts)
+            return _Votes(kind, ratings, comparisons, left_out, generations.by_id, prompts)
     who = {"people": "people", "simulated": "simulated raters"}.get(config.raters, "anybody")
     raise UserError(f"there are no votes by {who} yet; collect some with: sayso rate {study.path}")
 

@@ -11,8 +11,10 @@ from sayso.devices import (
     main_process_first,
     make_accelerator,
 )
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
 from sayso.files import JsonObject
+from sayso.generations import say
+from sayso.identity import canonical_config, weights_identity
 from sayso.inputs import (
     fitted_to,
     refuse_changed,
@@ -71,6 +73,7 @@ class AlignConfig(TrainOptions):
 
     def check(self) -> None:
         super().check()
+        check_seed(self.seed)
         if self.labels != "auto":
             check_method(self.labels)
         if self.raters not in ("auto", *RATERS):
@@ -82,7 +85,8 @@ class AlignConfig(TrainOptions):
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     """What would be done: rows, images a step, passes over the data."""
-    own = len(_own_images(study, config).samples)
+    config.check()
+    own = len(_own_images(study, canonical_config(study, config)).samples)
     seen = config.max_steps * config.batch_size
     return {
         "own images": own,
@@ -107,7 +111,9 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     from sayso.aligner import load_aligner
 
     config.check()
+    config = canonical_config(study, config)
     aligner = aligner or load_aligner(config.aligner)()
+    say(study, [config.model])
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     begun = study.begun("align", name)
     config = _with_labels(study, config, aligner, begun)
@@ -208,7 +214,8 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> N
     with enough_memory("--micro-batch-size", config.micro_batch(accelerator.num_processes)):
         result = train(policy, aligner, context, config, run, accelerator)
     if accelerator.is_main_process:
-        run.finish(result | _facts(rows, policy))
+        identity = {"identity": weights_identity(study, run)}
+        run.finish(result | _facts(rows, policy) | identity)
 
 
 def _note_environment(

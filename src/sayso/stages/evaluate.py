@@ -1,19 +1,21 @@
 """Stage `evaluate`: the tuned model against its base, on prompts that training never used."""
 
 import json
-import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sayso import files
 from sayso.errors import UserError
+from sayso.generations import IDENTITY, Generations, own_name, say
+from sayso.identity import IMPORTED, canonical_config, chosen_from, reward_identity
 from sayso.progress import console
 from sayso.run import Run
 from sayso.study import PromptChoice, Study
-from sayso.types import Prompt, Sample
+from sayso.types import Comparison, Prompt, Sample, Sampler, digest
 
 if TYPE_CHECKING:
     from sayso.evaluation import Scored
@@ -40,11 +42,22 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Material:
-    """What is measured: role → model, and each model's images on the test prompts."""
+    """What is measured: role → model, each model's images on the test prompts, and for fidelity.
+
+    All of them were drawn with one sampler, but for imported ones. `identities` has what stands
+    behind the names, of each role and of the reward.
+    """
 
     models: dict[str, str]
     samples: dict[str, list[Sample]]
+    for_fidelity: dict[str, list[Sample]]
     prompts: dict[str, Prompt]
+    generations: Generations
+    identities: dict[str, str]
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.samples["base"][0].sampler
 
 
 def evaluate(study: Study, config: EvaluateConfig) -> Run:
@@ -56,15 +69,15 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
     Raises: UserError: if the model or its images are missing, no seed is shared with the base, or
         the judge does not know the prompts.
     """
+    config = canonical_config(study, config)
     material = _gather(study, config)
     judge = _judge_name(study, config, material)
-    if config.reward:
-        _find_reward(study, config.reward)
-    run = study.run("evaluate", config.name or Path(config.model).name, config)
+    run = study.run("evaluate", _own_name(study, config, material), config)
     if run.finished:
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run
-    _note_environment(study, config, judge, run)
+    say(study, material.models.values())
+    _note_environment(study, config, material, judge, run)
     started = time.perf_counter()
     rows = _score(study, config, material, judge)
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
@@ -74,7 +87,17 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
     return run
 
 
-def _note_environment(study: Study, config: EvaluateConfig, judge: str, run: Run) -> None:
+def _own_name(study: Study, config: EvaluateConfig, material: _Material) -> str:
+    default = Path(config.model).name
+    there = study.path / "runs" / f"evaluate-{config.name or default}" / "result.json"
+    same = there.exists() and not material.generations.changed_since(Run(there.parent))
+    identity = digest(material.identities)
+    return own_name(study, "evaluate", config.name, default, identity, unrecorded=same)
+
+
+def _note_environment(
+    study: Study, config: EvaluateConfig, material: _Material, judge: str, run: Run
+) -> None:
     from sayso.devices import make_accelerator
     from sayso.provenance import computed_on, loaded
     from sayso.reward import reward_folders
@@ -82,11 +105,13 @@ def _note_environment(study: Study, config: EvaluateConfig, judge: str, run: Run
 
     rewards = reward_folders(study, config.reward) if config.reward else []
     folders = [*rewards, *([paths().judge] if judge else [])]
-    run.add_environment({**computed_on(make_accelerator("no")), "loaded": loaded(folders)})
+    facts = {IDENTITY: digest(material.identities), "loaded": loaded(folders)}
+    run.add_environment({**computed_on(make_accelerator("no")), **facts})
 
 
 def plan(study: Study, config: EvaluateConfig) -> dict[str, object]:
     """How many images of each model are measured."""
+    config = canonical_config(study, config)
     material = _gather(study, config)
     judge = _judge_name(study, config, material) or "ratings of people"
     counts = {f"images of {model}": len(found) for model, found in material.samples.items()}
@@ -103,10 +128,10 @@ def _gather(study: Study, config: EvaluateConfig) -> _Material:
     if config.model == "base" or "@" in config.model:
         raise UserError(f"--model {config.model} is not a tuned model; give a run of align")
     study.find_run(config.model)
-    by_model: dict[str, list[Sample]] = {}
-    for sample in study.samples():
-        if sample.prompt_id in prompts:
-            by_model.setdefault(sample.model, []).append(sample)
+    generations = Generations(study)
+    generations.now(config.model)
+    present = [s for s in generations.samples if generations.is_present(s)]
+    by_model = _by_model(present, prompts)
     models = {
         "base": "base",
         "best_of_n": _best_of(config, list(by_model)),
@@ -119,30 +144,64 @@ def _gather(study: Study, config: EvaluateConfig) -> _Material:
                 f"there are no images of {model} for {config.prompts} prompts; draw some with: "
                 f"sayso generate {study.path} --model {model} --prompts {config.prompts}"
             )
-    samples = {model: _one_sampler(by_model[model], model) for model in models.values()}
-    _refuse_unpaired(samples["base"], samples[config.model], config.model)
-    return _Material(models, samples, prompts)
+    fidelity = {p.id for p in study.prompts("fidelity")}
+    drawn = _by_model((s for s in present if s.model in ("base", config.model)), fidelity)
+    _refuse_samplers({model: by_model[model] for model in models.values()}, config.prompts, drawn)
+    _refuse_unpaired(by_model["base"], by_model[config.model], config.model)
+    identities = {role: generations.now(model) for role, model in models.items()}
+    if config.reward:
+        _find_reward(study, config.reward)
+        identities["reward"] = reward_identity(study, config.reward)
+    samples = {model: by_model[model] for model in models.values()}
+    return _Material(models, samples, drawn, prompts, generations, identities)
 
 
-def _best_of(config: EvaluateConfig, models: Sequence[str]) -> str:
-    """The selection asked for, or the one with the largest n, or ""."""
-    sizes = {m: int(found[1]) for m in models if (found := re.fullmatch(r"base@best-of-(\d+)", m))}
-    return config.best_of or max(sizes, key=lambda m: sizes[m], default="")
+def _by_model(samples: Iterable[Sample], prompts: Container[str]) -> dict[str, list[Sample]]:
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.prompt_id in prompts:
+            found.setdefault(sample.model, []).append(sample)
+    return found
 
 
-def _one_sampler(samples: Sequence[Sample], model: str) -> list[Sample]:
-    kinds = {s.sampler for s in samples}
-    if len(kinds) > 1:
-        raise UserError(
-            f"the images of {model} were drawn with {len(kinds)} different samplers; an evaluation "
-            "needs one: use a study for each"
-        )
-    return list(samples)
+def _best_of(config: EvaluateConfig, models: Iterable[str]) -> str:
+    """The selection asked for, or the one of the base with the largest n, or "".
+
+    Raises: UserError: if several have the largest n.
+    """
+    chosen = {m: made for m in models if (made := chosen_from(m)) and made[0] == "base"}
+    largest = [m for m, (_, n) in chosen.items() if n == max(n for _, n in chosen.values())]
+    if not config.best_of and len(largest) > 1:
+        raise UserError(f"there are {' and '.join(sorted(largest))}; name one with --best-of")
+    return config.best_of or next(iter(largest), "")
+
+
+def _refuse_samplers(
+    on_test: Mapping[str, Sequence[Sample]],
+    which: str,
+    for_fidelity: Mapping[str, Sequence[Sample]],
+) -> None:
+    """Refuse more than one sampler: a difference could be its own and not the models'."""
+    parts = {f"{model} for {which} prompts": part for model, part in on_test.items()}
+    parts |= {f"{model} for fidelity prompts": part for model, part in for_fidelity.items()}
+    for name, part in parts.items():
+        kinds = {s.sampler for s in part}
+        if len(kinds) > 1:
+            raise UserError(
+                f"the images of {name} were drawn with {len(kinds)} different samplers; an "
+                "evaluation needs one: use a study for each, or delete the lines of the others in "
+                "samples.jsonl"
+            )
+    first, *others = parts
+    for name in others:
+        if parts[name][0].sampler != parts[first][0].sampler:
+            raise UserError(
+                f"the images of {first} and of {name} were drawn with different samplers; draw "
+                "them alike"
+            )
 
 
 def _refuse_unpaired(base: Sequence[Sample], aligned: Sequence[Sample], model: str) -> None:
-    if base[0].sampler != aligned[0].sampler:
-        raise UserError(f"base and {model} were drawn with different samplers; draw them alike")
     if not {(s.prompt_id, s.seed) for s in base} & {(s.prompt_id, s.seed) for s in aligned}:
         raise UserError(f"base and {model} share no prompt and seed; draw the same prompts of both")
 
@@ -200,17 +259,18 @@ def _result(
     change = evaluation.paired(by_role["base"], by_role["aligned"])
     return {
         "models": material.models,
+        "identities": material.identities,
         "judge": judge or "ratings of people",
         "prompts": len({row.prompt_id for row in by_role["base"]}),
         "images": {role: len(part) for role, part in by_role.items()},
-        "sampler": asdict(material.samples["base"][0].sampler),
+        "sampler": asdict(material.sampler),
         "alignment": {role: evaluation.shares(part) for role, part in by_role.items()},
         "paired": change,
         "methods": evaluation.METHODS,
         "scores": scores,
         "optimisation": evaluation.optimisation(scores, change),
         "reward_quality": evaluation.reward_quality(drawn, _is_probability(rows)),
-        "fidelity": fidelity(study, config.model),
+        "fidelity": fidelity(study, config.model, material.for_fidelity, material.sampler),
         **_compared(study, material),
     }
 
@@ -225,11 +285,31 @@ def _compared(study: Study, material: _Material) -> dict[str, Any]:
     seed, prompts = study.info.seed, set(material.prompts)
     counted = [v for v in study.feedback.comparisons() if is_for(v, "ballot")]
     votes = [v for v in counted if v.prompt_id in prompts]
+    reasons = [_unfit(material, vote) for vote in votes]
+    left_out = Counter(reason for reason in reasons if reason)
+    votes = [v for v, reason in zip(votes, reasons, strict=True) if not reason]
+    votes = list(material.generations.labelled(votes))
+    for reason, n in left_out.items():
+        console.print(f"{n} comparisons are left out, of {reason}", highlight=False)
     return {
+        "comparisons_left_out": dict(left_out),
         "comparisons": side_by_side(votes, set(material.models.values()), prompts, seed),
         "bradley_terry": standings(votes, seed),
         "balance": balance(votes, seed),
     }
+
+
+def _unfit(material: _Material, vote: Comparison) -> str:
+    """Why a comparison says nothing of the models as they are now and as they were drawn; or ""."""
+    generations = material.generations
+    found = [generations.by_id.get(i) for i in (*vote.left_ids, *vote.right_ids)]
+    samples = [sample for sample in found if sample]
+    if len(samples) < len(found):
+        return "images without a record"
+    if not all(map(generations.is_present, samples)):
+        return "images of earlier models"
+    drawn = {s.sampler for s in samples if not s.model.startswith(IMPORTED)}
+    return "" if drawn <= {material.sampler} else "images drawn with another sampler"
 
 
 def _is_probability(rows: "Sequence[Scored]") -> bool:

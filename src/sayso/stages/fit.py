@@ -12,6 +12,7 @@ from numpy import ndarray
 from sayso.errors import UserError
 from sayso.feedback import Label, check_feedback
 from sayso.files import JsonObject
+from sayso.identity import canonical_config, fitted_identity
 from sayso.inputs import refuse_changed, samples_by_id, source_of_clip, source_of_plugin
 from sayso.progress import console
 from sayso.run import Run
@@ -76,7 +77,7 @@ def fit(
     from sayso.provenance import computed_on, loaded
     from sayso.reward import load_trainable_reward
 
-    config = config or FitConfig()
+    config = canonical_config(study, config or FitConfig())
     reward = reward or load_trainable_reward(config.reward)()
     begun = study.begun("fit", _run_name(config))
     known = begun and (begun.finished or begun.inputs)
@@ -107,6 +108,7 @@ def _learn(study: Study, config: FitConfig, reward: "TrainableReward", run: Run)
     run.finish({
         **_counts(data, heldout), "labels": config.labels, **measured, **facts,
         "seconds": time.perf_counter() - started,
+        "identity": fitted_identity(study, run),
     })  # fmt: skip
     _say(run)
 

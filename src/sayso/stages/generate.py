@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sayso import files
@@ -14,10 +14,21 @@ from sayso.devices import (
     make_accelerator,
 )
 from sayso.errors import UserError
+from sayso.generations import IDENTITY, Generations, own_name, say
+from sayso.identity import (
+    NotHereError,
+    Selection,
+    canonical_config,
+    canonical_options,
+    model_identity,
+    parse_selection,
+    reward_name,
+)
 from sayso.progress import console, progress
 from sayso.prompts import images_per_prompt
 from sayso.run import Run
 from sayso.samplers import checked
+from sayso.stored import refuse_damaged
 from sayso.study import PromptChoice, Study
 from sayso.types import Prompt, Sample, Sampler, digest, sample_id
 
@@ -46,7 +57,7 @@ class GenerateConfig:
     prompts says, such as the paper's 60, 30 or 6 by group."""
     best_of: int = 0
     """Draw this many per prompt and keep the best `per_prompt` by reward, as the images of the
-    model <model>@best-of-<n>; 0 = off."""
+    model <model>@best-<per_prompt>-of-<n>-by-<reward>, for short <model>@best-of-<n>; 0 = off."""
     reward: str = ""
     """The reward that picks the best: a run of fit such as runs/fit-clip_head."""
     name: str = ""
@@ -94,12 +105,15 @@ class GenerateConfig:
     @property
     def drawn_model(self) -> str:
         """The model under whose name the images are kept."""
-        return f"{self.model}@best-of-{self.best_of}" if self.best_of else self.model
+        if not self.best_of:
+            return self.model
+        return Selection(self.model, self.per_prompt, self.best_of, reward_name(self.reward)).name
 
 
 def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
     """What would be done: images, those there already, network evaluations, disk."""
-    drawings = _drawings(study, config)
+    config = canonical_config(study, config)
+    drawings = _drawings(study, config, Generations(study).now(config.model))
     missing = sum(len(batch) for batch in _missing(study, config, drawings))
     sampler = config.sampler(study)
     return {
@@ -122,18 +136,25 @@ def generate(study: Study, config: GenerateConfig) -> Run:
         or reward is unknown, or an option is out of range.
     """
     config.check()
-    drawings = _drawings(study, config)
+    config = canonical_config(study, config)
+    if before := _chosen_before(study, config):
+        console.print(f"{before.name} is finished")
+        return before
+    drawings = _drawings(study, config, _identity(study, config.model))
     batches = _missing(study, config, drawings)
+    refuse_damaged(study, _there(study, config, drawings))
     # loaded before the run is opened: what the model refuses must leave no run behind
     drawer = _load(study, config, batches) if batches else None
+    identity = _identity(study, config.drawn_model)
     with main_process_first():
-        name = config.name or _run_name(config)
+        name = _own_name(study, config, identity, complete=not batches)
         run = study.run("generate", name, config, main=is_main_process())
-    if run.finished:
+    if run.finished and not batches:
         console.print(f"{run.name} is finished")
         return run
     if is_main_process():
-        _note_environment(study, config, run, drew=bool(drawer))
+        say(study, [config.model])
+        _note_environment(study, config, run, identity, drew=bool(drawer))
     started = time.perf_counter()
     drawn = sum(map(len, batches))
     if drawer:
@@ -141,7 +162,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     if not is_main_process():
         return run
     drawing_s = time.perf_counter() - started
-    kept = _keep_best(study, config, drawings) if config.best_of else len(drawings)
+    kept = _keep_best(study, config, drawings, identity) if config.best_of else len(drawings)
     run.finish({
         "n": kept, "drawn": drawn, "seconds": time.perf_counter() - started,
         "images_per_s": drawn / drawing_s,
@@ -149,7 +170,21 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     return run
 
 
-def _note_environment(study: Study, config: GenerateConfig, run: Run, *, drew: bool) -> None:
+def _identity(study: Study, model: str) -> str:
+    """The identity of the model, whose base is fetched if it is not on this machine."""
+    try:
+        return model_identity(study, model)
+    except NotHereError:
+        from sayso.models import model_folders
+
+        selection = parse_selection(model)
+        model_folders(study, selection.model if selection else model)
+        return model_identity(study, model)
+
+
+def _note_environment(
+    study: Study, config: GenerateConfig, run: Run, identity: str, *, drew: bool
+) -> None:
     from sayso.models import model_folders
     from sayso.provenance import computed_on, loaded
     from sayso.reward import reward_folders
@@ -157,15 +192,34 @@ def _note_environment(study: Study, config: GenerateConfig, run: Run, *, drew: b
     folders = model_folders(study, config.model) if drew else []
     rewards = reward_folders(study, config.reward) if config.best_of else []
     device = computed_on(make_accelerator(config.mixed_precision))
-    run.add_environment({**device, "loaded": loaded([*folders, *rewards])})
+    facts = {**device, IDENTITY: identity, "loaded": loaded([*folders, *rewards])}
+    run.add_environment(facts)
 
 
-def _run_name(config: GenerateConfig) -> str:
+def _chosen_before(study: Study, config: GenerateConfig) -> Run | None:
+    """The finished run that made this selection before its name said how it was made."""
+    if not config.best_of:
+        return None
+    short = f"{config.model}@best-of-{config.best_of}"
+    default = f"{short.removeprefix('runs/').replace('/', '-')}-{config.prompts}"
+    run = Run(study.path / "runs" / f"generate-{config.name or default}")
+    if not run.finished or IDENTITY in run.environment:
+        return None
+    options = canonical_options(study, run.config)
+    asked = {f.name: f.default for f in fields(config)}
+    for name in ("name", "batch_size", "mixed_precision"):
+        del asked[name]
+    alike = all(options.get(n, default) == getattr(config, n) for n, default in asked.items())
+    return run if alike and study.samples(short) else None
+
+
+def _own_name(study: Study, config: GenerateConfig, identity: str, *, complete: bool) -> str:
     model = config.drawn_model.removeprefix("runs/").replace("/", "-")
-    return f"{model}-{config.prompts}"
+    default = f"{model}-{config.prompts}"
+    return own_name(study, "generate", config.name, default, identity, unrecorded=complete)
 
 
-def _drawings(study: Study, config: GenerateConfig) -> list[Drawing]:
+def _drawings(study: Study, config: GenerateConfig, identity: str) -> list[Drawing]:
     """The plan: prompts in file order, seeds that are the same for every model."""
     prompts = study.prompts(config.prompts)
     if not prompts:
@@ -174,7 +228,7 @@ def _drawings(study: Study, config: GenerateConfig) -> list[Drawing]:
     per_prompt = config.best_of or config.per_prompt
     numbers = {} if per_prompt else _numbers_of_the_set(study, prompts)
     return [
-        (prompt, _record(study, prompt, config.model, seed, sampler))
+        (prompt, _record(study, prompt, config.model, seed, sampler, identity))
         for prompt in prompts
         for seed in _seeds(study, prompt, per_prompt or numbers[prompt.category])
     ]
@@ -190,19 +244,32 @@ def _seeds(study: Study, prompt: Prompt, n: int) -> list[int]:
     return [int(digest([study.info.seed, prompt.id, k]), 16) % 2**31 for k in range(n)]
 
 
-def _record(study: Study, prompt: Prompt, model: str, seed: int, sampler: Sampler) -> Sample:
-    own_id = sample_id(prompt.id, model, seed, sampler)
-    return Sample(own_id, prompt.id, model, seed, sampler, study.image_path(own_id), "")
+def _record(
+    study: Study, prompt: Prompt, model: str, seed: int, sampler: Sampler, identity: str
+) -> Sample:
+    own_id = sample_id(prompt.id, model, seed, sampler, identity)
+    return Sample(own_id, prompt.id, model, seed, sampler, study.image_path(own_id), "", identity)
+
+
+def _place(sample: Sample) -> tuple[str, int, Sampler]:
+    """What tells apart the images of one model; ids of older studies lack the model's identity."""
+    return sample.prompt_id, sample.seed, sample.sampler
 
 
 def _missing(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[list[Drawing]]:
     """The batches of the plan, without what is there already."""
-    there = {sample.id for sample in study.samples(config.model)}
+    there = {_place(sample) for sample in study.samples(config.model)}
     batches = [
-        [drawing for drawing in drawings[i : i + config.batch_size] if drawing[1].id not in there]
+        [drawn for drawn in drawings[i : i + config.batch_size] if _place(drawn[1]) not in there]
         for i in range(0, len(drawings), config.batch_size)
     ]
     return [_with_shard(study, batch) for batch in batches if batch]
+
+
+def _there(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[Sample]:
+    """The samples of the plan that are drawn already."""
+    wanted = {sample.id for _, sample in drawings}
+    return [sample for sample in study.samples(config.model) if sample.id in wanted]
 
 
 def _with_shard(study: Study, batch: list[Drawing]) -> list[Drawing]:
@@ -310,12 +377,12 @@ def _keep(study: Study, batch: Sequence[Drawing], latents: Any, pixels: Any) -> 
     study.add_samples(samples, images, shard)
 
 
-def _keep_best(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> int:
+def _keep_best(study: Study, config: GenerateConfig, drawings: list[Drawing], identity: str) -> int:
     """Record the best images of every prompt once more, as those of the selection's model."""
     from sayso.reward import load_reward
 
-    by_id = {sample.id: sample for sample in study.samples(config.model)}
-    samples = [by_id[sample.id] for _, sample in drawings]
+    drawn = {_place(sample): sample for sample in study.samples(config.model)}
+    samples = [drawn[_place(sample)] for _, sample in drawings]
     texts = [prompt.text for prompt, _ in drawings]
     reward = load_reward(study, config.reward)
     scores = reward.score_samples(study, samples, texts).tolist()
@@ -325,13 +392,13 @@ def _keep_best(study: Study, config: GenerateConfig, drawings: list[Drawing]) ->
         order = sorted(range(start, start + config.best_of), key=lambda i: (-scores[i], i))
         best += [samples[i] for i in order[: config.per_prompt]]
     there = {sample.id for sample in study.samples(config.drawn_model)}
-    chosen = [_selected(sample, config.drawn_model) for sample in best]
+    chosen = [_selected(sample, config.drawn_model, identity) for sample in best]
     new = [asdict(sample) for sample in chosen if sample.id not in there]
     files.append_lines(study.path / "samples.jsonl", new)
     return len(chosen)
 
 
-def _selected(sample: Sample, model: str) -> Sample:
+def _selected(sample: Sample, model: str, identity: str) -> Sample:
     """The same picture under the selection's name."""
-    own_id = sample_id(sample.prompt_id, model, sample.seed, sample.sampler)
-    return replace(sample, id=own_id, model=model)
+    own_id = sample_id(sample.prompt_id, model, sample.seed, sample.sampler, identity)
+    return replace(sample, id=own_id, model=model, model_identity=identity)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +11,7 @@ from tyro.conf import Positional
 
 from sayso import files
 from sayso.errors import UserError
+from sayso.extras import need
 from sayso.import_tally import Tally, damaged_rows, torn_prompts
 from sayso.progress import console, progress
 from sayso.run import Run
@@ -97,10 +97,7 @@ def plan(study: Study, config: ImportConfig) -> dict[str, object]:
 
 
 def _open(study: Study, config: ImportConfig) -> "tuple[TableImport, Context]":
-    if find_spec("pyarrow") is None:
-        raise UserError(
-            "tables need one more package; install it with: pip install 'sayso[export]'"
-        )
+    need("export", "import")
     from sayso.importing import Context, load_import, table_files
 
     if not config.path:
@@ -121,11 +118,7 @@ def _readable(study: Study, config: ImportConfig) -> Callable[[str], bool]:
     """Says whether the study's CLIP reads a prompt whole; always, if nobody asks."""
     if config.long_prompts == "keep":
         return lambda _: True
-    if find_spec("torch") is None:
-        raise UserError(
-            "--long-prompts leave-out asks the study's CLIP; install it with: pip install "
-            "'sayso[train]'"
-        )
+    need("train", "import --long-prompts leave-out")
     from sayso.clip import ClipEncoder
 
     encoder = ClipEncoder.load(study.info.clip_model)

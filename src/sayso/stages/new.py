@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
 from sayso.model_files import model_name, native_size_px
 from sayso.progress import console
 from sayso.samplers import checked
@@ -21,7 +21,7 @@ class NewConfig:
     name: str = ""
     """A name for people; default: the folder's."""
     seed: int = 0
-    """Seed of all prompts, images and training runs of the study."""
+    """Seed of all prompts, images and training runs of the study; from 0 to 2⁶³ − 1."""
     base_model: str = "tinyworld"
     """The model to align: tinyworld, a diffusers folder, or a hub id."""
     clip_model: str = ""
@@ -31,7 +31,7 @@ class NewConfig:
     """Natural images with captions: tinyworld, or a folder of images with a metadata.jsonl
     (file_name, text); default: tinyworld for tinyworld, else none."""
     num_inference_steps: int | None = None
-    """Sampling steps; default: 12 for tinyworld, else 20."""
+    """Sampling steps; default: 10 for tinyworld, else 20."""
     guidance_scale: float | None = None
     """Classifier-free guidance; default: 3.0 for tinyworld, else 7.5."""
     eta: float = 0.0
@@ -51,8 +51,7 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     Raises: UserError: if there is something at `path`, or an option is out of range.
     """
     config = config or NewConfig()
-    if config.seed < 0:
-        raise UserError(f"seed {config.seed} is not possible; give 0 or more")
+    check_seed(config.seed)
     base = model_name(config.base_model, "base model", "model_index.json")
     sampler = _sampler(config, base)
     tiny = config.base_model == "tinyworld"

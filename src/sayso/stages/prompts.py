@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
 from sayso.files import JsonObject
 from sayso.progress import console
 from sayso.prompts import Sizes, load_grammar, make_prompt, make_prompts, share_out
@@ -47,6 +47,7 @@ def prompts(study: Study, config: PromptsConfig) -> Run:
     """
     if config.set and config.file:
         raise UserError(f"both --set {config.set} and --file {config.file} given; give one")
+    check_seed(config.seed)
     _refuse_others(study, config)
     made = [*_own(study, config), *_captions(study, config)]
     _refuse_repeats(made)
@@ -109,6 +110,8 @@ def _sizes(config: PromptsConfig) -> Sizes:
 
 def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
     n = config.fidelity
+    if n is not None and n < 0:
+        raise UserError(f"fidelity {n} is not possible; give 0 or more")
     if n is None:
         n = FIDELITY if study.info.pretraining else 0
     if not n:

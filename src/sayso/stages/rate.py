@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sayso.errors import UserError
+from sayso.errors import UserError, check_seed
+from sayso.generations import say
+from sayso.identity import canonical_config
 from sayso.study import PromptChoice, Study
 
 if TYPE_CHECKING:
@@ -72,7 +74,9 @@ def rate(study: Study, config: RateConfig) -> int:
         cannot start; for programs, if an image is gone or damaged, or a prompt is not of the tiny
         world (nothing is stored then).
     """
+    config = canonical_config(study, config)
     _check(config)
+    say(study, _models(config))
     if config.through_app:
         from sayso.tinyworld import app_raters
 
@@ -91,6 +95,7 @@ def rate(study: Study, config: RateConfig) -> int:
 
 def plan(study: Study, config: RateConfig) -> dict[str, object]:
     """How many votes there will be in all."""
+    config = canonical_config(study, config)
     _check(config)
     if config.simulated and not config.through_app:
         from sayso.tinyworld.rating import count
@@ -110,6 +115,10 @@ def plan(study: Study, config: RateConfig) -> dict[str, object]:
     }
 
 
+def _models(config: RateConfig) -> tuple[str, ...]:
+    return (config.model,) if config.task == "rate" else (config.left, config.right)
+
+
 def _task(config: RateConfig) -> "TaskOptions":
     from sayso.web.tasks import TaskOptions, read_gold
 
@@ -124,6 +133,7 @@ def _task(config: RateConfig) -> "TaskOptions":
 
 
 def _check(config: RateConfig) -> None:
+    check_seed(config.seed)
     most = config.raters if config.simulated else config.overlap
     if config.raters < 1 or not 1 <= config.overlap <= most:
         raise UserError(
@@ -150,6 +160,8 @@ def _check(config: RateConfig) -> None:
 
 
 def _check_people(config: RateConfig) -> None:
+    if config.shared_overlap < 0:
+        raise UserError(f"shared_overlap {config.shared_overlap} is not possible; give 0 or more")
     if not 1 <= config.images_per_page <= 4:
         raise UserError(f"images_per_page {config.images_per_page} is not possible; give 1 to 4")
     shares = (config.gold_share, config.attention_share or 0.0)

@@ -42,7 +42,9 @@ class Pair(NamedTuple):
 
 def rank(model: str) -> tuple[int, str]:
     """Order of the models: tuned ones come first, then selections, then the base."""
-    return (2 if model == "base" else 1 if "@" in model else 0, model)
+    # without the remark that an image is of an earlier model of that name
+    name = model.partition(" (")[0]
+    return (2 if name == "base" else 1 if "@" in name else 0, model)
 
 
 def pair_of(vote: Comparison) -> Pair:

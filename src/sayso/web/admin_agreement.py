@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import Connection, func, select
 
+from sayso.generations import Generations
 from sayso.study import Study
 from sayso.types import QUESTIONS
 from sayso.vote_tables import VOTE_TABLES, exclusions
@@ -48,7 +49,9 @@ def sections(study: Study, simulated: bool) -> list[dict[str, Any]]:
     from sayso.votes.rater_report import comparison_sections, plain, rating_section
 
     prompts = {prompt.id: prompt for prompt in study.prompts()}
-    prompt_of = {sample.id: prompts[sample.prompt_id] for sample in study.samples()}
+    generations = Generations(study)
+    comparisons = list(generations.labelled(comparisons))
+    prompt_of = {sample.id: prompts[sample.prompt_id] for sample in generations.samples}
     marks = (rating_section(ratings, prompt_of, q, resamples=0) for q in QUESTIONS)
     found = [section for section in marks if section]
     found += comparison_sections(comparisons, prompts.values(), resamples=0)

@@ -30,7 +30,7 @@ from sayso.web.counting import count_anew, set_check_share
 from sayso.web.elsewhere import take_over_votes
 from sayso.web.handing_out import locked_task
 from sayso.web.queue import shuffled
-from sayso.web.tasks import Draft, Page, TaskOptions
+from sayso.web.tasks import Draft, Page, TaskOptions, task_identity
 
 _CHUNK = 5000
 _RULES = 2
@@ -45,7 +45,7 @@ def open_task(database: Database, study: Study, options: TaskOptions) -> str:
 
     Raises: UserError: if the study lacks the images, or the store cannot be written.
     """
-    task = options.identity
+    task = task_identity(study, options)
     source = _fingerprint(study, options)
     with database.read() as db:
         old = db.execute(select(work.tasks).where(work.tasks.c.id == task)).mappings().first()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from sayso.errors import UserError
+from sayso.generations import Generations
 from sayso.study import PromptChoice, Study
 from sayso.types import QUESTIONS, Prompt, Question, Sample, Value, digest
 from sayso.user_files import read_json_lines
@@ -40,7 +41,7 @@ class TaskOptions:
 
     @property
     def identity(self) -> str:
-        """The id of the task: the same options find it again; overlap and shares may change."""
+        """The same options have the same one; overlap and shares may change."""
         if self.kind == "compare":
             asked: list[object] = [sorted([self.left, self.right]), self.set_size]
         else:
@@ -84,6 +85,18 @@ class Draft:
 
 
 Page = list[Draft]
+
+
+def task_identity(study: Study, options: TaskOptions) -> str:
+    """The id of the task: the same options on the same models find it again.
+
+    Models that were made anew under their old names have a task of their own.
+    """
+    models = {options.model} if options.kind == "rate" else {options.left, options.right}
+    generations = Generations(study)
+    own = [s for s in generations.samples if s.model in models and generations.is_present(s)]
+    recorded = sorted({s.model_identity for s in own} - {""})
+    return digest([options.identity, *recorded]) if recorded else options.identity
 
 
 def draft(study: Study, options: TaskOptions) -> list[Page]:

@@ -1,0 +1,68 @@
+"""Numbers that cannot work are refused when they are given, and nothing is left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sayso import cli
+from sayso.errors import SEED_END, UserError, check_seed
+from sayso.stages.align import AlignConfig
+from sayso.stages.align import plan as align_plan
+from sayso.stages.generate import GenerateConfig
+from sayso.stages.new import NewConfig, new
+from sayso.stages.prompts import PromptsConfig, prompts
+from sayso.stages.rate import RateConfig
+from sayso.stages.rate import plan as rate_plan
+from sayso.study import Study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    made = new(tmp_path / "study", NewConfig(num_inference_steps=2))
+    prompts(made, PromptsConfig(train=8, test=4, fidelity=0))
+    return made
+
+
+@pytest.mark.parametrize("seed", [-1, SEED_END, 2**64, -(2**70)])
+def test_a_seed_that_would_fail_later(tmp_path: Path, study: Study, seed: int):
+    where, says = tmp_path / "other", f"seed {seed} is not possible; give 0 to 9223372036854775807"
+    for refuse in (
+        lambda: new(where, NewConfig(seed=seed)),
+        lambda: prompts(Study.open(study.path), PromptsConfig(seed=seed)),
+        lambda: rate_plan(study, RateConfig(seed=seed)),
+        lambda: align_plan(study, AlignConfig(seed=seed)),
+        lambda: cli.run(["demo", str(where), f"--seed={seed}"]),
+    ):
+        with pytest.raises(UserError, match=says):
+            refuse()
+    assert not where.exists()
+
+
+def test_the_largest_seed_goes_all_the_way(tmp_path: Path):
+    check_seed(SEED_END - 1)
+    study = new(tmp_path / "study", NewConfig(seed=SEED_END - 1))
+    prompts(study, PromptsConfig(train=8, test=4, fidelity=4))
+    assert len(study.prompts("fidelity")) == 4
+    assert Study.open(study.path).info.seed == SEED_END - 1
+
+
+LIMITS: dict[str, Callable[[Study], object]] = {
+    "num_inference_steps -1": lambda s: GenerateConfig(num_inference_steps=-1).sampler(s),
+    "guidance_scale -1.0": lambda s: GenerateConfig(guidance_scale=-1.0).sampler(s),
+    "guidance_scale nan": lambda s: GenerateConfig(guidance_scale=float("nan")).sampler(s),
+    "guidance_scale inf": lambda s: GenerateConfig(guidance_scale=float("inf")).sampler(s),
+    "eta 1.5": lambda s: GenerateConfig(eta=1.5).sampler(s),
+    "image_size_px -64": lambda s: GenerateConfig(image_size_px=-64).sampler(s),
+    "image_size_px 63": lambda s: GenerateConfig(image_size_px=63).sampler(s),
+    "shared_overlap -1": lambda s: rate_plan(s, RateConfig(shared_overlap=-1)),
+    "checkpoint_every 0": lambda s: align_plan(s, AlignConfig(checkpoint_every=0)),
+    "batch_size 0": lambda s: align_plan(s, AlignConfig(batch_size=0)),
+    "fidelity -1": lambda s: prompts(new(s.path / "n"), PromptsConfig(fidelity=-1)),
+}
+
+
+@pytest.mark.parametrize("says", LIMITS)
+def test_numbers_out_of_range(study: Study, says: str):
+    with pytest.raises(UserError, match=rf"{says} is (not possible|too small); give"):
+        LIMITS[says](study)
