@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 check format test-kill bench-rating bench-intervals bench-demo recipe docs clean
+.PHONY: demo test test-avx2 test-mutants check format test-kill bench-rating bench-intervals bench-demo recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -31,6 +31,11 @@ check: $(INSTALLED)  ## format, lint, types
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+test-mutants: $(INSTALLED)  ## faults planted in the method's core: which does no test notice?
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutants]"
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600

@@ -151,6 +151,7 @@ def add_runs(study: Study) -> None:
         {"step": e, "squared_error": 0.25 / e + 0.05, "heldout_squared_error": 0.25 / e**0.7 + 0.08}
         for e in range(1, 18)
     ])  # fmt: skip
+    fit.weights.mkdir()
     fit.finish({"raters": "simulated", "seconds": 9.2})
     align = study.run("align", "rwr", {"aligner": "rwr", "batch_size": 64, "max_steps": 400})
     rng = np.random.default_rng(0)

@@ -343,3 +343,57 @@ def test_vendi_score_is_the_same_by_either_gram_matrix() -> None:
     assert metrics.vendi_score(rows) == pytest.approx(metrics.vendi_score(padded))
     with pytest.raises(ValueError, match="at least one"):
         metrics.vendi_score(np.zeros((0, 3)))
+
+
+# the edges of what is allowed, and of what counts
+
+
+def test_two_prompts_are_enough_for_an_interval() -> None:
+    found = metrics.share_over_prompts(np.array([True, False, True, True]), list("aabb"))
+    assert 0 <= found.low < 0.75 < found.high <= 1
+
+
+def test_prompts_of_different_size_that_changed_alike_have_no_interval() -> None:
+    found = metrics.paired_difference(np.zeros(3), np.full(3, 0.5), ["a", "b", "b"])
+    assert found.value == 0.5
+    assert math.isnan(found.low)
+
+
+def test_a_difference_of_shares_stays_between_minus_one_and_one() -> None:
+    ids = ["a", "b", "c"]
+    up = metrics.paired_difference(np.zeros(3), np.array([1.0, 0.0, 1.0]), ids)
+    assert up.high == 1
+    down = metrics.paired_difference(np.array([1.0, 0.0, 1.0]), np.zeros(3), ids)
+    assert down.low == -1
+
+
+def test_a_majority_may_be_asked_of_all_raters_and_of_no_more() -> None:
+    assert metrics.win_tie_lose([[1, 1], [1, 0]], threshold=1.0).win.value == 0.5
+    with pytest.raises(ValueError, match="threshold"):
+        metrics.win_tie_lose([[1]], threshold=1.01)
+
+
+def test_accuracy_and_calibration_without_options() -> None:
+    scores = np.array([0.4, 0.6, 1.0])
+    assert metrics.accuracy(np.array([False, True, True]), scores) == 1
+    assert metrics.bin_of(scores).tolist() == [4, 6, 9]
+    assert [row.n for row in metrics.calibration(np.ones(3), scores, bins=2)] == [1, 2]
+
+
+def test_frechet_distance_takes_two_rows_a_feature() -> None:
+    rows = RNG.normal(size=(4, 2))
+    assert metrics.frechet_distance(rows, rows + 1) == pytest.approx(2)
+
+
+def test_a_row_on_the_rim_of_a_ball_is_inside() -> None:
+    real = np.array([0.0, 0.01, 0.02])[:, None]
+    # the balls of k = 2 reach 0.02, 0.01 and 0.02 far
+    on, off = np.array([0.04, 0.0401, 5.0])[:, None], np.array([0.0401, 5.0, 6.0])[:, None]
+    rim = metrics.precision_recall(real * 100, np.array([4.0, 4.01, 500.0])[:, None], k=2)
+    assert rim[0] == pytest.approx(1 / 3)
+    assert metrics.precision_recall(real, on - 1e-9, k=2)[0] == pytest.approx(1 / 3)
+    assert metrics.precision_recall(real, off, k=2)[0] == 0
+
+
+def test_a_row_of_zeros_is_unlike_everything() -> None:
+    assert metrics.vendi_score(np.array([[0.0, 0.0], [1.0, 0.0]])) == pytest.approx(math.sqrt(2))

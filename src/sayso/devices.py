@@ -1,14 +1,26 @@
 """Device, number format, processes and memory, through accelerate."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from sayso.errors import UserError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
+
+PATIENCE = timedelta(days=2)
+"""How long processes wait for each other; NCCL's own patience is ten minutes."""
+OVERRIDES = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)
+"""Variables by which accelerate would train in another way than the options say."""
 
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 
@@ -22,12 +34,21 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import GradientAccumulationPlugin
 
+    _refuse_overrides()
+    _process()
     # accelerate keeps one state for the whole process; another stage may want another precision
     AcceleratorState._reset_state()
     chosen = best_precision() if mixed_precision == "auto" else mixed_precision
     try:
-        return Accelerator(mixed_precision=chosen, cpu=_only_cpu())
+        # named, for accelerate takes what is not from variables of the environment
+        return Accelerator(
+            mixed_precision=chosen,
+            cpu=_only_cpu(),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+        )
     except ValueError as error:
         raise UserError(
             f"mixed_precision {chosen} does not work here ({error}); use auto or no"
@@ -36,16 +57,28 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
 
 def main_process_first() -> AbstractContextManager[None]:
     """A block that the main process of a launch runs before the others do."""
-    from accelerate import PartialState
-
-    return PartialState(cpu=_only_cpu()).main_process_first()
+    return _process().main_process_first()
 
 
 def is_main_process() -> bool:
     """Whether this process of a launch is the one that writes files."""
+    return _process().is_main_process
+
+
+def _process() -> "PartialState":
+    """This process of a launch; the others wait long while the first encodes and scores."""
     from accelerate import PartialState
 
-    return PartialState(cpu=_only_cpu()).is_main_process
+    return PartialState(cpu=_only_cpu(), timeout=PATIENCE)
+
+
+def _refuse_overrides() -> None:
+    for name in OVERRIDES:
+        if os.environ.get(name, "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"the variable {name} is set, and sayso trains with plain data parallelism; unset "
+                "it, or launch with torchrun or accelerate launch --multi_gpu"
+            )
 
 
 def _only_cpu() -> bool:

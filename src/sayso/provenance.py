@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING
 from sayso.files import JsonObject
 from sayso.hashes import weight_hashes
 
+VARIABLES = (
+    "ACCELERATE_", "ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVIDIA_TF32", "OMP_",
+    "ONEDNN_", "PYTORCH_", "TORCH_",
+)  # fmt: skip
+"""Beginnings of the variables of the environment that can change how a machine rounds."""
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -25,6 +31,18 @@ def computed_on(accelerator: "Accelerator") -> JsonObject:
         "platform": platform.platform(),
         "mixed_precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
+        **rounding(),
+    }
+
+
+def rounding() -> JsonObject:
+    """What decides the last bits of a result on one machine."""
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "variables": {n: v for n, v in sorted(os.environ.items()) if n.startswith(VARIABLES)},
     }
 
 

@@ -22,6 +22,12 @@ from sayso.run_options import Asked, continued
 PACKAGES = ("sayso", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
 
 
+ROUNDING = (
+    "device", "mixed_precision", "processes", "threads", "cpu_capability", "variables",
+)  # fmt: skip
+"""Facts of env.json on which the last bits of a result hang."""
+
+
 class Run:
     """A run folder: config, env, inputs, log, checkpoints/, weights/, result.json.
 
@@ -138,7 +144,14 @@ class Run:
     def add_environment(self, facts: JsonObject) -> None:
         """Add to env.json what is known only once the models are loaded."""
         path = self.path / "env.json"
-        files.write_json(path, {**files.read_json(path), **facts})
+        before = files.read_json(path)
+        changed = [k for k in ROUNDING if k in before and k in facts and before[k] != facts[k]]
+        if changed:
+            console.print(
+                f"{self.name} goes on on other terms than it began with ({', '.join(changed)}); "
+                "the last bits may differ"
+            )
+        files.write_json(path, {**before, **facts})
 
     def log(self, step: int, **scalars: int | float) -> None:
         """Append one line of named scalars."""

@@ -10,7 +10,8 @@ Split = Literal["train", "seen", "unseen", "fidelity"]
 Value = Literal["good", "bad", "skip"]
 Question = Literal["alignment", "fidelity"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
-Choice = Literal["left", "right", "tie"]
+Choice = Literal["left", "right", "tie", "both_good", "both_bad", "skip"]
+Outcome = Literal["left", "right", "tie", "skip"]
 
 SPLITS: tuple[Split, ...] = ("train", "seen", "unseen", "fidelity")
 CATEGORIES = ("count", "colour", "background", "combination")
@@ -18,6 +19,11 @@ CATEGORIES = ("count", "colour", "background", "combination")
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def outcome(choice: Choice) -> Outcome:
+    """What a choice comes to: "both good" and "both bad" are two kinds of tie."""
+    return "tie" if choice in ("both_good", "both_bad") else choice
 
 
 def digest(value: object, length: int = 16) -> str:
@@ -107,7 +113,10 @@ class Rating:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two sets of images of one prompt compared by one rater; who stood left is stored."""
+    """Two sets of images of one prompt compared by one rater; who stood left is stored.
+
+    A skip says that the rater did not judge; why stands in `shown` under "reason".
+    """
 
     id: str
     prompt_id: str

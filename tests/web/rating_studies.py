@@ -106,7 +106,9 @@ class Office:
                 name: people.add(db, name, _role(name), "simulated" in name) for name in self.names
             }
         task = open_task(database, self.study, self.options)
-        self.site = Site(self.study, database, task, self.local, self.clock)
+        self.site = Site(
+            self.study, database, task, self.local, self.clock, split_tie=self.options.split_tie
+        )
         self.app = create_app(self.site)
 
     def client(self, name: str = "ann") -> "Rater":

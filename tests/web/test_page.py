@@ -167,19 +167,29 @@ def test_sets_are_compared_left_right_or_tie(start: Start) -> None:
     assert [row["question"] for row in served.rows()] == topics
 
 
-def test_zoom_is_linked_over_all_pictures(start: Start) -> None:
+def test_zoom_fills_the_stage_and_is_linked_on_both_sides(start: Start) -> None:
     _, _, page = start(kind="compare", right=TUNED, set_size=2)
     page.keyboard.press("z")
     page.keyboard.press("ArrowRight")
-    spots = page.eval_on_selector_all(
-        ".hole img",
-        "all => all.map(i => getComputedStyle(i).transform + getComputedStyle(i).transformOrigin)",
+    seen = page.locator("#stage .hole img:visible").evaluate_all(
+        "all => all.map(i => { const style = getComputedStyle(i), box = i.parentNode;"
+        " return [style.transform, Math.round(parseFloat(style.transformOrigin)),"
+        " i.alt, box.clientWidth * box.clientHeight]; })"
     )
-    assert len(spots) == 4
-    assert len(set(spots)) == 1
-    assert spots[0].startswith("matrix(3,")
+    assert [alt for _, _, alt, _ in seen] == [f"{s}, picture 1 of 2" for s in ("Left", "Right")]
+    (transform, spot, _, area), (also, other, _, _) = seen
+    assert transform == also
+    assert transform.startswith("matrix(3,")
+    assert abs(spot - other) <= 1
+    stage = page.locator("#stage").bounding_box()
+    assert stage is not None
+    assert 2 * area > 0.8 * stage["width"] * stage["height"]
+    page.keyboard.press("PageDown")
+    assert page.inner_text("#zoom-place") == "2 of 2"
+    assert page.locator("#stage .hole img:visible").count() == 2
     page.keyboard.press("z")
     page.wait_for_selector(".stage:not(.zoomed)")
+    assert page.locator("#stage .hole img:visible").count() == 4
 
 
 def test_time_with_the_tab_hidden_is_not_counted(start: Start) -> None:
@@ -237,3 +247,44 @@ def test_a_screen_reader_hears_what_is_saved(start: Start) -> None:
         "() => /^Saved, 1 of [0-9]+$/.test(document.querySelector('#live').textContent)"
     )
     assert page.get_attribute("#stage img", "alt") == "The picture to judge"
+
+
+NEVER_OPENS = "IDBFactory.prototype.open = function () { return {} }"
+
+
+def test_a_browser_database_that_never_opens_is_said_and_answers_are_stored(start: Start) -> None:
+    served, _, page = start(lambda _, watched: watched.context.add_init_script(NEVER_OPENS))
+    assert "This browser keeps nothing" in page.inner_text("#notices")
+    answer(page, "j")
+    saved(page)
+    assert len(served.rows()) == 1
+
+
+PRESS = """([key, code, shiftKey]) => {
+  document.dispatchEvent(new KeyboardEvent('keydown', {key, code, shiftKey, bubbles: true}));
+}"""
+
+
+def test_every_key_shown_works_on_other_keyboards(start: Start) -> None:
+    served, _, page = start(n=60)
+    presses = {
+        ("&", "Digit1"): ("skip", "unclear"),  # French
+        ("é", "Digit2"): ("skip", "broken"),
+        ("+", "Digit1"): ("skip", "unclear"),  # Czech
+        ("٣", "Digit3"): ("skip", "unsure"),  # Arabic
+        ("'", "Digit4"): ("skip", "unwell"),
+        ("о", "KeyJ"): ("good", ""),  # Russian, a Cyrillic letter
+        ("Process", "KeyF"): ("bad", ""),  # an input method
+        ("J", "KeyJ"): ("good", ""),  # capitals
+    }
+    for key, code in presses:
+        before = shown(page)
+        page.evaluate(PRESS, [key, code, False])
+        ready(page, before)
+    saved(page)
+    assert [(row["value"], row["reason"]) for row in served.rows()] == list(presses.values())
+    page.evaluate(PRESS, ["؟", "Slash", True])
+    page.wait_for_selector("#help[open]")
+    page.keyboard.press("Escape")
+    page.evaluate(PRESS, ["z", "KeyW", False])  # French: the letter on the key counts
+    page.wait_for_selector(".stage.zoomed")

@@ -20,54 +20,44 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def test_sides_over_ten_thousand_assignments():
-    """Chi-square: left and right equally often in all, per rater and per pair of sets."""
+    """Left and right equally often in all, per rater and per item, and each question by itself."""
     raters, pairs = 20, 250
-    swapped: Counter[tuple[int, int]] = Counter()
+    swapped: dict[tuple[int, int, int], bool] = {}
     balance: Counter[Any] = Counter()
     order = [(r, p, q) for r in range(raters) for p in range(pairs) for q in range(2)]
     queue.generator(5, "walk").shuffle(order)
     for r, p, q in order:
-        coin = queue.generator(5, r, p, q).random() < 0.5
-        swap = queue.swap_sides(balance["rater", r], balance["pair", p], balance[r, p], coin)
-        for key in (("rater", r), ("pair", p), (r, p)):
+        drawn = queue.generator(5, r, p, q).random()
+        swap = queue.swap_sides(balance["rater", r], balance["item", p, q], drawn)
+        for key in (("rater", r), ("item", p, q), "all"):
             balance[key] += 1 if swap else -1
-        swapped[r, p] += swap
-    assert len(order) == 10_000
-    assert chisquare([swapped.total(), 10_000 - swapped.total()]).pvalue > 0.01
-    per_rater = [sum(swapped[r, p] for p in range(pairs)) for r in range(raters)]
-    assert chisquare(per_rater).pvalue > 0.01
-    assert max(abs(n - pairs) for n in per_rater) <= 5  # of 500
-    per_pair = [sum(swapped[r, p] for r in range(raters)) for p in range(pairs)]
-    assert max(abs(n - raters) for n in per_pair) <= 4  # of 40
-    assert set(swapped.values()) == {1}
-    assert len(swapped) == raters * pairs
-
-
-def test_sides_of_one_question_are_balanced_and_not_only_drawn():
-    """One question, so no second sight evens out the first; by chance the mean would be 18."""
-    raters, pairs = 20, 500
-    order = [(r, p) for r in range(raters) for p in range(pairs)]
-    queue.generator(5, "walk").shuffle(order)
-    balance: Counter[Any] = Counter()
-    for r, p in order:
-        coin = queue.generator(5, r, p).random() < 0.5
-        swap = queue.swap_sides(balance["rater", r], balance["pair", p], 0, coin)
-        for key in (("rater", r), ("pair", p), "all"):
-            balance[key] += 1 if swap else -1
-    assert len(order) == 10_000
-    n = 10_000
+        swapped[r, p, q] = swap
+    n = len(order)
+    assert n == 10_000
     assert chisquare([(n + balance["all"]) / 2, (n - balance["all"]) / 2]).pvalue > 0.01
-    mean = sum(abs(balance["rater", r]) for r in range(raters)) / raters
-    assert mean < 12
-    assert sum(abs(balance["pair", p]) for p in range(pairs)) / pairs < 2.5
+    # by chance alone the means would be 17.8 of 500 and 3.5 of 20
+    assert sum(abs(balance["rater", r]) for r in range(raters)) / raters < 12
+    assert sum(abs(balance["item", p, q]) for p in range(pairs) for q in range(2)) / 500 < 2.6
+    flipped = sum(swapped[r, p, 0] != swapped[r, p, 1] for r in range(raters) for p in range(pairs))
+    assert 0.47 < flipped / (raters * pairs) < 0.53, "a second question tells nothing of the first"
 
 
-def test_the_coin_decides_when_all_is_even_and_balance_otherwise():
-    assert queue.swap_sides(0, 0, 0, True)
-    assert not queue.swap_sides(0, 0, 0, False)
-    assert not queue.swap_sides(1, 0, 0, True)
-    assert queue.swap_sides(0, -1, 0, False)
-    assert queue.swap_sides(1, 0, -1, False)
+def test_a_rater_cannot_work_out_the_next_side():
+    """Whoever knows all sides before guesses no more than three in four right."""
+    balance, right = 0, 0
+    for i in range(4000):
+        swap = queue.swap_sides(balance, 0, queue.generator(3, i).random())
+        right += swap == (balance < 0)
+        balance += 1 if swap else -1
+    assert 0.5 < right / 4000 < 0.78
+
+
+def test_the_coin_is_fair_when_all_is_even_and_biased_otherwise():
+    assert queue.swap_sides(0, 0, 0.49)
+    assert not queue.swap_sides(0, 0, 0.51)
+    assert [queue.swap_sides(1, 0, drawn) for drawn in (0.24, 0.26)] == [True, False]
+    assert [queue.swap_sides(0, -1, drawn) for drawn in (0.74, 0.76)] == [True, False]
+    assert [queue.swap_sides(2, -2, drawn) for drawn in (0.49, 0.51)] == [True, False]
 
 
 @pytest.mark.parametrize(("gold", "attention"), [(0.05, 0.1), (0.0, 0.0), (0.12, 0.03)])

@@ -13,7 +13,7 @@ from sayso.errors import UserError
 from sayso.stages.rate import RateConfig, plan, rate
 from sayso.web import people
 from sayso.web.opening import open_task
-from sayso.web.pictures import BrokenPicture, bare_png
+from sayso.web.pictures import BrokenPicture, as_png
 from sayso.web.queue import LEASE_S
 from sayso.web.serving import Listening, check, free_port
 from sayso.web.tasks import TaskOptions
@@ -172,7 +172,7 @@ def test_where_warnings_are_errors_a_great_picture_is_set_aside(office: Office):
 
 def test_a_png_without_pixels_is_broken():
     with pytest.raises(BrokenPicture):
-        bare_png(empty_png((16, 16)))
+        as_png(empty_png((16, 16)))
 
 
 def test_no_port_is_after_the_last():

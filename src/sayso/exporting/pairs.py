@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sayso.exporting.labels import Count
 from sayso.exporting.snapshot import read_votes
-from sayso.types import Choice, Sample, digest
+from sayso.types import Outcome, Sample, digest, outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Pair:
     prompt_id: str
     left_id: str
     right_id: str
-    value: Choice
+    value: Outcome
     rater: str | None = None
     answered_at: int | None = None
 
@@ -36,7 +36,7 @@ def compared(votes: Path, question: str) -> Iterator[Pair]:
                 row["prompt_id"],
                 row["left_ids"][0],
                 row["right_ids"][0],
-                row["value"],
+                outcome(row["value"]),
                 row["rater"],
                 row["answered_at"],
             )
@@ -52,7 +52,7 @@ def _comparisons(votes: Path, question: str) -> Iterator[dict]:
     columns += ["value", "rater", "answered_at", "counts_as"]
     for row in read_votes(votes, columns):
         asked = row["kind"] == "comparison" and row["question"] == question
-        if asked and row["counts_as"] == "ballot":
+        if asked and row["counts_as"] == "ballot" and row["value"] != "skip":
             yield row
 
 

@@ -127,7 +127,7 @@ def _row(found: "Recorded", items: list[str], prompt: Prompt, pseudonyms: Pseudo
         sides = (list(vote.left_ids), list(vote.right_ids), vote.left_model, vote.right_model)
     return (
         vote.id, "rating" if rated else "comparison", _text(shown, "task"),
-        items, prompt.id, prompt.text, vote.question, vote.value, vote.reason if rated else None,
+        items, prompt.id, prompt.text, vote.question, vote.value, _reason(vote),
         pseudonyms.of(vote.rater), vote.simulated, *sides,
         nanoseconds(vote.shown_at), nanoseconds(vote.answered_at), _number(shown, "latency_ms"),
         _whole(shown, "position"), _text(shown, "session"),
@@ -137,6 +137,13 @@ def _row(found: "Recorded", items: list[str], prompt: Prompt, pseudonyms: Pseudo
         _text(shown, "app_version"), _text(shown, "guideline_version"),
         _JSON(shown),
     )  # fmt: skip
+
+
+def _reason(vote: Vote) -> str | None:
+    """Why it was skipped; of a comparison only the page knows."""
+    if isinstance(vote, Rating):
+        return vote.reason
+    return _text(vote.shown, "reason") if vote.value == "skip" else None
 
 
 COUNTS_AS: tuple[Literal["ballot", "decision"], ...] = ("ballot", "decision")

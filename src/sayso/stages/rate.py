@@ -36,6 +36,8 @@ class RateConfig:
     """To compare: the other model, such as runs/align-rwr."""
     set_size: int = 4
     """To compare: images of each model in a set; the paper shows 4."""
+    split_tie: bool = False
+    """People, to compare: offer "both good" and "both bad" in place of a tie; ties they remain."""
     raters: int = 1
     """How many simulated raters there are; the paper has 2 to mark and 9 to compare."""
     careless: int = 0
@@ -123,7 +125,8 @@ def _task(config: RateConfig) -> "TaskOptions":
     from sayso.web.tasks import TaskOptions, read_gold
 
     names = ("model", "per_prompt", "images_per_page", "left", "right", "set_size", "overlap",
-             "shared_overlap", "gold_share", "attention_share", "seed", "simulated")  # fmt: skip
+             "shared_overlap", "gold_share", "attention_share", "seed", "simulated",
+             "split_tie")  # fmt: skip
     return TaskOptions(
         kind=config.task,
         prompts=config.prompts or ("train" if config.task == "rate" else "test"),
@@ -156,6 +159,10 @@ def _check(config: RateConfig) -> None:
         raise UserError("--task compare needs two models; give the other one with --right")
     if config.task == "compare" and config.left == config.right:
         raise UserError(f"--left and --right are both {config.left!r}; give two models")
+    if config.split_tie and (config.task != "compare" or config.simulated):
+        raise UserError(
+            "--split-tie is for people who compare; add --task compare, or leave it out"
+        )
     _check_people(config)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from sayso.types import Comparison
+from sayso.types import Comparison, outcome
 from sayso.votes.agreement import collect
-from sayso.votes.ballots import Ballot, item_of, pair_of
+from sayso.votes.ballots import Ballot, item_of, judged, pair_of
 from sayso.votes.bootstrap import bootstrap
 
 SUSPECT_BELOW = 0.01
@@ -33,12 +33,12 @@ def balance(comparisons: Iterable[Comparison], seed: int = 0) -> list[dict[str, 
         seed: of the bootstrap.
     """
     tables: dict[tuple[bool, str], list[Comparison]] = {}
-    for vote in comparisons:
+    for vote in judged(comparisons):
         tables.setdefault((vote.simulated, vote.question), []).append(vote)
     found = []
     for (simulated, question), votes in sorted(tables.items()):
         shown = _row(votes, [v.left_model == pair_of(v).first for v in votes], seed)
-        decided = [v for v in votes if v.value != "tie"]
+        decided = [v for v in votes if outcome(v.value) != "tie"]
         chosen = _row(decided, [v.value == "left" for v in decided], seed)
         found.append({
             "question": question,

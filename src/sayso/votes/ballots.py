@@ -1,9 +1,9 @@
 """Ratings and comparisons reduced to ballots, the form in which statistics take votes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from sayso.types import Comparison, Question, Rating, digest
+from sayso.types import Comparison, Question, Rating, digest, outcome
 from sayso.votes.counted import ATTENTION, GOLD, counts, standing
 
 MARKS = ("good", "bad", "skip")
@@ -59,11 +59,16 @@ def item_of(vote: Comparison) -> str:
 
 
 def verdict(vote: Comparison) -> str:
-    """Which model of its pair the rater chose: "first", "second" or "tie"."""
-    if vote.value == "tie":
+    """Which model of its pair the rater chose: "first", "second" or "tie"; of votes but skips."""
+    if outcome(vote.value) == "tie":
         return "tie"
     chosen = vote.left_model if vote.value == "left" else vote.right_model
     return "first" if chosen == pair_of(vote).first else "second"
+
+
+def judged(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+    """The comparisons that were not skipped: a skip counts in no statistic of wins."""
+    return (vote for vote in comparisons if vote.value != "skip")
 
 
 def fingerprint(votes: Iterable[Rating | Comparison]) -> str:
@@ -89,10 +94,10 @@ def of_ratings(ratings: Iterable[Rating], prompt_of: Mapping[str, str]) -> list[
 def of_comparisons(comparisons: Iterable[Comparison]) -> dict[Pair, list[Ballot]]:
     """The ballots of live comparisons by pair of models and question; an item is a pair of sets.
 
-    Checks of attention are among them, marked as such.
+    Checks of attention are among them, marked as such; skips are not.
     """
     found: dict[Pair, list[Ballot]] = {}
-    for vote in comparisons:
+    for vote in judged(comparisons):
         ballot = _ballot(vote, item_of(vote), vote.prompt_id, verdict(vote))
         if ballot:
             found.setdefault(pair_of(vote), []).append(ballot)

@@ -49,14 +49,19 @@ def ratings_from_comparisons(votes: "Iterable[Recorded]") -> list[Rating]:
             records.setdefault(key, _Record()).rating = vote
         elif not counts(found.standing, "ballot"):
             continue
-        elif vote.shown.get("imported_from") and len(vote.left_ids) == len(vote.right_ids) == 1:
+        elif vote.shown.get("imported_from") and _tells(vote):
             _count(records, vote)
     found = (_rating(key, record) for key, record in records.items() if record.compared)
     return [rating for rating in found if rating]
 
 
+def _tells(vote: Comparison) -> bool:
+    """Whether something of single images was said."""
+    return vote.value != "skip" and len(vote.left_ids) == len(vote.right_ids) == 1
+
+
 def _count(records: dict[Key, _Record], vote: Comparison) -> None:
-    lead = {"left": 1, "right": -1, "tie": 0}[vote.value]
+    lead = {"left": 1, "right": -1}.get(vote.value, 0)
     for sample_id, won in ((vote.left_ids[0], lead), (vote.right_ids[0], -lead)):
         key = (sample_id, vote.rater, vote.question, vote.simulated)
         record = records.setdefault(key, _Record())

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from sayso.types import Comparison
-from sayso.votes.ballots import rank
+from sayso.types import Comparison, outcome
+from sayso.votes.ballots import judged, rank
 from sayso.votes.bootstrap import Clusters, Interval, draws, finite, percentiles
 from sayso.votes.bradley_terry import PRIOR_SD, connected, davidson, separated
 
@@ -67,7 +67,7 @@ def standings(comparisons: Iterable[Comparison], seed: int = 0) -> list[dict[str
         seed: of the bootstrap over raters × prompts.
     """
     tables: dict[tuple[bool, str], list[Comparison]] = {}
-    for vote in comparisons:
+    for vote in judged(comparisons):
         tables.setdefault((vote.simulated, vote.question), []).append(vote)
     found = []
     for (simulated, question), votes in sorted(tables.items()):
@@ -82,14 +82,14 @@ def standings(comparisons: Iterable[Comparison], seed: int = 0) -> list[dict[str
 def _games(votes: Sequence[Comparison]) -> _Games:
     models = sorted({m for v in votes for m in (v.left_model, v.right_model)}, key=rank)
     place = {model: i for i, model in enumerate(models)}
-    outcome = {"left": 0, "right": 1, "tie": 2}
+    came_of_it = {"left": 0, "right": 1, "tie": 2}
     raters, rater = np.unique([v.rater for v in votes], return_inverse=True)
     prompts, prompt = np.unique([v.prompt_id for v in votes], return_inverse=True)
     return _Games(
         models,
         np.array([place[v.left_model] for v in votes]),
         np.array([place[v.right_model] for v in votes]),
-        np.array([outcome[v.value] for v in votes]),
+        np.array([came_of_it[outcome(v.value)] for v in votes]),
         rater,
         prompt,
         Clusters(len(raters), len(prompts)),

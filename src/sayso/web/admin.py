@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlalchemy import Connection, update
+from starlette.concurrency import run_in_threadpool
 
 from sayso import work_tables as work
 from sayso.errors import UserError
@@ -19,7 +20,8 @@ from sayso.web.admin_view import View, view_of
 from sayso.web.decisions import Splits
 from sayso.web.guideline_text import to_html
 from sayso.web.item_pictures import picture_paths
-from sayso.web.pages import Fields, picture_response
+from sayso.web.pages import Fields
+from sayso.web.picture_answers import PictureAnswers, Range
 from sayso.web.site import Refusal, Site
 from sayso.work_tables import Row
 
@@ -95,13 +97,19 @@ def admin(site: Site, splits: Splits) -> APIRouter:
             return _guideline(view, error=str(error), kept=text, status=409)
         return _guideline(view, saved=True)
 
-    @router.get("/i/{item}/{place}", dependencies=[Depends(reviewer)])
-    def picture(item: str, place: int) -> Response:
+    answers = PictureAnswers(site)
+
+    def path_of(item: str, place: int) -> str:
         with site.read() as db:
             paths = picture_paths(db, item)
         if not 0 <= place < len(paths):
             raise Refusal(404, "unknown_item", "There is no such picture.")
-        return picture_response(site, item, paths[place])
+        return paths[place]
+
+    @router.get("/i/{item}/{place}", dependencies=[Depends(reviewer)])
+    async def picture(item: str, place: int, px: int = 0, wanted: Range = None) -> Response:
+        path = await run_in_threadpool(path_of, item, place)
+        return await answers.answer(item, path, px, wanted)
 
     return router
 

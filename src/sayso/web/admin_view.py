@@ -8,7 +8,8 @@ from fastapi import Request, Response
 from sayso.web import overview
 from sayso.web.pages import render
 from sayso.web.people import Role
-from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.proxies import require_same_site
+from sayso.web.site import Asker, Refusal, Site
 from sayso.web.tasks import QUESTIONS_OF
 from sayso.work_tables import Row
 
@@ -49,8 +50,7 @@ class View:
 
         Raises: Refusal: 403.
         """
-        if not is_same_site(request):
-            raise Refusal(403, "csrf", "This form came from another site.")
+        require_same_site(request)
         self.site.check_token(self.asker, form.get("csrf", ""))
 
 

@@ -36,11 +36,12 @@ from sayso.web.messages import (
 )
 from sayso.web.people import Person
 from sayso.web.pictures import size_of
+from sayso.web.proxies import require_same_site
 from sayso.web.queue import told, told_at_the_end
 from sayso.web.sessions import form_token, public_id
-from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.site import Asker, Refusal, Site
 from sayso.web.tasks import QUESTIONS_OF
-from sayso.web.voting import ANSWERS, Circumstances, Vote, VoteRefused, cast_vote
+from sayso.web.voting import Circumstances, Vote, VoteRefused, cast_vote, offered
 from sayso.work_tables import Row
 
 log = logging.getLogger("sayso.web")
@@ -67,8 +68,7 @@ def api(site: Site) -> APIRouter:
     router = APIRouter(prefix="/api")
 
     def changing(request: Request, token: str) -> Asker:
-        if not is_same_site(request):
-            raise Refusal(403, "csrf", "This call came from another site.")
+        require_same_site(request)
         asker = site.require(request)
         site.check_token(asker, token)
         return asker
@@ -176,7 +176,7 @@ def _task_body(site: Site, db: Connection, task: Row, person: Person) -> TaskBod
         id=public_id(site.secret, task["id"]),
         kind=task["kind"],
         questions=list(QUESTIONS_OF[task["kind"]]),
-        answers=list(ANSWERS[task["kind"]]),
+        answers=offered(task["kind"], site.split_tie),
         images_per_page=task["images_per_page"],
         guideline_version=guideline.version,
         guideline_html=to_html(guideline.text),

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sayso.database import StoreError
@@ -20,6 +21,7 @@ from sayso.web.admin import admin
 from sayso.web.api import api
 from sayso.web.decisions import Splits, decisions
 from sayso.web.pages import pages, show_message
+from sayso.web.proxies import counted, relative
 from sayso.web.site import Refusal, Site, is_loopback
 
 log = logging.getLogger("sayso.web")
@@ -67,7 +69,9 @@ def create_app(site: Site) -> FastAPI:
     app.include_router(decisions(site, splits))
     app.include_router(pages(site))
     app.include_router(admin(site, splits))
-    app.mount("/static", _Static(directory=Path(__file__).parent / "static"), name="static")
+    # only these files: a packed page with a secret in it would tell its length
+    static = GZipMiddleware(_Static(directory=Path(__file__).parent / "static"))
+    app.mount("/static", static, name="static")
     _answer_errors(app, site)
     app.add_middleware(_Guard, site=site)
     return app
@@ -96,7 +100,8 @@ class _Guard:
 
         refusal = _refuse_request(self._site, Request(scope))
         asked = {**scope, "method": "GET"} if head else scope
-        return await (refusal or self._app)(asked, receive, send_guarded)
+        receive = counted(receive, MOST_BYTES)
+        return await (refusal or self._app)(asked, receive, relative(scope["path"], send_guarded))
 
 
 def _refuse_request(site: Site, request: Request) -> Response | None:
@@ -106,7 +111,7 @@ def _refuse_request(site: Site, request: Request) -> Response | None:
     if "\0" in request.scope["path"]:
         return _json(400, "invalid", "An address cannot hold the character NUL.")
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MOST_BYTES or "transfer-encoding" in request.headers:
+    if not length.isdigit() or int(length) > MOST_BYTES:
         return _json(413, "too_large", f"A request may have {MOST_BYTES} bytes.")
     return None
 

@@ -39,10 +39,11 @@ from sayso.web.messages import (
 )
 from sayso.web.overview import items_by_id
 from sayso.web.pictures import size_of
+from sayso.web.proxies import require_same_site
 from sayso.web.sessions import form_token, public_id
-from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.site import Asker, Refusal, Site
 from sayso.web.tasks import QUESTIONS_OF
-from sayso.web.voting import ANSWERS, Circumstances, Vote, VoteRefused
+from sayso.web.voting import Circumstances, Vote, VoteRefused, offered
 from sayso.work_tables import Row
 
 STATUS = {"unknown_item": 404, "vote_conflict": 409, "judged": 409, "decided": 409, "invalid": 422}
@@ -73,8 +74,7 @@ def decisions(site: Site, splits: Splits) -> APIRouter:
     unseen: set[tuple[str, str]] = set()  # reviewer and item whose pictures the browser cannot show
 
     def changing(request: Request, token: str) -> Asker:
-        if not is_same_site(request):
-            raise Refusal(403, "csrf", "This call came from another site.")
+        require_same_site(request)
         asker = site.require(request, "reviewer")
         site.check_token(asker, token)
         return asker
@@ -154,7 +154,7 @@ def _task_body(site: Site, db: Connection, task: Row) -> TaskBody:
         id=public_id(site.secret, f"decisions of {task['id']}"),
         kind=task["kind"],
         questions=list(QUESTIONS_OF[task["kind"]]),
-        answers=list(ANSWERS[task["kind"]]),
+        answers=offered(task["kind"], site.split_tie),
         images_per_page=1,
         guideline_version=guideline.version,
         guideline_html=to_html(guideline.text),

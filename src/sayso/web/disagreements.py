@@ -3,11 +3,23 @@
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, and_, case, func, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    and_,
+    case,
+    func,
+    literal,
+    select,
+    true,
+)
 
 from sayso import work_tables as work
+from sayso.types import Choice, outcome
 from sayso.vote_queries import counting, is_live
 from sayso.vote_tables import VOTE_TABLES
 from sayso.web.elsewhere import content_of
@@ -57,7 +69,8 @@ def _chosen(table: Table) -> ColumnElement[str]:
     if "left_model" not in table.c:
         return table.c.value
     sides = {"left": table.c.left_model, "right": table.c.right_model}
-    return case(sides, value=table.c.value, else_=table.c.value)
+    ties = {value: literal("tie") for value in get_args(Choice) if outcome(value) == "tie"}
+    return case({**sides, **ties}, value=table.c.value, else_=table.c.value)
 
 
 def standing(db: Connection, task: Row, split: Sequence[Split], reviewer: str) -> Standing:

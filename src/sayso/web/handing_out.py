@@ -305,10 +305,9 @@ class _Desk:
         if not item["pair"]:
             return False
         self._write_leases()  # they count
-        same = _items.pair == item["pair"]
-        both = and_(_assigned.rater == self._rater.id, same)
-        coin = generator(self._task["seed"], "side", self._rater.name, item["id"]).random() < 0.5
-        swapped = swap_sides(self._leaning, self._balance(same), self._balance(both), coin)
+        same = _items.id == item["id"]
+        drawn = generator(self._task["seed"], "side", self._rater.name, item["id"]).random()
+        swapped = swap_sides(self._leaning, self._balance(same), drawn)
         self._leaning += 1 if swapped else -1
         return swapped
 

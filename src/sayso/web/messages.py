@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sayso.types import Question
+from sayso.types import Choice, Question, Value
 
 Id = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
 Ids = Annotated[list[Id], Field(max_length=100)]
@@ -154,7 +154,7 @@ class VoteBody(_Body):
     id: Id
     item_id: Id
     question: Question
-    value: Literal["good", "bad", "skip", "left", "right", "tie", "retracted"]
+    value: Value | Choice | Literal["retracted"]
     reason: Annotated[Text, Field(max_length=200)] = ""
     shown_at: Milliseconds
     answered_at: Milliseconds

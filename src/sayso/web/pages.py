@@ -11,22 +11,26 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
 
 from sayso import work_tables as work
 from sayso.types import digest
 from sayso.web import people, sessions
 from sayso.web.api import picture_path
-from sayso.web.handing_out import release_all, set_aside
+from sayso.web.handing_out import release_all
 from sayso.web.people import Person
-from sayso.web.pictures import BrokenPicture, read_bare
-from sayso.web.site import Asker, Refusal, Site, is_same_site
+from sayso.web.picture_answers import PictureAnswers, Range
+from sayso.web.proxies import require_same_site
+from sayso.web.site import Asker, Refusal, Site
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
-OFFLINE = ("/offline", *(f"/static/{name}" for name in (
+OFFLINE = ("offline", *(f"static/{name}" for name in (
     "offline.js", "store.js", "style.css", "theme.js", "icon.svg",
 )))  # fmt: skip
-"""All that the browser keeps for a reload without a connection; the page comes first."""
+"""All that the browser keeps for a reload without a connection; the page comes first.
+
+Addresses relative to where the site begins."""
 
 
 @cache
@@ -118,8 +122,7 @@ def pages(site: Site) -> APIRouter:
 
     @router.post("/sign-in")
     def sign_in(request: Request, form: Fields) -> Response:
-        if not is_same_site(request):
-            raise Refusal(403, "csrf", "This form came from another site.")
+        require_same_site(request)
         asker = site.asker(request)
         site.check_token(asker, form.get("csrf", ""))
         secret = re.split(r"[?#]", form.get("link", "").strip())[0].rsplit("/", 1)[-1]
@@ -136,14 +139,23 @@ def pages(site: Site) -> APIRouter:
         response.delete_cookie(site.cookie, path="/")
         return response
 
-    @router.get("/i/{key}/{place}")
-    def picture(request: Request, key: str, place: int) -> Response:
+    answers = PictureAnswers(site)
+
+    def handed(request: Request, key: str, place: int) -> tuple[str, str]:
         asker = site.require(request)
         with site.read() as db:
             found = picture_path(db, asker.person.id, key, place)
         if found is None:
             raise Refusal(404, "unknown_item", "There is no such picture.")
-        return picture_response(site, *found)
+        return found
+
+    @router.get("/i/{key}/{place}")
+    async def picture(
+        request: Request, key: str, place: int, px: int = 0, wanted: Range = None
+    ) -> Response:
+        """The picture for a frame with `px` pixels of the screen; without it the original."""
+        item, path = await run_in_threadpool(handed, request, key, place)
+        return await answers.answer(item, path, px, wanted)
 
     @router.get("/offline")
     def offline_page() -> Response:
@@ -167,17 +179,6 @@ def pages(site: Site) -> APIRouter:
         return Response(status_code=204)
 
     return router
-
-
-def picture_response(site: Site, item: str, path: str) -> Response:
-    """The bare picture; an item whose picture is broken is set aside."""
-    try:
-        content = read_bare(site.picture(path))
-    except BrokenPicture:
-        with site.write() as db:
-            set_aside(db, [item])
-        raise Refusal(404, "image_gone", "This picture is missing.") from None
-    return Response(content, media_type="image/png")
 
 
 def _own_path(path: str) -> str:

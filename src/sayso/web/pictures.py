@@ -1,78 +1,156 @@
-"""Pictures as raters get them: the same pixels, nothing that tells where they come from."""
+"""Pictures as raters get them: plain RGB, nothing that tells where they come from."""
 
+import hashlib
 import io
 import struct
-import zlib
+import threading
+from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+from sayso.pictures import to_rgb
+
+STEPS = (256, 384, 512, 768, 1024, 1536, 2048)
+"""Longest sides in pixels in which pictures are served; whoever asks for more gets the original."""
+SMALL_PX = 256
+"""Pictures up to this size are served as they are: there is nothing to gain."""
+CACHED_BYTES = 128 * 2**20
+"""What a server process keeps of pictures made ready, at most."""
+
+_QUALITY = 95
 _UNREADABLE = (
-    OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    OSError, SyntaxError, ValueError, IndexError,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 """What Pillow raises for files that are no pictures, or larger than any that it opens."""
+_ORIENTATION, _SIDEWAYS = 0x0112, range(5, 9)
 
 
 class BrokenPicture(Exception):  # noqa: N818 - it is a finding, not a failure
     """A picture that is gone or not whole."""
 
 
-def bare_png(content: bytes) -> bytes:
-    """A picture as PNG without any metadata, pixels unchanged.
+class Served(NamedTuple):
+    """A picture as it goes over the line."""
 
-    Of a PNG only the chunks that hold pixels are kept; other formats are decoded and written anew.
+    content: bytes
+    media_type: str
+
+
+def plain(content: bytes) -> Image.Image:
+    """The pixels of a picture as `sayso.pictures` reads them; no metadata.
+
+    Metadata that is damaged does no harm here: the pixels are whole.
+
+    Raises: BrokenPicture: if it is not whole, or cannot be shown without a guess.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # the checksums, which decoding leaves out
+        with Image.open(io.BytesIO(content)) as image:
+            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+            upright.format = image.format
+            rgb = to_rgb(upright)
+    except _UNREADABLE as error:
+        raise BrokenPicture(str(error)) from None
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the picture lies, as its file says; 1 is upright, and what damaged metadata means."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode all of it to look for more
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, struct.error):
+        return 1
+
+
+def as_png(content: bytes) -> Served:
+    """The original pixels, whoever wrote the file: the bytes depend on nothing else.
 
     Raises: BrokenPicture: if it is not whole.
     """
-    if content.startswith(_SIGNATURE):
-        return _stripped(content)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            plain = image.convert("RGB")
-    except _UNREADABLE as error:
-        raise BrokenPicture(str(error)) from None
     target = io.BytesIO()
-    Image.frombytes("RGB", plain.size, plain.tobytes()).save(target, "PNG", compress_level=1)
-    return target.getvalue()
+    plain(content).save(target, "PNG", compress_level=1)
+    return Served(target.getvalue(), "image/png")
 
 
-def _stripped(content: bytes) -> bytes:
-    parts, kinds, place = [_SIGNATURE], set[bytes](), len(_SIGNATURE)
-    while True:
-        if len(content) < place + 12:
-            raise BrokenPicture("the file is cut off")
-        (length,) = struct.unpack_from(">I", content, place)
-        end = place + 12 + length
-        kind = content[place + 4 : place + 8]
-        (checksum,) = struct.unpack_from(">I", content[end - 4 : end].ljust(4, b"\0"))
-        if end > len(content) or zlib.crc32(content[place + 4 : end - 4]) != checksum:
-            raise BrokenPicture("the file is damaged")
-        kinds.add(kind)
-        if kind in _PIXELS:
-            parts.append(content[place:end])
-        if kind == b"IEND":
-            if b"IDAT" not in kinds:
-                raise BrokenPicture("the file has no pixels")
-            return b"".join(parts)
-        place = end
+def as_shown(content: bytes, shown_px: int) -> Served:
+    """A picture for a frame whose longest side has `shown_px` pixels of the screen; 0 is any.
+
+    A visually lossless WebP no larger than the next of `STEPS`, where that has fewer bytes than the
+    file; else the original pixels. Small pictures keep theirs.
+
+    Raises: BrokenPicture: if it is not whole.
+    """
+    step = step_of(shown_px)
+    image = plain(content) if step else None
+    if image is None or max(image.size) <= SMALL_PX:
+        return as_png(content)
+    image.thumbnail((step, step), Image.Resampling.LANCZOS)
+    target = io.BytesIO()
+    image.save(target, "WEBP", quality=_QUALITY, method=0)
+    webp = Served(target.getvalue(), "image/webp")
+    return webp if len(webp.content) < len(content) else as_png(content)
 
 
-def read_bare(path: Path) -> bytes:
-    """The picture of a file; see `bare_png`.
+def step_of(shown_px: int) -> int:
+    """The smallest of `STEPS` that is large enough; 0 stands for the original."""
+    return next((step for step in STEPS if step >= shown_px), 0) if shown_px > 0 else 0
 
-    Raises: BrokenPicture: if it is gone or not whole.
+
+class Pictures:
+    """Pictures made ready once; the least used leave when they take more than `most_bytes`."""
+
+    def __init__(self, most_bytes: int = CACHED_BYTES) -> None:
+        self._most = most_bytes
+        self._kept: OrderedDict[tuple[bytes, int], Served] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def ready(self, content: bytes, shown_px: int) -> Served | None:
+        """What `make` made of this content for this step, if it is still there."""
+        with self._lock:
+            found = self._kept.get(_key(content, shown_px))
+            if found is not None:
+                self._kept.move_to_end(_key(content, shown_px))
+            return found
+
+    def make(self, content: bytes, shown_px: int) -> Served:
+        """As `as_shown`, and kept."""
+        found = self.ready(content, shown_px)
+        if found is not None:  # somebody else asked for it meanwhile
+            return found
+        made = as_shown(content, shown_px)
+        with self._lock:
+            if self._kept.setdefault(_key(content, shown_px), made) is made:
+                self._bytes += len(made.content)
+            while self._bytes > self._most:
+                self._bytes -= len(self._kept.popitem(last=False)[1].content)
+        return made
+
+
+def _key(content: bytes, shown_px: int) -> tuple[bytes, int]:
+    return hashlib.blake2b(content, digest_size=16).digest(), step_of(shown_px)
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises: BrokenPicture: if it is gone or cannot be read.
     """
     try:
-        return bare_png(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise BrokenPicture(str(error)) from None
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the head of the file.
+    """Width and height in pixels as shown, from the head of the file.
 
     Raises: BrokenPicture: if the file is gone, no picture, or too large for Pillow.
     """
@@ -86,4 +164,5 @@ def size_of(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=20_000)
 def _size(path: Path, _modified: int) -> tuple[int, int]:
     with Image.open(path) as image:
-        return image.size
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)

@@ -86,22 +86,22 @@ def has_room(overlap: int, answered: int, reserved: int) -> bool:
     return overlap == 0 or answered + reserved < overlap
 
 
-def swap_sides(rater: int, pair: int, both: int, coin: bool) -> bool:
+def swap_sides(rater: int, item: int, drawn: float) -> bool:
     """Whether the first set of a comparison shall stand right.
 
-    Each argument counts swapped minus unswapped assignments so far. A rater who sees a pair again,
-    for another question, sees it the other way round; else the side is taken that makes the two
-    other balances more even, and the coin decides when they say nothing.
+    Each balance counts swapped minus unswapped assignments so far. The side that makes them more
+    even is taken three times in four, so that nobody can work out a side from those before; the
+    questions on one pair of sets are drawn each by itself.
 
     Args:
         rater: balance of this rater.
-        pair: balance of this pair of sets.
-        both: balance of this rater on this pair.
+        item: balance of this pair of sets and question.
+        drawn: from [0, 1), evenly, and known to nobody.
     Source: Pocock and Simon 1975, "Sequential treatment assignment with balancing for prognostic
-        factors in the controlled clinical trial", without the biased coin: a rater cannot guess.
+        factors in the controlled clinical trial", with Efron's biased coin of 1971.
     """
-    leaning = both or rater + pair
-    return coin if leaning == 0 else leaning < 0
+    leaning = rater + item
+    return drawn < (0.5 if leaning == 0 else 0.25 if leaning > 0 else 0.75)
 
 
 def opposite(value: str) -> str:

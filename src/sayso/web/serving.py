@@ -58,6 +58,7 @@ class _Served:
     url: str
     task: str
     local: bool
+    split_tie: bool
 
 
 def prepare(study: Study, url: str, options: TaskOptions) -> Site:
@@ -85,7 +86,7 @@ def prepare(study: Study, url: str, options: TaskOptions) -> Site:
         options = replace(options, gold_share=0.0)
     task = open_task(database, study, options)
     study.secret()
-    return Site(study, database, task, local)
+    return Site(study, database, task, local, split_tie=options.split_tie)
 
 
 def serve(site: Site, listening: Listening) -> None:
@@ -216,7 +217,7 @@ def _run(site: Site, listening: Listening) -> None:
                 server.run(sockets=[listener])
         return
     url = site.database.url.render_as_string(hide_password=False)
-    served = _Served(str(site.study.path), url, site.task, site.local)
+    served = _Served(str(site.study.path), url, site.task, site.local, site.split_tie)
     os.environ[_ENVIRONMENT] = json.dumps(asdict(served))
     site.database.close()
     with _listener(listening.host, listening.port) as listener:
@@ -242,7 +243,9 @@ def app_of_worker() -> FastAPI:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     served = _Served(**json.loads(os.environ[_ENVIRONMENT]))
     study = Study.open(Path(served.study))
-    return create_app(Site(study, Database(served.url, keep_open=True), served.task, served.local))
+    database = Database(served.url, keep_open=True)
+    site = Site(study, database, served.task, served.local, split_tie=served.split_tie)
+    return create_app(site)
 
 
 def _end_with_parent() -> None:

@@ -18,7 +18,7 @@ from sayso.database import Database
 from sayso.study import Study
 from sayso.web import people, sessions
 from sayso.web.people import Person, Role
-from sayso.web.pictures import BrokenPicture, size_of
+from sayso.web.pictures import BrokenPicture, Pictures, size_of
 from sayso.web.sessions import Session
 
 
@@ -55,6 +55,7 @@ class Site:
     Args:
         task: id of the task that is handed out; "" for none.
         local: one rater, no sign-in; see `still_local`.
+        split_tie: comparisons offer "both good" and "both bad" in place of a tie.
         clock: seconds since the epoch.
     """
 
@@ -64,6 +65,8 @@ class Site:
     local: bool
     clock: Callable[[], float] = time.time
     app_version: str = field(default_factory=_app_version)
+    split_tie: bool = False
+    pictures: Pictures = field(default_factory=Pictures)
 
     @cached_property
     def secret(self) -> bytes:
@@ -172,11 +175,3 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def is_same_site(request: Request) -> bool:
-    """Whether a change was sent by a page of this address, as far as the browser says."""
-    origin = request.headers.get("origin")
-    if origin is not None:
-        return origin.partition("://")[2] == request.headers.get("host", "")
-    return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")

@@ -38,12 +38,14 @@ class TaskOptions:
     attention_share: float | None = None
     seed: int = 0
     simulated: bool = False
+    split_tie: bool = False
 
     @property
     def identity(self) -> str:
         """The same options have the same one; overlap and shares may change."""
         if self.kind == "compare":
-            asked: list[object] = [sorted([self.left, self.right]), self.set_size]
+            split = ["split tie"] if self.split_tie else []
+            asked: list[object] = [sorted([self.left, self.right]), self.set_size, *split]
         else:
             asked = [self.model, self.per_prompt, self.images_per_page, dict(self.gold)]
         whose = ["simulated"] if self.simulated else []

@@ -18,12 +18,19 @@ from sayso.web.queue import LEASE_S, Newest, has_room, is_reserved, opposite, su
 from sayso.work_tables import Row
 
 ANSWERS: Mapping[str, tuple[str, ...]] = {"rate": get_args(Value), "compare": get_args(Choice)}
+"""What is stored; a page offers one tie or both kinds of it."""
 
 
 _STORED = union_all(*(
     select(t.c.id, t.c.body, t.c.rater, t.c.surplus, t.c.shown).where(t.c.id == bindparam("of_id"))
     for t in VOTE_TABLES.values()
 ))  # fmt: skip
+
+
+def offered(kind: str, split_tie: bool) -> list[str]:
+    """The answers that a page offers."""
+    hidden = ("tie",) if split_tie else ("both_good", "both_bad")
+    return [answer for answer in ANSWERS[kind] if answer not in hidden]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,11 @@
 // Requests to the server; every failure becomes an ApiError that says what to do next.
 
-const TIMEOUT_MS = 20_000;
+/** Where this site begins: a proxy may serve it under a path of its own. */
+export const ROOT = new URL("..", import.meta.url).pathname;
+
+const SILENCE_MS = 20_000; // without a byte; how long the whole takes does not matter
 const OTHER_RATER = "other_rater";
+const SILENT = "silent";
 const BASE = document.body.dataset.api ?? "/api"; // reviewers decide through another interface
 
 /** A request that failed. `status` is 0 if no answer came; `retry` says that repeating can help. */
@@ -17,7 +21,12 @@ export class ApiError extends Error {
   }
 
   get offline() {
-    return this.status === 0;
+    return this.status === 0 && !this.slow;
+  }
+
+  /** The connection stands, and nothing comes over it. */
+  get slow() {
+    return this.code === SILENT;
   }
 
   get signedOut() {
@@ -53,7 +62,8 @@ export class Api {
   /** End the session of whoever is signed in here now. */
   async signOut() {
     const { csrf } = await request("/api/session");
-    await answer("/out", { method: "POST", body: new URLSearchParams({ csrf }) });
+    const body = new URLSearchParams({ csrf });
+    await answer("/out", { method: "POST", body }, () => {});
   }
 
   async post(path, body) {
@@ -76,29 +86,80 @@ export class Api {
   }
 }
 
-/** The bytes of a picture. */
-export async function fetchPicture(url) {
-  const response = await answer(url, { cache: "no-store" });
-  if (!response.ok) throw await failure(response);
-  return response.blob();
+/**
+ * Get a picture's bytes from `from` on: `begun(response)` before the first, `part(bytes)` as they come.
+ */
+export async function fetchPicture(url, from, begun, part) {
+  const headers = from ? { Range: `bytes=${from}-` } : {};
+  await answer(url, { headers }, async (response, heard) => {
+    if (!response.ok) throw failure(response, await response.text());
+    begun(response);
+    // Chromium calls a request failed whose body is read by a reader alone
+    const reader = response.clone().body.getReader();
+    const whole = response.blob();
+    whole.catch(() => {}); // the reader fails too
+    for (let some; !(some = await reader.read()).done; ) {
+      heard();
+      part(some.value);
+    }
+    await whole;
+  });
 }
 
 async function request(path, options = {}) {
-  const response = await answer(path.replace("/api", BASE), { cache: "no-store", ...options });
-  if (!response.ok) throw await failure(response);
-  return response.json();
+  return answer(path.replace("/api", BASE), options, async (response) => {
+    const text = await response.text();
+    if (!response.ok) throw failure(response, text);
+    return JSON.parse(text);
+  });
 }
 
-async function answer(url, options) {
+/** Fetch and give the response to `use`, with what to call after each byte that comes. */
+async function answer(url, options, use) {
+  const silence = new Silence();
   try {
-    return await fetch(url, { signal: AbortSignal.timeout(TIMEOUT_MS), ...options });
-  } catch {
+    const response = await fetch(ROOT + url.slice(1), { signal: silence.signal, cache: "no-store", ...options });
+    silence.heard();
+    return await use(response, () => silence.heard());
+  } catch (error) {
+    if (error instanceof ApiError) throw error;
     throw new ApiError(0, { code: "offline", message: "The server cannot be reached." });
+  } finally {
+    silence.end();
   }
 }
 
-async function failure(response) {
-  const body = await response.json().catch(() => ({}));
+/** Aborts what listens to `signal` when nothing was heard for `SILENCE_MS`. */
+class Silence {
+  #controller = new AbortController();
+  #timer = 0;
+
+  constructor() {
+    this.heard();
+  }
+
+  get signal() {
+    return this.#controller.signal;
+  }
+
+  heard() {
+    clearTimeout(this.#timer);
+    const why = new ApiError(0, { code: SILENT, message: "The connection is slow: nothing came." });
+    this.#timer = setTimeout(() => this.#controller.abort(why), SILENCE_MS);
+  }
+
+  end() {
+    clearTimeout(this.#timer);
+  }
+}
+
+function failure(response, text) {
+  let body = {};
+  try {
+    body = JSON.parse(text);
+  } catch {
+    // an answer of a proxy: it has no sentence for raters
+  }
   const error = new ApiError(response.status, { ...body, ...body.error });
   const header = Number(response.headers.get("Retry-After"));
   if (header > 0) error.retryAfterMs = header * 1000;

@@ -153,7 +153,7 @@ export class RefusedList {
       "li",
       {},
       make("strong", {}, reason ? `${said} (${REASONS[reason]})` : said),
-      make("span", { class: "about" }, record.prompt),
+      make("span", { class: "about", dir: "auto", translate: "no" }, record.prompt),
       make("span", { class: "why" }, record.refusal.message),
       make(
         "span",

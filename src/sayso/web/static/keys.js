@@ -9,6 +9,8 @@ export const ACTIONS = [
   { name: "good", key: "j", label: "Good", of: ["rate"] },
   { name: "left", key: "f", label: "Left is better", of: ["compare"] },
   { name: "tie", key: "t", label: "Tie", of: ["compare"] },
+  { name: "both_good", key: "y", label: "Both good", of: ["compare"] },
+  { name: "both_bad", key: "b", label: "Both bad", of: ["compare"] },
   { name: "right", key: "j", label: "Right is better", of: ["compare"] },
   { name: "unclear", key: "1", label: "Skip: prompt unclear", of: ["rate", "compare"] },
   { name: "broken", key: "2", label: "Skip: picture broken", of: ["rate", "compare"] },
@@ -16,9 +18,13 @@ export const ACTIONS = [
   { name: "unwell", key: "4", label: "Skip: rather not look", of: ["rate", "compare"] },
   { name: "undo", key: "Backspace", label: "Undo the last answer", of: ["rate", "compare"] },
   { name: "zoom", key: "z", label: "Zoom in and out", of: ["rate", "compare"] },
+  { name: "full", key: "v", label: "Full screen", of: ["rate", "compare"] },
   { name: "guide", key: "g", label: "Guideline", of: ["rate", "compare"] },
   { name: "help", key: "?", label: "Help and keys", of: ["rate", "compare"] },
 ];
+
+/** Actions with a button at the top. */
+export const TOOLS = ["undo", "zoom", "full", "guide", "help"];
 
 /** The rater's keys; an empty string is "off". */
 export class Keys {
@@ -51,8 +57,8 @@ export class Keys {
   /** The action that a key press means on a page of this kind, or undefined. */
   action(event, kind) {
     if (event.ctrlKey || event.altKey || event.metaKey) return undefined;
-    const key = keyOf(event);
-    return ACTIONS.find((a) => a.of.includes(kind) && this.#keys[a.name] === key)?.name;
+    const named = (key) => ACTIONS.find((a) => a.of.includes(kind) && this.#keys[a.name] === key)?.name;
+    return named(keyOf(event)) ?? named(placeOf(event));
   }
 
   #clash(name, key) {
@@ -74,12 +80,18 @@ export class Keys {
   }
 }
 
-/** The key's name: small letters, and the Latin letter on a keyboard of another script. */
+/** The key's name: small letters, and the Latin letter or digit on a keyboard of another script. */
 export function keyOf(event) {
-  const latin = /^Key([A-Z])$/.exec(event.code ?? "");
-  const foreign = event.key.length === 1 && event.key > "~";
-  if (foreign && latin) return latin[1].toLowerCase();
+  const foreign = event.key.length === 1 ? event.key > "~" : ["Dead", "Process", "Unidentified"].includes(event.key);
+  if (foreign) return placeOf(event) ?? event.key;
   return event.key.length === 1 ? event.key.toLowerCase() : event.key;
+}
+
+/** What stands at the key's place on the keyboard of most: digits are letters with a shift on some. */
+function placeOf({ code = "", shiftKey }) {
+  const [, letter, digit] = /^(?:Key([A-Z])|Digit([0-9]))$/.exec(code) ?? [];
+  if (code === "Slash" && shiftKey) return "?";
+  return letter?.toLowerCase() ?? digit;
 }
 
 const SHOWN = { Backspace: "⌫", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "Space" };

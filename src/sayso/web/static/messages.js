@@ -2,20 +2,20 @@
 
 import { notice, showMessage } from "./view.js";
 
-const START = "/"; // shows the sign-in page to who is signed out
 
 /**
  * Show one of the messages.
  * @param name which
  * @param run what the buttons do: {retry, leave, take, reload, signIn}
  * @param waiting answers that are not sent yet
+ * @param said the server's own sentence
  */
-export function tell(name, run = {}, waiting = 0) {
-  const [symbol, title, text, actions = []] = MESSAGES[name](run, kept(waiting));
+export function tell(name, run = {}, waiting = 0, said = "") {
+  const [symbol, title, text, actions = []] = MESSAGES[name](run, kept(waiting), said);
   showMessage(symbol, title, text, actions);
 }
 
-/** Show a notice: others (how many of their answers wait), break (minutes rated) or broken. */
+/** Show a notice: others (how many of their answers wait), break (minutes rated), forgetful or broken. */
 export function note(name, n) {
   notice(name, ...NOTES[name](n));
 }
@@ -26,6 +26,10 @@ const NOTES = {
     return ["lock", `${answers} on this device for their sign-in.`];
   },
   break: (n) => ["cup", `You have rated for ${n} minutes. A short break keeps your eye fresh.`],
+  forgetful: () => [
+    "warn",
+    "This browser keeps nothing: an answer that is not saved yet is lost when you close this tab.",
+  ],
   broken: () => ["warn", "A picture could not be loaded; its page was passed over and reported."],
 };
 
@@ -72,17 +76,29 @@ const MESSAGES = {
     `All pages loaded so far are answered. More come when the connection is back.${keptAnswers}`,
     [{ label: "Try now", run: run.retry }],
   ],
-  unavailable: (run, keptAnswers) => [
-    "warn",
-    "The server is busy",
-    `It cannot hand out pages at the moment; this page keeps trying.${keptAnswers}`,
+  slow: (run, keptAnswers) => [
+    "sync",
+    "Your connection is slow",
+    `Nothing has come for a while; this page keeps trying.${keptAnswers}`,
     [{ label: "Try now", run: run.retry }],
+  ],
+  unavailable: (run, keptAnswers, said) => [
+    "warn",
+    "No pages at the moment",
+    `${said} This page keeps trying.${keptAnswers}`,
+    [{ label: "Try now", run: run.retry }],
+  ],
+  refused: (run, keptAnswers, said) => [
+    "warn",
+    "The server refuses this page",
+    `${said}${keptAnswers}`,
+    [{ label: "Try again", run: run.retry }],
   ],
   signedOut: (run, keptAnswers) => [
     "lock",
     "You are signed out",
     `Sign in again to go on.${keptAnswers}`,
-    [{ label: "Sign in", run: () => run.leave(START) }],
+    [{ label: "Sign in", run: () => run.leave() }],
   ],
   other_rater: (run, keptAnswers) => [
     "lock",
@@ -90,7 +106,7 @@ const MESSAGES = {
     `No answer of yours goes out in their name.${keptAnswers} To go on, sign in; it signs them out here.`,
     [
       { label: "Sign in", run: run.signIn },
-      { label: "Go on as them", run: () => run.leave(START) },
+      { label: "Go on as them", run: () => run.leave() },
     ],
   ],
 };

@@ -12,8 +12,8 @@ async function count() {
 }
 
 async function look() {
-  const answer = await fetch("/healthz", { cache: "no-store" }).catch(() => null);
-  if (answer?.ok) location.replace("/");
+  const answer = await fetch("healthz", { cache: "no-store" }).catch(() => null);
+  if (answer?.ok) location.replace("./");
 }
 
 count();

@@ -3,6 +3,8 @@
 // One record per answer, sent one at a time in the order given. A record leaves only after the
 // server's acknowledgement, or by the rater's own hand from the list of refused ones.
 
+import { stateOf } from "./status.js";
+
 const FIRST_WAIT_MS = 1000;
 const LONGEST_WAIT_MS = 30_000;
 const PAUSED_WAIT_MS = 15_000;
@@ -19,7 +21,7 @@ export class Outbox {
   refused = [];
   others = 0;
   closed = false; // the server kept an answer and wants no more
-  state = "saved"; // saved | sending | offline | unavailable | signed_out | other_rater | paused
+  state = "saved"; // saved | sending | offline | slow | unavailable | signed_out | other_rater | paused
   retryAt = 0;
   progress = null;
 
@@ -149,7 +151,7 @@ export class Outbox {
       this.closed = true;
       return this.#sent(record);
     }
-    if (REFUSED.has(error.status)) return this.#refuse(record, error);
+    if (REFUSED.has(error.status) && !error.retry) return this.#refuse(record, error);
     this.#failures += 1;
     const backoff = Math.min(FIRST_WAIT_MS * 2 ** (this.#failures - 1), LONGEST_WAIT_MS);
     const jittered = backoff * (0.8 + 0.4 * Math.random());
@@ -194,10 +196,4 @@ export class Outbox {
   #changed() {
     this.#onChange(this);
   }
-}
-
-function stateOf(error) {
-  if (error.offline) return "offline";
-  if (error.signedOut) return error.otherRater ? "other_rater" : "signed_out";
-  return error.status === 423 ? "paused" : "unavailable";
 }

@@ -1,5 +1,6 @@
 // The pages ahead: leased, fetched and decoded while the rater looks at this one.
 
+import { Loader } from "./loader.js";
 import { PageImages } from "./pictures.js";
 
 const AHEAD = { alone: 10, several: 5 }; // pages loaded beside the one on screen, at the least
@@ -13,10 +14,14 @@ const EMPTY_MS = 5000; // others have what is left: ask again, some of it may co
  * @param task {kind, images_per_page}: of small pages more are loaded
  * @param known () → ids of pages that must not come again (on screen, or answered and unsent)
  * @param on {prepare(page) → whether it wants answers, changed(), trouble(error),
- *            broken(page, error), progress(progress)}
+ *            broken(page, error), progress(progress?)}
+ * @param px (page) → for how many pixels of the screen its pictures are
  */
 export class Queue {
   done = false;
+  #shown = ""; // the page that the rater looks at or waits for
+  #loader = new Loader();
+  #px;
   #dry = false; // the last answer brought no page
   #held = false; // when it was asked for, this browser held pages, which the server counts as work
   #ahead;
@@ -28,11 +33,12 @@ export class Queue {
   #asking = false;
   #retry = 0;
 
-  constructor(api, task, known, on) {
+  constructor(api, task, known, on, px) {
     this.#api = api;
     this.#ahead = task.kind === "rate" && task.images_per_page === 1 ? AHEAD.alone : AHEAD.several;
     this.#known = known;
     this.#on = on;
+    this.#px = px;
   }
 
   /** Why no page comes: "" (one may) | finished | almost (only held ones) | starved (others work). */
@@ -54,12 +60,30 @@ export class Queue {
 
   /** What comes next, loaded or not: its frame can be drawn before its pictures arrive. */
   peek() {
-    return this.#pages[0]?.page;
+    return this.#pages[0];
+  }
+
+  /** The rater looks at this page: its pictures come first. */
+  show(page) {
+    this.#shown = page?.page_id ?? "";
+    this.#loader.wake();
+  }
+
+  /** The pictures of a page, which load as soon as they are the next that are needed. */
+  imagesOf(page) {
+    return new PageImages(page, this.#loader, () => this.#rank(page.page_id), this.#px(page));
+  }
+
+  #rank(pageId) {
+    if (pageId === this.#shown) return 0;
+    const place = this.#pages.findIndex((entry) => entry.page.page_id === pageId);
+    return place === -1 ? Infinity : place + 1;
   }
 
   /** A page comes back, as the next one. */
   putBack(page, images) {
     this.#pages.unshift({ page, images: images ?? this.#load(page) });
+    this.#loader.wake();
   }
 
   /** Ask for nothing any more. */
@@ -108,7 +132,10 @@ export class Queue {
     const known = new Set(this.#request().have);
     for (const page of pages) {
       const wanted = !known.has(page.page_id) && this.#on.prepare(page);
-      if (wanted) this.#pages.push({ page, images: this.#load(page) });
+      if (!wanted) continue;
+      const entry = { page };
+      this.#pages.push(entry); // its place says when its pictures are needed
+      entry.images = this.#load(page);
     }
     this.done = done;
     this.#dry = pages.length === 0;
@@ -119,14 +146,14 @@ export class Queue {
   }
 
   #load(page) {
-    const images = new PageImages(page);
-    images.page = page;
+    const images = this.imagesOf(page);
     this.#watch(images, images.ready);
     return images;
   }
 
-  async #watch(images, loading = images.load()) {
+  async #watch(images, loading = images.load(this.#px(images.page))) {
     const state = await loading;
+    if (state === "ready") this.#on.progress(); // the connection is well
     if (state === "broken") {
       this.pull(images.page.page_id);
       this.#on.broken(images.page, images.error);

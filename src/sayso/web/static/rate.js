@@ -1,16 +1,17 @@
 // The rating page: starts the parts and joins them.
 
-import { Api } from "./api.js";
+import { Api, ROOT } from "./api.js";
 import { BreakTimer } from "./clock.js";
 import { Help, RefusedList, askToRead, openGuideline } from "./dialogs.js";
 import { History } from "./history.js";
-import { Keys } from "./keys.js";
+import { Keys, TOOLS } from "./keys.js";
 import { note, tell } from "./messages.js";
 import { Outbox } from "./outbox.js";
 import { Queue } from "./queue.js";
 import { Rating, itemsOf } from "./rating.js";
 import { bindSettings, breakMinutes } from "./settings.js";
-import { Status } from "./status.js";
+import { wantedPx } from "./stage.js";
+import { Status, stateOf } from "./status.js";
 import { openStore } from "./store.js";
 import { Tabs } from "./tabs.js";
 import * as view from "./view.js";
@@ -19,6 +20,7 @@ import { Zoom } from "./zoom.js";
 const SESSION_RETRY_MS = 5000;
 const HOLD_CHECK_MS = 15_000;
 const DRAIN_MS = 3000;
+const TROUBLES = { offline: "offline", slow: "slow", signed_out: "signedOut", unavailable: "unavailable" };
 const $ = (id) => document.getElementById(id);
 
 const api = new Api();
@@ -30,6 +32,7 @@ async function boot() {
     session = await api.session();
   } catch (error) {
     if (error.signedOut) return reload();
+    if (error.status >= 400 && error.status < 500) return tell("refused", { retry: reload }, 0, error.message);
     setTimeout(reload, SESSION_RETRY_MS);
     return tell("unreachable", { retry: reload });
   }
@@ -47,6 +50,7 @@ class App {
   #held = ""; // the message that stands until the work can go on
   #holdTimer = 0;
   #trouble = ""; // the message to show when no page is left, if the queue has trouble
+  #said = ""; // what the server said to it
 
   constructor(session, owner, store) {
     this.session = session;
@@ -66,6 +70,7 @@ class App {
     await Promise.all([this.outbox.load(), this.history.load()]);
     this.outbox.start();
     this.status.setProgress(this.session.progress);
+    if (!this.outbox.lasting) note("forgetful");
     if (this.outbox.others) note("others", this.outbox.others);
     if (!this.task) return this.tell("noTask");
     if (this.task.closed) return this.tell("closed");
@@ -78,24 +83,26 @@ class App {
       await api.post("/api/guideline/accept", { version: this.task.guideline_version });
     } catch (error) {
       if (error.status !== 409) throw error;
-      return this.leave("/"); // it has changed again: read the newest
+      return this.leave(); // it has changed again: read the newest
     }
     return this.begin();
   }
 
   async begin() {
-    this.queue = new Queue(api, this.task, () => this.knownPages(), {
+    const on = {
       prepare: (page) => this.prepare(page),
       changed: () => this.next(),
       trouble: (error) => this.trouble(error),
       broken: (page, error) => this.broken(page, error),
       progress: (progress) => this.well(progress),
-    });
+    };
+    this.queue = new Queue(api, this.task, () => this.knownPages(), on, wantedPx);
     const { outbox, queue, history, zoom } = this;
     const parts = { outbox, queue, history, zoom, guidelineVersion: this.task.guideline_version };
     this.rating = new Rating(parts, {
       answered: () => this.answered(),
       empty: (coming) => this.empty(coming),
+      slow: (slow) => this.status.setSlow(slow),
     });
     this.drawButtons();
     this.drawStrip();
@@ -168,8 +175,10 @@ class App {
     if (error.status === 423) return this.hold("paused");
     if (error.otherRater) return this.hold("other_rater");
     if (error.status === 410) return this.closed();
-    if (error.status === 428) return this.leave("/");
-    this.#trouble = error.offline ? "offline" : error.signedOut ? "signedOut" : "unavailable";
+    if (error.status === 428) return this.leave();
+    this.#trouble = TROUBLES[stateOf(error)];
+    if (error.status >= 400 && error.status < 500 && !error.signedOut) this.#trouble = "refused";
+    this.#said = error.message;
     return this.next();
   }
 
@@ -205,9 +214,9 @@ class App {
   // whole-page messages
 
   tell(name) {
-    const signIn = () => api.signOut().catch(() => {}).then(() => this.leave("/"));
-    const run = { retry: () => this.retry(), leave: (url) => this.leave(url), reload, signIn };
-    tell(name, run, this.outbox.waiting.length);
+    const signIn = () => api.signOut().catch(() => {}).then(() => this.leave());
+    const run = { retry: () => this.retry(), leave: () => this.leave(), reload, signIn };
+    tell(name, run, this.outbox.waiting.length, this.#said);
   }
 
   closed() {
@@ -241,10 +250,11 @@ class App {
 
   bind() {
     bindSettings(this.pause);
-    for (const name of ["undo", "zoom", "guide", "help"]) {
+    for (const name of TOOLS) {
       $(`tool-${name}`).onclick = () => this.act(name);
     }
     $("tool-guide").hidden = !this.task?.guideline_html;
+    $("tool-full").hidden = !document.fullscreenEnabled;
     $("saved-retry").onclick = () => this.retry();
     $("saved-sign-in").onclick = () => (this.#leaving = true);
     $("refused-open").onclick = () => this.refusedList.open();
@@ -279,6 +289,7 @@ class App {
     if (action === "help") return this.help.open(this.task?.kind ?? "rate");
     if (action === "guide") return this.task?.guideline_html && openGuideline(this.task.guideline_html);
     if (action === "undo") return this.#held ? undefined : this.rating?.undo(entry);
+    if (action === "full") return turnFull();
     if (!this.rating || $("rating").hidden) return undefined;
     if (action === "zoom") return this.zoom.toggle();
     const [value, reason] = action in view.REASONS ? ["skip", action] : [action, ""];
@@ -289,12 +300,18 @@ class App {
     if (!this.#leaving && this.outbox.waiting.length) event.preventDefault();
   }
 
-  /** Go to another page on purpose: what is unsent stays in the browser. */
-  leave(url) {
+  /** Go to the start page on purpose: what is unsent stays in the browser. */
+  leave() {
     this.#leaving = true;
-    location.assign(url);
+    location.assign(ROOT);
   }
 }
 
-navigator.serviceWorker?.register("/worker.js").catch(() => {}); // none over plain http
+/** The whole screen for the page, or no longer. */
+function turnFull() {
+  if (document.fullscreenElement) return document.exitFullscreen();
+  return document.documentElement.requestFullscreen?.().catch(() => {});
+}
+
+navigator.serviceWorker?.register(`${ROOT}worker.js`).catch(() => {}); // none over plain http
 boot();

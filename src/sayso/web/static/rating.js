@@ -1,11 +1,12 @@
 // The flow of pages: show, answer, go on, take back.
 
 import { Stopwatch } from "./clock.js";
-import { PageImages } from "./pictures.js";
+import * as stage from "./stage.js";
 import * as view from "./view.js";
 
 const GUARD_MS = 120; // after new pictures, so that one press never answers two
 const KEPT_PAGES = 12; // pages whose pictures stay loaded for going back
+const SLOW_MS = 3000; // pictures that take longer come over a slow line, and the page says so
 
 /** The items of a page that want an answer each; a comparison has one. */
 export function itemsOf(page) {
@@ -23,7 +24,8 @@ export function newId() {
 
 /**
  * @param parts {outbox, queue, history, zoom, guidelineVersion}
- * @param on {answered(), empty(coming)}: after an answer; no page is loaded (`coming`: one will be)
+ * @param on {answered(), empty(coming), slow(whether)}: after an answer; no page is loaded (`coming`:
+ *           one will be); the rater waits for pictures that take their time
  */
 export class Rating {
   page = null;
@@ -37,10 +39,15 @@ export class Rating {
   #kept = new Map(); // page_id → PageImages
   #thumbs = new Map(); // item_id → canvas
   #watch = new Stopwatch();
+  #slow = 0;
+  #followed = null; // the pictures that the rater waits for
 
   constructor(parts, on) {
     this.#parts = parts;
     this.#on = on;
+    stage.followRoom(() => this.#sharpen());
+    stage.whenSeen(() => view.setReady(this.page !== null));
+    parts.zoom.onChange = () => (stage.layOut(), this.#sharpen());
   }
 
   /** Show the next loaded page, if there is none on screen. */
@@ -55,6 +62,7 @@ export class Rating {
   answer(value, reason = "", event = undefined) {
     const doubleClick = event?.detail > 1;
     if (!this.page || doubleClick || performance.now() < this.#guardUntil) return;
+    if (!stage.allSeen()) return this.#askToLook();
     const { page } = this;
     const item = itemsOf(page)[this.#cursor];
     const before = page.answers[item.item_id];
@@ -108,11 +116,39 @@ export class Rating {
     return this.#thumbs.get(entry.item_id);
   }
 
+  #askToLook() {
+    stage.scrollOn();
+    view.say("There are more pictures below: look at all of them first.");
+  }
+
   #wait() {
     const coming = this.#parts.queue.peek();
-    if (coming) this.#draw(coming);
+    this.#parts.queue.show(coming?.page);
+    if (coming) {
+      this.#draw(coming.page);
+      this.#follow(coming.images);
+    }
     view.setReady(false);
     this.#on.empty(Boolean(coming));
+  }
+
+  /** Show how the pictures come in. */
+  #follow(images) {
+    if (images === this.#followed) return;
+    this.#followed = images;
+    clearTimeout(this.#slow);
+    this.#slow = setTimeout(() => images.state === "loading" && this.#on.slow(true), SLOW_MS);
+    images.onBytes = () => stage.drawArriving(images);
+    stage.drawArriving(images);
+  }
+
+  /** The pictures on screen are as sharp as they are large: the original while zoomed. */
+  async #sharpen() {
+    const { page } = this;
+    if (!page || this.#images.state !== "ready") return;
+    const images = this.#images;
+    const px = this.#parts.zoom.on ? 0 : stage.wantedPx(page);
+    if ((await images.sharpen(px)) && this.page === page) stage.fillFrames(page, images);
   }
 
   async #show({ page, images }, index) {
@@ -120,22 +156,30 @@ export class Rating {
     this.#images = images;
     this.#guardUntil = Infinity;
     this.#cursor = index ?? firstOpen(page, 0);
+    this.#parts.queue.show(page);
     this.#draw(page);
-    if (images.state !== "ready") view.setReady(false);
-    if ((await images.ready) !== "ready" && (await images.load()) !== "ready") return this.#lost(page);
+    if (images.state !== "ready") {
+      view.setReady(false);
+      this.#follow(images);
+    }
+    const loaded = (await images.ready) === "ready" || (await images.load(stage.wantedPx(page))) === "ready";
+    if (!loaded) return this.#lost(page);
     if (this.page !== page) return undefined;
-    view.fillFrames(page, images);
-    view.drawGroup(page, this.#cursor);
-    view.setReady(true);
+    clearTimeout(this.#slow);
+    this.#on.slow(false);
+    stage.fillFrames(page, images);
+    stage.drawGroup(page, this.#cursor, view.ANSWERS);
+    view.setReady(stage.allSeen());
     await painted();
+    this.#sharpen();
     if (this.page === page) this.#ask();
     return this.#keep(page, images);
   }
 
   /** From now on the current picture is asked about. */
   #ask() {
-    view.drawGroup(this.page, this.#cursor);
-    view.markShown(this.page.page_id, this.#cursor);
+    stage.drawGroup(this.page, this.#cursor, view.ANSWERS);
+    stage.markShown(this.page.page_id, this.#cursor);
     this.#watch.start();
     this.#guardUntil = performance.now() + GUARD_MS;
   }
@@ -174,7 +218,7 @@ export class Rating {
     this.page = null;
     const waiting = this.#parts.queue.pull(page.page_id);
     if (waiting) return waiting;
-    return { page, images: this.#kept.get(page.page_id) ?? new PageImages(page) };
+    return { page, images: this.#kept.get(page.page_id) ?? this.#parts.queue.imagesOf(page) };
   }
 
   #vote(item, value, reason, supersedes, page = this.page) {

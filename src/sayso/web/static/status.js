@@ -4,12 +4,13 @@ import * as view from "./view.js";
 
 const CALM_MS = 400; // an answer that is saved faster than this is not shown as waiting
 const SAY_MS = 500;
-const STUCK = new Set(["offline", "unavailable", "signed_out", "other_rater", "paused"]);
+const STUCK = new Set(["offline", "slow", "unavailable", "signed_out", "other_rater", "paused"]);
 
 /** Keeps the foot of the page, the progress and the live region true. */
 export class Status {
   #outbox;
   #net = ""; // what kept the queue from getting pages: a stuck state, or nothing
+  #slow = false; // the rater waits for pictures that come in slowly
   #progress = null;
   #calm = 0;
   #saying = 0;
@@ -40,9 +41,14 @@ export class Status {
 
   /** The queue could not get pages or pictures. */
   trouble(error) {
-    this.#net = error.offline ? "offline" : error.signedOut ? "signed_out" : "";
-    if (error.otherRater) this.#net = "other_rater";
-    if (error.status >= 500) this.#net = "unavailable";
+    const refused = error.status >= 400 && error.status < 500 && !error.signedOut;
+    this.#net = refused ? "" : stateOf(error);
+    this.#draw();
+  }
+
+  /** Whether the rater waits for pictures that come in slowly. */
+  setSlow(slow) {
+    this.#slow = slow;
     this.#draw();
   }
 
@@ -55,7 +61,8 @@ export class Status {
 
   #draw() {
     const { state, lasting, refused } = this.#outbox;
-    const shown = STUCK.has(state) ? state : this.#net || state;
+    const busy = this.#slow && state === "saved" ? "loading" : state;
+    const shown = STUCK.has(state) ? state : this.#net || busy;
     const line = { ...this.#outbox.summary, state: shown, lasting };
     view.drawSaved(sentence(line), refused.length);
   }
@@ -71,6 +78,7 @@ export class Status {
 
 const SYMBOLS = {
   offline: "offline",
+  slow: "sync",
   signed_out: "lock",
   other_rater: "lock",
   paused: "pause",
@@ -81,8 +89,17 @@ const WHY = {
   signed_out: "signed out",
   other_rater: "somebody else has signed in",
   paused: "paused",
+  slow: "slow connection, still trying",
   unavailable: "the server cannot store now",
 };
+
+/** The stuck state that an error means. */
+export function stateOf(error) {
+  if (error.offline) return "offline";
+  if (error.slow) return "slow";
+  if (error.signedOut) return error.otherRater ? "other_rater" : "signed_out";
+  return error.status === 423 ? "paused" : "unavailable";
+}
 
 /** What the foot says: {symbol, text, state}. */
 function sentence({ waiting, retryAt, state, lasting }) {
@@ -96,6 +113,7 @@ function sentence({ waiting, retryAt, state, lasting }) {
     const what = waiting ? `${waiting} waiting` : "All saved";
     return { symbol: SYMBOLS[state], text: `${what}: ${WHY[state]}${again}`, state };
   }
+  if (state === "loading") return { symbol: "sync", text: "All saved; slow connection", state: "saved" };
   if (waiting === 0) return { symbol: "check", text: "All saved", state: "saved" };
   return { symbol: "sync", text: waiting === 1 ? "Saving 1 answer" : `Saving ${waiting} answers`, state };
 }

@@ -2,6 +2,7 @@
 
 const NAME = "sayso";
 const VERSION = 1;
+const OPEN_MS = 3000; // some browsers never answer, such as those with a damaged profile
 
 /** Open the browser's store; `lasting` is false if the browser keeps nothing (private window). */
 export async function openStore() {
@@ -21,6 +22,7 @@ function open() {
     };
     opening.onsuccess = () => resolve(opening.result);
     opening.onerror = opening.onblocked = () => reject(opening.error);
+    setTimeout(reject, OPEN_MS, new Error("the browser's database does not open"));
   });
 }
 

@@ -1,7 +1,9 @@
 // What the rater sees of a page: prompt, frames, pictures, answers. No state of its own but the DOM.
 
 import { actionButton, cap, icon, make } from "./dom.js";
-import { ACTIONS, shown } from "./keys.js";
+import { ACTIONS, TOOLS, shown } from "./keys.js";
+import { drawPrompt } from "./prompt.js";
+import { drawStage } from "./stage.js";
 
 export const ANSWERS = {
   bad: { label: "Bad", icon: "cross" },
@@ -9,9 +11,11 @@ export const ANSWERS = {
   good: { label: "Good", icon: "check" },
   left: { label: "Left", icon: "left" },
   tie: { label: "Tie", icon: "tie" },
+  both_good: { label: "Both good", icon: "check" },
+  both_bad: { label: "Both bad", icon: "cross" },
   right: { label: "Right", icon: "right" },
 };
-const ORDER = { rate: ["bad", "skip", "good"], compare: ["left", "tie", "right", "skip"] };
+const ORDER = { rate: ["bad", "skip", "good"], compare: ["left", "tie", "both_good", "both_bad", "right", "skip"] };
 export const REASONS = {
   unclear: "prompt unclear",
   broken: "picture broken",
@@ -26,7 +30,6 @@ const QUESTIONS = {
   },
 };
 const TOPICS = { alignment: "Match", fidelity: "Looks" };
-const CRISP_PX = 128; // smaller pictures are shown in whole pixels, larger ones smoothly
 
 const $ = (id) => document.getElementById(id);
 
@@ -53,88 +56,8 @@ export function drawPage(page, onSelect) {
   $("topic").textContent = TOPICS[page.question] ?? page.question;
   $("topic").dataset.question = page.question;
   $("question").textContent = words ?? page.question;
-  $("prompt").textContent = page.prompt;
-  $("prompt").dataset.length = page.prompt.length > 140 ? "long" : "short";
-  const stage = $("stage");
-  stage.dataset.kind = page.kind;
-  stage.dataset.count = page.kind === "compare" ? page.left.length : page.items.length;
-  stage.replaceChildren(...(page.kind === "compare" ? sides(page) : frames(page, onSelect)));
-  stage.scrollTop = 0;
-  markScrolling();
-}
-
-/** What can scroll must be reachable by keyboard. */
-function markScrolling() {
-  for (const element of [$("stage"), $("prompt")]) {
-    if (element.scrollHeight > element.clientHeight + 1) element.tabIndex = 0;
-    else element.removeAttribute("tabindex");
-  }
-}
-window.addEventListener("resize", markScrolling);
-
-/** Put the decoded pictures into their frames. */
-export function fillFrames(page, images) {
-  const urls = images.slots.map((slot) => slot.url);
-  const alts = altTexts(page);
-  document.querySelectorAll("#stage .frame").forEach((frame, i) => {
-    const picture = images.elements.get(urls[i]);
-    picture.alt = alts[i];
-    frame.querySelector(".hole").replaceChildren(picture);
-    frame.classList.add("filled");
-  });
-}
-
-function altTexts(page) {
-  if (page.kind === "compare") {
-    const of = (side, list) => list.map((_, i) => `${side}, picture ${i + 1} of ${list.length}`);
-    return [...of("Left", page.left), ...of("Right", page.right)];
-  }
-  const n = page.items.length;
-  return page.items.map((_, i) => (n === 1 ? "The picture to judge" : `Picture ${i + 1} of ${n}`));
-}
-
-function sides(page) {
-  return ["left", "right"].map((side) =>
-    make(
-      "section",
-      { class: "side", "data-side": side, "aria-label": side === "left" ? "Left" : "Right" },
-      make("h2", { class: "side-name" }, icon(side), side === "left" ? "Left" : "Right"),
-      make("div", { class: "set", "data-count": page[side].length }, ...page[side].map(frame)),
-    ),
-  );
-}
-
-function frames(page, onSelect) {
-  if (page.items.length === 1) return [frame(page.items[0].image)];
-  return page.items.map((item, i) => {
-    const name = `Choose picture ${i + 1} of ${page.items.length}`;
-    const select = { type: "button", class: "select", "aria-label": name };
-    const outer = frame(item.image);
-    outer.append(make("button", { ...select, onclick: () => onSelect(i) }));
-    outer.append(make("span", { class: "verdict" }));
-    return outer;
-  });
-}
-
-function frame({ width, height }) {
-  const element = make("div", { class: "frame" }, make("div", { class: "hole" }));
-  element.style.setProperty("--w", `${width}px`);
-  element.style.setProperty("--ratio", width / height);
-  element.classList.toggle("crisp", Math.max(width, height) <= CRISP_PX);
-  return element;
-}
-
-/** Mark in a group which picture is asked about, and what was answered. */
-export function drawGroup(page, cursor) {
-  if (page.kind === "compare" || page.items.length === 1) return;
-  document.querySelectorAll("#stage .frame").forEach((element, i) => {
-    const answer = page.answers?.[page.items[i].item_id]?.value;
-    element.classList.toggle("current", i === cursor);
-    element.querySelector(".select").setAttribute("aria-current", i === cursor);
-    const verdict = element.querySelector(".verdict");
-    verdict.dataset.value = answer ?? "";
-    verdict.replaceChildren(...(answer ? [icon(ANSWERS[answer].icon), ANSWERS[answer].label] : []));
-  });
+  drawPrompt(page.prompt);
+  drawStage(page, onSelect);
 }
 
 /** The answer buttons of a kind of page, with their keys. */
@@ -172,7 +95,7 @@ function reasonButton(name, keys, onAnswer) {
 
 /** Show the keys of the tools at the top. */
 export function drawTools(keys) {
-  for (const { name, label } of ACTIONS.slice(-4)) {
+  for (const { name, label } of ACTIONS.filter((action) => TOOLS.includes(action.name))) {
     const button = $(`tool-${name}`);
     const key = keys.of(name);
     button.title = key ? `${label} (${shown(key)})` : label;
@@ -206,7 +129,7 @@ export function drawSaved({ symbol, text, state }, refused) {
   const line = $("saved");
   line.dataset.state = state;
   line.replaceChildren(icon(symbol), make("span", {}, text));
-  $("saved-retry").hidden = state !== "offline" && state !== "unavailable";
+  $("saved-retry").hidden = !["offline", "slow", "unavailable"].includes(state);
   $("saved-sign-in").hidden = state !== "signed_out";
   $("refused-open").hidden = refused === 0;
   $("refused-open").textContent = refused === 1 ? "1 answer refused" : `${refused} answers refused`;
@@ -218,7 +141,8 @@ export function drawStrip(entries, pictureOf, onPick) {
   const items = shownEntries.map((entry, i) => {
     const ago = shownEntries.length - i;
     const label = `Change your answer ${ANSWERS[entry.value].label}, ${ago} back`;
-    const button = make("button", { type: "button", class: "past", "aria-label": label });
+    const look = { type: "button", class: "past", dir: "auto", translate: "no" };
+    const button = make("button", { ...look, "aria-label": label });
     button.title = entry.prompt;
     const picture = pictureOf(entry);
     if (picture) button.append(picture);
@@ -252,11 +176,6 @@ export function flash(name) {
   button.classList.remove("pressed");
   void button.offsetWidth;
   button.classList.add("pressed");
-}
-
-/** Say in the document what is on screen, drawn and asked about. */
-export function markShown(pageId, cursor) {
-  $("stage").dataset.shown = `${pageId}/${cursor}`;
 }
 
 /** Whether answers are possible now. */

@@ -4,6 +4,7 @@
 // Nothing else is ever kept: no page with a name on it, no picture, no answer of the server.
 
 const OURS = "sayso-"; // other caches of this address are somebody else's
+const ROOT = new URL(".", self.location).pathname;
 const PLACE = `${OURS}${VERSION}`;
 
 self.addEventListener("install", (event) => {
@@ -23,8 +24,9 @@ self.addEventListener("activate", (event) => {
 self.addEventListener("fetch", (event) => {
   const { request } = event;
   const { pathname } = new URL(request.url);
-  const start = request.mode === "navigate" && pathname === "/";
-  if (request.method !== "GET" || !(start || FILES.includes(pathname))) return;
-  const kept = () => caches.match(start ? FILES[0] : pathname, { cacheName: PLACE });
+  const start = request.mode === "navigate" && pathname === ROOT;
+  const files = FILES.map((file) => ROOT + file);
+  if (request.method !== "GET" || !(start || files.includes(pathname))) return;
+  const kept = () => caches.match(start ? files[0] : pathname, { cacheName: PLACE });
   event.respondWith(fetch(request).catch(async () => (await kept()) ?? Response.error()));
 });

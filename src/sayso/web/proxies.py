@@ -1,0 +1,88 @@
+"""What stands between a rater's browser and this server: chunked bodies, paths, rewritten hosts."""
+
+import logging
+import re
+
+from fastapi import Request
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Send
+
+from sayso.web.site import Refusal
+
+log = logging.getLogger("sayso.web")
+
+RETRY_S = 15
+_told: set[tuple[str, str]] = set()  # pairs of origin and host that were logged
+_OURS = re.compile(rb'((?:href|action|src)=")/(?!/)')
+
+
+def counted(receive: Receive, most_bytes: int) -> Receive:
+    """Receive a body whose length nobody has said, as tunnels send it, and count it as it comes.
+
+    Raises: HTTPException: 413 as soon as there are more bytes than `most_bytes`.
+    """
+    seen = 0
+
+    async def next_message() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > most_bytes:
+            raise HTTPException(413, f"A request may have {most_bytes} bytes")
+        return message
+
+    return next_message
+
+
+def relative(path: str, send: Send) -> Send:
+    """Send an answer whose own addresses are relative to the page.
+
+    So they lead here as well where a proxy serves this site under a path of its own, such as
+    https://example.org/rating/, and takes the path off.
+
+    Args:
+        path: of the request, as it came here.
+    """
+    up = "../" * (path.count("/") - 1) or "./"
+    start: Message | None = None
+
+    async def send_relative(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            place = headers.get("location", "")
+            if place.startswith("/") and not place.startswith("//"):
+                headers["location"] = up + place[1:]
+            if headers.get("content-type", "").startswith("text/html"):
+                start = message  # its length is not known yet
+                return
+        elif start is not None:
+            message["body"] = _OURS.sub(rb"\1" + up.encode(), message.get("body", b""))
+            MutableHeaders(scope=start)["content-length"] = str(len(message["body"]))
+            await send(start)
+            start = None
+        await send(message)
+
+    return send_relative
+
+
+def require_same_site(request: Request) -> None:
+    """Refuse a change that another site sent, as far as the browser says.
+
+    Raises: Refusal: 403, with what a proxy that rewrites Host has to do.
+    """
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if origin is None:
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            raise Refusal(403, "foreign_origin", "This came from another site.")
+    elif origin.partition("://")[2] != host:
+        message = (
+            f"This page was opened at {origin}, and its call came here as one to {host}: the proxy "
+            "in between must hand on the Host header. Please tell the organiser."
+        )
+        if (origin, host) not in _told and len(_told) < 100:
+            _told.add((origin, host))
+            log.warning("a call of a page at %s came as one to %s: the proxy must hand on Host",
+                        origin, host)  # fmt: skip
+        raise Refusal(403, "foreign_origin", message, retry=True, retry_after_s=RETRY_S)
