@@ -136,11 +136,6 @@ class Run:
     def __exit__(self, *_error: object) -> None:
         self.release_lock()
 
-    @property
-    def environment(self) -> JsonObject:
-        """What env.json holds: versions, device, the models that were loaded."""
-        return files.read_json(self.path / "env.json")
-
     def add_environment(self, facts: JsonObject) -> None:
         """Add to env.json what is known only once the models are loaded."""
         path = self.path / "env.json"
