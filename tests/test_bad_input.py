@@ -127,8 +127,7 @@ def test_prompt_the_tokenizer_would_cut(tmp_path: Path) -> None:
     study, texts = tmp_path / "study", tmp_path / "prompts.txt"
     texts.write_text("two cats\n" + "five green cats in the forest and " * 9 + "\n")
     assert run_sayso("new", study).returncode == 0
-    assert run_sayso("prompts", study, "--file", texts).returncode == 0
-    refused("generate", study, says="five green cats", unchanged=study)
+    refused("prompts", study, "--file", texts, says="five green cats", unchanged=study)
 
 
 def spoil(weights: Path, key: str) -> None:

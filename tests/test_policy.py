@@ -110,6 +110,23 @@ def test_attention_is_fused_in_fp32_and_plain_in_bf16(
     torch.testing.assert_close(ours, near, **limits)
 
 
+def test_matrices_of_large_images_are_never_written_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, called = StableDiffusion.load(folder, CPU), []
+    plain = AttnProcessor.__call__
+    monkeypatch.setattr(
+        AttnProcessor,
+        "__call__",
+        lambda *args, **options: called.append(1) or plain(*args, **options),
+    )
+    cond, t = policy.encode_prompts(TEXTS[:1]), torch.tensor([0.5])
+    for side, expected in ((80, False), (16, True)):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            policy.predict(torch.randn(1, 4, side, side), t, cond)
+        assert bool(called) == expected
+
+
 def test_encoding_equals_the_pipeline(folder: Path, policy: StableDiffusion) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     theirs, _ = pipeline.encode_prompt(TEXTS, CPU, 1, False)

@@ -80,6 +80,9 @@ COMMANDS = {
         "import_table",
         "ImportConfig",
     ),
+    "moved": Command(
+        "tell a study where its models lie now", "sayso.stages.moved", "moved", "MovedConfig"
+    ),
     "demo": Command(
         "the whole loop on the tiny world", "sayso.demo", "demo", "DemoConfig", needs="train"
     ),
@@ -109,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         _stop(missing_module(error) or _reraise(error))
     except Exception as error:
-        _stop(_disk_trouble(error) or _reraise(error))
+        _stop(_disk_trouble(error) or _memory_trouble(error) or _reraise(error))
 
 
 def _stop(message: str) -> None:
@@ -131,6 +134,13 @@ def _disk_trouble(error: Exception) -> str | None:
         if f"(os error {number})" in str(error):
             return advice
     return None
+
+
+def _memory_trouble(error: Exception) -> str | None:
+    """The line for want of memory where no option would need less of it."""
+    from sayso.devices import NO_OPTION_LEFT, OUT_OF_MEMORY, is_out_of_memory
+
+    return f"{OUT_OF_MEMORY}; {NO_OPTION_LEFT}" if is_out_of_memory(error) else None
 
 
 def run(arguments: list[str]) -> Any:

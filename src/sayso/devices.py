@@ -148,9 +148,12 @@ def enough_memory(flag: str, value: int) -> Iterator[None]:
 
 
 OUT_OF_MEMORY = "out of memory"
+NO_OPTION_LEFT = "close other programs, use smaller images, or a machine with more memory"
 
 
 def _less(flag: str, value: int) -> str:
-    if value > 1:
-        return f"repeat the command with {flag} {value // 2}, and it goes on where it stopped"
-    return "close other programs, use smaller images, or a machine with more memory"
+    if value == 1:
+        return NO_OPTION_LEFT
+    # a part of what divides a batch divides it too
+    half = next(n for n in range(value // 2, 0, -1) if value % n == 0)
+    return f"repeat the command with {flag} {half}, and it goes on where it stopped"

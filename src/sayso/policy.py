@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sayso.errors import UserError
 from sayso.samplers import checked
 from sayso.types import Sampler
 
@@ -74,6 +75,14 @@ class Policy(ABC):
 
         Raises: UserError: naming a text that would be cut, and the limit.
         """
+
+    def is_cut(self, text: str) -> bool:
+        """Whether the tokenizer would cut the text."""
+        try:
+            self.check_prompts([text])
+        except UserError:
+            return True
+        return False
 
     @abstractmethod
     def encode_prompts(self, texts: Sequence[str]) -> Cond:

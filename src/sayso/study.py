@@ -76,6 +76,12 @@ class Study:
             raise UserError(f"no study at {path}; make one with: sayso new {path}")
         return cls(path, _parse_info(path, files.read_json(path / "study.json")))
 
+    def with_models(self, **places: str) -> "Study":
+        """Write other places of `base_model` or `clip_model` into study.json."""
+        info = replace(self.info, **places)
+        files.write_json(self.path / "study.json", asdict(info))
+        return Study(self.path, info)
+
     # prompts
 
     def prompts(self, which: PromptChoice = "all") -> list[Prompt]:

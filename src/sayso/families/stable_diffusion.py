@@ -235,9 +235,11 @@ class _ShortAttention:
     def __init__(self) -> None:
         self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
 
-    def __call__(self, *args: Any, **options: Any) -> Tensor:
-        half = torch.is_autocast_enabled("cpu")
-        return (self.plain if half else self.fused)(*args, **options)
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
+        # images may be larger than the model's own, and plain attention holds words² numbers
+        short = hidden_states.shape[1] <= SMALL_LATENTS**2
+        plain = short and torch.is_autocast_enabled("cpu")
+        return (self.plain if plain else self.fused)(attn, hidden_states, *args, **options)
 
 
 def _is_small(unet: Any) -> bool:

@@ -4,7 +4,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sayso.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
+from sayso.devices import (
+    MixedPrecision,
+    enough_memory,
+    is_main_process,
+    main_process_first,
+    make_accelerator,
+)
 from sayso.errors import UserError, check_seed
 from sayso.files import JsonObject
 from sayso.generations import say
@@ -205,7 +211,8 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> N
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
     context = Context(rows, config.batch_size, config.max_steps, seed)
-    result = train(policy, aligner, context, config, run, accelerator)
+    with enough_memory("--micro-batch-size", config.micro_batch(accelerator.num_processes)):
+        result = train(policy, aligner, context, config, run, accelerator)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
         run.finish(result | _facts(rows, policy) | identity)
@@ -339,6 +346,12 @@ def _rows(
     natural = None
     if "pretraining" in aligner.required():
         natural = pretraining_rows(study, policy, config.pretraining_images, accelerator.autocast())
+        cut = sum(map(policy.is_cut, natural[1]))
+        if cut:
+            console.print(
+                f"{cut} of {len(natural[1])} captions of pre-training images are longer than the "
+                "model reads, and are cut"
+            )
     own = (load_latents(study, images.samples), images.texts)
     return make_rows(policy, own, images.marks, rewards, natural)
 

@@ -6,7 +6,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sayso import files
-from sayso.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
+from sayso.devices import (
+    MixedPrecision,
+    enough_memory,
+    is_main_process,
+    main_process_first,
+    make_accelerator,
+)
 from sayso.errors import UserError
 from sayso.generations import IDENTITY, Generations, own_name, say
 from sayso.identity import (
@@ -300,7 +306,8 @@ def _draw_all(
     with progress(f"drawing {config.model}", sum(map(len, batches))) as advance:
         for together in _chunks(batches, accelerator.num_processes):
             mine = together[accelerator.process_index : accelerator.process_index + 1]
-            drawn = [_draw(policy, batch, accelerator) for batch in mine]
+            with enough_memory("--batch-size", config.batch_size):
+                drawn = [_draw(policy, batch, accelerator) for batch in mine]
             for batch, done in zip(together, gather_object(drawn), strict=True):
                 if accelerator.is_main_process:
                     _keep(study, batch, *done)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sayso.errors import UserError, check_seed
+from sayso.model_files import model_name, native_size_px
+from sayso.progress import console
 from sayso.samplers import checked
 from sayso.study import Study, StudyInfo
 from sayso.types import Sampler
@@ -35,7 +37,8 @@ class NewConfig:
     eta: float = 0.0
     """Noise put in while sampling: 0 none, 1 as in DDPM."""
     image_size_px: int | None = None
-    """Width and height of the images; default: 64 for tinyworld, else 512."""
+    """Width and height of the images; default: the model's own size, or 512 if the model is not on
+    this machine yet."""
     negative_prompt: str = ""
     """What guidance leads away from; default: the empty prompt."""
     feedback_url: str = ""
@@ -49,13 +52,15 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     """
     config = config or NewConfig()
     check_seed(config.seed)
-    sampler = _sampler(config)
+    base = model_name(config.base_model, "base model", "model_index.json")
+    sampler = _sampler(config, base)
     tiny = config.base_model == "tinyworld"
+    clip = config.clip_model or ("tinyworld" if tiny else CLIP)
     info = StudyInfo(
         name=config.name or path.resolve().name,
         seed=config.seed,
-        base_model=_absolute(config.base_model),
-        clip_model=_absolute(config.clip_model or ("tinyworld" if tiny else CLIP)),
+        base_model=base,
+        clip_model=model_name(clip, "CLIP model", "config.json"),
         pretraining=_pretraining(config.pretraining or ("tinyworld" if tiny else "")),
         sampler=sampler,
         feedback_url=_feedback_url(config.feedback_url),
@@ -63,25 +68,27 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     return Study.create(path, info)
 
 
-def _sampler(config: NewConfig) -> Sampler:
+def _sampler(config: NewConfig, base_model: str) -> Sampler:
     from sayso.tinyworld.defaults import SAMPLER
 
-    base = SAMPLER if config.base_model == "tinyworld" else Sampler()
-    steps, scale, size = config.num_inference_steps, config.guidance_scale, config.image_size_px
+    base = SAMPLER if base_model == "tinyworld" else Sampler()
+    steps, scale = config.num_inference_steps, config.guidance_scale
+    size, native = config.image_size_px, native_size_px(base_model)
+    if native and size not in (None, native):
+        console.print(
+            f"{config.base_model} was trained on pictures of {native} pixels; this study's have "
+            f"{size}",
+            soft_wrap=True,
+        )
     return checked(
         Sampler(
             num_inference_steps=base.num_inference_steps if steps is None else steps,
             guidance_scale=base.guidance_scale if scale is None else scale,
             eta=config.eta,
-            image_size_px=base.image_size_px if size is None else size,
+            image_size_px=(native or base.image_size_px) if size is None else size,
             negative_prompt=config.negative_prompt,
         )
     )
-
-
-def _absolute(model: str) -> str:
-    """A folder that exists is stored with its whole path: commands may run from elsewhere."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _feedback_url(given: str) -> str:
@@ -92,7 +99,7 @@ def _feedback_url(given: str) -> str:
 
 def _pretraining(given: str) -> str:
     if given in ("", "tinyworld") or Path(given).is_dir():
-        return given if given in ("", "tinyworld") else _absolute(given)
+        return given if given in ("", "tinyworld") else str(Path(given).resolve())
     raise UserError(
         f"pre-training images {given!r}: there is no such folder; give a folder with images and "
         "a metadata.jsonl, or tinyworld"

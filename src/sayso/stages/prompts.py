@@ -88,7 +88,9 @@ def _refuse_others(study: Study, config: PromptsConfig) -> None:
 def _own(study: Study, config: PromptsConfig) -> list[Prompt]:
     seed = study.info.seed if config.seed is None else config.seed
     if config.file:
-        return _from_file(Path(config.file), config, seed)
+        own = _from_file(Path(config.file), config, seed)
+        _refuse_long(study, [prompt.text for prompt in own], config.file)
+        return own
     grammar = load_grammar(config.set or "tinyworld")
     return make_prompts(grammar, _sizes(config), seed)
 
@@ -122,9 +124,22 @@ def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
             f"none of the pictures in {study.info.pretraining} is held out (about one in ten is, "
             "by its name); give more pictures, or --fidelity 0"
         )
+    if study.info.pretraining != "tinyworld":
+        _refuse_long(study, captions, f"{study.info.pretraining}/metadata.jsonl, held out,")
     if len(captions) < n:
         console.print(f"{len(captions)} fidelity prompts, as many as pictures are held out")
     return [make_prompt(c, "fidelity", "fidelity", n=i + 1) for i, c in enumerate(captions)]
+
+
+def _refuse_long(study: Study, texts: list[str], where: str) -> None:
+    """Refuse, while it can be changed, what the base model would cut, if its tokenizer is here."""
+    from sayso.model_files import too_long
+
+    if long := too_long(study.info.base_model, texts):
+        raise UserError(
+            f"{where} has {long.number} texts that {study.info.base_model} would cut, such as "
+            f"{long.text!r} with {long.tokens} tokens; it reads {long.limit}: shorten them"
+        )
 
 
 # the user's own file

@@ -1,0 +1,60 @@
+"""Stage `moved`: tell a study where its models lie now."""
+
+from dataclasses import dataclass
+
+from sayso.errors import UserError
+from sayso.hashes import weight_hashes
+from sayso.identity import model_folder
+from sayso.model_files import model_name
+from sayso.progress import console
+from sayso.study import Study
+
+
+@dataclass(frozen=True)
+class MovedConfig:
+    """Where models lie that were moved or renamed; their content must be the same."""
+
+    base_model: str = ""
+    """The base model's folder or hub id now; default: where it was."""
+    clip_model: str = ""
+    """The CLIP's folder or hub id now; default: where it was."""
+
+
+def moved(study: Study, config: MovedConfig) -> Study:
+    """Write the new places into study.json, if the weights there are those that runs have loaded.
+
+    Raises: UserError: if neither model is given, there is no such model, or its weights differ from
+        those that a run of the study recorded.
+    """
+    given = {
+        "base_model": config.base_model
+        and model_name(config.base_model, "base model", "model_index.json"),
+        "clip_model": config.clip_model
+        and model_name(config.clip_model, "CLIP model", "config.json"),
+    }
+    places = {field: place for field, place in given.items() if place}
+    if not places:
+        raise UserError("give the model that was moved: --base-model or --clip-model")
+    for field, place in places.items():
+        _refuse_other_content(study, field, place)
+    found = study.with_models(**places)
+    for field, place in places.items():
+        console.print(f"{field} is now {place}", soft_wrap=True)
+    return found
+
+
+def _refuse_other_content(study: Study, field: str, place: str) -> None:
+    """Compare the weights with those that runs wrote down when they loaded the model."""
+    layout = "pipeline" if field == "base_model" else "clip"
+    old, new = getattr(study.info, field), model_folder(place, layout)
+    if new is None:
+        raise UserError(f"{place} is not on this machine; fetch it, so that it can be compared")
+    there, names = weight_hashes(new), {old, str(model_folder(old, layout))}
+    for run in study.runs():
+        for row in run.environment.get("loaded", []):
+            differing = [k for k, v in row["sha256"].items() if there.get(k) != v]
+            if row["folder"] in names and differing:
+                raise UserError(
+                    f"{place} is not the model that {run.name} loaded from {old}: "
+                    f"{min(differing)} differs; find that model, or make another study"
+                )
