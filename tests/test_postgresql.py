@@ -40,7 +40,7 @@ def test_all_votes_are_read_in_chunks(server: str, monkeypatch: pytest.MonkeyPat
     votes = [replace(v, id=f"stream-{v.id}", sample_id=f"stream-{v.sample_id}") for v in votes]
     later = replace(votes[0], id="stream-later", value="bad", supersedes=votes[0].id)
     store.add_ratings([*votes, later])
-    mine = [(v, live) for v, live in store.stream(simulated=False) if v.rater == "streamed"]
+    mine = [(v, live) for v, live, _ in store.stream(simulated=False) if v.rater == "streamed"]
     assert mine == [(v, v is not votes[0]) for v in [*votes, later]]
 
 

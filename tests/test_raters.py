@@ -392,9 +392,7 @@ def test_the_small_install_is_enough(small: Study) -> None:
         "transformers",
         "safetensors",
         "pandas",
-        "rich",
     ]
-    heavy += ["rich"]  # comes with sayso[train]
     code = (
         "import sys; from pathlib import Path\n"
         f"for name in {heavy!r}: sys.modules[name] = None\n"
@@ -404,8 +402,7 @@ def test_the_small_install_is_enough(small: Study) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "pip install rich" in done.stderr
-    assert "result.json holds all of it" in done.stderr
+    assert "alpha" in done.stderr
 
 
 # the report
