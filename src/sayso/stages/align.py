@@ -18,6 +18,7 @@ from sayso.identity import canonical_config, weights_identity
 from sayso.inputs import (
     fitted_to,
     refuse_changed,
+    refuse_other_latents,
     samples_by_id,
     source_of_model,
     source_of_plugin,
@@ -160,13 +161,16 @@ def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject
     """
     images = _own_images(study, config)
     _check_needs(study, config, aligner, images.marks)
-    rows = zip(images.samples, images.texts, images.marks, strict=True)
+    from sayso.training_data import latents_digests, load_latents
+
+    latents = latents_digests(load_latents(study, images.samples))
+    rows = zip(images.samples, images.texts, images.marks, latents, strict=True)
     return {
         "labels": config.labels,
         "raters": _kind(study, config),
         "images": [
-            {"id": s.id, "text": text, "mark": None if math.isnan(mark) else mark}
-            for s, text, mark in rows
+            {"id": s.id, "text": text, "mark": None if math.isnan(mark) else mark, "latents": own}
+            for s, text, mark, own in rows
         ],
         "sources": _sources(study, config, aligner),
     }
@@ -206,7 +210,7 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> N
     with accelerator.local_main_process_first():
         rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
-        rows = _rows(study, config, aligner, policy, accelerator, images, rewards)
+        rows = _rows(study, config, aligner, policy, accelerator, images, rewards, run)
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
@@ -338,9 +342,10 @@ def _rows(
     accelerator: "Accelerator",
     images: _OwnImages,
     rewards: list[float],
+    run: Run,
 ) -> "TrainingRows":
     """The table of training rows; pre-training images only if the aligner needs them."""
-    from sayso.training_data import load_latents, make_rows, pretraining_rows
+    from sayso.training_data import latents_digests, load_latents, make_rows, pretraining_rows
 
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     natural = None
@@ -352,8 +357,9 @@ def _rows(
                 f"{cut} of {len(natural[1])} captions of pre-training images are longer than the "
                 "model reads, and are cut"
             )
-    own = (load_latents(study, images.samples), images.texts)
-    return make_rows(policy, own, images.marks, rewards, natural)
+    latents = load_latents(study, images.samples)
+    refuse_other_latents(study, run, images.samples, latents_digests(latents))
+    return make_rows(policy, (latents, images.texts), images.marks, rewards, natural)
 
 
 def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, int]:
