@@ -16,12 +16,13 @@ from voted_images import BASE, TUNED, comparison, images_of, mark, voted_study
 from sayso import vote_tables, work_tables
 from sayso.evaluation import Scored
 from sayso.feedback import vote_row
+from sayso.generations import Generations
 from sayso.reporting.material import Material
 from sayso.reporting.page import render
 from sayso.reporting.summary import summarise
 from sayso.scoring import _rated
 from sayso.stages.agreement import agreement
-from sayso.stages.align import _marks
+from sayso.stages.align import AlignConfig, _marks
 from sayso.stages.evaluate import _compared, _Material
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
@@ -232,7 +233,9 @@ def exported(case: Case, form: str) -> Any:
 def side_by_side(case: Case, part: str) -> object:
     prompts = {p.id: p for p in case.study.prompts("test")}
     models = {"base": BASE, "aligned": TUNED}
-    found = _compared(case.study, _Material(models, {}, prompts))[part]
+    samples = {role: case.study.samples(model) for role, model in models.items()}
+    generations = Generations(case.study)
+    found = _compared(case.study, _Material(models, samples, {}, prompts, generations, {}))[part]
     return [r for r in found if not r["simulated"]]
 
 
@@ -249,7 +252,12 @@ READERS: dict[str, tuple[Callable[[Case], object], set[str]]] = {
         MARKS | {"decision"},
     ),
     "fit": (lambda c: collect(c.study, FitConfig(raters="people")).targets, MARKS | {"decision"}),
-    "align": (lambda c: _marks(c.study, c.study.samples(BASE), "share"), MARKS | {"decision"}),
+    "align": (
+        lambda c: _marks(
+            c.study, c.study.samples(BASE), AlignConfig(labels="share", raters="people")
+        ),
+        MARKS | {"decision"},
+    ),
     "evaluate by people": (judged_by_people, MARKS | {"decision"}),
     "agreement": (lambda c: section(c).groups["all"].rates, OWN),
     "rater table": (lambda c: [r.votes for r in section(c).raters], OWN),

@@ -260,7 +260,7 @@ def test_empty_store_and_unknown_format(tmp_path: Path):
 
 
 def test_without_pyarrow_one_line_says_what_to_install(study: Study, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sayso.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape("sayso[export]")):
         export(study, ExportConfig())
 

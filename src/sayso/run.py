@@ -187,6 +187,8 @@ def open_run(
         half written, or another process works on it.
     """
     run = Run(path)
+    if run.finished:
+        _refuse_half_written(run)
     if run.finished or not main:
         continued(run.name, run.config, asked, finished=run.finished)
         if run.finished:
@@ -208,17 +210,22 @@ def open_run(
 def _begin(run: Run, asked: Asked, seed: int, inputs: Mapping[str, Any] | None) -> None:
     """Write the papers of a new run, config.json last: with it they are all there."""
     files.remove_temporaries(run.path)
-    there = {path.name for path in run.path.iterdir()} - {LOCK, "env.json", "inputs.json"}
-    if there:
-        raise UserError(
-            f"{run.path} is half written (it has no config.json); delete it or choose another "
-            "--name"
-        )
+    _refuse_half_written(run)
     files.write_json(run.path / "env.json", environment(seed))
     if inputs is not None:
         run.freeze(inputs)
     files.write_json(run.path / "config.json", asked.options)
     files.sync_folder(run.path.parent)
+
+
+def _refuse_half_written(run: Run) -> None:
+    """A folder with a run's files and no config.json says of nothing what it belongs to."""
+    there = {path.name for path in run.path.iterdir()} - {LOCK, "env.json", "inputs.json"}
+    if there and "config.json" not in there:
+        raise UserError(
+            f"{run.path} is half written (it has no config.json); delete it or choose another "
+            "--name"
+        )
 
 
 def _reopen(run: Run, asked: Asked, seed: int, inputs: Mapping[str, Any] | None) -> None:

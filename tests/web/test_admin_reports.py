@@ -306,7 +306,7 @@ def test_a_download_is_not_cut(made: Downloads, office: Office):
 
 
 def test_without_pyarrow_the_page_names_the_package(worked: Office, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sayso.extras.find_spec", lambda name: None)
     boss = worked.client("boss")
     assert "sayso[export]" in boss.http.get("/admin/export").text
     refused = order(boss, format="sayso")

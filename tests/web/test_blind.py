@@ -65,7 +65,7 @@ def secrets_of(office: Office) -> set[str]:
 
 
 def test_a_comparison_session_tells_no_model(tmp_path: Path):
-    study = make_study(tmp_path, prompts=6, per_prompt=4, models=(BASE, TUNED))
+    study = make_study(tmp_path, prompts=6, per_prompt=8, models=(BASE, TUNED))
     office = Office(study, TaskOptions(kind="compare", right=TUNED, attention_share=0.2))
     received = everything_received(office)
     assert len(study.feedback.comparisons()) > 12

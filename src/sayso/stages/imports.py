@@ -82,7 +82,7 @@ def import_table(study: Study, config: ImportConfig) -> Run:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     _take_in(study, _entries(importer, context, Path(config.path)), tally.rows.total())
     derived = _derive(study) if importer.derives_ratings and not config.comparisons_only else 0
-    run.finish({**tally.facts, "derived_ratings": derived, "files": _hashes(Path(config.path))})
+    run.finish({**tally.facts, "derived_ratings": derived, "tables": _hashes(Path(config.path))})
     console.print(
         f"{run.name}: {len(tally.images)} images of {len(tally.prompts)} prompts, "
         f"{tally.comparisons} comparisons, {tally.ratings + derived} marks"
