@@ -191,7 +191,7 @@ def test_comparisons_through_the_app(study: Study) -> None:
 
 
 def test_honest_raters_see_that_a_set_is_of_something_else(study: Study) -> None:
-    """Though no picture of the other set may be true either."""
+    """Mostly: where the model that keeps its prompt drew it badly, they call it a tie."""
     config = through_app(
         task="compare", right=TUNED, prompts="train", raters=3, overlap=3, attention_share=0.4,
         set_size=2,
@@ -199,7 +199,10 @@ def test_honest_raters_see_that_a_set_is_of_something_else(study: Study) -> None
     rate(study, config)
     checks = [v for v in study.feedback.comparisons(simulated=True) if is_for(v, "check")]
     assert len(checks) >= 9
-    assert all(v.shown["attention"] == v.value for v in checks)
+    right = [v.shown["attention"] == v.value for v in checks]
+    assert sum(right) >= 2 / 3 * len(right)
+    turned = [v.value != "tie" for v, ok in zip(checks, right, strict=True) if not ok]
+    assert sum(turned) <= len(right) / 10
 
 
 def test_people_find_their_work_untouched(study: Study) -> None:

@@ -180,7 +180,8 @@ def test_a_reviewer_decides_by_keys(worked: tuple[Served, Page]) -> None:
     page.goto(f"{served.url}/admin/disagreements")
     page.click("a:has-text('Decide')")
     ready(page)
-    assert page.locator("#stage img").bounding_box()["width"] > 300  # type: ignore[index]
+    drawn, shown = page.eval_on_selector("#stage img", "i => [i.naturalWidth, i.width]")
+    assert shown >= 3 * drawn, "as large as raters see it"
     answer(page, "j")
     answer(page, "f")
     saved(page)

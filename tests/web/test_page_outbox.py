@@ -278,7 +278,7 @@ def test_a_reload_without_a_connection_says_what_waits(browser: Browser, tmp_pat
         page.on("dialog", lambda dialog: dialog.accept())
         page.reload()
         page.wait_for_selector("text=2 answers wait on this device.")
-        assert page.evaluate(KEPT) == sorted(OFFLINE)
+        assert page.evaluate(KEPT) == sorted(f"/{name}" for name in OFFLINE)
         page.set_viewport_size({"width": 320, "height": 640})
         assert violations(page) == []
         assert not scrolls_sideways(page)

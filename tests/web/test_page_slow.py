@@ -108,7 +108,8 @@ def first_picture_s(stack: ExitStack, browser: Browser, served: Served, name: st
         f"for the page and the picture ({needed / 1e3:.0f} kB, {picture / 1e3:.0f} of them the "
         f"picture) is {own_s:.2f} s; a PNG alone takes {png_s:.1f} s"
     )
-    assert came <= 1.3 * needed + 20_000, "the line carried what nobody waited for"
+    # by the time this reads the counter, a part of the next picture may have come
+    assert came <= needed + picture + 20_000, "the line carried what nobody waited for"
     assert "offline" not in page.inner_text("body").lower()
     page.wait_for_timeout(1500)
     assert not failed
@@ -162,7 +163,7 @@ new MutationObserver(() => {
 def test_the_page_shows_how_much_of_a_picture_has_come(
     stack: ExitStack, browser: Browser, served: Served
 ) -> None:
-    line = stack.enter_context(line_to(served.url, 8e6))
+    line = stack.enter_context(line_to(served.url, 8e5))
     _, page = opened(stack, browser, line)
     page.add_init_script(NOTE_SAYINGS)
     page.goto(f"{line.url}/in/{served.office.links['cleo']}", wait_until="commit")
