@@ -119,6 +119,8 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     config = _with_labels(study, config, aligner, begun)
     inputs = begun and (begun.finished or begun.inputs)
     gathered = None if inputs else _gather(study, config, aligner)
+    # before the run is opened: what a model refuses must leave no run behind
+    ready = _prepare(study, config, aligner, gathered, name) if gathered and not begun else None
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
     with run:
@@ -126,7 +128,11 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
             console.print(f"{run.name} is finished")
         else:
             refuse_changed(run, _sources(study, config, aligner))
-            _train(study, config, aligner, run)
+            frozen = run.inputs or {}
+            # another process may have begun the run meanwhile, with other images or marks
+            if ready is None or ready.images != frozen["images"]:
+                ready = _prepare(study, config, aligner, frozen, name)
+            _train(study, config, aligner, run, ready)
     return run
 
 
@@ -188,25 +194,45 @@ def _seed(study: Study, config: AlignConfig) -> int:
     return study.info.seed if config.seed is None else config.seed
 
 
-def _frozen(study: Study, run: Run) -> "_OwnImages":
+def _frozen(study: Study, rows: list[JsonObject], name: str) -> "_OwnImages":
     """The images as they were when the run was begun."""
-    rows = (run.inputs or {})["images"]
-    samples = samples_by_id(study, [row["id"] for row in rows], run.name)
+    samples = samples_by_id(study, [row["id"] for row in rows], f"runs/align-{name}")
     marks = [float("nan") if row["mark"] is None else row["mark"] for row in rows]
     return _OwnImages(samples, [row["text"] for row in rows], marks)
 
 
-def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
-    from sayso.aligner import Context
+class _Ready(NamedTuple):
+    """What training starts from: the loaded model and the rows made of `images` of the inputs."""
+
+    accelerator: "Accelerator"
+    policy: "Policy"
+    rows: "TrainingRows"
+    rewards: list[float]
+    images: list[JsonObject]
+
+
+def _prepare(
+    study: Study, config: AlignConfig, aligner: "Aligner", inputs: JsonObject, name: str
+) -> _Ready:
+    """Load the models and make the rows, with the rewards that `inputs` has if it has them."""
     from sayso.models import load_policy
-    from sayso.train import train
 
     accelerator = make_accelerator(config.mixed_precision)
-    seed, images = _seed(study, config), _frozen(study, run)
+    images = _frozen(study, inputs["images"], name)
     with accelerator.local_main_process_first():
-        rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
+        rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
         rows = _rows(study, config, aligner, policy, accelerator, images, rewards)
+    return _Ready(accelerator, policy, rows, rewards, inputs["images"])
+
+
+def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: _Ready) -> None:
+    from sayso.aligner import Context
+    from sayso.train import train
+
+    accelerator, policy, rows, rewards, _ = ready
+    seed = _seed(study, config)
+    _freeze_rewards(aligner, run, rewards, accelerator)
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
@@ -296,22 +322,14 @@ def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: l
         )
 
 
-def _frozen_rewards(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    images: _OwnImages,
-    run: Run,
-    accelerator: "Accelerator",
-) -> list[float]:
-    """The rewards as they were computed when the run was begun, however caches fare since."""
+def _freeze_rewards(
+    aligner: "Aligner", run: Run, rewards: list[float], accelerator: "Accelerator"
+) -> None:
+    """Keep the rewards as they were computed when the run was begun, however caches fare since."""
     inputs = run.inputs or {}
-    if "reward" not in aligner.required() or "rewards" not in inputs:
-        rewards = _rewards(study, config, aligner, images, accelerator)
-        if "reward" in aligner.required() and accelerator.is_main_process:
-            run.freeze({**inputs, "rewards": rewards})
-        return rewards
-    return inputs["rewards"]
+    wanted = "reward" in aligner.required() and "rewards" not in inputs
+    if wanted and accelerator.is_main_process:
+        run.freeze({**inputs, "rewards": rewards})
 
 
 def _rewards(
