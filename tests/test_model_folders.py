@@ -221,7 +221,7 @@ def test_align_refused_and_no_run_left(tmp_path: Path, monkeypatch: pytest.Monke
         align(with_clip(study, tmp_path, CLIP_TRUNCATED), ALIGN)
     assert not study.runs("align")
 
-    # a changed folder is no longer the one that drew the images; what refuses this one is the library
+    # a changed folder would be another model, of no images; what refuses this one is the library
     def refused(*_arguments: object) -> None:
         raise UserError("its scheduler is unknown")
 
