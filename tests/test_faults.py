@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from early import EARLY
+from safetensors import safe_open
 
 from sayso import cli, train
 from sayso.stages import generate
@@ -17,7 +18,7 @@ from sayso.types import Rating
 CASES_EACH = 100
 SHORT = "--mixed-precision no"
 ALIGN = f"align --lora-rank 1 --max-steps 4 --checkpoint-every 1 --batch-size 4 {SHORT}"
-DRAW = f"generate --prompts test --per-prompt 2 --batch-size 4 {SHORT}"
+DRAW = f"generate --prompts test --per-prompt 2 --batch-size 2 {SHORT}"
 COMMANDS = [
     "prompts --train 4 --test 2 --fidelity 0",
     f"generate --per-prompt 2 --batch-size 4 {SHORT}",
@@ -80,7 +81,7 @@ def half(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "_keep", killing(generate._keep, after=1))
         with pytest.raises(Killed):
-            sayso(study, DRAW.replace("batch-size 4", "batch-size 2"))
+            sayso(study, DRAW)
     assert len(list((study / "runs/align-rwr/checkpoints").iterdir())) == 2
     return Path(shutil.copytree(folder, folder.with_name("half")))
 
@@ -106,12 +107,25 @@ def killing(work: object, after: int):
 
 def content(study: Path) -> dict[str, object]:
     """All that a study's results are, without times and without what may be computed again."""
-    return {
+    found = {
         str(path.relative_to(study)): timeless(path)
         for path in sorted(study.rglob("*"))
         if path.is_file() and not path.name.startswith(VOLATILE) and path.parts[-2] != "cache"
-        and path.parts[-3] != "cache"
+        and path.parts[-3] != "cache" and path.parts[-2] != "latents"
     }  # fmt: skip
+    return {**found, "samples.jsonl": drawn(study)}
+
+
+def drawn(study: Path) -> dict[str, object]:
+    """By the sample's id its record, picture and latents, in whichever file they lie."""
+    found = {}
+    for row in map(json.loads, (study / "samples.jsonl").read_text().splitlines()):
+        with safe_open(study / row.pop("latents"), framework="numpy") as shard:
+            latents = shard.get_tensor(row["id"])
+        bits = latents.shape, str(latents.dtype), latents.tobytes()
+        assert row["id"] not in found
+        found[row["id"]] = row, (study / row["path"]).read_bytes(), bits
+    return found
 
 
 def timeless(path: Path) -> object:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from early import early_study
+from safetensors.torch import load_file, save
 
 from sayso import train
 from sayso.aligner import Batch, Context
@@ -145,6 +146,33 @@ def test_a_sample_that_is_gone_is_named(study: Study) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(UserError, match=f"sample {first}, which runs/align-mine learns from"):
         align(study, CONFIG, PRODUCT)
+
+
+def test_latents_that_were_altered_are_named(study: Study) -> None:
+    sample = study.samples("base")[1]
+    shard = load_file(study.path / sample.latents)
+    shard[sample.id] = shard[sample.id].roll(1)
+    (study.path / sample.latents).write_bytes(save(shard))
+    with pytest.raises(UserError, match=f"latents of sample {sample.id} in .* are not those that"):
+        align(study, CONFIG, PRODUCT)
+    align(study, dataclasses.replace(CONFIG, name="other", max_steps=1), PRODUCT)
+
+
+def test_a_run_begun_without_a_record_of_latents_goes_on(study: Study) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sayso.stages.align.refuse_other_latents", killed_before_a_step)
+        with pytest.raises(Killed):
+            align(study, dataclasses.replace(CONFIG, name="old"), PRODUCT)
+    run = study.find_run("align-old")
+    inputs = run.inputs or {}
+    for row in inputs["images"]:
+        del row["latents"]
+    run.freeze(inputs)
+    assert align(study, dataclasses.replace(CONFIG, name="old"), PRODUCT).finished
+
+
+def killed_before_a_step(*_: object) -> None:
+    raise Killed
 
 
 def test_inputs_that_are_gone_are_made_again_only_if_they_are_the_same(

@@ -93,6 +93,43 @@ def test_interrupted_run_resumes_to_the_same_files(
         assert (study.path / path).read_bytes() == (other.path / path).read_bytes()
 
 
+def test_a_batch_whose_records_are_lost_in_part_becomes_the_same_bits(study: Study) -> None:
+    config = GenerateConfig(per_prompt=4, batch_size=6, mixed_precision="no")
+    generate(study, config)
+    lines = (study.path / "samples.jsonl").read_text().splitlines()
+    whole, before = bits(study), {s.id: s for s in study.samples()}
+    for left in (lines[:7], lines[1:], lines[:2] + lines[9:]):
+        shutil.rmtree(study.path / "runs")
+        (study.path / "samples.jsonl").write_text("\n".join([*left, ""]))
+        generate(study, config)
+        assert (study.path / "samples.jsonl").read_text().splitlines()[: len(left)] == left
+        assert {s.id: s for s in study.samples()} == before
+        assert bits(study) == whole
+
+
+def test_latents_that_are_there_are_not_drawn_over(study: Study) -> None:
+    """They may be of another machine, and then differ in the last bits."""
+    config = GenerateConfig(per_prompt=2, batch_size=6, mixed_precision="no")
+    generate(study, config)
+    first, *others = study.samples()
+    theirs = latents_by_id(study)
+    theirs[first.id] = theirs[first.id] + 1e-2
+    (study.path / first.latents).write_bytes(save(theirs))
+    shutil.rmtree(study.path / "runs")
+    lines = (study.path / "samples.jsonl").read_text().splitlines()
+    (study.path / "samples.jsonl").write_text("\n".join([*lines[:3], ""]))
+    generate(study, config)
+    now = latents_by_id(study)
+    assert now.keys() == theirs.keys()
+    assert all(torch.equal(now[s.id], theirs[s.id]) for s in (first, *others))
+
+
+def bits(study: Study) -> dict[str, bytes]:
+    """Every picture and shard."""
+    files = [p for kind in ("images", "latents") for p in (study.path / kind).rglob("*.*")]
+    return {str(p.relative_to(study.path)): p.read_bytes() for p in files}
+
+
 def test_more_images_keep_the_first_ones(study: Study) -> None:
     generate(study, GenerateConfig(per_prompt=1))
     before = study.samples()

@@ -38,7 +38,7 @@ def beside(study: Study) -> list[str]:
 def test_votes_lie_in_the_study(study: Study):
     vote = mark("s", "ann")
     study.feedback.add_ratings([vote])
-    raters(study, RatersConfig("add", "anna"))
+    raters(study, RatersConfig("add", ("anna",)))
     assert (study.path / "feedback.db").is_file()
     assert beside(study) == []
     again = Study.open(study.path.resolve())

@@ -20,7 +20,7 @@ from sayso.policy import Policy
 from sayso.run import Run, open_run
 from sayso.run_options import asked
 from sayso.testing import ToyPolicy, toy_rows
-from sayso.train import learning_rate_at, train
+from sayso.train import _means, learning_rate_at, train
 from sayso.train_options import TrainOptions
 from sayso.training_data import TrainingRows, make_rows
 
@@ -92,6 +92,47 @@ def test_training_lowers_the_loss_and_logs_every_step(tmp_path: Path) -> None:
     assert {"loss", "error", "grad_norm", "learning_rate", "images_per_s"} < run.history()[0].keys()
     assert run.result["loss_last"] < 0.8 * run.result["loss_first"]
     assert not run.checkpoints.exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class LogsSometimes(Interrupted):
+    """Logs a scalar in every other step, and one for micro-batches of the first rows only."""
+
+    def batches(self, ctx: Context) -> Iterator[Batch]:
+        for step, batch in zip(ctx.steps, super().batches(ctx), strict=True):
+            odd = torch.full_like(batch.weight, step % 2)
+            row = torch.arange(len(batch), dtype=torch.float)
+            yield dataclasses.replace(batch, extra={"odd": odd, "row": row})
+
+    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, scalars = super().loss(policy, batch)
+        early = batch.extra["row"] < 4
+        if early.any():
+            scalars["row"] = batch.extra["row"].mean()
+        if batch.extra["odd"][0]:
+            scalars["odd"] = torch.tensor(2.0)
+        return loss, scalars
+
+
+def test_scalars_may_differ_from_step_to_step_and_by_micro_batch(tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, max_steps=12, micro_batch_size=2)
+    _, whole = run_toy(tmp_path / "whole", options, LogsSometimes(at=-1))
+    with pytest.raises(Stop):
+        run_toy(tmp_path / "cut", options, LogsSometimes(at=5))
+    _, resumed = run_toy(tmp_path / "cut", options, LogsSometimes(at=-1))
+    for run in (whole, resumed):
+        # the mean of rows 0 to 3: the micro-batches that had none do not count
+        assert [row["row"] for row in run.history()] == pytest.approx([1.5] * 12)
+        assert [row.get("odd") for row in run.history()] == [None, 2.0] * 6
+        assert [row["step"] for row in run.history()] == list(range(1, 13))
+    losses = [[row["loss"] for row in run.history()] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_mean_of_a_scalar_by_hand() -> None:
+    """Of two processes: "a" in both, "b" in half the rows of one."""
+    sums = [{"a": (1.0, 1.0), "b": (0.25, 0.5)}, {"a": (3.0, 1.0)}]
+    assert _means(sums) == {"a": 2.0, "b": 0.5}
 
 
 @pytest.mark.parametrize("micro", [1, 2, 8])

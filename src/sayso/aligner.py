@@ -151,7 +151,10 @@ class Aligner(ABC):
 
     @abstractmethod
     def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean over the rows of this (micro-)batch, and named scalars for the log."""
+        """The mean over the rows of this (micro-)batch, and named scalars for the log.
+
+        The names may differ from call to call; what is logged is the mean of those given.
+        """
 
 
 def load_aligner(name: str) -> type[Aligner]:

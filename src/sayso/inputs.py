@@ -33,6 +33,23 @@ def refuse_changed(run: Run, now: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_other_latents(
+    study: Study, run: Run, samples: Iterable[Sample], now: Iterable[str]
+) -> None:
+    """Raises: UserError: naming the first sample whose latents are not those `run` began with.
+
+    Args:
+        now: digest of each sample's latents; a run of an older version recorded none.
+    """
+    rows = (run.inputs or {})["images"]
+    for row, sample, found in zip(rows, samples, now, strict=True):
+        if row.get("latents", found) != found:
+            raise UserError(
+                f"the latents of sample {sample.id} in {study.path / sample.latents} are not those "
+                f"that {run.name} learns from; restore the file, or choose another --name"
+            )
+
+
 def samples_by_id(study: Study, ids: Iterable[str], run: str) -> list[Sample]:
     """The samples that a run learns from, in the order of `ids`.
 

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from sayso import checkpoint, files
@@ -120,19 +121,20 @@ class _Loop:
         rate = learning_rate_at(self.step, self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        scalars: dict[str, Tensor] = {}
+        scalars, shares = dict[str, Tensor](), dict[str, float]()
         for part, share, last in self._micro_batches(batch):
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 loss, more = self.aligner.loss(self.policy, part)
                 self.accelerator.backward(loss * share)
             for name, value in {"loss": loss, **more}.items():
                 scalars[name] = scalars.get(name, 0) + share * value.detach().float()
-        scalars["grad_norm"] = self._clip()
+                shares[name] = shares.get(name, 0) + share
+        scalars["grad_norm"], shares["grad_norm"] = self._clip(), 1.0
         self.prepared.step()
         self.prepared.zero_grad()
         self._average()
         self.step += 1
-        self.log.add(self.step, rate, scalars, len(batch))
+        self.log.add(_Logged(self.step, rate, len(batch), scalars, shares))
 
     def _micro_batches(self, batch: Batch) -> Iterable[tuple[Batch, float, bool]]:
         """This process's micro-batches, their share in it, and whether one is the last."""
@@ -185,17 +187,42 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
 
+class _Logged(NamedTuple):
+    """What one process logs of a step.
+
+    `scalars` are sums over the micro-batches, weighted by their share in the batch. `shares` says
+    how much of the batch had such a scalar: an aligner may give one for some rows or steps only.
+    """
+
+    step: int
+    rate: float
+    images: int
+    scalars: dict[str, Tensor]
+    shares: dict[str, float]
+
+
+def _means(sums: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float]:
+    """The mean of each scalar over the processes and micro-batches that had it.
+
+    Args:
+        sums: of each process, name → weighted sum and sum of the weights.
+    """
+    names = dict.fromkeys(name for own in sums for name in own)
+    parts = {name: [own[name] for own in sums if name in own] for name in names}
+    return {name: sum(v for v, _ in p) / sum(s for _, s in p) for name, p in parts.items()}
+
+
 class _Log:
     """Scalars that stay on the device for some steps, and lines that wait for a checkpoint."""
 
     def __init__(self, run: Run, accelerator: Accelerator) -> None:
         self.run, self.accelerator, self.note = run, accelerator, ""
-        self.unread: list[tuple[int, float, int, dict[str, Tensor]]] = []
+        self.unread: list[_Logged] = []
         self.lines: list[dict[str, float]] = []
         self.since = time.perf_counter()
 
-    def add(self, step: int, rate: float, scalars: dict[str, Tensor], images: int) -> None:
-        self.unread.append((step, rate, images, scalars))
+    def add(self, logged: _Logged) -> None:
+        self.unread.append(logged)
         if len(self.unread) == READ_EVERY:
             self.read()
 
@@ -203,14 +230,18 @@ class _Log:
         """Fetch the scalars of the last steps, all in one go, and look whether they are finite."""
         if not self.unread:
             return
-        table = torch.stack([torch.stack(list(s.values())) for *_, s in self.unread])
-        means: Any = self.accelerator.reduce(table, "mean")
-        values = means.tolist()
-        speed = sum(images for _, _, images, _ in self.unread) / (time.perf_counter() - self.since)
-        for (step, rate, _, scalars), row in zip(self.unread, values, strict=True):
-            named = dict(zip(scalars, row, strict=True))
-            self._check(step, named)
-            self.lines.append({"step": step, **named, "learning_rate": rate, "images_per_s": speed})
+        values = iter(
+            torch.stack([v for row in self.unread for v in row.scalars.values()]).tolist()
+        )
+        own = [{n: (next(values), row.shares[n]) for n in row.scalars} for row in self.unread]
+        # each step and process has its own names, so objects are gathered, not one tensor reduced
+        everyone = gather_object([own])
+        speed = sum(row.images for row in self.unread) / (time.perf_counter() - self.since)
+        for row, sums in zip(self.unread, zip(*everyone, strict=True), strict=True):
+            named = _means(sums)
+            self._check(row.step, named)
+            more = {"learning_rate": row.rate, "images_per_s": speed}
+            self.lines.append({"step": row.step, **named, **more})
         self.note = f"loss {self.lines[-1]['loss']:.4f}"
         self.unread, self.since = [], time.perf_counter()
 

@@ -1,5 +1,6 @@
 """What aligners learn from: latents, texts, marks, rewards, all computed before the first step."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -113,6 +114,12 @@ def load_latents(study: Study, samples: Sequence[Sample]) -> Float[Tensor, "n c 
                 "infinite; delete its line in samples.jsonl and generate again"
             )
     return torch.stack([found[sample.id] for sample in samples])
+
+
+def latents_digests(latents: Tensor) -> list[str]:
+    """The first 16 hex digits of the SHA-256 of each row's bytes, on the CPU; of [n, ...], n."""
+    rows = latents.contiguous().view(torch.uint8).numpy()
+    return [hashlib.sha256(row).hexdigest()[:16] for row in rows]
 
 
 def _read_shard(study: Study, shard: str, ids: Iterable[str]) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from sqlalchemy import (
     true,
 )
 
-VERSION = 4
+VERSION = 5
 """Format of the database; a newer one is refused, an older one migrated (`migrations/`)."""
 
 RETRACTED = "retracted"

@@ -123,6 +123,18 @@ Index(
 )
 Index("items_pair", items.c.task, items.c.pair)
 
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("action", Text, nullable=False),  # `web.audit.WORDS`
+    Column("about", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""What admins and reviewers changed; lines are only ever added."""
+
 participants = Table(
     "participants",
     metadata,

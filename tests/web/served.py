@@ -69,7 +69,8 @@ def start(study: Path, *options: object, port: int = 0) -> Served:
     server = Served(study, port, process)
     server.wait()
     assert process.stdout is not None
-    server.said = process.stdout.readline()
+    # what it warns of, such as a task without checks, comes first
+    server.said = next(line for line in process.stdout if line.startswith("Rating "))
     assert re.search(r"Rating .* at http://127\.0\.0\.1:", server.said)
     return server
 

@@ -62,7 +62,8 @@ def test_numbers_of_raters_and_progress(office: Office):
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/raters", "/gold", "/agreement", "/disagreements", "/guideline", "/export"]
+    "path",
+    ["", "/raters", "/gold", "/agreement", "/disagreements", "/guideline", "/export", "/audit"],
 )
 def test_every_page_renders_empty_and_full(office: Office, path: str):
     boss = office.client("boss")
@@ -123,6 +124,68 @@ def test_adding_raters_and_links(office: Office):
     assert office.client().session()["error"]["code"] == "not_signed_in"
     submit(boss, "/admin/raters", action="enable", name="ann")
     assert office.client().session()["rater"]["name"] == "ann"
+
+
+def test_a_list_of_names_adds_all_and_says_what_was_refused(office: Office):
+    boss = office.client("boss")
+    names = "lou\r\n  mia \r\n\r\nann\r\nsimulated-9\r\nlou"
+    page = submit(boss, "/admin/raters", action="add", name=names, role="rater",
+                  address="https://rate.example.org/x/")  # fmt: skip
+    assert page.status_code == 200
+    links = re.findall(r"https://rate\.example\.org/x/in/[\w-]{32}", page.text)
+    assert len(set(links)) == 3
+    assert "there is a rater &#39;ann&#39; already" in page.text
+    assert "For the study “meadow”" in page.text
+    for name in ("lou", "mia", "simulated-9"):
+        assert f'aria-label="Sign-in link of {name}"' in page.text
+        assert f'aria-label="QR code of the sign-in link of {name}"' in page.text
+    assert page.text.count('class="segno"') == 3
+    assert 'data-confirm="Make a new sign-in link for lou? The old one stops working."' in page.text
+    for odd in ("rate.example.org", "javascript:alert(1)", "https://", "https://a?b"):
+        refused = submit(boss, "/admin/raters", action="link", name="lou", address=odd)
+        assert (refused.status_code, "no address of a server" in refused.text) == (422, True)
+    assert "name=\"address\" required value=\"http://127.0.0.1:8321\"" in boss.http.get(
+        "/admin/raters").text  # fmt: skip
+
+
+def test_an_admin_excludes_a_rater_and_looks_at_the_answers(office: Office):
+    office.client().work(lambda _: "bad")
+    boss = office.client("boss")
+    answers = boss.http.get("/admin/raters/answers?name=ann").text
+    assert "attention check, right" in answers
+    assert "gold check, wrong" in answers
+    assert answers.count('class="case"') <= 24
+    page = submit(boss, "/admin/raters", action="exclude", name="ann").text
+    assert "excluded" in page
+    assert office.table("select votes from tasks") == [(0,)]
+    assert "they are kept and do not count" in boss.http.get(
+        "/admin/raters/answers?name=ann").text  # fmt: skip
+    submit(boss, "/admin/raters", action="include", name="ann")
+    assert office.table("select votes from tasks") == [(10,)]
+    assert boss.http.get("/admin/raters/answers?name=nobody").status_code == 404
+    assert office.client("eve").http.get("/admin/raters/answers?name=ann").status_code == 403
+
+
+def test_the_audit_tells_who_changed_what(office: Office):
+    boss = office.client("boss")
+    submit(boss, "/admin/task", action="pause")
+    submit(boss, "/admin/raters", action="add", name="zoe", role="reviewer")
+    submit(boss, "/admin/raters", action="link", name="zoe")
+    submit(boss, "/admin/raters", action="disable", name="zoe")
+    submit(boss, "/admin/raters", action="enable", name="nobody")
+    submit(boss, "/admin/raters", action="exclude", name="ann")
+    submit(boss, "/admin/guideline", text="First.", base_version=0)
+    submit(boss, "/admin/guideline", text="First.", base_version=1)
+    found = office.table("select author, action, about from audit order by seq")
+    assert found == [
+        ("boss", "pause", office.options.name), ("boss", "add", "zoe, reviewer"),
+        ("boss", "link", "zoe"), ("boss", "disable", "zoe"), ("boss", "exclude", "ann"),
+        ("boss", "guideline", "as version 1"),
+    ]  # fmt: skip
+    page = boss.http.get("/admin/audit").text
+    assert "made a new sign-in link of zoe" in page
+    assert page.index("excluded the votes of ann") < page.index("paused the task")
+    assert office.client("eve").http.get("/admin/audit").status_code == 403
 
 
 def test_guideline_versions(office: Office):

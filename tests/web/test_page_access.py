@@ -9,14 +9,17 @@ import pytest
 from browser import Watched, answer, ready, saved, scrolls_sideways, violations
 from page_actions import browser_fixture
 from page_server import Served, serve
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Dialog, Page
 from rating_studies import TUNED
+from sqlalchemy import update
+
+from sayso import work_tables
 
 __all__ = ["browser_fixture"]
 
 PHONE = {"width": 320, "height": 640}
 DESK = {"width": 1440, "height": 900}
-PATHS = ("overview", "raters", "gold", "agreement", "disagreements", "guideline", "export")
+PATHS = ("overview", "raters", "gold", "agreement", "disagreements", "guideline", "export", "audit")
 
 
 @pytest.fixture
@@ -123,6 +126,73 @@ def test_administration(worked: tuple[Served, Page], name: str) -> None:
     check(page)
 
 
+@pytest.mark.parametrize("path", [*PATHS, "raters/answers?name=ann", "decide"])
+def test_no_page_of_admins_scrolls_sideways_on_a_phone(
+    worked: tuple[Served, Page], path: str
+) -> None:
+    served, page = worked
+    with served.office.site.write() as db:
+        long = {"name": "rate runs/align-" + "a-very-long-name-" * 6}
+        db.execute(update(work_tables.tasks).values(long))
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{served.url}/admin{'' if path == 'overview' else '/' + path}")
+    assert not scrolls_sideways(page)
+    assert page.evaluate("document.body.scrollWidth <= innerWidth")
+
+
+def test_the_answers_of_one_rater_and_the_page_of_decisions(worked: tuple[Served, Page]) -> None:
+    served, page = worked
+    page.goto(f"{served.url}/admin/raters/answers?name=ann")
+    check(page)
+    page.goto(f"{served.url}/admin/decide")
+    ready(page)
+    check(page)
+
+
+def test_unsaved_guideline_text_is_not_thrown_away_unasked(worked: tuple[Served, Page]) -> None:
+    served, page = worked
+    asked: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    page.goto(f"{served.url}/admin/guideline")
+    page.fill("#guideline-text", "One more rule")
+    page.evaluate("location.href = '/admin/raters'")
+    page.wait_for_timeout(300)
+    assert asked == ["beforeunload"]
+    assert page.input_value("#guideline-text") == "One more rule"
+    served.write_guideline("Somebody else's", base_version=1)
+    page.click("text=Save as version")
+    page.wait_for_selector('[role="alert"]')
+    assert page.input_value("#guideline-text") == "One more rule"
+    page.remove_listener("dialog", stay)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(f"{served.url}/admin")
+
+
+def test_a_reviewer_decides_by_keys(worked: tuple[Served, Page]) -> None:
+    """On the rating page itself: large pictures, the same keys, undo, nobody's answers."""
+    served, page = worked
+    page.set_viewport_size(DESK)  # type: ignore[arg-type]
+    page.goto(f"{served.url}/admin/disagreements")
+    page.click("a:has-text('Decide')")
+    ready(page)
+    assert page.locator("#stage img").bounding_box()["width"] > 300  # type: ignore[index]
+    answer(page, "j")
+    answer(page, "f")
+    saved(page)
+    page.keyboard.press("Backspace")
+    saved(page)
+    decided = [row for row in served.rows() if row["decision"]]
+    assert [row["value"] for row in decided] == ["good", "bad", "retracted"]
+    assert {row["rater"] for row in decided} == {"boss"}
+    page.click("a:has-text('Disagreements')")
+    assert page.locator(".case").count() == 1
+
+
 def test_an_admin_makes_and_downloads_an_export(worked: tuple[Served, Page]) -> None:
     served, page = worked
     page.set_viewport_size(DESK)  # type: ignore[arg-type]
@@ -146,8 +216,9 @@ def test_an_admin_adds_a_rater_and_pauses(worked: tuple[Served, Page]) -> None:
     page.set_viewport_size(DESK)  # type: ignore[arg-type]
     page.goto(f"{served.url}/admin/raters")
     page.fill('[name="name"]:not([type="hidden"])', "Zoe")
-    page.click("text=Add >> nth=-1")
-    assert "/in/" in page.input_value("#new-link")
+    page.click('button[value="add"]')
+    assert "/in/" in page.input_value("#new-link-1")
+    page.click("text=QR code")
     check(page)
     page.goto(f"{served.url}/admin")
     page.click('button[value="pause"]')

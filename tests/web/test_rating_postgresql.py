@@ -135,35 +135,38 @@ def test_the_character_nul_is_refused(tmp_path: Path, url: str):
         ("raters", {"action": "link", "name": "a\0"}),
         ("raters", {"action": "add", "name": "a\0", "role": "rater"}),
         ("guideline", {"text": "a\0", "base_version": "0"}),
-        ("disagreements", {"item_id": "a\0", "value": "good"}),
         ("task", {"task": "a\0", "action": "pause"}),
     ):
         answer = boss.http.post(f"/admin/{path}", data={"csrf": boss.token, **form})
         assert answer.status_code == 422, path
+    decision = boss.body("a\0", "good")
+    assert boss.post(f"/api/decisions/{office.site.task}/votes", decision).status_code == 422
     assert ann.vote(items_of(page)[0], "skip", reason="line\nline ü").status_code == 200
     office.site.database.close()
 
 
 def test_two_reviewers_decide_at_once(tmp_path: Path, server: Server, url: str):
     options = TaskOptions(overlap=2, attention_share=0.0)
-    one = Office(make_study(tmp_path, per_prompt=5), options, url, names=("eve", "boss"))
+    names = ("ann", "bob", "eve", "boss")
+    one = Office(make_study(tmp_path, per_prompt=5), options, url, names=names)
+    one.client().work()
+    one.client("bob").work(lambda _: "bad")
     two, start = second_worker(one), Barrier(2)
     items = [row[0] for row in one.table("select id from items")]
 
-    def decide(rater: Rater) -> set[int]:
-        found = set()
+    def decide(rater: Rater) -> list[int]:
+        found = []
         for item in items:
             start.wait(30)
-            form = {"csrf": rater.token, "item_id": item, "value": "good"}
-            answer = rater.http.post("/admin/disagreements", data=form, follow_redirects=False)
-            found.add(answer.status_code)
+            path = f"/api/decisions/{one.site.task}/votes"
+            found.append(rater.post(path, rater.body(item, "good")).status_code)
         return found
 
     with ThreadPoolExecutor(2) as pool:
         statuses = list(pool.map(decide, [one.client("eve"), two.client("boss")]))
-    assert statuses == [{303}, {303}]
+    assert [sorted(both) for both in zip(*statuses, strict=True)] == [[200, 409]] * len(items)
     assert "deadlock" not in (server.folder / "log").read_text()
-    assert one.table("select count(*) from ratings") == [(2 * len(items),)]
+    assert one.table("select count(*) from ratings where decision") == [(len(items),)]
     for office in (one, two):
         office.site.database.close()
 

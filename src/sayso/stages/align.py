@@ -18,6 +18,7 @@ from sayso.identity import canonical_config, weights_identity
 from sayso.inputs import (
     fitted_to,
     refuse_changed,
+    refuse_other_latents,
     samples_by_id,
     source_of_model,
     source_of_plugin,
@@ -119,8 +120,6 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     config = _with_labels(study, config, aligner, begun)
     inputs = begun and (begun.finished or begun.inputs)
     gathered = None if inputs else _gather(study, config, aligner)
-    # before the run is opened: what a model refuses must leave no run behind
-    ready = _prepare(study, config, aligner, gathered, name) if gathered and not begun else None
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
     with run:
@@ -128,11 +127,7 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
             console.print(f"{run.name} is finished")
         else:
             refuse_changed(run, _sources(study, config, aligner))
-            frozen = run.inputs or {}
-            # another process may have begun the run meanwhile, with other images or marks
-            if ready is None or ready.images != frozen["images"]:
-                ready = _prepare(study, config, aligner, frozen, name)
-            _train(study, config, aligner, run, ready)
+            _train(study, config, aligner, run)
     return run
 
 
@@ -166,13 +161,16 @@ def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject
     """
     images = _own_images(study, config)
     _check_needs(study, config, aligner, images.marks)
-    rows = zip(images.samples, images.texts, images.marks, strict=True)
+    from sayso.training_data import latents_digests, load_latents
+
+    latents = latents_digests(load_latents(study, images.samples))
+    rows = zip(images.samples, images.texts, images.marks, latents, strict=True)
     return {
         "labels": config.labels,
         "raters": _kind(study, config),
         "images": [
-            {"id": s.id, "text": text, "mark": None if math.isnan(mark) else mark}
-            for s, text, mark in rows
+            {"id": s.id, "text": text, "mark": None if math.isnan(mark) else mark, "latents": own}
+            for s, text, mark, own in rows
         ],
         "sources": _sources(study, config, aligner),
     }
@@ -194,45 +192,25 @@ def _seed(study: Study, config: AlignConfig) -> int:
     return study.info.seed if config.seed is None else config.seed
 
 
-def _frozen(study: Study, rows: list[JsonObject], name: str) -> "_OwnImages":
+def _frozen(study: Study, run: Run) -> "_OwnImages":
     """The images as they were when the run was begun."""
-    samples = samples_by_id(study, [row["id"] for row in rows], f"runs/align-{name}")
+    rows = (run.inputs or {})["images"]
+    samples = samples_by_id(study, [row["id"] for row in rows], run.name)
     marks = [float("nan") if row["mark"] is None else row["mark"] for row in rows]
     return _OwnImages(samples, [row["text"] for row in rows], marks)
 
 
-class _Ready(NamedTuple):
-    """What training starts from: the loaded model and the rows made of `images` of the inputs."""
-
-    accelerator: "Accelerator"
-    policy: "Policy"
-    rows: "TrainingRows"
-    rewards: list[float]
-    images: list[JsonObject]
-
-
-def _prepare(
-    study: Study, config: AlignConfig, aligner: "Aligner", inputs: JsonObject, name: str
-) -> _Ready:
-    """Load the models and make the rows, with the rewards that `inputs` has if it has them."""
-    from sayso.models import load_policy
-
-    accelerator = make_accelerator(config.mixed_precision)
-    images = _frozen(study, inputs["images"], name)
-    with accelerator.local_main_process_first():
-        rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
-        policy = load_policy(study, config.model, accelerator.device)
-        rows = _rows(study, config, aligner, policy, accelerator, images, rewards)
-    return _Ready(accelerator, policy, rows, rewards, inputs["images"])
-
-
-def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: _Ready) -> None:
+def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
     from sayso.aligner import Context
+    from sayso.models import load_policy
     from sayso.train import train
 
-    accelerator, policy, rows, rewards, _ = ready
-    seed = _seed(study, config)
-    _freeze_rewards(aligner, run, rewards, accelerator)
+    accelerator = make_accelerator(config.mixed_precision)
+    seed, images = _seed(study, config), _frozen(study, run)
+    with accelerator.local_main_process_first():
+        rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
+        policy = load_policy(study, config.model, accelerator.device)
+        rows = _rows(study, config, aligner, policy, accelerator, images, rewards, run)
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
@@ -322,14 +300,22 @@ def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: l
         )
 
 
-def _freeze_rewards(
-    aligner: "Aligner", run: Run, rewards: list[float], accelerator: "Accelerator"
-) -> None:
-    """Keep the rewards as they were computed when the run was begun, however caches fare since."""
+def _frozen_rewards(
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    images: _OwnImages,
+    run: Run,
+    accelerator: "Accelerator",
+) -> list[float]:
+    """The rewards as they were computed when the run was begun, however caches fare since."""
     inputs = run.inputs or {}
-    wanted = "reward" in aligner.required() and "rewards" not in inputs
-    if wanted and accelerator.is_main_process:
-        run.freeze({**inputs, "rewards": rewards})
+    if "reward" not in aligner.required() or "rewards" not in inputs:
+        rewards = _rewards(study, config, aligner, images, accelerator)
+        if "reward" in aligner.required() and accelerator.is_main_process:
+            run.freeze({**inputs, "rewards": rewards})
+        return rewards
+    return inputs["rewards"]
 
 
 def _rewards(
@@ -356,9 +342,10 @@ def _rows(
     accelerator: "Accelerator",
     images: _OwnImages,
     rewards: list[float],
+    run: Run,
 ) -> "TrainingRows":
     """The table of training rows; pre-training images only if the aligner needs them."""
-    from sayso.training_data import load_latents, make_rows, pretraining_rows
+    from sayso.training_data import latents_digests, load_latents, make_rows, pretraining_rows
 
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     natural = None
@@ -370,8 +357,9 @@ def _rows(
                 f"{cut} of {len(natural[1])} captions of pre-training images are longer than the "
                 "model reads, and are cut"
             )
-    own = (load_latents(study, images.samples), images.texts)
-    return make_rows(policy, own, images.marks, rewards, natural)
+    latents = load_latents(study, images.samples)
+    refuse_other_latents(study, run, images.samples, latents_digests(latents))
+    return make_rows(policy, (latents, images.texts), images.marks, rewards, natural)
 
 
 def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Stage `generate`: draw images for prompts, or keep the best of many by a reward."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -270,13 +270,20 @@ def _place(sample: Sample) -> tuple[str, int, Sampler]:
 
 
 def _missing(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[list[Drawing]]:
-    """The batches of the plan, without what is there already."""
-    there = {_place(sample) for sample in study.samples(config.model)}
-    batches = [
-        [drawn for drawn in drawings[i : i + config.batch_size] if _place(drawn[1]) not in there]
-        for i in range(0, len(drawings), config.batch_size)
-    ]
-    return [_with_shard(study, batch) for batch in batches if batch]
+    """The batches of the plan, without what is there already.
+
+    A batch that was drawn whole, and whose records were lost in part, is drawn whole again: one
+    image's last bits depend on those it is drawn with.
+    """
+    there = {_place(sample): sample.latents for sample in study.samples(config.model)}
+    found = []
+    for i in range(0, len(drawings), config.batch_size):
+        batch = _with_shard(study, drawings[i : i + config.batch_size])
+        new = [drawn for drawn in batch if _place(drawn[1]) not in there]
+        whole = any(there.get(_place(sample)) == sample.latents for _, sample in batch)
+        if new:
+            found.append(batch if whole else _with_shard(study, new))
+    return found
 
 
 def _there(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[Sample]:
@@ -316,6 +323,7 @@ def _draw_all(
     """Draw the batches, one per process at a time; the main process writes them in order."""
     from accelerate.utils import gather_object
 
+    there = {sample.id: sample for sample in study.samples(config.model)}
     with progress(f"drawing {config.model}", sum(map(len, batches))) as advance:
         for together in _chunks(batches, accelerator.num_processes):
             mine = together[accelerator.process_index : accelerator.process_index + 1]
@@ -323,7 +331,7 @@ def _draw_all(
                 drawn = [_draw(policy, batch, accelerator) for batch in mine]
             for batch, done in zip(together, gather_object(drawn), strict=True):
                 if accelerator.is_main_process:
-                    _keep(study, batch, *done)
+                    _keep(study, batch, there, *done)
                 advance(len(batch))
     # whoever goes on must find the last batch written
     accelerator.wait_for_everyone()
@@ -381,13 +389,25 @@ def _pixels(policy: "Policy", latents: "Tensor", drawn: Sequence[str]) -> "Tenso
     return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def _keep(study: Study, batch: Sequence[Drawing], latents: Any, pixels: Any) -> None:
+def _keep(
+    study: Study,
+    batch: Sequence[Drawing],
+    there: Mapping[str, Sample],
+    latents: "Tensor",
+    pixels: "Tensor",
+) -> None:
+    """Keep what is new of a batch; what is `there`, by id, stays as it is, its latents too."""
     from PIL import Image
 
-    samples = [sample for _, sample in batch]
-    images = [Image.fromarray(picture.numpy()) for picture in pixels]
-    shard = {s.id: row.clone() for s, row in zip(samples, latents, strict=True)}
-    study.add_samples(samples, images, shard)
+    from sayso.training_data import load_latents
+
+    shard = {s.id: row.clone() for (_, s), row in zip(batch, latents, strict=True)}
+    if old := [there[sample_id] for sample_id in shard if sample_id in there]:
+        stored = load_latents(study, old)
+        shard |= {s.id: row.clone() for s, row in zip(old, stored, strict=True)}
+    new = [i for i, (_, sample) in enumerate(batch) if sample.id not in there]
+    images = [Image.fromarray(pixels[i].numpy()) for i in new]
+    study.add_samples([batch[i][1] for i in new], images, shard)
 
 
 def _keep_best(

@@ -1,22 +1,30 @@
 """`sayso raters`: the people who sign in to rate."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from sayso.errors import UserError
 from sayso.study import Study
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 
 @dataclass(frozen=True)
 class RatersConfig:
-    """Add a rater and print the sign-in link, list them, make a new link, switch one off or on."""
+    """Add raters and print their sign-in links, list them, make new links, switch off or on.
 
-    action: Annotated[Literal["add", "list", "link", "off", "on"], tyro.conf.Positional] = "list"
+    The votes of raters who are excluded are kept and do not count until they are included again.
+    """
+
+    action: Annotated[
+        Literal["add", "list", "link", "off", "on", "exclude", "include"], tyro.conf.Positional
+    ] = "list"
     """What to do."""
-    name: Annotated[str, tyro.conf.Positional] = ""
-    """Of the rater; names of programs contain "simulated"."""
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Of the raters; names of programs contain "simulated"."""
     role: Literal["rater", "reviewer", "admin"] = "rater"
     """Reviewers decide where raters disagree; admins see and change everything."""
     address: str = "http://127.0.0.1:8321"
@@ -24,40 +32,57 @@ class RatersConfig:
 
 
 def raters(study: Study, config: RatersConfig) -> None:
-    """Do what the config says, and print a link or the list.
+    """Do what the config says to all names or, if one is refused, to none; print links or the list.
 
     Raises: UserError: for a missing, taken or unknown name.
     """
-    from sayso.web import people
-
     if config.action == "list":
         return _list(study)
-    if not config.name:
-        raise UserError(f"sayso raters STUDY {config.action} needs a name")
+    if not config.names:
+        raise UserError(f"sayso raters STUDY {config.action} NAME needs a name, or several")
     with study.feedback.database.write() as db:
-        if config.action == "add":
-            _print_link(config, people.add(db, config.name, config.role, _is_program(config.name)))
-        elif config.action == "link":
-            _print_link(config, people.new_link(db, config.name))
-        else:
-            people.set_active(db, config.name, config.action == "on")
+        for name in config.names:
+            secret = _change(db, config, name)
+            if secret:
+                whose = f"{name}\t" if len(config.names) > 1 else ""
+                print(f"{whose}{config.address.rstrip('/')}/in/{secret}")
     return None
 
 
-def _is_program(name: str) -> bool:
-    return "simulated" in name
+def _change(db: "Connection", config: RatersConfig, name: str) -> str:
+    """Do what the config says to one rater: the secret of a new link, or ""."""
+    from sayso.web import audit, people
+    from sayso.web.excluding import set_excluded
+
+    action, secret = config.action, ""
+    if action == "add":
+        secret = people.add(db, name, config.role, "simulated" in name)
+    elif action == "link":
+        secret = people.new_link(db, name)
+    elif action in ("on", "off"):
+        people.set_active(db, name, action == "on")
+        action = "enable" if action == "on" else "disable"
+    else:
+        set_excluded(db, name, action == "exclude", _COMMAND_LINE)
+    audit.note(db, _COMMAND_LINE, action, name)
+    return secret
 
 
-def _print_link(config: RatersConfig, secret: str) -> None:
-    print(f"{config.address.rstrip('/')}/in/{secret}")
+_COMMAND_LINE = "the command line"
+"""Who the audit names: whoever has the study."""
 
 
 def _list(study: Study) -> None:
+    from sqlalchemy import select
+
+    from sayso.vote_tables import exclusions
     from sayso.web import people
 
     if study.feedback.database.absent:
         return
     with study.feedback.database.read() as db:
+        out = set(db.scalars(select(exclusions.c.rater)))
         for row in people.everyone(db):
             state = "" if row["active"] else " (off)"
+            state += " (excluded)" if row["name"] in out else ""
             print(f"{row['name']}\t{row['role']}{state}")

@@ -1,21 +1,22 @@
 """The pages of admins and reviewers: progress, raters, checks, disagreements, guideline."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 from starlette.concurrency import run_in_threadpool
 
 from sayso import work_tables as work
 from sayso.errors import UserError
-from sayso.web import overview, people
+from sayso.web import audit, overview, people
 from sayso.web.admin_adjudication import adjudication
 from sayso.web.admin_agreement import agreement
 from sayso.web.admin_checks import checks_page
 from sayso.web.admin_counts import Count, Counter
 from sayso.web.admin_export import export
+from sayso.web.admin_raters import raters
 from sayso.web.admin_view import View, view_of
 from sayso.web.decisions import Splits
 from sayso.web.guideline_text import to_html
@@ -36,6 +37,7 @@ def admin(site: Site, splits: Splits) -> APIRouter:
     router.include_router(export(site))
     router.include_router(adjudication(site, splits))
     totals = _Totals(site)
+    router.include_router(raters(site, totals.of))
 
     def reviewer(request: Request) -> View:
         return view_of(site, request, "reviewer")
@@ -56,28 +58,12 @@ def admin(site: Site, splits: Splits) -> APIRouter:
         if state is None:
             raise Refusal(422, "invalid", "Pause, resume or close?")
         with site.write() as db:
-            task = form.get("task", view.task["id"])
+            task = str(form.get("task", view.task["id"]))
             mine = work.tasks.c.id == task
             if db.execute(update(work.tasks).where(mine).values(state=state)).rowcount == 0:
                 raise Refusal(404, "not_found", "There is no such task.")
+            audit.note(db, view.asker.person.name, form["action"], _name_of(db, task))
         return RedirectResponse(f"/admin?task={task}", 303)
-
-    @router.get("/raters")
-    def show_raters(view: Annotated[View, Depends(administrator)]) -> Response:
-        return _raters(view, totals.of(view.task))
-
-    @router.post("/raters")
-    def change_raters(
-        view: Annotated[View, Depends(administrator)], request: Request, form: Fields
-    ) -> Response:
-        view.check_form(request, form)
-        try:
-            with site.write() as db:
-                secret = _change_rater(db, form)
-        except UserError as error:
-            return _raters(view, totals.of(view.task), error=str(error), status=422)
-        link = f"{request.url.scheme}://{request.url.netloc}/in/{secret}" if secret else ""
-        return _raters(view, totals.of(view.task), new_link=link)
 
     @router.get("/guideline")
     def show_guideline(view: Annotated[View, Depends(administrator)]) -> Response:
@@ -92,10 +78,17 @@ def admin(site: Site, splits: Splits) -> APIRouter:
         try:
             with site.write() as db:
                 author = view.asker.person.name
-                people.write_guideline(db, text, author, overview.whole_number(base))
+                known = overview.whole_number(base)
+                version = people.write_guideline(db, text, author, known)
+                if version != known:
+                    audit.note(db, author, "guideline", f"as version {version}")
         except UserError as error:
             return _guideline(view, error=str(error), kept=text, status=409)
         return _guideline(view, saved=True)
+
+    @router.get("/audit")
+    def show_audit(view: Annotated[View, Depends(administrator)], page: int = 1) -> Response:
+        return _audit(view, page)
 
     answers = PictureAnswers(site)
 
@@ -112,6 +105,25 @@ def admin(site: Site, splits: Splits) -> APIRouter:
         return await answers.answer(item, path, px, wanted)
 
     return router
+
+
+def _name_of(db: Connection, task: str) -> str:
+    return str(db.scalar(select(work.tasks.c.name).where(work.tasks.c.id == task)))
+
+
+AUDIT_SIZE = 100
+
+
+def _audit(view: View, page: int) -> Response:
+    with view.site.read() as db:
+        pages = max(1, -(-audit.count(db) // AUDIT_SIZE))
+        page = min(max(page, 1), pages)
+        found = audit.lines(db, (page - 1) * AUDIT_SIZE, AUDIT_SIZE)
+    rows = [
+        {**row, "at": datetime.fromtimestamp(row["at"]), "words": audit.WORDS[row["action"]]}
+        for row in found
+    ]
+    return view.page("audit", rows=rows, page=page, pages_total=pages)
 
 
 class _Totals:
@@ -140,35 +152,9 @@ def _overview(view: View, counted: Count[overview.Totals]) -> Response:
     )  # fmt: skip
 
 
-def _raters(
-    view: View, counted: Count[overview.Totals], new_link: str = "", error: str = "",
-    status: int = 200,
-) -> Response:  # fmt: skip
-    with view.site.read() as db:
-        rows = overview.raters(db, counted.value)
-    return view.page(
-        "raters", status, raters=rows, new_link=new_link, error=error,
-        counted_at=_counted_at(counted),
-    )  # fmt: skip
-
-
 def _counted_at(counted: Count[overview.Totals]) -> str:
     """When the numbers were counted; "" if just now."""
     return datetime.fromtimestamp(counted.at).strftime("%H:%M:%S") if counted.kept else ""
-
-
-def _change_rater(db: Connection, form: dict[str, str]) -> str:
-    """Do what the form says: the secret of a new link, or ""."""
-    action, name = form.get("action"), form.get("name", "")
-    if action == "add":
-        role: Any = form.get("role", "rater")
-        return people.add(db, name, role, simulated="simulated" in name)
-    if action == "link":
-        return people.new_link(db, name)
-    if action in ("enable", "disable"):
-        people.set_active(db, name, action == "enable")
-        return ""
-    raise UserError("add, link, enable or disable?")
 
 
 def _guideline(

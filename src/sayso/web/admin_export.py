@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, select
 from sayso.errors import UserError
 from sayso.exporting.formats import need_pyarrow
 from sayso.vote_tables import RETRACTED, VOTE_TABLES
+from sayso.web import audit
 from sayso.web.admin_view import View, view_of
 from sayso.web.downloads import Downloads
 from sayso.web.pages import Fields
@@ -57,7 +58,10 @@ def export(site: Site) -> APIRouter:
             if form.get("action") == "remove":
                 downloads.remove()
             else:
-                downloads.start(_order(form), view.asker.person.name, site.clock())
+                order = _order(form)
+                downloads.start(order, view.asker.person.name, site.clock())
+                with site.write() as db:
+                    audit.note(db, view.asker.person.name, "export", order["format"])
         except UserError as error:
             return _page(view, downloads, str(error), 409)
         return RedirectResponse("/admin/export", 303)

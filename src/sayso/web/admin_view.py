@@ -21,6 +21,7 @@ PAGES: tuple[tuple[str, str, str, Role], ...] = (
     ("disagreements", "Disagreements", "/admin/disagreements", "reviewer"),
     ("guideline", "Guideline", "/admin/guideline", "admin"),
     ("export", "Export", "/admin/export", "admin"),
+    ("audit", "Audit", "/admin/audit", "admin"),
 )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from sayso import work_tables as work
 from sayso.database import ConflictError
-from sayso.web import people
+from sayso.web import audit, people
 from sayso.web.admin_agreement import newest_votes
 from sayso.web.admin_counts import Counter
 from sayso.web.deciding import decide
@@ -119,6 +119,8 @@ def decisions(site: Site, splits: Splits) -> APIRouter:
         try:
             with site.write() as db:
                 receipt = decide(db, asker.person, Vote(**body.model_dump()), around)
+                if not receipt.repeated:
+                    audit.note(db, asker.person.name, "decide", receipt.task["name"])
         except VoteRefused as refused:
             raise Refusal(STATUS[refused.code], refused.code, str(refused)) from None
         except ConflictError:

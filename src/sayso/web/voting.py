@@ -65,13 +65,15 @@ class Circumstances:
 class Receipt:
     """What was stored, and the task after it.
 
-    `closed`: the task takes no more votes, this one is kept as surplus.
+    `closed`: the task takes no more votes, this one is kept as surplus. `repeated`: it was stored
+    before.
     """
 
     id: str
     task: Row
     surplus: bool
     closed: bool = False
+    repeated: bool = False
 
 
 class VoteRefused(Exception):  # noqa: N818 - it is an answer, not a failure
@@ -127,7 +129,7 @@ def repeated(db: Connection, vote: Vote, rater: Person, task: Row) -> Receipt | 
             "vote_conflict", "An answer with this id is stored already, with another content."
         )
     closed = bool(stored["shown"].get("closed"))
-    return Receipt(stored["id"], task, stored["surplus"], closed)
+    return Receipt(stored["id"], task, stored["surplus"], closed, repeated=True)
 
 
 def _body(vote: Vote) -> str:

@@ -36,3 +36,11 @@ for (const button of document.querySelectorAll("[data-confirm]")) {
     if (!confirm(button.dataset.confirm)) event.preventDefault();
   });
 }
+
+// text that was typed and not saved is not thrown away unasked; after a refusal it is still unsaved
+for (const form of document.querySelectorAll("form[data-unsaved]")) {
+  let unsaved = form.dataset.unsaved === "yes";
+  form.addEventListener("input", () => (unsaved = true));
+  form.addEventListener("submit", () => (unsaved = false));
+  window.addEventListener("beforeunload", (event) => unsaved && event.preventDefault());
+}
