@@ -3,9 +3,11 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import synthetic
 import torch
 from clips import tiny_clip
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -17,7 +19,9 @@ from sayso.errors import UserError
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.models import resolve
 from sayso.provenance import licence
+from sayso.stages.evaluate import EvaluateConfig, evaluate
 from sayso.stages.generate import GenerateConfig, generate
+from sayso.study import Study
 
 CPU = torch.device("cpu")
 Change = Callable[[Path], object]
@@ -194,6 +198,34 @@ def test_refused_and_no_run_left(tmp_path: Path, case: str) -> None:
         generate(study, GenerateConfig(per_prompt=1))
     assert str(tmp_path / "model") in str(refused.value)
     assert len(str(refused.value)) < 700
+    assert not study.runs()
+    assert not study.samples()
+
+
+def with_clip(study: Study, folder: Path, change: Change) -> Study:
+    """The study with a tiny CLIP that was changed so."""
+    change(tiny_clip(folder / "clip"))
+    return Study(study.path, replace(study.info, clip_model=str(folder / "clip")))
+
+
+CLIP_TRUNCATED = truncated("model.safetensors")
+
+
+def test_evaluate_refused_and_no_run_left(tmp_path: Path) -> None:
+    made, _ = synthetic.make_study(tmp_path / "study", test=4, per_prompt=1)
+    synthetic.add_runs(made)
+    before = {run.name for run in made.runs()}
+    study = with_clip(made, tmp_path, CLIP_TRUNCATED)
+    config = EvaluateConfig(model=synthetic.ALIGNED, judge="none", reward="")
+    with pytest.raises(UserError, match=r"clip.* cannot be loaded"):
+        evaluate(study, config)
+    assert {run.name for run in study.runs()} == before
+
+
+def test_the_choice_of_the_best_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    study = with_clip(random_study(tmp_path), tmp_path, CLIP_TRUNCATED)
+    with pytest.raises(UserError, match=r"clip.* cannot be loaded"):
+        generate(study, GenerateConfig(per_prompt=1, best_of=2, reward="clip_score"))
     assert not study.runs()
     assert not study.samples()
 

@@ -169,6 +169,14 @@ def earlier_rule(names: list[str]) -> list[str]:
     return sorted(names, key=digest)[: max(1, round(len(names) / 10))]
 
 
+def as_before(study: Study) -> Study:
+    """The study as a version without the field wrote it."""
+    row = json.loads((study.path / "study.json").read_text())
+    del row["held_out"]
+    (study.path / "study.json").write_text(json.dumps(row))
+    return Study.open(study.path)
+
+
 def with_fidelity(study: Study, texts: list[str]) -> Study:
     study.write_prompts([Prompt("t", "a dog", "c", {}, "train")] + [
         make_prompt(t, "fidelity", "fidelity", n=i + 1) for i, t in enumerate(texts)
@@ -184,10 +192,35 @@ def test_a_study_with_fidelity_prompts_of_before_keeps_its_parts(tmp_path: Path)
     )  # fmt: skip
     study = folder_study(tmp_path, n)
     held = [f"picture {name[:-4]}" for name in earlier_rule([f"{i}.png" for i in range(n)])]
-    assert parts(study)["heldout"] < set(held)
-    with_fidelity(study, held)
-    assert parts(study)["heldout"] == set(held)
-    assert not parts(study)["train"] & set(held)
+    by_name = parts(study)
+    assert by_name["heldout"] < set(held)
+    old = as_before(study)
+    # with no prompts, with few and with all: the first captions are those of both rules
+    for texts in ([], held[:1], held):
+        with_fidelity(old, texts)
+        assert parts(old)["heldout"] == set(held)
+        assert not parts(old)["train"] & set(held)
+    # captions of neither rule
+    with_fidelity(old, [*held, "no picture has this"])
+    assert parts(old) == by_name
+
+
+def test_a_new_study_holds_out_by_name_with_few_prompts_too(tmp_path: Path):
+    study = folder_study(tmp_path, n=100)
+    before = parts(study)
+    assert len(before["heldout"]) == 9
+    assert len(earlier_rule([f"{i}.png" for i in range(100)])) == 10
+    with_fidelity(study, open_pretraining(study).heldout_captions(1))
+    assert parts(Study.open(study.path)) == before
+
+
+def test_another_rule_in_study_json_is_refused(tmp_path: Path):
+    file = tiny(tmp_path).path / "study.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"held_out": "by chance"}))
+    with pytest.raises(
+        UserError, match=r"held_out in .*study\.json is 'by chance'; give first tenth or"
+    ):
+        Study.open(file.parent)
 
 
 def test_captions_that_changed_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

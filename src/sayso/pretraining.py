@@ -10,7 +10,7 @@ import numpy as np
 from sayso import files
 from sayso.errors import UserError
 from sayso.progress import console
-from sayso.study import Study
+from sayso.study import HeldOut, Study
 from sayso.types import digest
 from sayso.user_files import read_json_lines
 
@@ -132,20 +132,19 @@ def open_pretraining(study: Study, image_size_px: int = 0) -> PretrainingSet:
             "or switch off what needs them"
         )
     texts = [p.text for p in study.prompts("fidelity")] if study.has_prompts else []
-    return _open_folder(Path(source), size, texts)
+    return _open_folder(Path(source), size, texts, study.info.held_out)
 
 
-def _open_folder(path: Path, size: int, fidelity: list[str]) -> _Folder:
+def _open_folder(path: Path, size: int, fidelity: list[str], rule: HeldOut) -> _Folder:
     rows = _read_rows(path / "metadata.jsonl")
     by_name = sorted({name for name, _ in rows}, key=digest)
-    found = _Folder(path, rows, frozenset(filter(is_held_out, by_name)), size)
-    if found.heldout_captions(len(fidelity)) == fidelity:
-        return found
-    # versions before this rule held out the first tenth in this order, whatever the names
     cut = max(1, round(len(by_name) * HELDOUT_SHARE))
+    found = _Folder(path, rows, frozenset(filter(is_held_out, by_name)), size)
     earlier = _Folder(path, rows, frozenset(by_name[:cut]), size)
-    if earlier.heldout_captions(len(fidelity)) == fidelity:
-        return earlier
+    # one begins with the other, so both may have the captions: the study's own rule comes first
+    for folder in (found,) if rule == "by name" else (earlier, found):
+        if folder.heldout_captions(len(fidelity)) == fidelity:
+            return folder
     console.print(
         f"{path / 'metadata.jsonl'} has changed since the study's fidelity prompts were made: they "
         "are measured against the pictures held out now"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sayso import files
 from sayso.errors import UserError, unknown_name
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 PromptChoice = Literal["train", "seen", "unseen", "test", "fidelity", "all"]
 """How stages name a part of the prompts; "test" is seen and unseen together."""
 
+HeldOut = Literal["first tenth", "by name"]
+"""Which pictures of a pre-training folder are held out: the first tenth of all, in the order of the
+hashes of their names, as in studies of before; or each by the hash of its own name."""
+
+HELD_OUT_BEFORE: HeldOut = "first tenth"
+"""The rule of a study.json that names none."""
+
 FORMAT = 1
 """Version of the study folder's format that this package writes; newer ones are refused."""
 
@@ -40,6 +47,7 @@ class StudyInfo:
     pretraining: str = "tinyworld"
     sampler: Sampler = field(default_factory=Sampler)
     feedback_url: str = ""
+    held_out: HeldOut = HELD_OUT_BEFORE
     format: int = FORMAT
 
 
@@ -330,4 +338,7 @@ def _parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
         )
     where = path / "study.json"
     sampler = from_row(Sampler, row.get("sampler", {}), f"sampler in {where}")
+    known, held_out = get_args(HeldOut), row.get("held_out", HELD_OUT_BEFORE)
+    if held_out not in known:
+        raise UserError(f"held_out in {where} is {held_out!r}; give {' or '.join(known)}")
     return from_row(StudyInfo, row | {"sampler": sampler}, where)

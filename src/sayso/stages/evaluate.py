@@ -72,14 +72,17 @@ def evaluate(study: Study, config: EvaluateConfig) -> Run:
     config = canonical_config(study, config)
     material = _gather(study, config)
     judge = _judge_name(study, config, material)
-    run = study.run("evaluate", _own_name(study, config, material), config)
+    name, started = _own_name(study, config, material), time.perf_counter()
+    # before the run is opened: what a reward or CLIP refuses must leave no run behind
+    begun = study.begun("evaluate", name)
+    rows = None if begun else _score(study, config, material, judge)
+    run = study.run("evaluate", name, config)
     if run.finished:
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run
     say(study, material.models.values())
     _note_environment(study, config, material, judge, run)
-    started = time.perf_counter()
-    rows = _score(study, config, material, judge)
+    rows = rows or _score(study, config, material, judge)
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     files.write_bytes(run.path / "scores.jsonl", ("\n".join(lines) + "\n").encode())
     result = _result(study, config, material, judge, rows)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sayso.policy import Cond, Policy
+    from sayso.reward import Reward
 
 Drawing = tuple[Prompt, Sample]
 """One image to draw: its prompt and the record it will have."""
@@ -148,6 +149,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     identity = _identity(study, config.drawn_model)
     with main_process_first():
         name = _own_name(study, config, identity, complete=not batches)
+        reward = _chooser(study, config, name, complete=not batches)
         run = study.run("generate", name, config, main=is_main_process())
     if run.finished and not batches:
         console.print(f"{run.name} is finished")
@@ -162,7 +164,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     if not is_main_process():
         return run
     drawing_s = time.perf_counter() - started
-    kept = _keep_best(study, config, drawings, identity) if config.best_of else len(drawings)
+    kept = _keep_best(study, config, drawings, identity, reward) if reward else len(drawings)
     run.finish({
         "n": kept, "drawn": drawn, "seconds": time.perf_counter() - started,
         "images_per_s": drawn / drawing_s,
@@ -217,6 +219,17 @@ def _own_name(study: Study, config: GenerateConfig, identity: str, *, complete: 
     model = config.drawn_model.removeprefix("runs/").replace("/", "-")
     default = f"{model}-{config.prompts}"
     return own_name(study, "generate", config.name, default, identity, unrecorded=complete)
+
+
+def _chooser(study: Study, config: GenerateConfig, name: str, *, complete: bool) -> "Reward | None":
+    """The reward that chooses the best, loaded in the process that does; None if there is none."""
+    begun = study.begun("generate", name)
+    chosen = complete and begun is not None and begun.finished
+    if not config.best_of or chosen or not is_main_process():
+        return None
+    from sayso.reward import load_reward
+
+    return load_reward(study, config.reward)
 
 
 def _drawings(study: Study, config: GenerateConfig, identity: str) -> list[Drawing]:
@@ -397,14 +410,17 @@ def _keep(
     study.add_samples([batch[i][1] for i in new], images, shard)
 
 
-def _keep_best(study: Study, config: GenerateConfig, drawings: list[Drawing], identity: str) -> int:
+def _keep_best(
+    study: Study,
+    config: GenerateConfig,
+    drawings: list[Drawing],
+    identity: str,
+    reward: "Reward",
+) -> int:
     """Record the best images of every prompt once more, as those of the selection's model."""
-    from sayso.reward import load_reward
-
     drawn = {_place(sample): sample for sample in study.samples(config.model)}
     samples = [drawn[_place(sample)] for _, sample in drawings]
     texts = [prompt.text for prompt, _ in drawings]
-    reward = load_reward(study, config.reward)
     scores = reward.score_samples(study, samples, texts).tolist()
     best: list[Sample] = []
     for start in range(0, len(samples), config.best_of):

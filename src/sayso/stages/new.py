@@ -64,6 +64,7 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
         pretraining=_pretraining(config.pretraining or ("tinyworld" if tiny else "")),
         sampler=sampler,
         feedback_url=_feedback_url(config.feedback_url),
+        held_out="by name",
     )
     return Study.create(path, info)
 
