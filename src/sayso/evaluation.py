@@ -178,7 +178,7 @@ def _quality(rows: Sequence[Scored], calibrated: bool) -> Section:
         "accuracy": metrics.accuracy(good, reward),
         "brier": metrics.brier(good.astype(float), reward),
         "calibration_error": metrics.calibration_error(table),
-        "calibration": _calibration(good, reward, prompts),
+        "calibration": _with_limits(table, good, reward, prompts),
     }
 
 
@@ -197,9 +197,13 @@ def _auc(good: np.ndarray, scores: np.ndarray) -> float | Section:
     return metrics.roc_auc(good, scores)
 
 
-def _calibration(good: np.ndarray, reward: np.ndarray, prompts: Sequence[str]) -> list[Section]:
+def _with_limits(
+    table: Sequence[metrics.CalibrationBin],
+    good: np.ndarray,
+    reward: np.ndarray,
+    prompts: Sequence[str],
+) -> list[Section]:
     """The rows of the calibration table, each share with its interval over prompts."""
-    table = metrics.calibration(good.astype(float), reward)
     place, ids = metrics.bin_of(reward, len(table)), np.array(prompts)
     return [
         asdict(row) | (_limits(good[place == i], ids[place == i].tolist()) if row.n else {})
