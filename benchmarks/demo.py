@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from sayso import cli
-from sayso.demo import DemoConfig, commands
-from sayso.devices import best_precision
-from sayso.files import read_json
+from sayso.base.devices import best_precision
+from sayso.base.files import read_json
+from sayso.cli import commands as cli
+from sayso.cli.demo import DemoConfig, commands
 
 
 def timed(line: str) -> tuple[float, float]:

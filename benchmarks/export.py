@@ -19,9 +19,9 @@ from pathlib import Path
 
 from made_up import finish, make_study, sayso
 
-from sayso import files
-from sayso.study import Study
-from sayso.types import Rating, Sample
+from sayso.base import files
+from sayso.base.types import Rating, Sample
+from sayso.study.study import Study
 
 
 def add_votes(study: Study, votes: int) -> None:

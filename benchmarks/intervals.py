@@ -12,8 +12,8 @@ import numpy as np
 from numpy import ndarray
 from scipy import stats
 
-from sayso import metrics
-from sayso.votes.bootstrap import Interval
+from sayso.base.bootstrap import Interval
+from sayso.metrics import quality as metrics
 
 
 class Setting(NamedTuple):

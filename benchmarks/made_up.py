@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 from sqlalchemy import Connection, select, text, update
 
-from sayso import files
-from sayso import work_tables as work
-from sayso.study import Study, StudyInfo
-from sayso.types import Prompt, Sample, Sampler, digest
-from sayso.web.tasks import QUESTIONS_OF
+from sayso.base import files
+from sayso.base.types import Prompt, Sample, Sampler, digest
+from sayso.feedback import work_tables as work
+from sayso.study.study import Study, StudyInfo
+from sayso.web.work.tasks import QUESTIONS_OF
 
 FILES, PER_PROMPT = 200, 4
 SAMPLER = Sampler(image_size_px=64)

@@ -19,9 +19,9 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch.nn import functional as F
 
-from sayso.devices import best_precision
+from sayso.base.devices import best_precision
+from sayso.families import mean_squared_error
 from sayso.families.stable_diffusion import StableDiffusion
-from sayso.policy import mean_squared_error
 from sayso.tinyworld import paths
 from sayso.tinyworld.defaults import SAMPLER
 

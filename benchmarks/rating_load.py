@@ -33,8 +33,8 @@ from typing import Any
 from made_up import fill, finish, make_study, milliseconds, served, sign_in_links
 from sqlalchemy import select
 
-from sayso import work_tables as work
-from sayso.study import Study
+from sayso.feedback import work_tables as work
+from sayso.study.study import Study
 
 AHEAD, BATCH, MOST = 10, 3, 10  # as the page: queue.js
 RATERS, PER_SECOND = 50, 50.0

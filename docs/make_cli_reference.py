@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sayso.cli import COMMANDS, overview
+from sayso.cli.commands import COMMANDS, overview
 
 WIDTH = "100"
 

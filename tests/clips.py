@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from sayso.prompts import load_grammar, make_prompts, share_out
-from sayso.study import Study, StudyInfo
-from sayso.types import Prompt, Rating, Sample, Sampler, digest, sample_id
+from sayso.base.types import Prompt, Rating, Sample, Sampler, digest, sample_id
+from sayso.prompts.grammar import load_grammar, make_prompts, share_out
+from sayso.study.study import Study, StudyInfo
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 MAX_TOKENS = 48

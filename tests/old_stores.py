@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+import sayso.migrations
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, create_engine
 
-import sayso.migrations
-from sayso.database import address
-from sayso.types import Rating
+from sayso.base.types import Rating
+from sayso.feedback.database import address
 
 OLD = Rating("old", "s1", "ann", "alignment", "good", False, 1.0, 2.0)
 
@@ -16,7 +16,7 @@ OLD = Rating("old", "s1", "ann", "alignment", "good", False, 1.0, 2.0)
 def migrate_to(version: str, db: Connection) -> None:
     """Run the scripts up to a version."""
     config = Config()
-    config.set_main_option("script_location", str(Path(sayso.migrations.__file__).parent))
+    config.set_main_option("script_location", str(Path(sayso.feedback.migrations.__file__).parent))
     config.attributes["connection"] = db
     command.upgrade(config, version)
 

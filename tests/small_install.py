@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from sayso.extras import EXTRAS
+from sayso.base.extras import EXTRAS
 
 HIDDEN = {*EXTRAS["train"], *EXTRAS["export"], "tokenizers", "huggingface_hub", "torchvision"}
 
@@ -30,7 +30,7 @@ class _Without:
 
 def main() -> None:
     sys.meta_path[:] = [_Without(finder) for finder in sys.meta_path]
-    from sayso import cli
+    from sayso.cli import commands as cli
 
     for command in json.loads(sys.argv[1]):
         try:

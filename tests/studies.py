@@ -6,10 +6,10 @@ from pathlib import Path
 
 from models import tiny_pipeline
 
-from sayso.identity import base_identity
+from sayso.base.types import Prompt, Rating, Sampler, digest
 from sayso.stages.generate import GenerateConfig, generate
-from sayso.study import Study, StudyInfo
-from sayso.types import Prompt, Rating, Sampler, digest
+from sayso.study.identity import base_identity
+from sayso.study.study import Study, StudyInfo
 
 TEXTS = ("a dog", "two cats", "red sea")
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sayso import files
-from sayso.prompts import load_grammar, make_prompts, share_out
+from sayso.base import files
+from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, digest, sample_id
+from sayso.prompts.grammar import load_grammar, make_prompts, share_out
 from sayso.stages.evaluate import EvaluateConfig
-from sayso.study import Study, StudyInfo
+from sayso.study.study import Study, StudyInfo
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import BACKGROUNDS, COLOURS, Scene
-from sayso.types import Comparison, Prompt, Rating, Sample, Sampler, digest, sample_id
 
 SAMPLER = Sampler(num_inference_steps=12, guidance_scale=3.0, image_size_px=64)
 BASE, ALIGNED, BEST = "base", "runs/align-rwr", "base@best-of-16"

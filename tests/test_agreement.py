@@ -11,10 +11,11 @@ from nltk.metrics.agreement import AnnotationTask
 from numpy import ndarray
 from statsmodels.stats import inter_rater
 
-from sayso.votes import agreement, bootstrap
+from sayso.base import bootstrap
+from sayso.base.bootstrap import Clusters
+from sayso.votes import agreement
 from sayso.votes.agreement import Votes, collect, fleiss_kappa, krippendorff_alpha, measure
 from sayso.votes.ballots import Ballot
-from sayso.votes.bootstrap import Clusters
 
 CLASSES = ("good", "bad", "skip")
 

@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file
 from studies import random_study, rated_study
 
-from sayso import cli
 from sayso.aligners.rwr import RewardWeighted
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.cli import commands as cli
+from sayso.data.rows import pretraining_rows
+from sayso.families._loading import load_policy
 from sayso.families.stable_diffusion import StableDiffusion
-from sayso.models import load_policy
-from sayso.reward import Reward
+from sayso.rewards import Reward
 from sayso.stages.align import AlignConfig, align, plan
 from sayso.stages.generate import GenerateConfig, generate
-from sayso.study import Study
-from sayso.training_data import pretraining_rows
+from sayso.study.study import Study
 
 QUICK = AlignConfig(max_steps=3, batch_size=8, pretraining_images=6, checkpoint_every=2)
 MARKS = RewardWeighted(weight="mark")
@@ -143,7 +143,7 @@ def test_rewards_weigh_when_the_aligner_wants_them(
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.zeros(len(images))
 
-    monkeypatch.setattr("sayso.reward.load_reward", lambda *a: seen.append(a[1]) or Fixed())
+    monkeypatch.setattr("sayso.rewards.load_reward", lambda *a: seen.append(a[1]) or Fixed())
     nothing = RewardWeighted(pretraining_weight=0.0)
     run = align(study, dataclasses.replace(QUICK, reward="clip_score"), nothing)
     assert seen == ["clip_score"]
@@ -155,7 +155,7 @@ def test_nan_reward_stops_before_training(study: Study, monkeypatch: pytest.Monk
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.full((len(images),), float("nan"))
 
-    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: Broken())
+    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: Broken())
     with pytest.raises(UserError, match="NaN or infinite"):
         align(study, dataclasses.replace(QUICK, reward="clip_score"))
     assert not (study.path / "runs/align-rwr/log.jsonl").exists()
@@ -227,7 +227,7 @@ def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.full((len(images),), 0.5)
 
-    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: Half())
+    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: Half())
     study = random_study(tmp_path)
     generate(study, GenerateConfig(per_prompt=4))
     config = dataclasses.replace(QUICK, reward="clip_score")

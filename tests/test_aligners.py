@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sayso.aligner import Context, load_aligner, stratified
+from sayso.aligners import Context, load_aligner, stratified
 from sayso.aligners.rwr import (
     RewardWeighted,
     even_over_prompts,
@@ -16,9 +16,9 @@ from sayso.aligners.rwr import (
     row_weights,
 )
 from sayso.aligners.sft import GoodImages
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.data.rows import TrainingRows, make_rows
 from sayso.testing import ToyPolicy, check_aligner, toy_rows
-from sayso.training_data import TrainingRows, make_rows
 
 NAN = float("nan")
 
@@ -194,10 +194,10 @@ def test_rwr_options_keep_the_contract(options: dict[str, object]) -> None:
 def test_the_example_in_the_docstring_is_an_aligner(tmp_path: Path) -> None:
     import sayso.aligner
 
-    example = sayso.aligner.__doc__.split("one's own:\n")[1]
+    example = sayso.aligners.__doc__.split("one's own:\n")[1]
     head = (
         "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\n"
-        "from sayso.aligner import Aligner, stratified\n"
+        "from sayso.aligners import Aligner, stratified\n"
     )
     import textwrap
 

@@ -13,10 +13,10 @@ from clips import colour_study, tiny_clip
 from PIL import Image
 from studies import random_study
 
-from sayso.clip import ClipEncoder, embed_samples
-from sayso.models import load_policy
-from sayso.study import Study
-from sayso.training_data import pretraining_rows
+from sayso.data.clip import ClipEncoder, embed_samples
+from sayso.data.rows import pretraining_rows
+from sayso.families._loading import load_policy
+from sayso.study.study import Study
 
 CPU = torch.device("cpu")
 

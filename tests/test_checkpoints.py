@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from test_train import Interrupted, Stop, fingerprint, run_toy
 
-from sayso.errors import UserError
-from sayso.run import Run
+from sayso.base.errors import UserError
+from sayso.study.run import Run
 
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
 DAMAGES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sayso import cli
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.cli import commands as cli
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 
@@ -40,7 +40,7 @@ def test_help_of_every_command(command: str) -> None:
 
 def test_raters_laptop_needs_no_torch() -> None:
     stages = "sayso.stages.report, sayso.stages.rate, sayso.stages.agreement"
-    modules = f"sayso.study, sayso.prompts, sayso.feedback, {stages}"
+    modules = f"sayso.study.study, sayso.prompts.grammar, sayso.feedback.store, {stages}"
     assert not loaded_after(f"import {modules}") & set(HEAVY)
 
 

@@ -11,9 +11,9 @@ from clips import MAX_TOKENS, WIDTH, colour_study, tiny_clip
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel
 
-from sayso.clip import ClipEncoder, embed_samples, resolve_clip, to_pixels
-from sayso.clip_preprocessing import read_preprocessing
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.data.clip import ClipEncoder, embed_samples, resolve_clip, to_pixels
+from sayso.data.clip_preprocessing import read_preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_hash_follows_the_weights(folder: Path, tmp_path: Path, encoder: ClipEnc
 def test_samples_are_embedded_once(
     folder: Path, tmp_path: Path, encoder: ClipEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sayso.clip.CHUNK", 5)
+    monkeypatch.setattr("sayso.data.clip.CHUNK", 5)
     study = colour_study(tmp_path / "study", folder, train=2)
     samples = study.samples()[:12]
     first = embed_samples(study, encoder, samples)
@@ -215,7 +215,7 @@ def _without_image(study) -> list:
 def test_interrupted_embedding_goes_on_where_it_was(
     folder: Path, tmp_path: Path, encoder: ClipEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sayso.clip.CHUNK", 4)
+    monkeypatch.setattr("sayso.data.clip.CHUNK", 4)
     whole, cut = (colour_study(tmp_path / n, folder, train=2) for n in ("whole", "cut"))
     expected = embed_samples(whole, encoder, whole.samples())
     calls = []

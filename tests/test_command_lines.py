@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sayso.cli import COMMANDS
-from sayso.options import _plugin_class, parse
+from sayso.cli.commands import COMMANDS
+from sayso.cli.options import _plugin_class, parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

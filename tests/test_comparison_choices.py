@@ -7,11 +7,11 @@ from typing import get_args
 
 import pytest
 
-from sayso.errors import UserError
-from sayso.feedback import Recorded
+from sayso.base.errors import UserError
+from sayso.base.types import Choice, Comparison, Outcome, outcome
+from sayso.feedback.store import Recorded
 from sayso.stages.rate import RateConfig, rate
-from sayso.study import Study, StudyInfo
-from sayso.types import Choice, Comparison, Outcome, outcome
+from sayso.study.study import Study, StudyInfo
 from sayso.votes.balance import balance
 from sayso.votes.ballots import of_comparisons
 from sayso.votes.derived_ratings import ratings_from_comparisons

@@ -13,26 +13,26 @@ import pytest
 from sqlalchemy import insert, select
 from voted_images import BASE, TUNED, comparison, images_of, mark, voted_study
 
-from sayso import vote_tables, work_tables
-from sayso.evaluation import Scored
-from sayso.feedback import vote_row
-from sayso.generations import Generations
+from sayso.base.types import Comparison, Rating
+from sayso.feedback import vote_tables, work_tables
+from sayso.feedback.store import vote_row
+from sayso.feedback.vote_queries import counting
+from sayso.metrics.evaluation import Scored
 from sayso.reporting.material import Material
 from sayso.reporting.page import render
 from sayso.reporting.summary import summarise
-from sayso.scoring import _rated
+from sayso.stages._scoring import _rated
 from sayso.stages.agreement import agreement
 from sayso.stages.align import AlignConfig, _marks
 from sayso.stages.evaluate import _compared, _Material
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
-from sayso.study import Study
-from sayso.types import Comparison, Rating
-from sayso.vote_queries import counting
+from sayso.study.generations import Generations
+from sayso.study.study import Study
 from sayso.votes.counted import RULES, Purpose, Standing, counts, left_out, standing, why_not
 from sayso.votes.rater_report import comparison_sections, rating_section
-from sayso.web.opening import open_task
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
 
 KINDS: dict[str, dict[str, Any]] = {
     "ordinary": {},

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from sayso.types import Prompt, Rating
+from sayso.base.types import Prompt, Rating
 from sayso.votes.agreement import Ballot, Votes, collect
 from sayso.votes.dawid_skene import RIGHT, WRONG, dawid_skene
 from sayso.votes.rater_report import label_quality, rating_section

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-SCRIPT = "from sayso.devices import best_precision; print(best_precision())"
+SCRIPT = "from sayso.base.devices import best_precision; print(best_precision())"
 
 
 @pytest.mark.parametrize("limit", [{"ONEDNN_MAX_CPU_ISA": "AVX2"}, {"ATEN_CPU_CAPABILITY": "avx2"}])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sayso.cli import COMMANDS
-from sayso.plugins import plugin_names
+from sayso.base.plugins import plugin_names
+from sayso.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

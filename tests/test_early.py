@@ -11,14 +11,14 @@ from models import VAE, edit, spoiled, tiny_pipeline
 from PIL import Image
 from studies import random_study, rated_study
 
-from sayso.errors import UserError
-from sayso.model_files import native_size_px
+from sayso.base.errors import UserError
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.stages.moved import MovedConfig, moved
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
-from sayso.study import Study
+from sayso.study.model_files import native_size_px
+from sayso.study.study import Study
 
 LONG = "z" * 60
 
@@ -124,10 +124,10 @@ def test_align_says_how_many_captions_are_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = rated_study(tmp_path)
-    monkeypatch.setattr("sayso.training_data.encode_texts", lambda *_: 1 / 0)
+    monkeypatch.setattr("sayso.data.rows.encode_texts", lambda *_: 1 / 0)
     monkeypatch.setattr("sayso.stages.align._rewards", lambda *_: [0.5] * 12)
     natural = (torch.zeros(2, 4, 16, 16), ["a cat", LONG])
-    monkeypatch.setattr("sayso.training_data.pretraining_rows", lambda *_: natural)
+    monkeypatch.setattr("sayso.data.rows.pretraining_rows", lambda *_: natural)
     with pytest.raises(ZeroDivisionError):
         align(study, AlignConfig(max_steps=1, batch_size=4, reward="clip_score"))
     said = " ".join(capsys.readouterr().err.split())

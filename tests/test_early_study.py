@@ -8,8 +8,8 @@ import torch
 from early import early_study
 from safetensors.torch import load_file
 
-from sayso import cli
-from sayso.study import Study
+from sayso.cli import commands as cli
+from sayso.study.study import Study
 
 SHORT = "--batch-size 4 --pretraining-images 8 --mixed-precision no --lora-rank 1"
 FINISHED = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from sayso.devices import OVERRIDES, PATIENCE, make_accelerator
-from sayso.errors import UserError
-from sayso.provenance import computed_on
-from sayso.study import Study, StudyInfo
+from sayso.base.devices import OVERRIDES, PATIENCE, make_accelerator
+from sayso.base.errors import UserError
+from sayso.study.provenance import computed_on
+from sayso.study.study import Study, StudyInfo
 
 
 def test_accelerates_variables_do_not_change_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_what_changes_rounding_is_recorded_and_said(
 def test_processes_wait_for_each_other_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
     monkeypatch.setattr(PartialState, "__init__", lambda self, **kw: given.append(kw["timeout"]))
-    from sayso import devices
+    from sayso.base import devices
 
     devices._process()
     assert given == [PATIENCE]

@@ -10,14 +10,16 @@ import pytest
 import synthetic as syn
 import torch
 
-from sayso import evaluation, features, scoring
-from sayso.errors import UserError
-from sayso.evaluation import Scored
-from sayso.run import Run
+from sayso.base.errors import UserError
+from sayso.base.types import Comparison, Prompt
+from sayso.data import features
+from sayso.metrics import evaluation
+from sayso.metrics.evaluation import Scored
+from sayso.stages import _scoring as scoring
 from sayso.stages.evaluate import EvaluateConfig, evaluate, plan
-from sayso.study import Study
+from sayso.study.run import Run
+from sayso.study.study import Study
 from sayso.tinyworld.reading import Detection, Reading
-from sayso.types import Comparison, Prompt
 from sayso.votes.side_by_side import side_by_side
 
 
@@ -228,7 +230,7 @@ def test_fidelity_compares_what_was_drawn_for_captions(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Features that are just a few mean colours: equal images have distance 0 to themselves."""
-    from sayso.pretraining import open_pretraining
+    from sayso.data.pretraining_images import open_pretraining
 
     captions, natural = open_pretraining(study).heldout(8)
     prompts = [Prompt(f"f{i}", c, "fidelity", {}, "fidelity") for i, c in enumerate(captions)]

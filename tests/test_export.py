@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import sayso.exporting.material
 from conftest import run_sayso
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,13 +23,12 @@ from PIL import Image
 from test_cli import HEAVY, loaded_after
 from voted_images import BASE, PROMPTS, TUNED, images_of, mark, voted_study
 
-import sayso.exporting.material
-from sayso import cli
-from sayso.errors import UserError
-from sayso.exporting.snapshot import nanoseconds, seconds
-from sayso.plugins import plugin_names
+from sayso.base.errors import UserError
+from sayso.base.plugins import plugin_names
+from sayso.cli import commands as cli
+from sayso.formats.snapshot import nanoseconds, seconds
 from sayso.stages.export import ExportConfig, export
-from sayso.study import Study
+from sayso.study.study import Study
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 FORMATS = plugin_names("export")
@@ -164,7 +164,7 @@ def test_disk_full_leaves_nothing(study: Study, tmp_path: Path, monkeypatch, cap
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sayso.exporting.material.Material, "picture", full)
+    monkeypatch.setattr(sayso.formats.content.Material, "picture", full)
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
         cli.main(["export", str(study.path), "--format", "kto", "--out", str(out)])
@@ -238,7 +238,7 @@ def test_the_prompt_of_a_vote_is_the_one_shown(study: Study, tmp_path: Path):
 
 def test_the_store_is_read_in_chunks(shared: Study, monkeypatch):
     everything = list(shared.feedback.stream(simulated=False))
-    monkeypatch.setattr("sayso.feedback._STREAM_CHUNK", 2)
+    monkeypatch.setattr("sayso.feedback.store._STREAM_CHUNK", 2)
     assert list(shared.feedback.stream(simulated=False)) == everything
     live = [found.vote for found in everything if found.live]
     assert live == [*shared.feedback.ratings(False), *shared.feedback.comparisons(False)]
@@ -260,16 +260,16 @@ def test_empty_store_and_unknown_format(tmp_path: Path):
 
 
 def test_without_pyarrow_one_line_says_what_to_install(study: Study, monkeypatch):
-    monkeypatch.setattr("sayso.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("sayso.base.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape("sayso[export]")):
         export(study, ExportConfig())
 
 
 def test_tables_need_no_torch_and_the_stages_no_pyarrow():
-    stages = "import sayso.stages.export, sayso.stages.imports"
+    stages = "import sayso.stages.export, sayso.stages.import_"
     assert not loaded_after(stages) & {*HEAVY, "pyarrow", "PIL"}
-    modules = [f"sayso.exports.{name}" for name in FORMATS]
-    modules += [f"sayso.imports.{name}" for name in plugin_names("import")]
+    modules = [f"sayso.formats.exports.{name}" for name in FORMATS]
+    modules += [f"sayso.formats.imports.{name}" for name in plugin_names("import")]
     assert not loaded_after(f"{stages}, {', '.join(modules)}") & set(HEAVY)
 
 
@@ -283,7 +283,7 @@ def test_people_and_programs_are_never_mixed(shared: Study, tmp_path: Path):
 
 def test_user_file_is_a_format_too(shared: Study, tmp_path: Path):
     (tmp_path / "mine.py").write_text(
-        "from sayso.exporting.formats import ExportFormat\n"
+        "from sayso.formats.exports import ExportFormat\n"
         "class Mine(ExportFormat):\n"
         "    summary, columns, configs = 'Mine.', {}, {}\n"
         "    def write(self, material, folder):\n"
@@ -449,9 +449,9 @@ def test_pickapic_from_ratings_prefers_good_over_bad(shared: Study, tmp_path: Pa
 
 
 def test_preferred_side_is_balanced():
-    from sayso.exporting.labels import Count
-    from sayso.exporting.pairs import from_ratings
-    from sayso.types import Sample, Sampler
+    from sayso.base.types import Sample, Sampler
+    from sayso.formats.labels import Count
+    from sayso.formats.pairs import from_ratings
 
     ids = [f"s{i}" for i in range(60)]
     samples = {i: Sample(i, "p", BASE, 0, Sampler(), "", "") for i in ids}
@@ -602,7 +602,7 @@ def test_webdataset_loads(shared: Study, tmp_path: Path, hub: Any):
 def test_webdataset_names_and_shards(shared: Study, tmp_path: Path, monkeypatch):
     import sayso.exports.webdataset
 
-    monkeypatch.setattr(sayso.exports.webdataset, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(sayso.formats.exports.webdataset, "SHARD_BYTES", 1000)
     out = written(shared, tmp_path / "out", "webdataset")
     names = [n for shard in sorted(out.glob("train-*.tar")) for n in members(shard)]
     assert names == [f"{i:06}.{e}" for i in range(7) for e in ("png", "txt", "json")]

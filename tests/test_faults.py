@@ -10,10 +10,11 @@ import pytest
 from early import EARLY
 from safetensors import safe_open
 
-from sayso import cli, train
+from sayso.base.types import Rating
+from sayso.cli import commands as cli
 from sayso.stages import generate
-from sayso.study import Study
-from sayso.types import Rating
+from sayso.study.study import Study
+from sayso.training import loop as train
 
 CASES_EACH = 100
 SHORT = "--mixed-precision no"

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from sayso.errors import UserError
-from sayso.feedback import Feedback, Label
-from sayso.types import Comparison, Rating
+from sayso.base.errors import UserError
+from sayso.base.types import Comparison, Rating
+from sayso.feedback.store import Feedback, Label
 
 
 def rating(

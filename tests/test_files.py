@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from disks import small_disk
 
-from sayso import files
-from sayso.errors import UserError
+from sayso.base import files
+from sayso.base.errors import UserError
 
 ROWS = [{"step": n, "text": "ü" * n} for n in range(1, 6)]
 

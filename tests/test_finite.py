@@ -11,14 +11,14 @@ from models import TEXT, UNET, VAE, Tensors, edit, spoiled, tiny_pipeline
 from safetensors.torch import load_file, save_file
 from studies import TEXTS, as_now, random_study, rated_study
 
-from sayso.clip import ClipEncoder, embed_samples
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.base.finite import refuse_not_finite
+from sayso.data.clip import ClipEncoder, embed_samples
+from sayso.data.features import FeatureSpace
 from sayso.families.stable_diffusion import StableDiffusion
-from sayso.features import FeatureSpace
-from sayso.finite import refuse_not_finite
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
-from sayso.study import Study
+from sayso.study.study import Study
 
 HUGE = 3e38
 """A weight that is finite, and what it makes is not."""

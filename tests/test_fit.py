@@ -9,12 +9,12 @@ import torch
 from clips import WIDTH, colour_study, rate_all, tiny_clip, truth
 from safetensors.torch import load_file
 
-from sayso import files
-from sayso.errors import UserError
-from sayso.reward import load_reward
+from sayso.base import files
+from sayso.base.errors import UserError
+from sayso.rewards import load_reward
 from sayso.rewards.clip_head import ClipHead
 from sayso.stages.fit import FitConfig, collect, fit, hold_out, plan
-from sayso.study import Study
+from sayso.study.study import Study
 
 QUICK = {"hidden_width": 32, "max_epochs": 3}
 
@@ -149,7 +149,7 @@ def test_heldout_rows_teach_nothing(tmp_path: Path, clip: Path) -> None:
 
 
 def _fit_rows(study: Study, head: ClipHead, data, held: list[bool]) -> None:
-    from sayso.reward import RatedSamples
+    from sayso.rewards import RatedSamples
 
     head.prepare(study, "cpu")
     run = study.run("fit", "rows", {})

@@ -11,16 +11,16 @@ import pytest
 from early import early_study
 from safetensors.torch import load_file, save
 
-from sayso import train
-from sayso.aligner import Batch, Context
+from sayso.aligners import Batch, Context
 from sayso.aligners.rwr import RewardWeighted
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.base.types import Rating
 from sayso.rewards.clip_head import ClipHead
-from sayso.run import Run
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.fit import FitConfig, fit
-from sayso.study import Study
-from sayso.types import Rating
+from sayso.study.run import Run
+from sayso.study.study import Study
+from sayso.training import loop as train
 
 CONFIG = AlignConfig(
     name="mine", max_steps=6, batch_size=4, pretraining_images=8, checkpoint_every=2, lora_rank=1,
@@ -194,7 +194,7 @@ def test_own_plugin_that_was_edited_is_named(study: Study, tmp_path: Path) -> No
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sayso.train.train", kill)
+        patch.setattr("sayso.training.loop.train", kill)
         with pytest.raises(Killed):
             align(study, config)
     mine.write_text(source.read_text() + "\n# edited\n")

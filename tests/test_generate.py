@@ -11,15 +11,15 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save
 from studies import SAMPLER, TEXTS, UNET, finished_align, finished_fit, random_study
 
-from sayso.errors import UserError
-from sayso.identity import canonical_model
-from sayso.prompts import images_per_prompt
-from sayso.reward import Reward
+from sayso.base.errors import UserError
+from sayso.base.types import Prompt
+from sayso.data.rows import load_latents
+from sayso.prompts.grammar import images_per_prompt
+from sayso.rewards import Reward
 from sayso.stages import generate as stage
 from sayso.stages.generate import GenerateConfig, generate, plan
-from sayso.study import Study
-from sayso.training_data import load_latents
-from sayso.types import Prompt
+from sayso.study.identity import canonical_model
+from sayso.study.study import Study
 
 
 @pytest.fixture
@@ -155,8 +155,8 @@ class ByRedness(Reward):
 
 
 def test_best_of_keeps_the_top_by_reward(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: ByRedness())
-    monkeypatch.setattr("sayso.reward.reward_folders", lambda *_: [])
+    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: ByRedness())
+    monkeypatch.setattr("sayso.rewards.reward_folders", lambda *_: [])
     finished_fit(study, "x", b"weights")
     config = GenerateConfig(per_prompt=2, best_of=6, reward="fit-x", batch_size=7)
     assert plan(study, config)["images"] == 18
@@ -273,8 +273,8 @@ def test_a_named_run_of_an_earlier_model_is_not_gone_on_with(study: Study) -> No
 def test_selections_by_two_rewards_or_of_two_sizes_are_two_models(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: ByRedness())
-    monkeypatch.setattr("sayso.reward.reward_folders", lambda *_: [])
+    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: ByRedness())
+    monkeypatch.setattr("sayso.rewards.reward_folders", lambda *_: [])
     finished_fit(study, "x", b"one")
     finished_fit(study, "y", b"two")
     config = GenerateConfig(per_prompt=1, best_of=3, reward="runs/fit-x")
@@ -315,8 +315,8 @@ def test_a_run_begun_with_another_form_of_a_name_is_the_same_run(study: Study) -
 def test_a_selection_of_before_its_name_said_how_is_not_made_again(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sayso.reward.load_reward", lambda *_: ByRedness())
-    folders = "sayso.reward.reward_folders"
+    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: ByRedness())
+    folders = "sayso.rewards.reward_folders"
     monkeypatch.setattr(folders, lambda study, name: [study.find_run(name).weights])
     finished_fit(study, "x", b"one")
     config = GenerateConfig(per_prompt=1, best_of=3, reward="runs/fit-x")

@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 import synthetic as syn
 
-from sayso import scoring
-from sayso.errors import UserError
-from sayso.files import read_lines
-from sayso.generations import Generations
-from sayso.hashes import weight_hashes
-from sayso.identity import base_identity, model_identity
+from sayso.base.errors import UserError
+from sayso.base.files import read_lines
+from sayso.base.hashes import weight_hashes
+from sayso.base.types import Prompt, Sampler
 from sayso.reporting.material import Material
 from sayso.reporting.summary import summarise
+from sayso.stages import _scoring as scoring
 from sayso.stages.agreement import AgreementConfig, agreement
 from sayso.stages.evaluate import EvaluateConfig, evaluate, plan
 from sayso.stages.rate import RateConfig, rate
 from sayso.stages.report import ReportConfig, report
-from sayso.study import Study
+from sayso.study.generations import Generations
+from sayso.study.identity import base_identity, model_identity
+from sayso.study.study import Study
 from sayso.tinyworld import paths
-from sayso.types import Prompt, Sampler
 from sayso.votes.standings import standings
-from sayso.web.tasks import TaskOptions, draft, task_identity
+from sayso.web.work.tasks import TaskOptions, draft, task_identity
 
 CONFIG = EvaluateConfig(model=syn.ALIGNED, judge="none", reward="")
 OTHER = Sampler(num_inference_steps=3, guidance_scale=7.0, image_size_px=64)
@@ -196,7 +196,7 @@ def test_a_reward_made_anew_is_another_reward(
     (tmp_path / "brightness.py").write_text(syn.REWARD_FILE)
     own, load = str(tmp_path / "brightness.py"), scoring.load_reward
     monkeypatch.setattr(scoring, "load_reward", lambda s, name, device: load(s, own, device))
-    monkeypatch.setattr("sayso.reward.reward_folders", lambda *_: [])
+    monkeypatch.setattr("sayso.rewards.reward_folders", lambda *_: [])
     write_weights(study, b"head", "fit-clip_head")
     config = replace(CONFIG, reward="./runs/fit-clip_head", name="r")
     evaluate(study, config)

@@ -11,11 +11,13 @@ import pytest
 from models import tiny_pipeline
 from studies import finished_align, finished_fit
 
-from sayso import hashes, identity, tinyworld
-from sayso.errors import UserError
-from sayso.files import write_json
-from sayso.hashes import file_digest, folder_digest
-from sayso.study import Study, StudyInfo
+from sayso import tinyworld
+from sayso.base import hashes
+from sayso.base.errors import UserError
+from sayso.base.files import write_json
+from sayso.base.hashes import file_digest, folder_digest
+from sayso.study import identity
+from sayso.study.study import Study, StudyInfo
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_what_cannot_be_identified(
 
 
 def test_no_torch_at_import() -> None:
-    code = "import sys, sayso.identity; sys.exit('torch' in sys.modules)"
+    code = "import sys, sayso.study.identity; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

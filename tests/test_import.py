@@ -15,15 +15,15 @@ from conftest import run_sayso
 from PIL import Image
 from voted_images import images_of, mark, voted_study
 
-from sayso.errors import UserError
-from sayso.feedback import Recorded, check_feedback
+from sayso.base.errors import UserError
+from sayso.base.types import Comparison
+from sayso.feedback.store import Recorded, check_feedback
 from sayso.stages import align
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
-from sayso.stages.imports import ImportConfig, import_table
+from sayso.stages.import_ import ImportConfig, import_table
 from sayso.stages.prompts import PromptsConfig, prompts
-from sayso.study import Study, StudyInfo
-from sayso.types import Comparison
+from sayso.study.study import Study, StudyInfo
 from sayso.votes.derived_ratings import ratings_from_comparisons
 
 WHEN = datetime(2023, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -159,7 +159,7 @@ def test_interrupted_import_goes_on(study: Study, tmp_path: Path, monkeypatch):
     path = table(tmp_path / "t.parquet", PREFERENCES)
     other = Study.create(tmp_path / "other", StudyInfo("study"))
     taken(other, path)
-    monkeypatch.setattr("sayso.stages.imports.BATCH", 2)
+    monkeypatch.setattr("sayso.stages.import_.BATCH", 2)
     real, calls = study.feedback.add_comparisons, []
 
     def stop_at_second(votes: Any) -> int:

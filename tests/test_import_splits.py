@@ -10,11 +10,11 @@ import pytest
 from test_import import preference, scored, taken
 from voted_images import voted_study
 
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.formats.imports._splits import file_splits
 from sayso.stages.export import ExportConfig, export
-from sayso.stages.imports import ImportConfig, plan
-from sayso.study import Study, StudyInfo
-from sayso.table_splits import file_splits
+from sayso.stages.import_ import ImportConfig, plan
+from sayso.study.study import Study, StudyInfo
 
 TYPES = {
     "caption": pa.string(), "jpg_0": pa.binary(), "jpg_1": pa.binary(), "label_0": pa.float64(),

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import voted
 
-from sayso.errors import UserError
-from sayso.feedback import Feedback
+from sayso.base.errors import UserError
+from sayso.base.types import Comparison, Rating, Sample, Sampler
+from sayso.feedback.store import Feedback
 from sayso.stages.align import AlignConfig, _own_images
 from sayso.stages.fit import FitConfig, _heldout, collect
-from sayso.types import Comparison, Rating, Sample, Sampler
 from sayso.votes import ballots, labels
 from sayso.votes.labels import LabelMethod, soft_labels
 

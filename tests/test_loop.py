@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import run_sayso
 
-from sayso.demo import DemoConfig, commands
+from sayso.cli.demo import DemoConfig, commands
 from sayso.tinyworld.defaults import SAMPLER
 
 SUMMARY = {

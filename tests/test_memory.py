@@ -11,13 +11,13 @@ import torch
 from models import tiny_pipeline
 from studies import random_study
 
-from sayso.devices import enough_memory, is_out_of_memory
-from sayso.errors import UserError
+from sayso.base.devices import enough_memory, is_out_of_memory
+from sayso.base.errors import UserError
+from sayso.data.rows import _encode_images, load_latents
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
-from sayso.study import Study
-from sayso.training_data import _encode_images, load_latents
+from sayso.study.study import Study
 
 SIZE = 256
 """Pixels of a side: 128 × 128 latents, at which 18 images need more than the limit below."""
@@ -35,7 +35,7 @@ def test_batches_and_portions_change_no_more_than_rounding(
     config = GenerateConfig(per_prompt=3, mixed_precision="no")
     found = []
     for name, batch, pixels_at_once in (("a", 9, 1 << 20), ("b", 1, 1 << 20), ("c", 9, 2 * 32**2)):
-        monkeypatch.setattr("sayso.policy.PIXELS_AT_ONCE", pixels_at_once)
+        monkeypatch.setattr("sayso.families._contract.PIXELS_AT_ONCE", pixels_at_once)
         study = random_study(tmp_path / name)
         generate(study, dataclasses.replace(config, batch_size=batch))
         found.append(pictures(study))
@@ -56,7 +56,7 @@ def test_the_autoencoder_works_in_portions(tmp_path: Path, monkeypatch: pytest.M
             return of(policy, rows)
 
         monkeypatch.setattr(StableDiffusion, what, counted)
-    monkeypatch.setattr("sayso.policy.PIXELS_AT_ONCE", 2 * 32**2)
+    monkeypatch.setattr("sayso.families._contract.PIXELS_AT_ONCE", 2 * 32**2)
     study = random_study(tmp_path)
     generate(study, GenerateConfig(per_prompt=3, batch_size=9))
     assert sizes == [("decode", 2)] * 4 + [("decode", 1)]
@@ -159,7 +159,7 @@ def test_align_names_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_elsewhere_it_is_one_line_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sayso import cli
+    from sayso.cli import commands as cli
 
     def full(_arguments: list[str]) -> None:
         raise MemoryError

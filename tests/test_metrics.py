@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from sayso import metrics
+from sayso.metrics import quality as metrics
 
 RNG = np.random.default_rng(0)
 

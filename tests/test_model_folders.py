@@ -14,14 +14,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from models import TEXT, UNET, VAE, tiny_pipeline, tiny_unet
 from studies import random_study
 
-from sayso.clip import ClipEncoder
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.data.clip import ClipEncoder
+from sayso.families._loading import resolve
 from sayso.families.stable_diffusion import StableDiffusion
-from sayso.models import resolve
-from sayso.provenance import licence
 from sayso.stages.evaluate import EvaluateConfig, evaluate
 from sayso.stages.generate import GenerateConfig, generate
-from sayso.study import Study
+from sayso.study.provenance import licence
+from sayso.study.study import Study
 
 CPU = torch.device("cpu")
 Change = Callable[[Path], object]

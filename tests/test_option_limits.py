@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sayso import cli
-from sayso.errors import SEED_END, UserError, check_seed
+from sayso.base.errors import SEED_END, UserError, check_seed
+from sayso.cli import commands as cli
 from sayso.stages.align import AlignConfig
 from sayso.stages.align import plan as align_plan
 from sayso.stages.generate import GenerateConfig
@@ -14,7 +14,7 @@ from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
 from sayso.stages.rate import RateConfig
 from sayso.stages.rate import plan as rate_plan
-from sayso.study import Study
+from sayso.study.study import Study
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from sayso.clip import to_pixels
-from sayso.errors import UserError
-from sayso.importing import decode
-from sayso.pictures import UnreadablePicture, read_picture, to_rgb
-from sayso.pretraining import _square
-from sayso.study import Study, StudyInfo
-from sayso.types import Sample, Sampler
+from sayso.base.errors import UserError
+from sayso.base.pictures import UnreadablePicture, read_picture, to_rgb
+from sayso.base.types import Sample, Sampler
+from sayso.data.clip import to_pixels
+from sayso.data.pretraining_images import _square
+from sayso.formats.imports import decode
+from sayso.study.study import Study, StudyInfo
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

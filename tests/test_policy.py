@@ -14,10 +14,10 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from models import tiny_pipeline
 from torch.nn import functional as F
 
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.base.types import Sampler
+from sayso.families._loading import family, resolve
 from sayso.families.stable_diffusion import StableDiffusion
-from sayso.models import family, resolve
-from sayso.types import Sampler
 
 CPU = torch.device("cpu")
 TEXTS = ["a red dog", "two cats", "on the moon"]

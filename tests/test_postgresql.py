@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from postgresql import running_server
 
-from sayso.errors import UserError
-from sayso.feedback import Feedback
-from sayso.types import Rating
+from sayso.base.errors import UserError
+from sayso.base.types import Rating
+from sayso.feedback.store import Feedback
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_stored_once_and_superseded(server: str) -> None:
 
 
 def test_all_votes_are_read_in_chunks(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sayso.feedback._STREAM_CHUNK", 2)
+    monkeypatch.setattr("sayso.feedback.store._STREAM_CHUNK", 2)
     store = Feedback(server)
     votes = [replace(vote(i), rater="streamed") for i in range(30, 35)]
     votes = [replace(v, id=f"stream-{v.id}", sample_id=f"stream-{v.sample_id}") for v in votes]

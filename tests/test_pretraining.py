@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sayso.errors import UserError
-from sayso.pretraining import HELDOUT_SHARE, _Folder, is_held_out, open_pretraining
-from sayso.prompts import make_prompt
+from sayso.base.errors import UserError
+from sayso.base.types import Prompt, digest
+from sayso.data.pretraining_images import HELDOUT_SHARE, _Folder, is_held_out, open_pretraining
+from sayso.prompts.grammar import make_prompt
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
-from sayso.study import Study
-from sayso.types import Prompt, digest
+from sayso.study.study import Study
 
 
 def folder_study(tmp_path: Path, n: int = 20) -> Study:

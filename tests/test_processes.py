@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from studies import rated_study
 
-from sayso.study import Study
-from sayso.training_data import load_latents
+from sayso.data.rows import load_latents
+from sayso.study.study import Study
 
 WORK = """
 import sys

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sayso import progress
+from sayso.base import progress
 
 
 class Clock:

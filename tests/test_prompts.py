@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sayso.errors import UserError
-from sayso.prompts import (
+from sayso.base.errors import UserError
+from sayso.base.types import CATEGORIES, Prompt
+from sayso.prompts.grammar import (
     altered,
     images_per_prompt,
     load_grammar,
@@ -18,9 +19,8 @@ from sayso.prompts import (
 )
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
-from sayso.study import Study
+from sayso.study.study import Study
 from sayso.tinyworld import scenes
-from sayso.types import CATEGORIES, Prompt
 
 SETS = ("tinyworld", "lee2023")
 

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 import sayso.tinyworld.rating as stage
-from sayso.errors import UserError
-from sayso.feedback import check_feedback
+from sayso.base.errors import UserError
+from sayso.base.types import Prompt, Sample, sample_id
+from sayso.feedback.store import check_feedback
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
 from sayso.stages.rate import RateConfig, plan, rate
-from sayso.study import Study
+from sayso.study.study import Study
 from sayso.tinyworld.reading import Verdict
-from sayso.types import Prompt, Sample, sample_id
 
 BASE, TUNED = "base", "runs/align-rwr"
 

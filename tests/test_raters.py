@@ -11,18 +11,19 @@ import pytest
 import voted
 from scipy.stats import binom
 
-from sayso import cli, files
-from sayso.errors import UserError
+from sayso.base import files
+from sayso.base.bootstrap import Interval
+from sayso.base.errors import UserError
+from sayso.base.types import Rating
+from sayso.cli import commands as cli
 from sayso.reporting import charts, words
 from sayso.reporting.material import Material
 from sayso.reporting.summary import summarise
 from sayso.stages.agreement import AgreementConfig, agreement, plan
 from sayso.stages.report import report
-from sayso.study import Study
-from sayso.types import Rating
+from sayso.study.study import Study
 from sayso.votes.agreement import Ballot, collect
 from sayso.votes.ballots import MARKS
-from sayso.votes.bootstrap import Interval
 from sayso.votes.rater_report import label_gain, label_quality, plain
 from sayso.votes.rater_table import (
     RULES,
@@ -347,7 +348,7 @@ def test_a_study_without_votes(tmp_path: Path) -> None:
 def test_the_command_prints_the_tables(
     small: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sayso.progress.console.width", 200)
+    monkeypatch.setattr("sayso.base.progress.console.width", 200)
     cli.run(["agreement", str(small.path), "--resamples", "0"])
     said = capsys.readouterr().err
     for word in (
@@ -366,7 +367,7 @@ def test_the_command_prints_the_tables(
 def test_eighty_columns_are_enough(
     small: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sayso.progress.console.width", 80)
+    monkeypatch.setattr("sayso.base.progress.console.width", 80)
     checks = [
         Rating(
             f"t{k}", s.id, "simulated-03", "alignment", "bad", True, 0.0, 1.0,
@@ -396,7 +397,7 @@ def test_the_small_install_is_enough(small: Study) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         f"for name in {heavy!r}: sys.modules[name] = None\n"
-        "from sayso.study import Study\n"
+        "from sayso.study.study import Study\n"
         "from sayso.stages.agreement import AgreementConfig, agreement\n"
         f"agreement(Study.open(Path({str(small.path)!r})), AgreementConfig(resamples=3))"
     )

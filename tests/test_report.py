@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import synthetic as syn
 
-from sayso.errors import UserError
-from sayso.evaluation import Scored
+from sayso.base.errors import UserError
+from sayso.base.types import CATEGORIES, Prompt
+from sayso.metrics.evaluation import Scored
 from sayso.reporting import charts, gallery, words
 from sayso.reporting.charts import Axis, Series
 from sayso.reporting.material import Material
 from sayso.reporting.summary import summarise
 from sayso.stages.evaluate import EvaluateConfig, evaluate
 from sayso.stages.report import ReportConfig, report
-from sayso.study import Study, StudyInfo
-from sayso.types import CATEGORIES, Prompt
+from sayso.study.study import Study, StudyInfo
 
 GROUPS = [*CATEGORIES, "seen", "unseen", "all"]
 
@@ -32,7 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     syn.add_comparisons(study, marks)
     syn.add_runs(study)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sayso.scoring.score", invented(marks))
+        patch.setattr("sayso.stages._scoring.score", invented(marks))
         evaluate(study, EvaluateConfig(model=syn.ALIGNED))
     return study
 
@@ -292,7 +292,7 @@ def test_a_study_without_selection_or_comparisons(tmp_path: Path) -> None:
     path.write_text("\n".join(kept) + "\n")
     syn.add_runs(study)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sayso.scoring.score", invented(marks))
+        patch.setattr("sayso.stages._scoring.score", invented(marks))
         evaluate(study, EvaluateConfig(model=syn.ALIGNED))
     text = text_of(report(study).read_text())
     assert "No best-of-n selection" in text
@@ -307,7 +307,7 @@ def test_nobody_said_what_is_true(tmp_path: Path) -> None:
     score = invented(marks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "sayso.scoring.score",
+            "sayso.stages._scoring.score",
             lambda *a: [
                 Scored(r.id, r.model, r.prompt_id, r.seed, r.split, r.category) for r in score(*a)
             ],
@@ -332,7 +332,7 @@ def test_the_small_install_renders_the_report(study: Study) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         f"for name in {heavy!r}: sys.modules[name] = None\n"
-        "from sayso.study import Study; from sayso.stages.report import report\n"
+        "from sayso.study.study import Study; from sayso.stages.report import report\n"
         f"report(Study.open(Path({str(study.path)!r})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from clips import colour_study, rate_all, tiny_clip
 
-from sayso.clip import to_pixels
-from sayso.errors import UserError
-from sayso.reward import RatedSamples, Reward, load_reward, load_trainable_reward
+from sayso.base.errors import UserError
+from sayso.data.clip import to_pixels
+from sayso.rewards import RatedSamples, Reward, load_reward, load_trainable_reward
 from sayso.rewards.clip_head import (
     COSINES,
     ClipHead,
@@ -22,7 +22,7 @@ from sayso.rewards.clip_head import (
 )
 from sayso.rewards.clip_score import ClipScore
 from sayso.stages.fit import FitConfig, collect, fit
-from sayso.study import Study
+from sayso.study.study import Study
 
 QUICK = {"hidden_width": 32, "max_epochs": 3}
 
@@ -225,7 +225,7 @@ def test_own_reward_file(study: Study, tmp_path: Path) -> None:
     file = tmp_path / "brightness.py"
     file.write_text(
         "from dataclasses import dataclass\n"
-        "from sayso.reward import Reward\n\n\n"
+        "from sayso.rewards import Reward\n\n\n"
         "@dataclass\n"
         "class Brightness(Reward):\n"
         "    power: float = 1.0\n\n"

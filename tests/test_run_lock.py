@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sayso.errors import UserError
-from sayso.run_lock import lock
-from sayso.study import Study, StudyInfo
+from sayso.base.errors import UserError
+from sayso.study.run_lock import lock
+from sayso.study.study import Study, StudyInfo
 
 WORK = """
 import sys, time

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import pytest
 
-from sayso import cli
-from sayso.errors import UserError
-from sayso.run import Run
+from sayso.base.errors import UserError
+from sayso.base.types import Sampler
+from sayso.cli import commands as cli
 from sayso.stages.align import AlignConfig
 from sayso.stages.generate import GenerateConfig
-from sayso.study import Study, StudyInfo
-from sayso.types import Sampler
+from sayso.study.run import Run
+from sayso.study.study import Study, StudyInfo
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from diffusers import StableDiffusionPipeline
 from models import tiny_pipeline
 
 from sayso import tinyworld
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.base.samplers import checked
+from sayso.base.types import Sampler
 from sayso.families._schedulers import ACCEPTED
 from sayso.families.stable_diffusion import StableDiffusion
-from sayso.samplers import checked
-from sayso.types import Sampler
 
 # the pipeline says that the files are old; that is what is tested
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

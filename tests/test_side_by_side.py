@@ -7,9 +7,9 @@ import pytest
 import voted
 from scipy import stats
 
-from sayso import metrics
-from sayso.study import Study
-from sayso.types import Comparison
+from sayso.base.types import Comparison
+from sayso.metrics import quality as metrics
+from sayso.study.study import Study
 from sayso.votes.agreement import Ballot, Votes, collect
 from sayso.votes.balance import balance, binomial_test
 from sayso.votes.ballots import SIDES

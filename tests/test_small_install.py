@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from voted import add_ratings, comparisons, make_study
 
-from sayso.extras import EXTRAS, missing_module, need
+from sayso.base.extras import EXTRAS, missing_module, need
 
 SCRIPT = Path(__file__).parent / "small_install.py"
 
@@ -68,7 +68,7 @@ def test_rating_and_reading_work(tmp_path: Path):
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
     need("train", "fit")
-    monkeypatch.setattr("sayso.extras.find_spec", lambda name: None if "p" in name else name)
+    monkeypatch.setattr("sayso.base.extras.find_spec", lambda name: None if "p" in name else name)
     with pytest.raises(Exception, match=r'needs peft, scipy, jaxtyping; .*"sayso\[train\]"'):
         need("train", "fit")
 

@@ -9,14 +9,14 @@ from old_stores import OLD, old_store
 from sqlalchemy.engine import make_url
 from voted_images import mark, voted_study
 
-from sayso.database import Database
-from sayso.errors import UserError
-from sayso.feedback import Feedback
+from sayso.base.errors import UserError
+from sayso.feedback.database import Database
+from sayso.feedback.store import Feedback
 from sayso.stages.export import ExportConfig, export
-from sayso.stages.imports import ImportConfig, import_table
+from sayso.stages.import_ import ImportConfig, import_table
 from sayso.stages.new import NewConfig, new
 from sayso.stages.raters import RatersConfig, raters
-from sayso.study import Study, StudyInfo
+from sayso.study.study import Study, StudyInfo
 
 NAMES = [
     "better? cats", "run %41", "50%", "a#b", "a&b=c", "?uri=true", "file:x", "猫 und Ümlaut",
@@ -55,7 +55,7 @@ def test_an_old_store_is_migrated_where_it_is(study: Study):
 
 def test_the_rating_app_votes_into_the_study(study: Study):
     from sayso.web.serving import Listening, check, prepare
-    from sayso.web.tasks import TaskOptions
+    from sayso.web.work.tasks import TaskOptions
 
     voted_study(Path("other"), votes=False)
     for name in ("prompts.jsonl", "samples.jsonl", "images"):

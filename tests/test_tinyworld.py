@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sayso.errors import UserError
-from sayso.tinyworld import judge_training, paths
+from sayso.base.errors import UserError
+from sayso.base.types import Prompt
+from sayso.tinyworld import paths
+from sayso.tinyworld.factory import judge_training
+from sayso.tinyworld.factory.judge_training import JudgeTraining, _bumps, mixed_items
 from sayso.tinyworld.judge import Judge, as_images, judge_features
 from sayso.tinyworld.judge_check import ATTRIBUTES, accuracy, load_autoencoder, reconstruct
-from sayso.tinyworld.judge_training import JudgeTraining, _bumps, mixed_items
 from sayso.tinyworld.raters import SimulatedRater, decision_rng, make_raters
 from sayso.tinyworld.reading import Detection, Reading, Verdict, is_true, verdict
 from sayso.tinyworld.render import compose, render, render_with_centres
@@ -34,7 +36,6 @@ from sayso.tinyworld.scenes import (
     random_scene,
     true_caption,
 )
-from sayso.types import Prompt
 
 SCENE = Scene("fish", "white", 5, "in the city")
 

@@ -11,18 +11,18 @@ from models import tiny_pipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sayso.aligner import Batch, Context
+from sayso.aligners import Batch, Context
 from sayso.aligners.rwr import RewardWeighted
-from sayso.devices import make_accelerator
-from sayso.errors import UserError
+from sayso.base.devices import make_accelerator
+from sayso.base.errors import UserError
+from sayso.data.rows import TrainingRows, make_rows
+from sayso.families import Policy
 from sayso.families.stable_diffusion import StableDiffusion
-from sayso.policy import Policy
-from sayso.run import Run, open_run
-from sayso.run_options import asked
+from sayso.study.run import Run, open_run
+from sayso.study.run_options import asked
 from sayso.testing import ToyPolicy, toy_rows
-from sayso.train import _means, learning_rate_at, train
-from sayso.train_options import TrainOptions
-from sayso.training_data import TrainingRows, make_rows
+from sayso.training.loop import _means, learning_rate_at, train
+from sayso.training.options import TrainOptions
 
 SMALL = TrainOptions(max_steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2)
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from test_pretraining import folder_study
 
-from sayso.errors import UserError
-from sayso.options import parse
-from sayso.pretraining import open_pretraining
-from sayso.prompts import load_grammar
+from sayso.base.errors import UserError
+from sayso.base.user_files import read_json, read_json_lines, read_text_lines
+from sayso.cli.options import parse
+from sayso.data.pretraining_images import open_pretraining
+from sayso.prompts.grammar import load_grammar
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
-from sayso.study import Study
-from sayso.user_files import read_json, read_json_lines, read_text_lines
-from sayso.web.tasks import read_gold
+from sayso.study.study import Study
+from sayso.web.work.tasks import read_gold
 
 MARK = b"\xef\xbb\xbf"
 FORMS = {
@@ -101,7 +101,7 @@ def test_the_locale_says_nothing(tmp_path: Path):
     path.write_bytes('{"text": "ein Köter 猫"}\n'.encode())
     program = (
         "import sys; from pathlib import Path;"
-        "from sayso.user_files import read_json_lines; from sayso.files import read_json;"
+        "from sayso.base.user_files import read_json_lines; from sayso.base.files import read_json;"
         "print(ascii([r for _, r in read_json_lines(Path(sys.argv[1]))]));"
         "print(ascii(read_json(Path(sys.argv[1]))))"
     )

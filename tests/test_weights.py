@@ -11,11 +11,11 @@ from models import TEXT, UNET, VAE, Tensors, edit, spoiled, tiny_pipeline
 from safetensors.torch import load_file, save_file
 
 from sayso import tinyworld
-from sayso.clip import ClipEncoder
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.data.clip import ClipEncoder
 from sayso.families.stable_diffusion import LORA_FILE, StableDiffusion
 from sayso.rewards.clip_head import ClipHead
-from sayso.study import Study, StudyInfo
+from sayso.study.study import Study, StudyInfo
 from sayso.tinyworld.judge import WEIGHTS, Judge
 
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ def test_weights_of_clip(tmp_path: Path, change: Callable[[Tensors], Tensors], s
 def test_weights_of_a_reward(
     tmp_path: Path, change: Callable[[Tensors], Tensors], says: str
 ) -> None:
-    from sayso import files
+    from sayso.base import files
 
     clip = str(tiny_clip(tmp_path / "clip"))
     study = Study.create(tmp_path / "study", StudyInfo("s", 0, "none", clip, ""))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sayso import files
-from sayso.study import Study, StudyInfo
-from sayso.types import Comparison, Prompt, Rating, Sample, Sampler
+from sayso.base import files
+from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler
+from sayso.study.study import Study, StudyInfo
 
 CARELESS = "simulated-07"
 MODELS = ("base", "base@best-of-4", "runs/align-rwr")

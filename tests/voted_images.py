@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sayso.study import Study, StudyInfo
-from sayso.types import Comparison, Prompt, Rating, Sample, Sampler, digest, sample_id
+from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, digest, sample_id
+from sayso.study.study import Study, StudyInfo
 
 SAMPLER = Sampler(num_inference_steps=4, guidance_scale=3.5, eta=0.25, image_size_px=16)
 PROMPTS = [

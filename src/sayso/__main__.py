@@ -1,5 +1,5 @@
 """`python -m sayso` is the same as `sayso`."""
 
-from sayso.cli import main
+from sayso.cli.commands import main
 
 main()

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sayso.aligner import NEEDS, Aligner, Batch, Context
-from sayso.policy import Cond, Policy, take
-from sayso.reward import Reward
-from sayso.training_data import TrainingRows, make_rows
-from sayso.types import Sampler
+from sayso.aligners import NEEDS, Aligner, Batch, Context
+from sayso.base.types import Sampler
+from sayso.data.rows import TrainingRows, make_rows
+from sayso.families import Cond, Policy, take
+from sayso.rewards import Reward
 
 
 class ToyPolicy(Policy):

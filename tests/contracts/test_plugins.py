@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from models import tiny_pipeline
 
-from sayso.aligner import load_aligner
-from sayso.plugins import load_plugin, plugin_names
-from sayso.policy import Policy
+from sayso.aligners import load_aligner
+from sayso.base.plugins import load_plugin, plugin_names
+from sayso.families import Policy
 from sayso.testing import check_aligner, check_family
 
 

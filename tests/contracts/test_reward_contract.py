@@ -4,11 +4,11 @@ import pytest
 import torch
 from clips import colour_study, rate_all, tiny_clip
 
-from sayso.clip import to_pixels
-from sayso.plugins import load_plugin, plugin_names
-from sayso.reward import Reward, TrainableReward, load_reward
+from sayso.base.plugins import load_plugin, plugin_names
+from sayso.data.clip import to_pixels
+from sayso.rewards import Reward, TrainableReward, load_reward
 from sayso.stages.fit import FitConfig, fit
-from sayso.study import Study
+from sayso.study.study import Study
 from sayso.testing import check_reward
 
 

@@ -29,10 +29,11 @@ from PIL import Image
 from postgresql import running_server
 from sqlalchemy import text
 
-from sayso.database import Database
-from sayso.study import Study, StudyInfo
-from sayso.types import Prompt, Sample, Sampler, digest
-from sayso.web import people, sessions
+from sayso.base.types import Prompt, Sample, Sampler, digest
+from sayso.feedback.database import Database
+from sayso.study.study import Study, StudyInfo
+from sayso.web import sessions
+from sayso.web.work import people
 
 RATERS = 20
 OVERLAP = 3
@@ -48,7 +49,7 @@ for line in sys.stdin:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        sayso.cli.main(shlex.split(line))
+        sayso.cli.commands.main(shlex.split(line))
         os._exit(0)
     print(child, flush=True)
 """

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sayso.aligner import Aligner, Context
+from sayso.aligners import Aligner, Context
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
-from sayso.devices import make_accelerator
-from sayso.run import open_run
-from sayso.run_options import asked
+from sayso.base.devices import make_accelerator
+from sayso.base.types import Sampler
+from sayso.data.rows import make_rows
+from sayso.study.run import open_run
+from sayso.study.run_options import asked
 from sayso.testing import ToyPolicy
-from sayso.train import train
-from sayso.train_options import TrainOptions
-from sayso.training_data import make_rows
-from sayso.types import Sampler
+from sayso.training.loop import train
+from sayso.training.options import TrainOptions
 
 N = 2000
 SAMPLER = Sampler(num_inference_steps=20)

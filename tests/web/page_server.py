@@ -12,9 +12,9 @@ from fastapi import FastAPI
 from rating_studies import BASE, TUNED, Office, make_study
 from sqlalchemy import RowMapping, select, update
 
-from sayso import vote_tables, work_tables
-from sayso.web import people
-from sayso.web.tasks import TaskOptions
+from sayso.feedback import vote_tables, work_tables
+from sayso.web.work import people
+from sayso.web.work.tasks import TaskOptions
 
 PROMPTS = 10
 

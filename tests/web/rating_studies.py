@@ -12,14 +12,14 @@ from typing import Any
 from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
 
-from sayso.database import Database
-from sayso.study import Study, StudyInfo
-from sayso.types import Prompt, Sample, Sampler, sample_id
-from sayso.web import people
+from sayso.base.types import Prompt, Sample, Sampler, sample_id
+from sayso.feedback.database import Database
+from sayso.study.study import Study, StudyInfo
 from sayso.web.app import create_app
-from sayso.web.opening import open_task
 from sayso.web.site import Site
-from sayso.web.tasks import TaskOptions
+from sayso.web.work import people
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
 
 BASE, TUNED = "base", "runs/align-secretmodel"
 SAMPLER = Sampler(num_inference_steps=2, image_size_px=16)

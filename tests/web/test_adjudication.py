@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
 
-from sayso.web.opening import open_task
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
 
 PEOPLE = ("ann", "bob", "eve", "kim", "boss")
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from rating_studies import BASE, Office, Rater, make_study
 
-from sayso.web import admin_counts, overview
-from sayso.web.tasks import TaskOptions
+from sayso.web.admin import counts as admin_counts
+from sayso.web.admin import overview
+from sayso.web.work.tasks import TaskOptions
 
 
 def submit(rater: Rater, path: str, **fields: object) -> Any:

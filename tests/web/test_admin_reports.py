@@ -14,16 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from rating_studies import BASE, TUNED, Office, Rater, make_study
 
-from sayso import files
-from sayso.exporting.manifest import read_manifest
-from sayso.plugins import plugin_names
+from sayso.base import files
+from sayso.base.plugins import plugin_names
+from sayso.formats.manifest import read_manifest
 from sayso.stages.agreement import AgreementConfig
 from sayso.stages.agreement import agreement as run_agreement
 from sayso.stages.export import ExportConfig
-from sayso.web import admin_agreement, admin_counts, downloads
-from sayso.web.admin_export import CHOICES, FORMATS
+from sayso.web import downloads
+from sayso.web.admin import agreement as admin_agreement
+from sayso.web.admin import counts as admin_counts
+from sayso.web.admin.export import CHOICES, FORMATS
 from sayso.web.downloads import Downloads, zipped
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.tasks import TaskOptions
 
 NAMES = ("ann", "bobadilla", "simulated-cy", "simulated-di", "eve", "boss")
 
@@ -306,7 +308,7 @@ def test_a_download_is_not_cut(made: Downloads, office: Office):
 
 
 def test_without_pyarrow_the_page_names_the_package(worked: Office, monkeypatch):
-    monkeypatch.setattr("sayso.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("sayso.base.extras.find_spec", lambda name: None)
     boss = worked.client("boss")
     assert "sayso[export]" in boss.http.get("/admin/export").text
     refused = order(boss, format="sayso")

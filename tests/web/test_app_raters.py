@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sayso.demo import DemoConfig, commands
-from sayso.errors import UserError
-from sayso.prompts import load_grammar, make_prompts, share_out
+from sayso.base.errors import UserError
+from sayso.base.types import Prompt, Sample, sample_id
+from sayso.cli.demo import DemoConfig, commands
+from sayso.prompts.grammar import load_grammar, make_prompts, share_out
 from sayso.stages.agreement import AgreementConfig, agreement
 from sayso.stages.new import NewConfig, new
 from sayso.stages.rate import RateConfig, plan, rate
 from sayso.stages.report import report
-from sayso.study import Study
+from sayso.study.study import Study
 from sayso.tinyworld import app_raters
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import Scene, random_scene
-from sayso.types import Prompt, Sample, sample_id
 from sayso.votes.counted import is_for
-from sayso.web import people
 from sayso.web.serving import prepare
-from sayso.web.tasks import TaskOptions
+from sayso.web.work import people
+from sayso.web.work.tasks import TaskOptions
 
 TUNED = "runs/align-rwr"
 

@@ -13,10 +13,10 @@ from PIL import Image
 from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
 from scipy.stats import chisquare
 
-from sayso.types import digest
-from sayso.web.opening import open_task
+from sayso.base.types import digest
 from sayso.web.pictures import Pictures, Served, as_png, as_shown, step_of
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
 
 
 def everything_received(office: Office, name: str = "ann") -> bytes:

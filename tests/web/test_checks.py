@@ -19,13 +19,15 @@ from rating_studies import (
 from served import free_port
 from sqlalchemy import select
 
-from sayso import work_tables
-from sayso.errors import UserError
-from sayso.study import Study
-from sayso.types import Comparison, Prompt, Rating
+from sayso.base.errors import UserError
+from sayso.base.types import Comparison, Prompt, Rating
+from sayso.feedback import work_tables
+from sayso.study.study import Study
 from sayso.votes import counted
-from sayso.web import checks, overview, serving
-from sayso.web.tasks import TaskOptions, draft, read_gold
+from sayso.web import serving
+from sayso.web.admin import overview
+from sayso.web.work import checks
+from sayso.web.work.tasks import TaskOptions, draft, read_gold
 
 
 def gold_of(study: Study, n: int) -> dict[str, str]:

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from rating_studies import BASE, TUNED, make_study
 from served import Served, served
 
-from sayso import cli
+from sayso.cli import commands as cli
 
 ROOT = Path(__file__).parent.parent.parent
 

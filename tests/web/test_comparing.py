@@ -8,7 +8,7 @@ from browser import answer, ready, saved, shown
 from page_actions import Start, browser_fixture, start_fixture
 from rating_studies import BASE, TUNED, Office, make_study
 
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.tasks import TaskOptions
 
 __all__ = ["browser_fixture", "start_fixture"]
 

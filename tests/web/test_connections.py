@@ -18,7 +18,7 @@ from postgresql import running_server
 from rating_studies import Office, make_study
 from served import start
 
-from sayso.errors import UserError
+from sayso.base.errors import UserError
 from sayso.web import serving
 from sayso.web.connections import Limits
 from sayso.web.serving import server_options

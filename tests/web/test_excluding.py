@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rating_studies import Office, make_study
 
-from sayso.errors import UserError
-from sayso.types import Rating
-from sayso.web.excluding import set_excluded
-from sayso.web.opening import open_task
-from sayso.web.tasks import TaskOptions
+from sayso.base.errors import UserError
+from sayso.base.types import Rating
+from sayso.web.work.excluding import set_excluded
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
 
 
 @pytest.fixture

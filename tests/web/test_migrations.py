@@ -13,10 +13,10 @@ from old_stores import OLD, migrate_to, old_store
 from rating_studies import Office, make_study
 from sqlalchemy import create_engine
 
-from sayso import vote_tables, work_tables
-from sayso.database import Database, StoreError
-from sayso.feedback import Feedback
-from sayso.types import Rating
+from sayso.base.types import Rating
+from sayso.feedback import vote_tables, work_tables
+from sayso.feedback.database import Database, StoreError
+from sayso.feedback.store import Feedback
 
 
 def test_scripts_make_the_tables_that_the_code_declares(tmp_path: Path):

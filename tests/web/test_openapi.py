@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rating_studies import ADDRESS, Office, items_of, make_study
 from schemathesis import GenerationMode
 
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.tasks import TaskOptions
 
 CALLS = {
     ("GET", "/api/session"), ("POST", "/api/guideline/accept"), ("POST", "/api/next"),

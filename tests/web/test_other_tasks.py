@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rating_studies import BASE, TUNED, Office, items_of, make_study
 
-from sayso.web.opening import open_task
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
 
 PLAIN = TaskOptions(attention_share=0.0)
 

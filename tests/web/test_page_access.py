@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Dialog, Page
 from rating_studies import TUNED
 from sqlalchemy import update
 
-from sayso import work_tables
+from sayso.feedback import work_tables
 
 __all__ = ["browser_fixture"]
 

@@ -7,8 +7,8 @@ from page_server import Served
 from playwright.sync_api import Page, Route
 from rating_studies import TUNED, add_images
 
-from sayso.web.opening import open_task
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
 
 __all__ = ["browser_fixture", "start_fixture"]
 

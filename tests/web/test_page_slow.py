@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route
 from rating_studies import BASE, Office, add_images, make_study
 
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.tasks import TaskOptions
 
 __all__ = ["browser_fixture"]
 

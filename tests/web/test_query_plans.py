@@ -11,7 +11,7 @@ from postgresql import running_server
 from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
 from sqlalchemy import event, text
 
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.tasks import TaskOptions
 
 VOTES = 100_000
 BIG = ("ratings", "comparisons", "items", "assignments", "participants")

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rating_studies import BASE, SECRET, Office, Rater, items_of, make_study, set_secret
 from scipy.stats import chisquare
 
-from sayso.web import queue
-from sayso.web.queue import LEASE_S, Newest
-from sayso.web.tasks import TaskOptions
+from sayso.web.work import queue
+from sayso.web.work.queue import LEASE_S, Newest
+from sayso.web.work.tasks import TaskOptions
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 

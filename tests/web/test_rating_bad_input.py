@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from rating_studies import Office, items_of, make_study
 
-from sayso.errors import UserError
+from sayso.base.errors import UserError
 from sayso.stages.rate import RateConfig, plan, rate
-from sayso.web import people
-from sayso.web.opening import open_task
 from sayso.web.pictures import BrokenPicture, as_png
-from sayso.web.queue import LEASE_S
 from sayso.web.serving import Listening, check, free_port
-from sayso.web.tasks import TaskOptions
+from sayso.web.work import people
+from sayso.web.work.opening import open_task
+from sayso.web.work.queue import LEASE_S
+from sayso.web.work.tasks import TaskOptions
 
 PLAIN = TaskOptions(attention_share=0.0)
 

@@ -19,14 +19,14 @@ from rating_studies import Office, Rater, items_of, make_study
 from served import served
 from test_rating_store import waiting_together
 
-from sayso import work_tables
-from sayso.database import Database
-from sayso.web import people
+from sayso.feedback import work_tables
+from sayso.feedback.database import Database
 from sayso.web.app import create_app
-from sayso.web.opening import open_task
 from sayso.web.site import Site
-from sayso.web.tasks import TaskOptions
-from sayso.web.voting import Circumstances, Vote, cast_vote
+from sayso.web.work import people
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
+from sayso.web.work.voting import Circumstances, Vote, cast_vote
 
 
 @pytest.fixture(scope="module")

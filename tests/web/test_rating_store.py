@@ -16,11 +16,11 @@ from rating_studies import Office, Rater, items_of, make_study
 from sqlalchemy import event
 from test_rating_bad_input import PLAIN, error, office
 
-from sayso.database import Database
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.feedback.database import Database
 from sayso.web.filesystems import kind_of, refuse_network
-from sayso.web.opening import open_task
 from sayso.web.serving import Listening, check, prepare
+from sayso.web.work.opening import open_task
 
 __all__ = ["office"]
 

@@ -12,9 +12,9 @@ import pytest
 from page_server import running
 from rating_studies import BASE, TUNED, Office, Rater, add_images, items_of, make_study
 
-from sayso.web.opening import open_task
-from sayso.web.queue import LEASE_S
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.opening import open_task
+from sayso.web.work.queue import LEASE_S
+from sayso.web.work.tasks import TaskOptions
 
 PLAIN = TaskOptions(attention_share=0.0)
 

@@ -14,15 +14,16 @@ from rating_studies import ADDRESS, Office, make_study
 from sqlalchemy import Connection
 
 import sayso.web
-from sayso.database import Database
-from sayso.errors import UserError
-from sayso.files import read_or_make_secret
-from sayso.web import pages, people, sessions
+from sayso.base.errors import UserError
+from sayso.base.files import read_or_make_secret
+from sayso.feedback.database import Database
+from sayso.web import pages, sessions
 from sayso.web.app import HEADERS, MOST_BYTES, create_app
-from sayso.web.guideline_text import to_html
 from sayso.web.pages import OFFLINE
 from sayso.web.serving import is_loopback
 from sayso.web.site import Site
+from sayso.web.work import people
+from sayso.web.work.guideline_text import to_html
 
 WEB = Path(sayso.web.__file__).parent
 

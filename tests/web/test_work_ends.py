@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rating_studies import BASE, Office, add_images, items_of, make_study
 
-from sayso.web.opening import open_task
-from sayso.web.queue import LEASE_S
-from sayso.web.tasks import TaskOptions
+from sayso.web.work.opening import open_task
+from sayso.web.work.queue import LEASE_S
+from sayso.web.work.tasks import TaskOptions
 
 PLAIN = TaskOptions(attention_share=0.0)
 

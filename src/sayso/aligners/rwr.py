@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sayso.aligner import Aligner, Batch, Context, stratified
-from sayso.errors import UserError
-from sayso.policy import Policy
-from sayso.training_data import TrainingRows
+from sayso.aligners import Aligner, Batch, Context, stratified
+from sayso.base.errors import UserError
+from sayso.data.rows import TrainingRows
+from sayso.families import Policy
 
 
 def reward_weighted_loss(

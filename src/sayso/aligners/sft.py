@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sayso.aligner import Aligner, Batch, Context, stratified
-from sayso.errors import UserError
-from sayso.policy import Policy
+from sayso.aligners import Aligner, Batch, Context, stratified
+from sayso.base.errors import UserError
+from sayso.families import Policy
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import diffusers
 
-from sayso.errors import UserError
-from sayso.files import JsonObject
+from sayso.base.errors import UserError
+from sayso.base.files import JsonObject
 
 EXTRA_INPUTS = (
     "time_cond_proj_dim", "class_embed_type", "num_class_embeds", "addition_embed_type",

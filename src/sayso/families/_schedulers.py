@@ -7,9 +7,9 @@ from typing import Any
 
 import diffusers
 
-from sayso.errors import UserError
-from sayso.types import Sampler
-from sayso.weights import quiet_libraries, readable
+from sayso.base.errors import UserError
+from sayso.base.types import Sampler
+from sayso.data.weights import quiet_libraries, readable
 
 ACCEPTED = (
     "DDIMScheduler",

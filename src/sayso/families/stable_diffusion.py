@@ -12,18 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sayso.errors import UserError
-from sayso.families._folder import (
-    class_name,
-    diffusers_class,
-    refuse_other_inputs,
-    refuse_strangers,
-)
-from sayso.families._schedulers import accepted, check_scheduler, load_scheduler
-from sayso.files import read_json
-from sayso.policy import Cond, Policy
-from sayso.types import Sampler
-from sayso.weights import (
+from sayso.base.errors import UserError
+from sayso.base.files import read_json
+from sayso.base.types import Sampler
+from sayso.data.weights import (
     load_part,
     load_tokenizer,
     put,
@@ -31,6 +23,14 @@ from sayso.weights import (
     readable,
     refuse_differences,
 )
+from sayso.families import Cond, Policy
+from sayso.families._folder import (
+    class_name,
+    diffusers_class,
+    refuse_other_inputs,
+    refuse_strangers,
+)
+from sayso.families._schedulers import accepted, check_scheduler, load_scheduler
 
 SMALL_LATENTS = 32
 """Side of latents up to which attention matrices are small enough to be written out."""

@@ -4,9 +4,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sayso.files import JsonObject
+from sayso.base.files import JsonObject
 from sayso.reporting.charts import Axis, Series, plot, smooth
-from sayso.run import Run
+from sayso.study.run import Run
 
 _LEAST_IN_BIN = 5
 

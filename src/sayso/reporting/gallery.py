@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from sayso.errors import UserError
-from sayso.files import JsonObject
-from sayso.study import Study
-from sayso.types import CATEGORIES, Prompt, Sample, digest
+from sayso.base.errors import UserError
+from sayso.base.files import JsonObject
+from sayso.base.types import CATEGORIES, Prompt, Sample, digest
+from sayso.study.study import Study
 
 CRISP_PX = 128
 """Images up to this width are kept without loss and shown in whole pixels."""

@@ -7,12 +7,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from sayso.errors import UserError
-from sayso.files import JsonObject, read_lines
-from sayso.generations import Generations
-from sayso.run import Run
-from sayso.study import Study
-from sayso.types import Comparison, Rating
+from sayso.base.errors import UserError
+from sayso.base.files import JsonObject, read_lines
+from sayso.base.types import Comparison, Rating
+from sayso.study.generations import Generations
+from sayso.study.run import Run
+from sayso.study.study import Study
 from sayso.votes.ballots import fingerprint
 from sayso.votes.counted import is_for
 

@@ -9,13 +9,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sayso.files import JsonObject
+from sayso.base.files import JsonObject
 from sayso.reporting import charts, curves, gallery, words
 from sayso.reporting.material import Material
 from sayso.reporting.raters import raters_part
 from sayso.reporting.standings import standings_part
 from sayso.reporting.summary import GROUPS, comparison
-from sayso.run import PACKAGES
+from sayso.study.run import PACKAGES
 from sayso.votes.counted import in_words
 
 IMAGE_BUDGET_BYTES = 2_400_000

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from sayso.files import JsonObject
+from sayso.base.files import JsonObject
 from sayso.reporting import gallery, words
 from sayso.reporting.material import Material
 from sayso.votes.rater_table import RULES, in_order

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from sayso.base.types import CATEGORIES
 from sayso.reporting.material import Material, number
-from sayso.types import CATEGORIES
 
 ROLES = ("base", "aligned", "best_of_n")
 GROUPS = (*CATEGORIES, "seen", "unseen", "all")

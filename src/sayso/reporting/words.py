@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from sayso.identity import chosen_from
 from sayso.reporting.material import Material
+from sayso.study.identity import chosen_from
 
 PAPER_COMPARISONS: dict[tuple[str, str], dict[str, str]] = {
     ("aligned", "base"): {"alignment": "50 % – 3 %", "fidelity": "10 % – 15 %"},

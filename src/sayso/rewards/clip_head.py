@@ -12,17 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sayso import files
-from sayso.clip import embed_samples
-from sayso.devices import best_precision
-from sayso.errors import UserError
-from sayso.progress import progress
-from sayso.prompts import Grammar, altered, load_grammar
-from sayso.reward import ClipReward, RatedSamples, TrainableReward
-from sayso.run import Run
-from sayso.study import Study
-from sayso.types import Prompt
-from sayso.weights import put, read_tensors
+from sayso.base import files
+from sayso.base.devices import best_precision
+from sayso.base.errors import UserError
+from sayso.base.progress import progress
+from sayso.base.types import Prompt
+from sayso.data.clip import embed_samples
+from sayso.data.weights import put, read_tensors
+from sayso.prompts.grammar import Grammar, altered, load_grammar
+from sayso.rewards import ClipReward, RatedSamples, TrainableReward
+from sayso.study.run import Run
+from sayso.study.study import Study
 
 
 def squared_error(score: Float[Tensor, " b"], target: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

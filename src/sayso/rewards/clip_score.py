@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sayso.reward import ClipReward
+from sayso.rewards import ClipReward
 
 
 @dataclass

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sayso.errors import UserError
-from sayso.generations import Generations
-from sayso.progress import console
-from sayso.run import Run
-from sayso.study import Study
-from sayso.types import QUESTIONS, Comparison, Prompt, Rating, Sample
+from sayso.base.errors import UserError
+from sayso.base.progress import console
+from sayso.base.types import QUESTIONS, Comparison, Prompt, Rating, Sample
+from sayso.study.generations import Generations
+from sayso.study.run import Run
+from sayso.study.study import Study
 from sayso.votes.ballots import fingerprint
 from sayso.votes.counted import GOLD, is_for
 from sayso.votes.labels import METHODS, judgements
@@ -236,7 +236,7 @@ _BATCH = 256
 def _read(study: Study, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[bool]:
     import numpy as np
 
-    from sayso.progress import progress
+    from sayso.base.progress import progress
     from sayso.tinyworld.judge import Judge, as_images
 
     judge, found = Judge.load(), []

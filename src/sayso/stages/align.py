@@ -4,18 +4,22 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sayso.devices import (
+from sayso.base.devices import (
     MixedPrecision,
     enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
 )
-from sayso.errors import UserError, check_seed
-from sayso.files import JsonObject
-from sayso.generations import say
-from sayso.identity import canonical_config, weights_identity
-from sayso.inputs import (
+from sayso.base.errors import UserError, check_seed
+from sayso.base.files import JsonObject
+from sayso.base.plugins import is_plugin
+from sayso.base.progress import console
+from sayso.base.types import Sample
+from sayso.data.pretraining_images import open_pretraining
+from sayso.study.generations import say
+from sayso.study.identity import canonical_config, weights_identity
+from sayso.study.inputs import (
     fitted_to,
     refuse_changed,
     refuse_other_latents,
@@ -24,21 +28,17 @@ from sayso.inputs import (
     source_of_plugin,
     source_of_reward,
 )
-from sayso.plugins import is_plugin
-from sayso.pretraining import open_pretraining
-from sayso.progress import console
-from sayso.run import Run
-from sayso.study import Study
-from sayso.train_options import TrainOptions
-from sayso.types import Sample
+from sayso.study.run import Run
+from sayso.study.study import Study
+from sayso.training.options import TrainOptions
 from sayso.votes.labels import LabelMethod, check_method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sayso.aligner import Aligner
-    from sayso.policy import Policy
-    from sayso.training_data import TrainingRows
+    from sayso.aligners import Aligner
+    from sayso.data.rows import TrainingRows
+    from sayso.families import Policy
 
 
 RATERS = ("people", "simulated")
@@ -109,7 +109,7 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     Raises: UserError: if data, reward or pre-training images that the aligner needs are missing,
         if a reward, loss or gradient is not finite, or an option is out of range.
     """
-    from sayso.aligner import load_aligner
+    from sayso.aligners import load_aligner
 
     config.check()
     config = canonical_config(study, config)
@@ -161,7 +161,7 @@ def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject
     """
     images = _own_images(study, config)
     _check_needs(study, config, aligner, images.marks)
-    from sayso.training_data import latents_digests, load_latents
+    from sayso.data.rows import latents_digests, load_latents
 
     latents = latents_digests(load_latents(study, images.samples))
     rows = zip(images.samples, images.texts, images.marks, latents, strict=True)
@@ -201,9 +201,9 @@ def _frozen(study: Study, run: Run) -> "_OwnImages":
 
 
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
-    from sayso.aligner import Context
-    from sayso.models import load_policy
-    from sayso.train import train
+    from sayso.aligners import Context
+    from sayso.families._loading import load_policy
+    from sayso.training.loop import train
 
     accelerator = make_accelerator(config.mixed_precision)
     seed, images = _seed(study, config), _frozen(study, run)
@@ -225,9 +225,9 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> N
 def _note_environment(
     study: Study, config: AlignConfig, aligner: "Aligner", run: Run, accelerator: "Accelerator"
 ) -> None:
-    from sayso.models import model_folders
-    from sayso.provenance import computed_on, loaded
-    from sayso.reward import reward_folders
+    from sayso.families._loading import model_folders
+    from sayso.rewards import reward_folders
+    from sayso.study.provenance import computed_on, loaded
 
     if accelerator.is_main_process:
         rewards = reward_folders(study, config.reward) if "reward" in aligner.required() else []
@@ -328,7 +328,7 @@ def _rewards(
     """The reward of every own image; NaN if the aligner needs none."""
     if "reward" not in aligner.required():
         return [float("nan")] * len(images.samples)
-    from sayso.reward import load_reward
+    from sayso.rewards import load_reward
 
     reward = load_reward(study, config.reward, accelerator.device)
     return reward.score_samples(study, images.samples, images.texts).tolist()
@@ -345,7 +345,7 @@ def _rows(
     run: Run,
 ) -> "TrainingRows":
     """The table of training rows; pre-training images only if the aligner needs them."""
-    from sayso.training_data import latents_digests, load_latents, make_rows, pretraining_rows
+    from sayso.data.rows import latents_digests, load_latents, make_rows, pretraining_rows
 
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     natural = None

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sayso import files
-from sayso.errors import UserError
-from sayso.generations import IDENTITY, Generations, own_name, say
-from sayso.identity import IMPORTED, canonical_config, chosen_from, reward_identity
-from sayso.progress import console
-from sayso.run import Run
-from sayso.study import PromptChoice, Study
-from sayso.types import Comparison, Prompt, Sample, Sampler, digest
+from sayso.base import files
+from sayso.base.errors import UserError
+from sayso.base.progress import console
+from sayso.base.types import Comparison, Prompt, Sample, Sampler, digest
+from sayso.study.generations import IDENTITY, Generations, own_name, say
+from sayso.study.identity import IMPORTED, canonical_config, chosen_from, reward_identity
+from sayso.study.run import Run
+from sayso.study.study import PromptChoice, Study
 
 if TYPE_CHECKING:
-    from sayso.evaluation import Scored
+    from sayso.metrics.evaluation import Scored
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def _own_name(study: Study, config: EvaluateConfig, material: _Material) -> str:
 def _note_environment(
     study: Study, config: EvaluateConfig, material: _Material, judge: str, run: Run
 ) -> None:
-    from sayso.devices import make_accelerator
-    from sayso.provenance import computed_on, loaded
-    from sayso.reward import reward_folders
+    from sayso.base.devices import make_accelerator
+    from sayso.rewards import reward_folders
+    from sayso.study.provenance import computed_on, loaded
     from sayso.tinyworld import paths
 
     rewards = reward_folders(study, config.reward) if config.reward else []
@@ -211,7 +211,7 @@ def _refuse_unpaired(base: Sequence[Sample], aligned: Sequence[Sample], model: s
 
 def _find_reward(study: Study, name: str) -> None:
     """Refuse an unknown reward before anything is loaded."""
-    from sayso.plugins import is_plugin
+    from sayso.base.plugins import is_plugin
 
     if not is_plugin("reward", name):
         study.find_run(name)
@@ -235,8 +235,8 @@ def _judge_name(study: Study, config: EvaluateConfig, material: _Material) -> st
 
 def _score(study: Study, config: EvaluateConfig, material: _Material, judge: str) -> "list[Scored]":
     """One line an image: the mark of the judge or of people, the reward, CLIP similarity."""
-    from sayso.devices import make_accelerator
-    from sayso.scoring import score
+    from sayso.base.devices import make_accelerator
+    from sayso.stages._scoring import score
 
     samples = [s for model in material.models.values() for s in material.samples[model]]
     prompts = [material.prompts[s.prompt_id] for s in samples]
@@ -250,8 +250,8 @@ def _result(
     judge: str,
     rows: "list[Scored]",
 ) -> dict[str, Any]:
-    from sayso import evaluation
-    from sayso.features import fidelity
+    from sayso.data.features import fidelity
+    from sayso.metrics import evaluation
 
     by_role = {
         role: [row for row in rows if row.model == model] for role, model in material.models.items()

@@ -7,15 +7,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sayso import files
-from sayso.errors import UserError
-from sayso.exporting.formats import ExportOptions, load_format, need_pyarrow
-from sayso.progress import console
-from sayso.study import Study
+from sayso.base import files
+from sayso.base.errors import UserError
+from sayso.base.progress import console
+from sayso.formats.exports import ExportOptions, load_format, need_pyarrow
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
-    from sayso.exporting.formats import ExportFormat
-    from sayso.exporting.material import Material
+    from sayso.formats.content import Material
+    from sayso.formats.exports import ExportFormat
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _runs(pid: int) -> bool:
 
 def _refuse_different(out: Path, folder: Path) -> None:
     """Refuse to replace another export; an equal one, file by file, may be replaced."""
-    from sayso.exporting.manifest import NAME, checksums
+    from sayso.formats.manifest import NAME, checksums
 
     if not (out / NAME).is_file():
         return
@@ -127,9 +127,9 @@ def _refuse_different(out: Path, folder: Path) -> None:
 def _write(
     study: Study, config: ExportConfig, form: "ExportFormat", simulated: bool, folder: Path
 ) -> Mapping[str, int]:
-    from sayso.exporting.card import card
-    from sayso.exporting.manifest import write_manifest
-    from sayso.exporting.material import Material
+    from sayso.formats.content import Material
+    from sayso.formats.exports._card import card
+    from sayso.formats.manifest import write_manifest
 
     votes = folder / ".votes.parquet"
     material = Material(study, config, votes, simulated)

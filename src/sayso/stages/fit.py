@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from sayso.errors import UserError
-from sayso.feedback import Label, check_feedback
-from sayso.files import JsonObject
-from sayso.identity import canonical_config, fitted_identity
-from sayso.inputs import refuse_changed, samples_by_id, source_of_clip, source_of_plugin
-from sayso.progress import console
-from sayso.run import Run
-from sayso.study import Study
-from sayso.types import Prompt, Sample
+from sayso.base.errors import UserError
+from sayso.base.files import JsonObject
+from sayso.base.progress import console
+from sayso.base.types import Prompt, Sample
+from sayso.feedback.store import Label, check_feedback
+from sayso.study.identity import canonical_config, fitted_identity
+from sayso.study.inputs import refuse_changed, samples_by_id, source_of_clip, source_of_plugin
+from sayso.study.run import Run
+from sayso.study.study import Study
 from sayso.votes.labels import LabelMethod, check_method
 
 if TYPE_CHECKING:
-    from sayso.reward import TrainableReward
+    from sayso.rewards import TrainableReward
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def fit(
     Raises: UserError: if an option is out of range, an image is gone, there are no good or no bad
         ratings or only one prompt, a prompt is too long for CLIP, or the loss is not finite.
     """
-    from sayso.clip import resolve_clip
-    from sayso.devices import make_accelerator
-    from sayso.provenance import computed_on, loaded
-    from sayso.reward import load_trainable_reward
+    from sayso.base.devices import make_accelerator
+    from sayso.data.clip import resolve_clip
+    from sayso.rewards import load_trainable_reward
+    from sayso.study.provenance import computed_on, loaded
 
     config = canonical_config(study, config or FitConfig())
     reward = reward or load_trainable_reward(config.reward)()
@@ -97,7 +97,7 @@ def fit(
 
 
 def _learn(study: Study, config: FitConfig, reward: "TrainableReward", run: Run) -> None:
-    from sayso.reward import RatedSamples
+    from sayso.rewards import RatedSamples
 
     started = time.perf_counter()
     data, heldout = _frozen(study, run)
@@ -279,7 +279,7 @@ def _measure(data: Data, heldout: ndarray, scores: ndarray) -> dict[str, object]
 
 def _quality(targets: ndarray, scores: ndarray, prompt_ids: ndarray) -> dict[str, object]:
     """Metrics of one part; those on good and bad leave out images on which the raters are split."""
-    from sayso import metrics
+    from sayso.metrics import quality as metrics
 
     clear = targets != 0.5
     good, of_clear, ids = targets[clear] > 0.5, scores[clear], prompt_ids[clear]

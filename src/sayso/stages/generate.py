@@ -5,17 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sayso import files
-from sayso.devices import (
+from sayso.base import files
+from sayso.base.devices import (
     MixedPrecision,
     enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
 )
-from sayso.errors import UserError
-from sayso.generations import IDENTITY, Generations, own_name, say
-from sayso.identity import (
+from sayso.base.errors import UserError
+from sayso.base.progress import console, progress
+from sayso.base.samplers import checked
+from sayso.base.types import Prompt, Sample, Sampler, digest, sample_id
+from sayso.prompts.grammar import images_per_prompt
+from sayso.study.generations import IDENTITY, Generations, own_name, say
+from sayso.study.identity import (
     NotHereError,
     Selection,
     canonical_config,
@@ -24,20 +28,16 @@ from sayso.identity import (
     parse_selection,
     reward_name,
 )
-from sayso.progress import console, progress
-from sayso.prompts import images_per_prompt
-from sayso.run import Run
-from sayso.samplers import checked
-from sayso.stored import refuse_damaged
-from sayso.study import PromptChoice, Study
-from sayso.types import Prompt, Sample, Sampler, digest, sample_id
+from sayso.study.run import Run
+from sayso.study.stored import refuse_damaged
+from sayso.study.study import PromptChoice, Study
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from sayso.policy import Cond, Policy
-    from sayso.reward import Reward
+    from sayso.families import Cond, Policy
+    from sayso.rewards import Reward
 
 Drawing = tuple[Prompt, Sample]
 """One image to draw: its prompt and the record it will have."""
@@ -177,7 +177,7 @@ def _identity(study: Study, model: str) -> str:
     try:
         return model_identity(study, model)
     except NotHereError:
-        from sayso.models import model_folders
+        from sayso.families._loading import model_folders
 
         selection = parse_selection(model)
         model_folders(study, selection.model if selection else model)
@@ -187,9 +187,9 @@ def _identity(study: Study, model: str) -> str:
 def _note_environment(
     study: Study, config: GenerateConfig, run: Run, identity: str, *, drew: bool
 ) -> None:
-    from sayso.models import model_folders
-    from sayso.provenance import computed_on, loaded
-    from sayso.reward import reward_folders
+    from sayso.families._loading import model_folders
+    from sayso.rewards import reward_folders
+    from sayso.study.provenance import computed_on, loaded
 
     folders = model_folders(study, config.model) if drew else []
     rewards = reward_folders(study, config.reward) if config.best_of else []
@@ -227,7 +227,7 @@ def _chooser(study: Study, config: GenerateConfig, name: str, *, complete: bool)
     chosen = complete and begun is not None and begun.finished
     if not config.best_of or chosen or not is_main_process():
         return None
-    from sayso.reward import load_reward
+    from sayso.rewards import load_reward
 
     return load_reward(study, config.reward)
 
@@ -301,7 +301,7 @@ def _load(
     study: Study, config: GenerateConfig, batches: list[list[Drawing]]
 ) -> "tuple[Policy, Accelerator]":
     """The policy, after it has seen that it can draw these prompts at this size."""
-    from sayso.models import load_policy
+    from sayso.families._loading import load_policy
 
     accelerator = make_accelerator(config.mixed_precision)
     policy = load_policy(study, config.model, accelerator.device)
@@ -346,7 +346,7 @@ def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator"
     """Latents in fp16, as they are kept, and pixels of a batch, on the CPU; all finite."""
     import torch
 
-    from sayso.finite import refuse_not_finite
+    from sayso.base.finite import refuse_not_finite
 
     sampler = batch[0][1].sampler
     texts = list(dict.fromkeys(prompt.text for prompt, _ in batch))
@@ -369,7 +369,7 @@ def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator"
 
 
 def _encoded(policy: "Policy", texts: Sequence[str]) -> "Cond":
-    from sayso.finite import refuse_not_finite
+    from sayso.base.finite import refuse_not_finite
 
     cond = policy.encode_prompts(texts)
     for value in cond.values():
@@ -382,7 +382,7 @@ def _pixels(policy: "Policy", latents: "Tensor", drawn: Sequence[str]) -> "Tenso
     """Pictures of a portion of a batch, uint8 [b, H, W, 3] on the CPU."""
     import torch
 
-    from sayso.finite import refuse_not_finite
+    from sayso.base.finite import refuse_not_finite
 
     images = policy.decode(latents)
     refuse_not_finite(images, drawn, f"the VAE decoder of {policy.name}")
@@ -399,7 +399,7 @@ def _keep(
     """Keep what is new of a batch; what is `there`, by id, stays as it is, its latents too."""
     from PIL import Image
 
-    from sayso.training_data import load_latents
+    from sayso.data.rows import load_latents
 
     shard = {s.id: row.clone() for (_, s), row in zip(batch, latents, strict=True)}
     if old := [there[sample_id] for sample_id in shard if sample_id in there]:

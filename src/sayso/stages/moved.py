@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from sayso.errors import UserError
-from sayso.hashes import weight_hashes
-from sayso.identity import model_folder
-from sayso.model_files import model_name
-from sayso.progress import console
-from sayso.study import Study
+from sayso.base.errors import UserError
+from sayso.base.hashes import weight_hashes
+from sayso.base.progress import console
+from sayso.study.identity import model_folder
+from sayso.study.model_files import model_name
+from sayso.study.study import Study
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sayso.errors import UserError, check_seed
-from sayso.model_files import model_name, native_size_px
-from sayso.progress import console
-from sayso.samplers import checked
-from sayso.study import Study, StudyInfo
-from sayso.types import Sampler
+from sayso.base.errors import UserError, check_seed
+from sayso.base.progress import console
+from sayso.base.samplers import checked
+from sayso.base.types import Sampler
+from sayso.study.model_files import model_name, native_size_px
+from sayso.study.study import Study, StudyInfo
 
 CLIP = "openai/clip-vit-large-patch14"
 """The reward's encoder in the paper, and the default for every model but the tiny world's."""
@@ -93,7 +93,7 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
 
 
 def _feedback_url(given: str) -> str:
-    from sayso.database import from_anywhere
+    from sayso.feedback.database import from_anywhere
 
     return from_anywhere(given) if given else ""
 

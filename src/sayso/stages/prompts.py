@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sayso.errors import UserError, check_seed
-from sayso.files import JsonObject
-from sayso.progress import console
-from sayso.prompts import Sizes, load_grammar, make_prompt, make_prompts, share_out
-from sayso.run import Run
-from sayso.run_options import asked, continued
-from sayso.study import Study
-from sayso.types import SPLITS, Prompt
-from sayso.user_files import read_json_lines, read_text_lines
+from sayso.base.errors import UserError, check_seed
+from sayso.base.files import JsonObject
+from sayso.base.progress import console
+from sayso.base.types import SPLITS, Prompt
+from sayso.base.user_files import read_json_lines, read_text_lines
+from sayso.prompts.grammar import Sizes, load_grammar, make_prompt, make_prompts, share_out
+from sayso.study.run import Run
+from sayso.study.run_options import asked, continued
+from sayso.study.study import Study
 
 FIDELITY = 256
 
@@ -116,7 +116,7 @@ def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
         n = FIDELITY if study.info.pretraining else 0
     if not n:
         return []
-    from sayso.pretraining import open_pretraining
+    from sayso.data.pretraining_images import open_pretraining
 
     captions = open_pretraining(study).heldout_captions(n)
     if config.fidelity and not captions:
@@ -133,7 +133,7 @@ def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
 
 def _refuse_long(study: Study, texts: list[str], where: str) -> None:
     """Refuse, while it can be changed, what the base model would cut, if its tokenizer is here."""
-    from sayso.model_files import too_long
+    from sayso.study.model_files import too_long
 
     if long := too_long(study.info.base_model, texts):
         raise UserError(

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sayso.errors import UserError, check_seed
-from sayso.generations import say
-from sayso.identity import canonical_config
-from sayso.study import PromptChoice, Study
+from sayso.base.errors import UserError, check_seed
+from sayso.study.generations import say
+from sayso.study.identity import canonical_config
+from sayso.study.study import PromptChoice, Study
 
 if TYPE_CHECKING:
-    from sayso.web.tasks import TaskOptions
+    from sayso.web.work.tasks import TaskOptions
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def plan(study: Study, config: RateConfig) -> dict[str, object]:
         from sayso.tinyworld.rating import count
 
         return {"votes": count(study, config)}
-    from sayso.web.checks import draft_with_checks
+    from sayso.web.work.checks import draft_with_checks
 
     pages = draft_with_checks(study, _task(config), config.seed)
     items = [item for page in pages for item in page]
@@ -122,7 +122,7 @@ def _models(config: RateConfig) -> tuple[str, ...]:
 
 
 def _task(config: RateConfig) -> "TaskOptions":
-    from sayso.web.tasks import TaskOptions, read_gold
+    from sayso.web.work.tasks import TaskOptions, read_gold
 
     names = ("model", "per_prompt", "images_per_page", "left", "right", "set_size", "overlap",
              "shared_overlap", "gold_share", "attention_share", "seed", "simulated",

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sayso.errors import UserError
-from sayso.study import Study
+from sayso.base.errors import UserError
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -51,8 +51,8 @@ def raters(study: Study, config: RatersConfig) -> None:
 
 def _change(db: "Connection", config: RatersConfig, name: str) -> str:
     """Do what the config says to one rater: the secret of a new link, or ""."""
-    from sayso.web import audit, people
-    from sayso.web.excluding import set_excluded
+    from sayso.web.work import audit, people
+    from sayso.web.work.excluding import set_excluded
 
     action, secret = config.action, ""
     if action == "add":
@@ -75,8 +75,8 @@ _COMMAND_LINE = "the command line"
 def _list(study: Study) -> None:
     from sqlalchemy import select
 
-    from sayso.vote_tables import exclusions
-    from sayso.web import people
+    from sayso.feedback.vote_tables import exclusions
+    from sayso.web.work import people
 
     if study.feedback.database.absent:
         return

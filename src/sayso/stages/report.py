@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sayso.errors import UserError
-from sayso.progress import console
-from sayso.study import Study
+from sayso.base.errors import UserError
+from sayso.base.progress import console
+from sayso.study.study import Study
 
 
 @dataclass(frozen=True)

@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sqlalchemy import Connection, select
 
-from sayso.errors import UserError
-from sayso.pictures import read_picture
-from sayso.progress import progress
-from sayso.prompts import ASKED, load_grammar, phrase
-from sayso.study import Study
+from sayso.base.errors import UserError
+from sayso.base.pictures import read_picture
+from sayso.base.progress import progress
+from sayso.base.types import digest
+from sayso.feedback.work_tables import tasks
+from sayso.prompts.grammar import ASKED, load_grammar, phrase
+from sayso.study.study import Study
 from sayso.tinyworld.judge import Judge, as_images
 from sayso.tinyworld.raters import SimulatedRater
 from sayso.tinyworld.rating import Crew, refuse_unfit
 from sayso.tinyworld.reading import Reading, verdict
-from sayso.types import digest
-from sayso.web import people
 from sayso.web.serving import ATTENTION_SHARE, prepare, served
 from sayso.web.site import Site
-from sayso.web.tasks import TaskOptions
-from sayso.work_tables import tasks
+from sayso.web.work import people
+from sayso.web.work.tasks import TaskOptions
 
 if TYPE_CHECKING:
     from sayso.stages.rate import RateConfig

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from sayso.base.types import Sampler
 from sayso.tinyworld.scenes import CaptionNoise
-from sayso.types import Sampler
 
 SAMPLER = Sampler(num_inference_steps=6, guidance_scale=3.0, eta=0.0, image_size_px=64)
 

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sayso.errors import UserError
+from sayso.base.errors import UserError
+from sayso.base.types import Prompt
+from sayso.data.weights import put, read_tensors
 from sayso.tinyworld import paths
 from sayso.tinyworld.judge_network import CELL_PX, JudgeNetwork, Maps
 from sayso.tinyworld.reading import THRESHOLD, Detection, Reading, Verdict, is_true, verdict
 from sayso.tinyworld.scenes import BACKGROUNDS, COLOURS, OBJECTS
-from sayso.types import Prompt
-from sayso.weights import put, read_tensors
 
 __all__ = ["Detection", "Judge", "Reading", "Verdict", "is_true", "verdict"]
 
@@ -44,7 +44,7 @@ class Judge:
         if not file.is_file():
             raise UserError(
                 f"the judge's weights {file} are missing; "
-                "train them with `python -m sayso.tinyworld.judge_training`"
+                "train them with `python -m sayso.tinyworld.factory.judge_training`"
             )
         network = JudgeNetwork()
         put(network, {k: v.float() for k, v in read_tensors(file).items()}, file)

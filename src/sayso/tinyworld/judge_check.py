@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sayso.errors import UserError
-from sayso.files import read_json
+from sayso.base.errors import UserError
+from sayso.base.files import read_json
 from sayso.tinyworld import paths
 from sayso.tinyworld.judge import Judge, as_images
 from sayso.tinyworld.reading import Reading

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sayso.base.types import Choice, Question, Value
 from sayso.tinyworld.reading import Verdict
-from sayso.types import Choice, Question, Value
 
 _OTHER_SUBJECT = 0.75  # difference of the shares of pictures that show the object asked for
 _PACE_SPREAD = 0.35

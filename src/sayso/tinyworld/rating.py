@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sayso.errors import UserError
-from sayso.progress import progress
-from sayso.study import PromptChoice, Study
-from sayso.types import QUESTIONS, Comparison, Prompt, Question, Rating, Sample, digest
+from sayso.base.errors import UserError
+from sayso.base.progress import progress
+from sayso.base.types import QUESTIONS, Comparison, Prompt, Question, Rating, Sample, digest
+from sayso.study.study import PromptChoice, Study
 
 if TYPE_CHECKING:
     from sayso.stages.rate import RateConfig

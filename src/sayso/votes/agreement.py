@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
+from sayso.base.bootstrap import Clusters, Interval, bootstrap
 from sayso.votes.ballots import Ballot
-from sayso.votes.bootstrap import Clusters, Interval, bootstrap
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from sayso.types import Comparison, outcome
+from sayso.base.bootstrap import bootstrap
+from sayso.base.types import Comparison, outcome
 from sayso.votes.agreement import collect
 from sayso.votes.ballots import Ballot, item_of, judged, pair_of
-from sayso.votes.bootstrap import bootstrap
 
 SUSPECT_BELOW = 0.01
 """p-value under which a side counts as favoured."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from sayso.types import Comparison, Question, Rating, digest, outcome
+from sayso.base.types import Comparison, Question, Rating, digest, outcome
 from sayso.votes.counted import ATTENTION, GOLD, counts, standing
 
 MARKS = ("good", "bad", "skip")

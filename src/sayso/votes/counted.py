@@ -1,6 +1,6 @@
 """Which votes count for what. The one place that decides: every reader of votes names its purpose.
 
-Plain data, no SQL and no numpy; `sayso.vote_queries` says the same in SQL.
+Plain data, no SQL and no numpy; `sayso.feedback.vote_queries` says the same in SQL.
 """
 
 from collections import Counter
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from sayso.types import Comparison, Rating
+from sayso.base.types import Comparison, Rating
 
 GOLD, ATTENTION = "gold", "attention"
 """Keys of `shown`, written by whoever puts the vote, never seen by the rater before it.

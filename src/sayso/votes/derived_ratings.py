@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sayso.types import Comparison, Question, Rating, Value, digest
+from sayso.base.types import Comparison, Question, Rating, Value, digest
 from sayso.votes.counted import counts
 
 if TYPE_CHECKING:
-    from sayso.feedback import Recorded
+    from sayso.feedback.store import Recorded
 
 ORIGIN = "comparisons"
 Key = tuple[str, str, Question, bool]

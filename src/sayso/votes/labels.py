@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sayso.errors import UserError, unknown_name
-from sayso.types import Preference, Question, Rating, Sample, Value
+from sayso.base.errors import UserError, unknown_name
+from sayso.base.types import Preference, Question, Rating, Sample, Value
 from sayso.votes import ballots, counted
 
 if TYPE_CHECKING:

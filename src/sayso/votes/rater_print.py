@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from sayso.files import JsonObject
-from sayso.progress import console
+from sayso.base.files import JsonObject
+from sayso.base.progress import console
 from sayso.votes.counted import in_words
 from sayso.votes.rater_table import RULES, in_order
 

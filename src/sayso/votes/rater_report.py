@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sayso.types import CATEGORIES, Comparison, Prompt, Question, Rating
+from sayso.base.bootstrap import Clusters, Interval, bootstrap, finite
+from sayso.base.types import CATEGORIES, Comparison, Prompt, Question, Rating
 from sayso.votes.agreement import Agreement, Votes, collect, measure
 from sayso.votes.ballots import (
     JUDGING_MARKS,
@@ -21,7 +22,6 @@ from sayso.votes.ballots import (
     of_comparisons,
     of_ratings,
 )
-from sayso.votes.bootstrap import Clusters, Interval, bootstrap, finite
 from sayso.votes.dawid_skene import DawidSkene, dawid_skene
 from sayso.votes.rater_table import Checks, RaterRow, rater_table
 

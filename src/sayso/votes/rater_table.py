@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
+from sayso.base.bootstrap import Interval
 from sayso.votes.agreement import Votes
 from sayso.votes.ballots import Ballot
-from sayso.votes.bootstrap import Interval
 from sayso.votes.dawid_skene import DawidSkene
 
 LEAST_SHARE_RIGHT = 2 / 3

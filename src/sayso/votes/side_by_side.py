@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from sayso import metrics
-from sayso.types import Comparison
+from sayso.base.bootstrap import centred, draws
+from sayso.base.types import Comparison
+from sayso.metrics import quality as metrics
 from sayso.votes.agreement import Votes, collect
 from sayso.votes.ballots import SIDES, Ballot, Pair, of_comparisons, pair_of, rank
-from sayso.votes.bootstrap import centred, draws
 
 THRESHOLD = 2 / 3
 """Share of the raters of a prompt that must agree, as in the paper."""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from sayso.types import Comparison, outcome
+from sayso.base.bootstrap import Clusters, Interval, draws, finite, percentiles
+from sayso.base.types import Comparison, outcome
 from sayso.votes.ballots import judged, rank
-from sayso.votes.bootstrap import Clusters, Interval, draws, finite, percentiles
 from sayso.votes.bradley_terry import PRIOR_SD, connected, davidson, separated
 
 RESAMPLES = 999

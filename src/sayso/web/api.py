@@ -7,13 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from sqlalchemy import Connection, select
 
-from sayso import work_tables as work
-from sayso.database import ConflictError
-from sayso.web import people
-from sayso.web.assigned import is_anything_left
-from sayso.web.counting import answers_so_far
-from sayso.web.guideline_text import to_html
-from sayso.web.handing_out import Entry, HandedPage, hand_out, locked_task, release, set_aside
+from sayso.feedback import work_tables as work
+from sayso.feedback.database import ConflictError
+from sayso.feedback.work_tables import Row
 from sayso.web.messages import (
     AcceptBody,
     Accepted,
@@ -34,15 +30,19 @@ from sayso.web.messages import (
     VoteAnswer,
     VoteBody,
 )
-from sayso.web.people import Person
 from sayso.web.pictures import size_of
 from sayso.web.proxies import require_same_site
-from sayso.web.queue import told, told_at_the_end
 from sayso.web.sessions import form_token, public_id
 from sayso.web.site import Asker, Refusal, Site
-from sayso.web.tasks import QUESTIONS_OF
-from sayso.web.voting import Circumstances, Vote, VoteRefused, cast_vote, offered
-from sayso.work_tables import Row
+from sayso.web.work import people
+from sayso.web.work.assigned import is_anything_left
+from sayso.web.work.counting import answers_so_far
+from sayso.web.work.guideline_text import to_html
+from sayso.web.work.handing_out import Entry, HandedPage, hand_out, locked_task, release, set_aside
+from sayso.web.work.people import Person
+from sayso.web.work.queue import told, told_at_the_end
+from sayso.web.work.tasks import QUESTIONS_OF
+from sayso.web.work.voting import Circumstances, Vote, VoteRefused, cast_vote, offered
 
 log = logging.getLogger("sayso.web")
 

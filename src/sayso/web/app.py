@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sayso.database import StoreError
-from sayso.errors import UserError
-from sayso.web.admin import admin
+from sayso.base.errors import UserError
+from sayso.feedback.database import StoreError
+from sayso.web.admin.routes import admin
 from sayso.web.api import api
 from sayso.web.decisions import Splits, decisions
 from sayso.web.pages import pages, show_message

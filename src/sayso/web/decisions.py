@@ -10,16 +10,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from sqlalchemy import Connection, select
 
-from sayso import work_tables as work
-from sayso.database import ConflictError
-from sayso.web import audit, people
-from sayso.web.admin_agreement import newest_votes
-from sayso.web.admin_counts import Counter
-from sayso.web.deciding import decide
-from sayso.web.disagreements import Split, Standing, disagreements, standing
-from sayso.web.guideline_text import to_html
-from sayso.web.handing_out import set_aside
-from sayso.web.item_pictures import picture_urls, sides
+from sayso.feedback import work_tables as work
+from sayso.feedback.database import ConflictError
+from sayso.feedback.work_tables import Row
+from sayso.web.admin.agreement import newest_votes
+from sayso.web.admin.counts import Counter
+from sayso.web.admin.overview import items_by_id
 from sayso.web.messages import (
     ComparePage,
     ImageBody,
@@ -37,14 +33,18 @@ from sayso.web.messages import (
     VoteAnswer,
     VoteBody,
 )
-from sayso.web.overview import items_by_id
 from sayso.web.pictures import size_of
 from sayso.web.proxies import require_same_site
 from sayso.web.sessions import form_token, public_id
 from sayso.web.site import Asker, Refusal, Site
-from sayso.web.tasks import QUESTIONS_OF
-from sayso.web.voting import Circumstances, Vote, VoteRefused, offered
-from sayso.work_tables import Row
+from sayso.web.work import audit, people
+from sayso.web.work.deciding import decide
+from sayso.web.work.disagreements import Split, Standing, disagreements, standing
+from sayso.web.work.guideline_text import to_html
+from sayso.web.work.handing_out import set_aside
+from sayso.web.work.item_pictures import picture_urls, sides
+from sayso.web.work.tasks import QUESTIONS_OF
+from sayso.web.work.voting import Circumstances, Vote, VoteRefused, offered
 
 STATUS = {"unknown_item": 404, "vote_conflict": 409, "judged": 409, "decided": 409, "invalid": 422}
 Token = Annotated[str, Header(alias="X-CSRF-Token", description="`csrf` of the session")]

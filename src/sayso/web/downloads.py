@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sayso import files
-from sayso.errors import UserError
-from sayso.exporting.formats import need_pyarrow
-from sayso.study import Study
+from sayso.base import files
+from sayso.base.errors import UserError
+from sayso.formats.exports import need_pyarrow
+from sayso.study.study import Study
 
 PATIENCE_S = 3.0
 """A small export is there when the page that asked for it comes back."""

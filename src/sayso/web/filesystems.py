@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sayso.errors import UserError
+from sayso.base.errors import UserError
 
 NETWORK = (
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs",

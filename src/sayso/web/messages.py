@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sayso.types import Choice, Question, Value
+from sayso.base.types import Choice, Question, Value
 
 Id = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
 Ids = Annotated[list[Id], Field(max_length=100)]

@@ -13,15 +13,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from sayso import work_tables as work
-from sayso.types import digest
-from sayso.web import people, sessions
+from sayso.base.types import digest
+from sayso.feedback import work_tables as work
+from sayso.web import sessions
 from sayso.web.api import picture_path
-from sayso.web.handing_out import release_all
-from sayso.web.people import Person
 from sayso.web.picture_answers import PictureAnswers, Range
 from sayso.web.proxies import require_same_site
 from sayso.web.site import Asker, Refusal, Site
+from sayso.web.work import people
+from sayso.web.work.handing_out import release_all
+from sayso.web.work.people import Person
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"

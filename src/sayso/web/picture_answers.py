@@ -8,9 +8,9 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Header, Response
 from starlette.concurrency import run_in_threadpool
 
-from sayso.web.handing_out import set_aside
 from sayso.web.pictures import BrokenPicture, Served, read
 from sayso.web.site import Refusal, Site
+from sayso.web.work.handing_out import set_aside
 
 Range = Annotated[str | None, Header(alias="Range")]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from sayso.pictures import to_rgb
+from sayso.base.pictures import to_rgb
 
 STEPS = (256, 384, 512, 768, 1024, 1536, 2048)
 """Longest sides in pixels in which pictures are served; whoever asks for more gets the original."""
@@ -41,7 +41,7 @@ class Served(NamedTuple):
 
 
 def plain(content: bytes) -> Image.Image:
-    """The pixels of a picture as `sayso.pictures` reads them; no metadata.
+    """The pixels of a picture as `sayso.base.pictures` reads them; no metadata.
 
     Metadata that is damaged does no harm here: the pixels are whole.
 

@@ -21,17 +21,17 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import select
 
-from sayso import work_tables as work
-from sayso.database import Database
-from sayso.errors import UserError
-from sayso.study import Study
-from sayso.web import checks, people
+from sayso.base.errors import UserError
+from sayso.feedback import work_tables as work
+from sayso.feedback.database import Database
+from sayso.study.study import Study
 from sayso.web.app import create_app
 from sayso.web.connections import GuardedProtocol, Limits, guarded, limits_of_this_machine
 from sayso.web.filesystems import refuse_network
-from sayso.web.opening import open_task
 from sayso.web.site import Site, is_loopback
-from sayso.web.tasks import TaskOptions
+from sayso.web.work import checks, people
+from sayso.web.work.opening import open_task
+from sayso.web.work.tasks import TaskOptions
 
 ATTENTION_SHARE = 0.1
 """Of the pages of those who sign in, if nothing else is said."""

@@ -13,13 +13,14 @@ from typing import Any
 from fastapi import Request, Response
 from sqlalchemy import Connection, select
 
-from sayso import work_tables as work
-from sayso.database import Database
-from sayso.study import Study
-from sayso.web import people, sessions
-from sayso.web.people import Person, Role
+from sayso.feedback import work_tables as work
+from sayso.feedback.database import Database
+from sayso.study.study import Study
+from sayso.web import sessions
 from sayso.web.pictures import BrokenPicture, Pictures, size_of
 from sayso.web.sessions import Session
+from sayso.web.work import people
+from sayso.web.work.people import Person, Role
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure

@@ -1,0 +1,159 @@
+"""Device, number format, processes and memory, through accelerate."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from sayso.base.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
+
+PATIENCE = timedelta(days=2)
+"""How long processes wait for each other; NCCL's own patience is ten minutes."""
+OVERRIDES = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)
+"""Variables by which accelerate would train in another way than the options say."""
+
+MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+
+
+def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
+    """The accelerator of this process; the device follows from the machine and the launcher.
+
+    Args:
+        mixed_precision: "auto" takes bf16 where the machine computes it natively, else fp32.
+    Raises: UserError: if the machine cannot compute in that format.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import GradientAccumulationPlugin
+
+    _refuse_overrides()
+    _process()
+    # accelerate keeps one state for the whole process; another stage may want another precision
+    AcceleratorState._reset_state()
+    chosen = best_precision() if mixed_precision == "auto" else mixed_precision
+    try:
+        # named, for accelerate takes what is not from variables of the environment
+        return Accelerator(
+            mixed_precision=chosen,
+            cpu=_only_cpu(),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+        )
+    except ValueError as error:
+        raise UserError(
+            f"mixed_precision {chosen} does not work here ({error}); use auto or no"
+        ) from None
+
+
+def main_process_first() -> AbstractContextManager[None]:
+    """A block that the main process of a launch runs before the others do."""
+    return _process().main_process_first()
+
+
+def is_main_process() -> bool:
+    """Whether this process of a launch is the one that writes files."""
+    return _process().is_main_process
+
+
+def _process() -> "PartialState":
+    """This process of a launch; the others wait long while the first encodes and scores."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=_only_cpu(), timeout=PATIENCE)
+
+
+def _refuse_overrides() -> None:
+    for name in OVERRIDES:
+        if os.environ.get(name, "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"the variable {name} is set, and sayso trains with plain data parallelism; unset "
+                "it, or launch with torchrun or accelerate launch --multi_gpu"
+            )
+
+
+def _only_cpu() -> bool:
+    """Whether there is nothing but the CPU.
+
+    accelerate must be told: else processes launched on a CPU do not find each other, and each
+    takes itself for the main one.
+    """
+    import torch
+
+    if hasattr(torch, "accelerator"):  # torch ≥ 2.6
+        return not torch.accelerator.is_available()
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def best_precision() -> Literal["no", "bf16"]:
+    """ "bf16" if the GPU, or else the CPU, has instructions for it and may use them.
+
+    What the processor has can be switched off for oneDNN (ONEDNN_MAX_CPU_ISA=AVX2) and for torch
+    itself (ATEN_CPU_CAPABILITY=avx2); bf16 is then computed bit by bit, 15 times slower than fp32.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    allowed = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    narrow = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return "bf16" if has and allowed and not narrow else "no"
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    f"os error {errno.ENOMEM}",
+    "could not create a primitive",
+    "could not create a memory",
+    "ALLOC_FAILED",
+)
+"""How CUDA, MPS, torch's CPU allocator, C++, safetensors, oneDNN and cuBLAS say it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library failed for want of memory, of the device or of the machine."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, Exception) and any(said in str(error) for said in _NO_MEMORY)
+
+
+@contextmanager
+def enough_memory(flag: str, value: int) -> Iterator[None]:
+    """A block whose need of memory goes with an option; out of memory names half of its value.
+
+    Args:
+        flag: the option, such as "--batch-size".
+        value: what it was, ≥ 1.
+    Raises: UserError: if the memory does not suffice.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"{OUT_OF_MEMORY} at {flag} {value}; {_less(flag, value)}") from None
+
+
+OUT_OF_MEMORY = "out of memory"
+NO_OPTION_LEFT = "close other programs, use smaller images, or a machine with more memory"
+
+
+def _less(flag: str, value: int) -> str:
+    if value == 1:
+        return NO_OPTION_LEFT
+    # a part of what divides a batch divides it too
+    half = next(n for n in range(value // 2, 0, -1) if value % n == 0)
+    return f"repeat the command with {flag} {half}, and it goes on where it stopped"

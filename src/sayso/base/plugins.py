@@ -1,0 +1,75 @@
+"""Plug-ins by file name: aligners, rewards, families, table formats; one file each, also yours."""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar
+
+from sayso.base.errors import UserError, unknown_name
+
+T = TypeVar("T")
+Kind = Literal["aligner", "reward", "family", "export", "import"]
+FOLDERS = {
+    "aligner": "aligners",
+    "reward": "rewards",
+    "family": "families",
+    "export": "formats.exports",
+    "import": "formats.imports",
+}
+
+
+def plugin_names(kind: Kind) -> list[str]:
+    """The names of the plug-ins of one kind that ship with the package: their file names."""
+    folder = Path(__file__).parents[1].joinpath(*FOLDERS[kind].split("."))
+    return sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if m.name[0] != "_")
+
+
+def is_plugin(kind: Kind, name: str) -> bool:
+    """Whether `name` means a plug-in, shipped or the user's own file, and not a run."""
+    return name.endswith(".py") or name in plugin_names(kind)
+
+
+def load_plugin(kind: Kind, name: str, base: type[T]) -> type[T]:
+    """The class of the plug-in `name`, or of the user's own file if `name` ends in ".py".
+
+    Raises: UserError: for an unknown name, a missing file, or a file that does not define
+        exactly one public subclass of `base`.
+    """
+    module = _own_file(kind, Path(name)) if name.endswith(".py") else _shipped(kind, name)
+    found = [c for c in vars(module).values() if _is_plugin(c, base, module)]
+    if len(found) != 1:
+        raise UserError(
+            f"{kind} file {module.__file__} defines {len(found)} public subclasses of "
+            f"{base.__name__}; it must define exactly one"
+        )
+    return found[0]
+
+
+def _is_plugin(value: Any, base: type, module: ModuleType) -> bool:
+    return (
+        inspect.isclass(value)
+        and issubclass(value, base)
+        and value.__module__ == module.__name__
+        and not value.__name__.startswith("_")
+    )
+
+
+def _shipped(kind: Kind, name: str) -> ModuleType:
+    if name not in plugin_names(kind):
+        raise unknown_name(kind, name, plugin_names(kind))
+    return importlib.import_module(f"sayso.{FOLDERS[kind]}.{name}")
+
+
+def _own_file(kind: Kind, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"sayso_user_{kind}_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"{kind} file {path} does not exist; give a Python file or a name")
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their own module up by name while the class is being made
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

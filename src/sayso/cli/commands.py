@@ -1,0 +1,205 @@
+"""The command line: a table command → stage function, nothing else. Heavy imports wait."""
+
+import dataclasses
+import errno
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sayso.base.errors import UserError, unknown_name
+from sayso.base.extras import missing_module, need
+
+
+class Command(NamedTuple):
+    """One row of the table; `plugin` is the option that names one, `needs` the extra to install."""
+
+    help: str
+    module: str
+    function: str
+    config: str
+    plugin: str = ""
+    needs: str = ""
+
+
+COMMANDS = {
+    "new": Command("make a study folder", "sayso.stages.new", "new", "NewConfig"),
+    "prompts": Command(
+        "write the study's prompts", "sayso.stages.prompts", "prompts", "PromptsConfig"
+    ),
+    "generate": Command(
+        "draw images, or keep the best of n",
+        "sayso.stages.generate",
+        "generate",
+        "GenerateConfig",
+        needs="train",
+    ),
+    "rate": Command(
+        "mark images or compare sets of them", "sayso.stages.rate", "rate", "RateConfig"
+    ),
+    "agreement": Command(
+        "how far raters agree, and who is careless",
+        "sayso.stages.agreement",
+        "agreement",
+        "AgreementConfig",
+    ),
+    "raters": Command(
+        "add people who rate, print their links", "sayso.stages.raters", "raters", "RatersConfig"
+    ),
+    "fit": Command(
+        "learn the reward from the marks", "sayso.stages.fit", "fit", "FitConfig", "reward", "train"
+    ),
+    "align": Command(
+        "fine-tune the model on the reward",
+        "sayso.stages.align",
+        "align",
+        "AlignConfig",
+        "aligner",
+        "train",
+    ),
+    "evaluate": Command(
+        "measure base and tuned model",
+        "sayso.stages.evaluate",
+        "evaluate",
+        "EvaluateConfig",
+        needs="train",
+    ),
+    "report": Command(
+        "write report.html and summary.json", "sayso.stages.report", "report", "ReportConfig"
+    ),
+    "export": Command(
+        "write the votes as tables that others read",
+        "sayso.stages.export",
+        "export",
+        "ExportConfig",
+    ),
+    "import": Command(
+        "take in others' images and preferences",
+        "sayso.stages.import_",
+        "import_table",
+        "ImportConfig",
+    ),
+    "moved": Command(
+        "tell a study where its models lie now", "sayso.stages.moved", "moved", "MovedConfig"
+    ),
+    "demo": Command(
+        "the whole loop on the tiny world", "sayso.cli.demo", "demo", "DemoConfig", needs="train"
+    ),
+}
+FOLDER_COMMANDS = ("new", "demo")
+"""Commands that are given a path, not an existing study."""
+
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space and repeat the command",
+    errno.EDQUOT: "the disk quota is used up; free some space and repeat the command",
+    errno.EFBIG: "files may not grow that large here; raise ulimit -f and repeat the command",
+    errno.EROFS: "the file system is read-only; copy the study to a place you may write",
+    errno.EACCES: "no permission; mend the folder's permissions and repeat the command",
+    errno.EPERM: "not permitted; mend the folder's permissions and repeat the command",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; a user's mistake ends in one line on stderr and exit code 2."""
+    try:
+        run(sys.argv[1:] if arguments is None else list(arguments))
+    except UserError as error:
+        _stop(str(error))
+    except KeyboardInterrupt:
+        print("sayso: stopped; repeat the command to go on", file=sys.stderr)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        _stop(missing_module(error) or _reraise(error))
+    except Exception as error:
+        _stop(_disk_trouble(error) or _memory_trouble(error) or _reraise(error))
+
+
+def _stop(message: str) -> None:
+    print(f"sayso: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _reraise(error: Exception) -> str:
+    raise error
+
+
+def _disk_trouble(error: Exception) -> str | None:
+    """The line for a full disk or a missing permission, however a library wrapped it."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return where + DISK_ERRORS[error.errno]
+    # safetensors reports the operating system's error only as text
+    for number, advice in DISK_ERRORS.items():
+        if f"(os error {number})" in str(error):
+            return advice
+    return None
+
+
+def _memory_trouble(error: Exception) -> str | None:
+    """The line for want of memory where no option would need less of it."""
+    from sayso.base.devices import NO_OPTION_LEFT, OUT_OF_MEMORY, is_out_of_memory
+
+    return f"{OUT_OF_MEMORY}; {NO_OPTION_LEFT}" if is_out_of_memory(error) else None
+
+
+def run(arguments: list[str]) -> Any:
+    """Run one command line and return what its function returns.
+
+    Raises: UserError: for an unknown command or option, or whatever the command refuses.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return print(overview())
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        return print(f"sayso {version('sayso')}")
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    return _run_command(name, rest)
+
+
+def overview() -> str:
+    """The text of `sayso --help`, from the table."""
+    rows = "\n".join(f"  {name:<10}{command.help}" for name, command in COMMANDS.items())
+    return (
+        "usage: sayso COMMAND STUDY [options]\n\n"
+        "Align text-to-image models on people's say-so.\n\n"
+        f"commands, in the order of the loop:\n{rows}\n\n"
+        "`sayso COMMAND --help` shows the options of a command.\n"
+        "`--dry-run` prints what would be done; `--config FILE` takes the options of an earlier "
+        "run's config.json."
+    )
+
+
+def _run_command(name: str, rest: list[str]) -> Any:
+    from sayso.cli.options import parse
+
+    command = COMMANDS[name]
+    if command.needs and not {"-h", "--help"} & set(rest):
+        need(command.needs, name)
+    module = importlib.import_module(command.module)
+    parsed = parse(name, getattr(module, command.config), command.plugin, rest)
+    study = parsed.path if name in FOLDER_COMMANDS else _open(parsed.path)
+    if parsed.dry_run:
+        return _dry_run(module, study, parsed.config, parsed.options)
+    function: Callable[..., Any] = getattr(module, command.function)
+    extra = (parsed.options,) if command.plugin else ()
+    return function(study, parsed.config, *extra)
+
+
+def _open(path: Path) -> Any:
+    from sayso.study.study import Study
+
+    return Study.open(path)
+
+
+def _dry_run(module: Any, study: Any, config: Any, options: Any) -> None:
+    """Print the resolved options and the sizes that follow; do nothing."""
+    resolved = dataclasses.asdict(config)
+    if options is not None:
+        resolved |= {"options": dataclasses.asdict(options)}
+    sizes = module.plan(study, config) if hasattr(module, "plan") else {}
+    for key, value in {**resolved, **sizes}.items():
+        print(f"{key} = {value}")

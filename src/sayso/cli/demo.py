@@ -1,0 +1,153 @@
+"""The demo: the ordinary commands a user would type, one after the other, on the tiny world."""
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sayso.base.errors import UserError
+from sayso.base.files import read_json
+from sayso.base.progress import console
+from sayso.study.study import Study
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Options of `sayso demo`."""
+
+    quick: bool = False
+    """Prove the path in under a minute, at a size that shows no effect."""
+    through_app: bool = False
+    """Have the simulated raters work in the rating app, over HTTP: 20 of them, one of them
+    careless, three to an image. Takes a minute or two longer."""
+    seed: int = 0
+    """Seed of everything."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything the demo does; the numbers decide its time and its effect.
+
+    `train_images` and `pool` are the base's images per train and test prompt; the tuned model draws
+    only as many test images as a set of a comparison holds.
+    """
+
+    prompts: str
+    train_images: int
+    pool: int
+    align: str
+    fit: str
+
+
+FIT = "--joining interaction --dropout 0.7 --weight-decay 0.3"
+"""The paper's head overfits on a hundred prompts; this one less."""
+
+THROUGH_APP = "--through-app --raters 20 --careless 1 --overlap 3"
+"""Enough raters for the careless one to be found, and for their labels to be better than one's."""
+
+FULL = Size(
+    prompts="--train 320 --test 96 --fidelity 256",
+    train_images=6,
+    pool=6,
+    fit=FIT,
+    align="--max-steps 250 --draw reward --weight product --even "
+    "--pretraining-weight 0.05 --prompt-dropout 0.2",
+)
+QUICK = Size(
+    prompts="--train 24 --test 16 --fidelity 0",
+    train_images=4,
+    pool=4,
+    align="--max-steps 6 --batch-size 16 --pretraining-images 32 --checkpoint-every 2",
+    fit=f"{FIT} --max-epochs 3",
+)
+
+
+def commands(study: str, config: DemoConfig) -> list[str]:
+    """The demo's command lines in order, without the leading "sayso"."""
+    size = QUICK if config.quick else FULL
+    sets = min(4, size.pool)
+    base, tuned = "base", "runs/align-rwr"
+    best = f"{base}@best-of-{size.pool}"
+    marked, taught, compared = "", "", ""
+    if config.through_app:
+        marked, taught, compared = f" {THROUGH_APP}", " --labels dawid-skene", " --through-app"
+    lines = [
+        f"new {study} --seed {config.seed}",
+        f"prompts {study} {size.prompts}",
+        f"generate {study} --prompts train --per-prompt {size.train_images}",
+        f"rate {study} --simulated --prompts train{marked}",
+        f"fit {study} {size.fit}{taught}",
+        f"align {study} {size.align}",
+        f"generate {study} --prompts test --per-prompt {size.pool}",
+        f"generate {study} --prompts test --per-prompt {sets} --best-of {size.pool} "
+        "--reward runs/fit-clip_head",
+        f"generate {study} --prompts test --per-prompt {sets} --model {tuned}",
+    ]
+    if not config.quick:
+        lines += [
+            f"generate {study} --prompts fidelity --per-prompt 1",
+            f"generate {study} --prompts fidelity --per-prompt 1 --model {tuned}",
+        ]
+    for left, right in ((base, tuned), (base, best), (best, tuned)):
+        lines.append(
+            f"rate {study} --simulated --task compare --prompts test --set-size {sets} "
+            f"--left {left} --right {right} --raters 9 --overlap 9{compared}"
+        )
+    return [
+        *lines,
+        f"evaluate {study} --model {tuned}",
+        f"agreement {study}",
+        f"report {study}",
+    ]
+
+
+def demo(path: Path, config: DemoConfig) -> None:
+    """Run the whole loop in `path`; run again, it resumes, or says that it is finished."""
+    from sayso.cli import commands as cli
+
+    started = time.perf_counter()
+    if _finished(path):
+        console.print(f"The demo in {path} is finished; delete the folder to run it anew.")
+    else:
+        _refuse_foreign(path, config)
+        for line in commands(shlex.quote(str(path)), config):
+            if line.startswith("new ") and (path / "study.json").exists():
+                continue
+            console.print(f"\n[bold]$ sayso {line}[/bold]", highlight=False)
+            cli.run(shlex.split(line))
+        console.print(f"\nThe whole loop took {time.perf_counter() - started:.0f} s.")
+    _show(path, config)
+
+
+def _finished(path: Path) -> bool:
+    return (path / "summary.json").exists()
+
+
+def _refuse_foreign(path: Path, config: DemoConfig) -> None:
+    """A study that the demo did not make, or made with other options, is left alone."""
+    if not path.exists():
+        return
+    study = Study.open(path)
+    if study.info.seed != config.seed or study.info.base_model != "tinyworld":
+        raise UserError(f"{path} is another study; give the demo a path of its own")
+
+
+def _show(path: Path, config: DemoConfig) -> None:
+    """The small table at the end, where the report is, and what to try next."""
+    from rich.table import Table
+
+    summary = read_json(path / "summary.json")
+    table = Table("true to the prompt", "base", "best of n", "aligned")
+    for group in ("count", "colour", "background", "combination", "seen", "unseen", "all"):
+        shares = [summary["alignment"][m][group] for m in ("base", "best_of_n", "aligned")]
+        table.add_row(group, *map(_percent, shares))
+    console.print(table)
+    if config.quick:
+        console.print("This was --quick: it proves the path and shows no effect.")
+    console.print(f"Report: {path / 'report.html'}")
+    console.print("Next: docs/tutorial.md aligns your own model on your own prompts and people.")
+
+
+def _percent(share: Any) -> str:
+    return f"{share:.0%}" if isinstance(share, int | float) else "–"

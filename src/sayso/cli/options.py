@@ -1,0 +1,124 @@
+"""Flags from dataclasses: field default → `--config FILE` → flags, through tyro."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+
+from sayso.base.errors import UserError, unknown_name
+from sayso.base.user_files import read_json
+
+
+class Parsed(NamedTuple):
+    """A command line taken apart: the study's path, the stage's config, the plug-in's options."""
+
+    path: Path
+    config: Any
+    options: Any
+    dry_run: bool
+
+
+def parse(name: str, config: type, plugin: str, arguments: list[str]) -> Parsed:
+    """Parse the arguments after the command's name.
+
+    Args:
+        name: the command, for help.
+        config: the stage's config dataclass.
+        plugin: the config field that names a plug-in whose own fields become flags, or "".
+        arguments: what follows the command's name.
+    Raises: UserError: for an unknown option (the nearest is named) or a bad --config file.
+    """
+    early, arguments = _early_flags(plugin, arguments)
+    saved = read_json(early.config) if early.config else {}
+    parts = {"config": _default(config, {k: v for k, v in saved.items() if k != "options"})}
+    if plugin:
+        chosen = early.plugin or saved.get(plugin) or getattr(parts["config"], plugin)
+        parts["options"] = _default(_plugin_class(plugin, chosen), saved.get("options", {}))
+    arguments_class = _arguments_class(name, parts)
+    found, unknown = _tyro(arguments_class, name, arguments)
+    _refuse(unknown, parts)
+    return Parsed(found.study, found.config, getattr(found, "options", None), found.dry_run)
+
+
+def _tyro(arguments_class: type, name: str, arguments: list[str]) -> tuple[Any, list[str]]:
+    """tyro's parse, its boxed complaints turned into one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                arguments_class,
+                args=arguments,
+                prog=f"sayso {name}",
+                description="Options may also come from a file: --config FILE.",
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│ ") for line in complaint.getvalue().splitlines()]
+        said = " ".join(line for line in lines if line and line[0] not in "╭╰─")
+        raise UserError(said.split("Argument helptext")[0]) from None
+
+
+def _early_flags(plugin: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What must be known before the flags can be: the config file and the plug-in."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    found, rest = early.parse_known_args(arguments)
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument(f"--{plugin or 'plugin'}", dest="plugin")
+    found.plugin = peek.parse_known_args(rest)[0].plugin
+    return found, rest
+
+
+def _default(kind: type, saved: dict[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    for field in saved.keys() - known:
+        raise unknown_name("option in the config file", field, known)
+    return kind(**saved)
+
+
+def _plugin_class(plugin: str, name: str) -> type:
+    """The dataclass behind `--aligner` or `--reward`; its fields are its hyper-parameters."""
+    if plugin == "aligner":
+        from sayso.aligners import load_aligner
+
+        return load_aligner(name)
+    from sayso.rewards import load_trainable_reward
+
+    return load_trainable_reward(name)
+
+
+def _arguments_class(name: str, parts: dict[str, Any]) -> type:
+    """One dataclass of all flags: the study's path, --dry-run, and the parts without prefix."""
+    flat: list[Any] = [
+        ("study", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the study's folder")]),
+    ]
+    flat += [
+        (
+            key,
+            Annotated[type(value), tyro.conf.OmitArgPrefixes],
+            dataclasses.field(default_factory=lambda v=value: v),
+        )
+        for key, value in parts.items()
+    ]
+    dry = Annotated[bool, tyro.conf.arg(help="print what would be done, and do nothing")]
+    flat.append(("dry_run", dry, dataclasses.field(default=False)))
+    return dataclasses.make_dataclass(f"{name.capitalize()}Arguments", flat, frozen=True)
+
+
+def _refuse(unknown: list[str], parts: dict[str, Any]) -> None:
+    flags = [
+        f"--{field.name.replace('_', '-')}"
+        for part in parts.values()
+        for field in dataclasses.fields(part)
+    ]
+    for argument in unknown:
+        if argument.startswith("-"):
+            raise unknown_name("option", argument.split("=")[0], [*flags, "--config", "--dry-run"])
+        raise UserError(f"unexpected argument {argument!r}; options start with --, see --help")

@@ -1,0 +1,294 @@
+"""CLIP as a feature extractor, and embeddings kept in the study."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sayso.base import files
+from sayso.base.errors import UserError
+from sayso.base.finite import refuse_not_finite
+from sayso.base.hashes import folder_digest
+from sayso.base.pictures import to_rgb
+from sayso.base.progress import progress
+from sayso.base.types import Sample, digest
+from sayso.data.clip_preprocessing import Preprocessing, read_preprocessing
+from sayso.data.weights import load_part, load_tokenizer
+from sayso.study.study import Study
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CHUNK = 128
+"""Images in a shard of the cache. Fixed, because the last bits of an embedding can depend on how
+many rows are computed together."""
+
+PICTURES_AT_ONCE = 32
+"""Pictures that go through CLIP at a time: with ViT-L at 336 pixels and in fp32 they need less than
+a GiB (a picture has 577 tokens, whose widest layer has 4,096 numbers)."""
+
+STACKED_PIXELS = 64 * 512 * 512
+"""Pixels of pictures held as floats at a time, 12 bytes each: 200 MB."""
+
+TEXT_ROWS = 32
+"""Texts embedded at a time, for the same reason."""
+
+
+def to_pixels(image: "Image.Image") -> Float[Tensor, "3 h w"]:
+    """A picture as float RGB in [0, 1]."""
+    array = np.asarray(to_rgb(image), dtype=np.float32) / 255
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def stacked(
+    pictures: "Iterable[Image.Image]", most: int = 64
+) -> Iterator[Float[Tensor, "b 3 h w"]]:
+    """Pictures in order, as RGB in [0, 1], in portions of one size that fit the memory.
+
+    Args:
+        pictures: of any sizes; neighbours of one size go together.
+        most: how many at a time at most, ≥ 1; fewer where they are large.
+    """
+    for (width, height), same in groupby(pictures, key=lambda picture: picture.size):
+        size = max(1, min(most, STACKED_PIXELS // (width * height)))
+        while part := list(islice(same, size)):
+            yield torch.stack([to_pixels(picture) for picture in part])
+
+
+class ClipEncoder:
+    """A frozen transformers `CLIPModel` with its tokenizer and preprocessing; see `load`."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, preprocessing: Preprocessing, content_hash: str
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.hash = content_hash
+        self._texts: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, name_or_path: str, device: torch.device | str = "cpu") -> "ClipEncoder":
+        """Load "tinyworld", a folder in transformers' layout, or a hub id; float32.
+
+        Raises: UserError: if there is no such folder or hub id, the weights are not safetensors or
+            not those of a CLIPModel, or the preprocessor file is missing.
+        """
+        folder = resolve_clip(name_or_path)
+        preprocessing = read_preprocessing(folder)
+        model, tokenizer = _load_model(folder)
+        _refuse_other_size(folder, preprocessing, model.config.vision_config.image_size)
+        return cls(model.to(device), tokenizer, preprocessing, folder_digest(folder))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding, d."""
+        return self.model.config.projection_dim
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens a text may have, start and end tokens included."""
+        limit = self.model.config.text_config.max_position_embeddings
+        return min(limit, self.tokenizer.model_max_length)
+
+    def images(
+        self, images: "Float[Tensor, 'b 3 h w'] | Iterable[Image.Image]"
+    ) -> Float[Tensor, "b d"]:
+        """Image embeddings after the projection, not normalised.
+
+        Gradients pass through to a tensor that asks for them.
+
+        Args:
+            images: RGB in [0, 1], or pictures of any sizes, one or more; they are read one after
+                the other, and only what CLIP sees of them is held.
+        """
+        if isinstance(images, Tensor):
+            pixels = self.preprocessing(images.to(self.device, torch.float32))
+        else:
+            pixels = torch.cat([self.preprocessing(to_pixels(image)[None]) for image in images])
+        parts = [self._embed_pixels(part) for part in pixels.split(PICTURES_AT_ONCE)]
+        return torch.cat(parts)
+
+    def _embed_pixels(self, pixels: Tensor) -> Tensor:
+        with self._full_precision():
+            pooled = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
+            return self.model.visual_projection(pooled)
+
+    def texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Text embeddings after the projection, not normalised; each text is computed once.
+
+        Raises: UserError: if the tokenizer would cut a text or does not know a word of it.
+        """
+        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if missing:
+            self.check_texts(missing)
+            self._texts |= self._embed(missing)
+        return torch.stack([self._texts[text] for text in texts])
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Raise UserError naming the first text that the tokenizer would cut or not understand."""
+        end = self.tokenizer.eos_token_id
+        for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
+            if len(ids) > self.max_tokens:
+                raise UserError(
+                    f"prompt {text!r} has {len(ids)} tokens, CLIP reads at most {self.max_tokens}; "
+                    "shorten it"
+                )
+            # CLIP reads a text up to its first end token, which also stands for an unknown symbol
+            if end in ids[:-1]:
+                raise UserError(
+                    f"prompt {text!r} has a word that CLIP's tokenizer does not know; rephrase it"
+                )
+
+    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+        """Embed in batches of one shape, so that a text's company cannot change its last bits."""
+        found: dict[str, Tensor] = {}
+        lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        by_length = sorted(zip(texts, lengths, strict=True), key=lambda pair: -(-pair[1] // 16))
+        for sixteens, group in groupby(by_length, key=lambda pair: -(-pair[1] // 16)):
+            same = [text for text, _ in group]
+            for start in range(0, len(same), TEXT_ROWS):
+                part = same[start : start + TEXT_ROWS]
+                vectors = self._embed_rows(part, min(16 * sixteens, self.max_tokens))
+                found |= dict(zip(part, vectors, strict=False))
+        return found
+
+    @torch.no_grad()
+    def _embed_rows(self, texts: list[str], length: int) -> Tensor:
+        rows = texts + texts[-1:] * (TEXT_ROWS - len(texts))
+        tokens = self.tokenizer(
+            rows, padding="max_length", max_length=length, return_tensors="pt"
+        ).to(self.device)
+        with self._full_precision():
+            vectors = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+        refuse_not_finite(vectors, [f"prompt {text!r}" for text in rows], "CLIP's text encoder")
+        return vectors
+
+    def _full_precision(self) -> torch.autocast:
+        """Kept embeddings must not depend on whose autocast they were first asked for in."""
+        return torch.autocast(self.device.type, enabled=False)
+
+
+def resolve_clip(name_or_path: str) -> Path:
+    """The folder of a CLIP: "tinyworld", a path, or a hub id whose files are then fetched.
+
+    Raises: UserError: if it is none of these or has no safetensors weights.
+    """
+    if name_or_path == "tinyworld":
+        from sayso import tinyworld
+
+        folder = tinyworld.paths().clip
+    elif Path(name_or_path).expanduser().is_dir():
+        folder = Path(name_or_path).expanduser()
+    else:
+        folder = _download(name_or_path)
+    if not any(folder.glob("model*.safetensors")):
+        raise UserError(
+            f"CLIP folder {folder} has no model.safetensors; only safetensors weights are read: "
+            "convert them with save_pretrained(..., safe_serialization=True)"
+        )
+    return folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"CLIP {name!r} is no folder and could not be fetched ({reason}); "
+            "give tinyworld, a folder or a hub id"
+        ) from None
+
+
+def _load_model(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer, CLIPModel
+
+    kind = files.read_json(folder / "config.json").get("model_type")
+    if kind != "clip":
+        raise UserError(f"{folder} holds a {kind!r} model; give a folder of a CLIPModel")
+    return load_part(CLIPModel, folder, ""), load_tokenizer(AutoTokenizer, folder)
+
+
+def _refuse_other_size(folder: Path, preprocessing: Preprocessing, wanted: int) -> None:
+    """Refuse a preprocessing that makes another size than the model reads, where it says one."""
+    size, crop = preprocessing.size_px, preprocessing.crop_px
+    made = crop or (size if isinstance(size, tuple) else None)
+    if made is not None and made != (wanted, wanted):
+        raise UserError(
+            f"{folder} makes pictures of {made[0]}×{made[1]} pixels in its preprocessor file, and "
+            f"its model reads {wanted}×{wanted}; restore the folder"
+        )
+
+
+@torch.no_grad()
+def embed_samples(
+    study: Study, encoder: ClipEncoder, samples: Sequence[Sample]
+) -> Float[Tensor, "n d"]:
+    """Image embeddings of samples, on the CPU; each picture is computed once and kept in the study.
+
+    They are kept by what the CLIP's folder and the image's file hold, and not by names.
+
+    Raises: UserError: if an image is missing, or one that is not embedded yet damaged.
+    """
+    folder = study.cache / f"images-{encoder.hash}"
+    known = _read_cache(folder)
+    contents = [_content(study, sample) for sample in samples]
+    missing = {c: s for c, s in zip(contents, samples, strict=True) if c not in known}
+    if missing:
+        with progress("embedding images", len(missing)) as advance:
+            rows = list(missing.items())
+            for start in range(0, len(rows), CHUNK):
+                part = rows[start : start + CHUNK]
+                known |= _embed_shard(study, encoder, dict(part), folder)
+                advance(len(part))
+    return torch.stack([known[content] for content in contents])
+
+
+def _content(study: Study, sample: Sample) -> str:
+    path = study.path / sample.path
+    try:
+        return files.sha256(path)
+    except OSError:
+        study.image(sample)  # says what is wrong
+        raise
+
+
+def _embed_shard(
+    study: Study, encoder: ClipEncoder, samples: dict[str, Sample], folder: Path
+) -> dict[str, Tensor]:
+    """Embeddings by the content of the images' files, kept in `folder`."""
+    vectors = encoder.images(study.image(s) for s in samples.values()).cpu()
+    names = [f"sample {s.id}" for s in samples.values()]
+    refuse_not_finite(vectors, names, f"CLIP {study.info.clip_model}")
+    shard = {content: v.clone() for content, v in zip(samples, vectors, strict=True)}
+    files.write_bytes(folder / f"{digest(list(shard))}.safetensors", save(shard))
+    return shard
+
+
+def _read_cache(folder: Path) -> dict[str, Tensor]:
+    """All cached embeddings; a damaged shard counts as absent, for it can be computed again."""
+    known: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            shard = load_file(path)
+        except SafetensorError:
+            shard = {}
+        if shard and all(vector.isfinite().all() for vector in shard.values()):
+            known |= shard
+        else:
+            path.unlink()
+    return known

@@ -1,0 +1,82 @@
+"""HPDv3: JSON arrays, one row a pair of images, the preferred one first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from sayso.formats.content import Material
+from sayso.formats.exports import ExportFormat
+from sayso.formats.tables import ImageFolder, json_arrays
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Votes on one pair of images: for the one with the lower id, for the other, ties."""
+
+    prompt_id: str
+    first: int = 0
+    second: int = 0
+    ties: int = 0
+
+
+class HPDv3(ExportFormat):
+    """train.json, test.json, and the images they name in images/."""
+
+    summary: ClassVar[str] = "Preferences between two images of a prompt, as in HPDv3."
+    columns: ClassVar[Mapping[str, str]] = {
+        "prompt": "the prompt",
+        "path1": "the image that most raters prefer, relative to this folder",
+        "path2": "the other one",
+        "choice_dist": "votes for path1 and for path2",
+        "model1, model2": "the models that drew them",
+    }
+    configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "default": {"train": "train.json", "test": "test.json"}
+    }
+
+    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
+        tallies = _tallies(material)
+        images = ImageFolder(folder / "images", material.extension)
+        undecided = 0
+        with json_arrays(folder) as arrays:
+            for ids, tally in tallies.items():
+                if tally.first == tally.second:
+                    undecided += 1
+                    continue
+                split = material.split(material.prompts[tally.prompt_id])
+                arrays.add(split, _row(material, images, ids, tally))
+        material.leave_out("ties", sum(tally.ties for tally in tallies.values()))
+        material.leave_out("undecided_pairs", undecided)
+        return arrays.rows
+
+
+def _tallies(material: Material) -> dict[tuple[str, str], _Tally]:
+    tallies: dict[tuple[str, str], _Tally] = {}
+    for pair in material.pairs():
+        first, second = sorted((pair.left_id, pair.right_id))
+        tally = tallies.setdefault((first, second), _Tally(pair.prompt_id))
+        if pair.value == "tie":
+            tally.ties += 1
+        elif (pair.value == "left") == (pair.left_id == first):
+            tally.first += 1
+        else:
+            tally.second += 1
+    return tallies
+
+
+def _row(
+    material: Material, images: ImageFolder, ids: tuple[str, str], tally: _Tally
+) -> dict[str, object]:
+    votes = [tally.first, tally.second]
+    order = (0, 1) if votes[0] > votes[1] else (1, 0)
+    samples = [material.sample(ids[i]) for i in order]
+    paths = [f"images/{images.keep(sample, material.picture)}" for sample in samples]
+    return {
+        "prompt": material.prompts[tally.prompt_id].text,
+        "path1": paths[0],
+        "path2": paths[1],
+        "choice_dist": [votes[i] for i in order],
+        "model1": material.model_name(samples[0]),
+        "model2": material.model_name(samples[1]),
+    }

@@ -1,0 +1,90 @@
+"""Our own tables: every vote with everything that was recorded, the images, the labels."""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from PIL import Image
+
+from sayso.base.types import Sample
+from sayso.formats import labels
+from sayso.formats.content import Material
+from sayso.formats.exports import ExportFormat
+from sayso.formats.tables import IMAGE, ParquetTable, image_value, with_features
+
+IMAGES = with_features(pa.schema([
+    ("sample_id", pa.string()), ("sha256", pa.string()), ("image", IMAGE),
+    ("prompt_id", pa.string()), ("prompt", pa.string()), ("category", pa.string()),
+    ("slots", pa.string()), ("split", pa.string()), ("model", pa.string()),
+    ("base_model", pa.string()), ("revision", pa.string()), ("seed", pa.int64()),
+    ("num_inference_steps", pa.int64()), ("guidance_scale", pa.float64()), ("eta", pa.float64()),
+    ("image_size_px", pa.int64()), ("negative_prompt", pa.string()),
+    ("width", pa.int64()), ("height", pa.int64()), ("model_identity", pa.string()),
+]))  # fmt: skip
+
+
+class Sayso(ExportFormat):
+    """votes.parquet, images.parquet, labels.parquet."""
+
+    summary: ClassVar[str] = "Votes of raters on generated images, without loss."
+    columns: ClassVar[Mapping[str, str]] = {
+        "votes": "one row a vote, superseded ones too (`live` is false)",
+        "images": "one row an image that a vote is about: bytes, prompt, model, sampler",
+        "labels": "one row an image and question: counts of good, bad and skip, agreement",
+    }
+    configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        name: {"train": f"{name}.parquet"} for name in ("votes", "images", "labels")
+    }
+
+    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
+        rows = {"images": _write_images(material, folder / "images.parquet")}
+        rows["labels"] = _write_labels(material, folder / "labels.parquet")
+        rows["votes"] = material.counts["votes"]
+        material.votes.rename(folder / "votes.parquet")
+        return rows
+
+
+def _write_images(material: Material, path: Path) -> int:
+    table = ParquetTable(path, IMAGES)
+    for sample in material.samples:
+        content = material.picture(sample)
+        table.add(_image_row(material, sample, content), len(content))
+    table.close()
+    return table.rows
+
+
+def _image_row(material: Material, sample: Sample, content: bytes) -> dict[str, Any]:
+    prompt = material.prompts[sample.prompt_id]
+    with Image.open(io.BytesIO(content)) as image:
+        width, height = image.size
+    return {
+        "sample_id": sample.id,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "image": image_value(content, f"{sample.id}.{material.extension}"),
+        "prompt_id": prompt.id,
+        "prompt": prompt.text,
+        "category": prompt.category,
+        "slots": json.dumps(dict(prompt.slots), sort_keys=True, ensure_ascii=False),
+        "split": prompt.split,
+        "model": sample.model,
+        "base_model": material.base_model,
+        "seed": sample.seed,
+        **asdict(sample.sampler),
+        "width": width,
+        "height": height,
+        "model_identity": sample.model_identity,
+    }
+
+
+def _write_labels(material: Material, path: Path) -> int:
+    table = ParquetTable(path, labels.SCHEMA)
+    for count in material.labels:
+        derived = {"p_good": count.p_good, "agreement": count.agreement}
+        table.add({**asdict(count), **derived})
+    table.close()
+    return table.rows

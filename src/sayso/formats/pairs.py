@@ -1,0 +1,81 @@
+"""Preferences between two single images: as compared by raters, or good over bad."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from sayso.base.types import Outcome, Sample, digest, outcome
+from sayso.formats.labels import Count
+from sayso.formats.snapshot import read_votes
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two images of one prompt and which of them is preferred.
+
+    `key` identifies the preference. `rater` (a pseudonym) and `answered_at` (nanoseconds) are None
+    where the pair follows from the ratings of several raters.
+    """
+
+    key: str
+    prompt_id: str
+    left_id: str
+    right_id: str
+    value: Outcome
+    rater: str | None = None
+    answered_at: int | None = None
+
+
+def compared(votes: Path, question: str) -> Iterator[Pair]:
+    """The comparisons of single images on a question that count, as shown."""
+    for row in _comparisons(votes, question):
+        if len(row["left_ids"]) == 1 and len(row["right_ids"]) == 1:
+            yield Pair(
+                row["vote_id"],
+                row["prompt_id"],
+                row["left_ids"][0],
+                row["right_ids"][0],
+                outcome(row["value"]),
+                row["rater"],
+                row["answered_at"],
+            )
+
+
+def count_sets(votes: Path, question: str) -> int:
+    """How many comparisons that count are of sets of several images, none of which is preferred."""
+    return sum(len(row["item_ids"]) > 2 for row in _comparisons(votes, question))
+
+
+def _comparisons(votes: Path, question: str) -> Iterator[dict]:
+    columns = ["vote_id", "kind", "prompt_id", "item_ids", "left_ids", "right_ids", "question"]
+    columns += ["value", "rater", "answered_at", "counts_as"]
+    for row in read_votes(votes, columns):
+        asked = row["kind"] == "comparison" and row["question"] == question
+        if asked and row["counts_as"] == "ballot" and row["value"] != "skip":
+            yield row
+
+
+def from_ratings(
+    counts: Iterable[Count], samples: Mapping[str, Sample], per_prompt: int
+) -> Iterator[Pair]:
+    """Every image that most raters call good over every one of its prompt that most call bad.
+
+    Which of the two stands left is drawn by a hash, so that the preferred one has no fixed side.
+
+    Args:
+        counts: of one question.
+        per_prompt: keep at most this many pairs of a prompt, those with the lowest hash; 0 = all.
+    """
+    sides: dict[str, tuple[list[str], list[str]]] = {}
+    for count in counts:
+        good_bad = sides.setdefault(samples[count.sample_id].prompt_id, ([], []))
+        if count.majority != "skip":
+            good_bad[count.majority == "bad"].append(count.sample_id)
+    for prompt_id, (good, bad) in sides.items():
+        pairs = sorted((digest([g, b]), g, b) for g, b in product(good, bad))
+        for key, chosen, rejected in pairs[: per_prompt or None]:
+            if int(key, 16) % 2:
+                yield Pair(key, prompt_id, chosen, rejected, "left")
+            else:
+                yield Pair(key, prompt_id, rejected, chosen, "right")

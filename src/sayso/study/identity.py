@@ -1,0 +1,301 @@
+"""What a name stands for: one canonical form of every name, and a digest of what is behind it.
+
+A model is `base`, a run such as `runs/align-rwr`, or a selection such as
+`base@best-4-of-16-by-fit-clip_head`. Its identity is a digest of contents, so the same weights have
+one identity wherever they lie, and others under an old name have another.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from sayso.base.errors import UserError
+from sayso.base.files import JsonObject
+from sayso.base.hashes import file_digest, folder_digest, weights_digest
+from sayso.base.plugins import Kind, is_plugin, plugin_names
+from sayso.base.types import digest
+
+if TYPE_CHECKING:
+    from sayso.study.run import Run
+    from sayso.study.study import Study
+
+C = TypeVar("C", bound=Any)
+IMPORTED = "imported/"
+"""Prefix of the models of imported images, which nothing but their pictures is known of."""
+
+
+class NotHereError(UserError):
+    """What a name stands for is not on this machine, so that its identity cannot be computed."""
+
+
+# names
+
+
+def canonical_run(study: "Study", name: str) -> str:
+    """`runs/<run>`, whether the run was named so, by its folder's name or by any path to it.
+
+    Raises: UserError: for a path that leads out of the study's runs.
+    """
+    path = Path(name)
+    if path.parent in (Path(), Path("runs")):
+        return f"runs/{path.name}"
+    if path.expanduser().resolve().parent == (study.path / "runs").resolve():
+        return f"runs/{path.resolve().name}"
+    raise UserError(f"{name} is no run of {study.path}; name one as runs/<run>")
+
+
+def canonical_plugin(name: str) -> str:
+    """The name of a plug-in that ships with the package as it is, a file's as absolute path."""
+    return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
+
+
+def canonical_reward(study: "Study", name: str) -> str:
+    """A run of fit as `runs/<run>`, a plug-in as `canonical_plugin`; "" stays."""
+    if not name or is_plugin("reward", name):
+        return canonical_plugin(name)
+    return canonical_run(study, name)
+
+
+def canonical_model(study: "Study", name: str) -> str:
+    """The one form of a model's name; "" and models of imported images stay as they are.
+
+    A selection may be named `<model>@best-of-<n>` as long as only one of that n was made.
+
+    Raises: UserError: if it is a path out of the study's runs, or several selections are meant.
+    """
+    drawn, at, selection = name.partition("@")
+    if drawn and drawn != "base" and not drawn.startswith(IMPORTED):
+        drawn = canonical_run(study, drawn)
+    if not at or not re.fullmatch(r"best-of-\d+", selection):
+        return f"{drawn}{at}{selection}"
+    return _selection_meant(study, f"{drawn}@{selection}")
+
+
+def canonical_options(study: "Study", options: JsonObject) -> JsonObject:
+    """The options of a run that is there, in canonical form as far as they can be read so."""
+    found = dict(options)
+    for name in FORMS.keys() & options.keys():
+        if isinstance(options[name], str):
+            with contextlib.suppress(UserError):
+                found[name] = FORMS[name](study, options[name])
+    return found
+
+
+def canonical_config(study: "Study", config: C) -> C:
+    """The options of a stage with every model, reward and plug-in of one's own in canonical form.
+
+    Raises: UserError: as `canonical_run` and `canonical_model`.
+    """
+    rows = {field.name: getattr(config, field.name) for field in fields(config)}
+    forms = {n: FORMS[n](study, v) for n, v in rows.items() if n in FORMS and isinstance(v, str)}
+    return config if forms.items() <= rows.items() else replace(config, **forms)
+
+
+def stored_model(study: "Study", name: str) -> str:
+    """The canonical form of a name in a record, which may be of before there was one form."""
+    drawn, at, selection = name.partition("@")
+    run = f"runs/{Path(drawn).name}"
+    is_run = drawn != "base" and not drawn.startswith(("runs/", IMPORTED))
+    there = is_run and (study.path / run / "config.json").exists()
+    return f"{run}{at}{selection}" if there else name
+
+
+def _selection_meant(study: "Study", short: str) -> str:
+    """The selection that `<model>@best-of-<n>` means."""
+    drawn = {sample.model for sample in study.samples()}
+    found = sorted(m for m in drawn if (s := parse_selection(m)) and s.short == short)
+    if short in drawn or not found:
+        return short
+    if len(found) > 1:
+        raise UserError(f"{short} may mean {' or '.join(found)}; name one of them")
+    return found[0]
+
+
+FORMS: dict[str, Callable[["Study", str], str]] = {
+    **dict.fromkeys(("model", "left", "right", "best_of"), canonical_model),
+    "reward": canonical_reward,
+    "aligner": lambda _, name: canonical_plugin(name),
+}
+"""Option of a stage → the canonical form of what it names."""
+
+
+class Selection(NamedTuple):
+    """The best `kept` of `n` images of each prompt that `model` drew, chosen by `reward`.
+
+    `reward` is the reward's short name (see `reward_name`).
+    """
+
+    model: str
+    kept: int
+    n: int
+    reward: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@best-{self.kept}-of-{self.n}-by-{self.reward}"
+
+    @property
+    def short(self) -> str:
+        return f"{self.model}@best-of-{self.n}"
+
+
+def parse_selection(name: str) -> Selection | None:
+    """The parts of a selection's full name; None for any other."""
+    found = re.fullmatch(r"(.+)@best-(\d+)-of-(\d+)-by-(.+)", name)
+    return Selection(found[1], int(found[2]), int(found[3]), found[4]) if found else None
+
+
+def chosen_from(model: str) -> tuple[str, int] | None:
+    """The model and the n of a selection, full name or short; None for any other name."""
+    found = re.fullmatch(r"(.+)@best-(?:\d+-)?of-(\d+)(?:-by-.+)?", model)
+    return (found[1], int(found[2])) if found else None
+
+
+def reward_name(reward: str) -> str:
+    """A reward's canonical name without what is the same for all: `fit-clip_head`, `clip_score`.
+
+    One's own file is called by its name and its content, for two may have the same name.
+    """
+    if reward.endswith(".py"):
+        return f"{Path(reward).stem}.py-{plugin_digest('reward', reward)[:8]}"
+    return reward.removeprefix("runs/")
+
+
+# identities
+
+
+def plugin_digest(kind: Kind, name: str) -> str:
+    """A hash of the source of one's own plug-in; "" for those that ship with the package.
+
+    Raises: UserError: if the file does not exist.
+    """
+    if not name.endswith(".py"):
+        return ""
+    try:
+        return file_digest(Path(name).expanduser())[:16]
+    except OSError as error:
+        raise UserError(
+            f"{kind} file {name} cannot be read ({error.strerror}); restore it, or give another"
+        ) from None
+
+
+def model_identity(study: "Study", model: str) -> str:
+    """A hash of all that decides what the model draws, 16 hex digits.
+
+    Of the base: of its folder. Of an align run: of its weights and of the model they are laid over,
+    so a run made anew has the same identity only if its weights are the same. Of a selection: of
+    the model that drew, of the reward, and of how many were kept of how many.
+
+    Args:
+        model: its canonical name; a selection's full one.
+    Raises:
+        NotHereError: if weights are not on this machine.
+        UserError: if the run is not finished or made no model.
+    """
+    selection = parse_selection(model)
+    if selection:
+        reward = _reward_of(selection.reward)
+        own = [selection.reward, clip_identity(study)]
+        chosen_by = reward_identity(study, reward) if reward else digest(own)
+        drawn = model_identity(study, selection.model)
+        return digest([drawn, chosen_by, selection.kept, selection.n])
+    if model == "base":
+        return base_identity(study)
+    run = _run(study, model)
+    if not run.finished or "aligner" not in run.config:
+        raise UserError(f"{run.name} is no finished align run; finish it or choose another --model")
+    return weights_identity(study, run)
+
+
+def weights_identity(study: "Study", run: "Run") -> str:
+    """The identity of the model that a run of align has written the weights of."""
+    below = model_identity(study, canonical_model(study, run.config.get("model", "base")))
+    return digest([_weights(run), below])
+
+
+def base_identity(study: "Study") -> str:
+    """A hash of the base model's folder. Raises: NotHereError: if it is not on this machine."""
+    return _folder_identity(study.info.base_model, "pipeline", "base model")
+
+
+def clip_identity(study: "Study") -> str:
+    """A hash of the CLIP's folder. Raises: NotHereError: if it is not on this machine."""
+    return _folder_identity(study.info.clip_model, "clip", "CLIP")
+
+
+def reward_identity(study: "Study", reward: str) -> str:
+    """A hash of all that decides a reward's scores, 16 hex digits.
+
+    Of a run of fit: of its weights and options, of one's own source, and of the CLIP; of a plug-in:
+    of its name or own source, and of the CLIP.
+
+    Args:
+        reward: its canonical name.
+    Raises:
+        NotHereError: if weights or the CLIP are not on this machine.
+        UserError: if the run is not finished.
+    """
+    if is_plugin("reward", reward):
+        source = plugin_digest("reward", reward)
+        return digest([source or reward, clip_identity(study)])
+    run = _run(study, reward)
+    if not run.finished:
+        raise UserError(f"{run.name} is not finished; repeat the sayso fit that made it")
+    return fitted_identity(study, run)
+
+
+def fitted_identity(study: "Study", run: "Run") -> str:
+    """The identity of the reward that a run of fit has written the weights of."""
+    plugin = run.config.get("reward", "clip_head")
+    source = plugin_digest("reward", plugin) or plugin
+    return digest([source, run.config.get("options"), _weights(run), clip_identity(study)])
+
+
+def _reward_of(short: str) -> str:
+    """The reward behind a selection's short name; "" if that is a file's name and content."""
+    if re.search(r"\.py-[0-9a-f]{8}$", short):
+        return ""
+    return short if short in plugin_names("reward") else f"runs/{short}"
+
+
+def _run(study: "Study", name: str) -> "Run":
+    try:
+        return study.find_run(name)
+    except UserError as error:
+        raise NotHereError(str(error)) from None
+
+
+def _weights(run: "Run") -> str:
+    if not run.weights.is_dir():
+        raise NotHereError(f"{run.weights} is not there; restore it, or make the run anew")
+    return weights_digest(run.weights)
+
+
+def _folder_identity(name: str, shipped: Literal["pipeline", "clip"], what: str) -> str:
+    folder = model_folder(name, shipped)
+    if folder is None:
+        raise NotHereError(f"the {what} {name} is not on this machine; fetch or restore it")
+    return folder_digest(folder)
+
+
+def model_folder(name: str, shipped: Literal["pipeline", "clip"]) -> Path | None:
+    """The folder of "tinyworld", of a path or of a hub id that was fetched; None if there is none.
+
+    Never fetches anything, and needs no torch.
+    """
+    if name == "tinyworld":
+        from sayso import tinyworld
+
+        return getattr(tinyworld.paths(), shipped)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, local_files_only=True))
+    except (ImportError, OSError, ValueError):
+        return None

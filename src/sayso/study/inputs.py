@@ -1,0 +1,111 @@
+"""What a run learns from, frozen when it is begun, so that nothing later changes it."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sayso.base.errors import UserError
+from sayso.base.plugins import Kind
+from sayso.base.types import Sample
+from sayso.study.identity import (
+    NotHereError,
+    canonical_plugin,
+    clip_identity,
+    model_identity,
+    plugin_digest,
+    reward_identity,
+)
+from sayso.study.run import Run
+from sayso.study.study import Study
+
+
+def refuse_changed(run: Run, now: Mapping[str, Any]) -> None:
+    """Raises: UserError: naming what differs from the sources frozen when `run` was begun.
+
+    Args:
+        now: name of a source → its identity, as `sources` in the run's inputs.
+    """
+    before = (run.inputs or {}).get("sources", {})
+    if changed := [name for name in before if before[name] != now.get(name)]:
+        raise UserError(
+            f"{run.name} learns from what has changed since it was begun: {', '.join(changed)}; "
+            "restore it, or choose another --name"
+        )
+
+
+def refuse_other_latents(
+    study: Study, run: Run, samples: Iterable[Sample], now: Iterable[str]
+) -> None:
+    """Raises: UserError: naming the first sample whose latents are not those `run` began with.
+
+    Args:
+        now: digest of each sample's latents; a run of an older version recorded none.
+    """
+    rows = (run.inputs or {})["images"]
+    for row, sample, found in zip(rows, samples, now, strict=True):
+        if row.get("latents", found) != found:
+            raise UserError(
+                f"the latents of sample {sample.id} in {study.path / sample.latents} are not those "
+                f"that {run.name} learns from; restore the file, or choose another --name"
+            )
+
+
+def samples_by_id(study: Study, ids: Iterable[str], run: str) -> list[Sample]:
+    """The samples that a run learns from, in the order of `ids`.
+
+    Raises: UserError: naming the first that is gone.
+    """
+    there = {sample.id: sample for sample in study.samples()}
+    found = []
+    for sample_id in ids:
+        if sample_id not in there:
+            raise UserError(
+                f"sample {sample_id}, which {run} learns from, is gone from samples.jsonl; restore "
+                "the file, or choose another --name"
+            )
+        found.append(there[sample_id])
+    return found
+
+
+def source_of_plugin(kind: Kind, name: str) -> dict[str, str]:
+    """One's own file with a hash of its source; nothing for what ships with the package."""
+    found = plugin_digest(kind, canonical_plugin(name))
+    return {f"{kind} {name}": found} if found else {}
+
+
+def source_of_model(study: Study, model: str) -> dict[str, str]:
+    """The model and its identity; a base that is not on this machine is fetched."""
+    try:
+        found = model_identity(study, model)
+    except NotHereError:
+        from sayso.families._loading import model_folders
+
+        model_folders(study, model)
+        found = model_identity(study, model)
+    return {f"model {model}": found}
+
+
+def source_of_reward(study: Study, reward: str) -> dict[str, str]:
+    """The reward and its identity; a CLIP that is not on this machine is fetched."""
+    source_of_clip(study)
+    return {f"reward {reward}": reward_identity(study, reward)}
+
+
+def source_of_clip(study: Study) -> dict[str, str]:
+    """The study's CLIP and its identity; one that is not on this machine is fetched."""
+    try:
+        found = clip_identity(study)
+    except NotHereError:
+        from sayso.data.clip import resolve_clip
+
+        resolve_clip(study.info.clip_model)
+        found = clip_identity(study)
+    return {f"CLIP {study.info.clip_model}": found}
+
+
+def fitted_to(study: Study, reward: str) -> dict[str, str]:
+    """Labels and raters that a run of fit learned from; empty if there is no such run."""
+    run = Run(study.path / "runs" / Path(reward).name)
+    if not run.finished:
+        return {}
+    return {"labels": run.config.get("labels", "share"), "raters": run.result["raters"]}

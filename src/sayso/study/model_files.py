@@ -1,0 +1,100 @@
+"""What a model's small files say, known before it is loaded and without torch."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sayso.base.errors import UserError
+from sayso.study.identity import model_folder
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+OLD_UNETS = (0, 9)
+"""diffusers takes U-Nets saved before this version, and of less than 64, for ones of 64."""
+
+
+class TooLong(NamedTuple):
+    """Texts that a model's tokenizer would cut: the first, its tokens, the limit, how many."""
+
+    text: str
+    tokens: int
+    limit: int
+    number: int
+
+
+def model_name(given: str, kind: str, index: str) -> str:
+    """A model's name as study.json has it: a folder's whole path, "tinyworld" or a hub id.
+
+    Args:
+        given: what the user typed; a folder may be relative to where the command runs.
+        kind: the words for it in an error.
+        index: the file that a model's folder must have.
+    Raises: UserError: if it is none of these.
+    """
+    if given == "tinyworld":
+        return given
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        if not (folder / index).is_file():
+            raise UserError(f"{kind} {given!r} is a folder without {index}; give a model's folder")
+        return str(folder.resolve())
+    if not HUB_ID.fullmatch(given):
+        raise UserError(
+            f"{kind} {given!r} is no folder, and no hub id such as owner/name; check the path, or "
+            "give tinyworld"
+        )
+    return given
+
+
+def native_size_px(base_model: str) -> int | None:
+    """Side of the pictures that a base model was trained on; None if that is not known here.
+
+    Args:
+        base_model: as in study.json; nothing is fetched.
+    """
+    folder = model_folder(base_model, "pipeline")
+    unet, vae = (_read(folder, f"{part}/config.json") for part in ("unet", "vae"))
+    side, widths = unet.get("sample_size"), vae.get("block_out_channels")
+    if not isinstance(side, int) or not isinstance(widths, list):
+        return None
+    if side < 64 and _version(unet) < OLD_UNETS:
+        side = 64
+    return side * 2 ** (len(widths) - 1)
+
+
+def _version(config: dict[str, Any]) -> tuple[int, ...]:
+    parts = str(config.get("_diffusers_version", "")).split(".")[:2]
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else OLD_UNETS
+
+
+def too_long(base_model: str, texts: Sequence[str]) -> TooLong | None:
+    """The texts that the base model's tokenizer would cut; None if it would none or is not here.
+
+    Args:
+        base_model: as in study.json; nothing is fetched.
+        texts: whatever the model is to draw.
+    """
+    folder = model_folder(base_model, "pipeline")
+    if folder is None or not texts:
+        return None
+    try:
+        from transformers import CLIPTokenizer
+
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    except Exception:  # the small install, or a folder that generate will name the fault of
+        return None
+    positions = _read(folder, "text_encoder/config.json").get("max_position_embeddings", 77)
+    limit = min(tokenizer.model_max_length, positions)
+    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids]
+    long = [(t, n) for t, n in zip(texts, lengths, strict=True) if n > limit]
+    # start and end are no tokens of the text
+    return TooLong(long[0][0], long[0][1] - 2, limit - 2, len(long)) if long else None
+
+
+def _read(folder: Path | None, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,344 @@
+"""Study: the only code that knows file names; docs/study-folder.md has the format."""
+
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from sayso.base import files
+from sayso.base.errors import UserError, unknown_name
+from sayso.base.records import from_row
+from sayso.base.types import SPLITS, Prompt, Sample, Sampler
+from sayso.study.identity import canonical_options, canonical_run, stored_model
+from sayso.study.run import Run, open_run
+from sayso.study.run_options import asked
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sayso.feedback.store import Feedback
+
+PromptChoice = Literal["train", "seen", "unseen", "test", "fidelity", "all"]
+"""How stages name a part of the prompts; "test" is seen and unseen together."""
+
+HeldOut = Literal["first tenth", "by name"]
+"""Which pictures of a pre-training folder are held out: the first tenth of all, in the order of the
+hashes of their names, as in studies of before; or each by the hash of its own name."""
+
+HELD_OUT_BEFORE: HeldOut = "first tenth"
+"""The rule of a study.json that names none."""
+
+FORMAT = 1
+"""Version of the study folder's format that this package writes; newer ones are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyInfo:
+    """What study.json holds. Models are "tinyworld", a folder, or a hub id."""
+
+    name: str
+    seed: int = 0
+    base_model: str = "tinyworld"
+    clip_model: str = "tinyworld"
+    pretraining: str = "tinyworld"
+    sampler: Sampler = field(default_factory=Sampler)
+    feedback_url: str = ""
+    held_out: HeldOut = HELD_OUT_BEFORE
+    format: int = FORMAT
+
+
+class Study:
+    """A study folder: stages read files of it and write others, and nothing else passes."""
+
+    def __init__(self, path: Path, info: StudyInfo) -> None:
+        self.path = path
+        self.info = info
+
+    @classmethod
+    def create(cls, path: Path, info: StudyInfo) -> "Study":
+        """Make a new study folder.
+
+        Raises: UserError: if there is something at `path` already.
+        """
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; a study is a folder: choose another path")
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} exists and is not empty; choose another path")
+        path.mkdir(parents=True, exist_ok=True)
+        files.write_json(path / "study.json", asdict(info))
+        return cls(path, info)
+
+    @classmethod
+    def open(cls, path: Path) -> "Study":
+        """Open an existing study folder.
+
+        Raises: UserError: if there is none, it is a file, or of a newer format.
+        """
+        if path.is_file():
+            raise UserError(f"{path} is a file; give the study's folder")
+        if not (path / "study.json").is_file():
+            raise UserError(f"no study at {path}; make one with: sayso new {path}")
+        return cls(path, _parse_info(path, files.read_json(path / "study.json")))
+
+    def with_models(self, **places: str) -> "Study":
+        """Write other places of `base_model` or `clip_model` into study.json."""
+        info = replace(self.info, **places)
+        files.write_json(self.path / "study.json", asdict(info))
+        return Study(self.path, info)
+
+    # prompts
+
+    def prompts(self, which: PromptChoice = "all") -> list[Prompt]:
+        """The prompts in file order: of one split, "test" (seen and unseen) or "all".
+
+        Raises: UserError: if the study has no prompts at all.
+        """
+        rows = files.read_lines(self.path / "prompts.jsonl")
+        if not rows:
+            raise UserError(
+                f"{self.path} has no prompts; make some with: sayso prompts {self.path}"
+            )
+        where = self.path / "prompts.jsonl"
+        prompts = [from_row(Prompt, row, f"{where} line {n}") for n, row in enumerate(rows, 1)]
+        splits = {"all": SPLITS, "test": ("seen", "unseen")}.get(which, (which,))
+        return [p for p in prompts if p.split in splits]
+
+    @property
+    def has_prompts(self) -> bool:
+        return (self.path / "prompts.jsonl").exists()
+
+    def write_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Write prompts.jsonl whole."""
+        lines = [json.dumps(asdict(p), ensure_ascii=False) for p in prompts]
+        files.write_bytes(self.path / "prompts.jsonl", ("\n".join(lines) + "\n").encode())
+
+    def add_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Append prompts to prompts.jsonl."""
+        files.append_lines(self.path / "prompts.jsonl", [asdict(p) for p in prompts])
+
+    # samples
+
+    def samples(self, model: str | None = None) -> list[Sample]:
+        """The records of all generated images, or of the model as it is now, oldest first.
+
+        Args:
+            model: its canonical name; images of an earlier model of that name are left out.
+        Raises: UserError: if the model is a run that is not finished.
+        """
+        if model is not None:
+            from sayso.study.generations import Generations
+
+            return Generations(self).of(model)
+        rows = files.read_lines(self.path / "samples.jsonl")
+        return [self._sample(row, n) for n, row in enumerate(rows, 1)]
+
+    def _sample(self, row: files.JsonObject, number: int) -> Sample:
+        where = f"{self.path / 'samples.jsonl'} line {number}"
+        sampler = from_row(Sampler, row.get("sampler"), where)
+        sample = from_row(Sample, row | {"sampler": sampler}, where)
+        model = stored_model(self, sample.model)
+        return sample if model == sample.model else replace(sample, model=model)
+
+    def add_samples(
+        self,
+        samples: Sequence[Sample],
+        images: Sequence["Image.Image"],
+        latents: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep one batch: images, then the shard of latents, then the records.
+
+        The records come last and in one write, so a crash leaves no record without its files.
+        `latents` maps sample id → tensor [c, h, w]; all samples of the batch name the same shard.
+        Images that were not drawn here have none, and their samples name no shard.
+        """
+        for sample, image in zip(samples, images, strict=True):
+            with files.new_file(self.path / sample.path, sync_name=False) as path:
+                image.save(path, "PNG")
+        files.sync_names(self.path / sample.path for sample in samples)
+        if latents is not None:
+            from safetensors.torch import save
+
+            files.write_bytes(self.path / samples[0].latents, save(dict(latents)))
+        files.append_lines(self.path / "samples.jsonl", [asdict(s) for s in samples])
+
+    def image_path(self, sample_id: str) -> str:
+        """Where the image of a sample lives, relative to the study."""
+        return f"images/{sample_id[:2]}/{sample_id}.png"
+
+    def latents_path(self, batch_id: str) -> str:
+        """Where the shard of latents of a batch lives, relative to the study."""
+        return f"latents/{batch_id}.safetensors"
+
+    def image(self, sample: Sample) -> "Image.Image":
+        """The image, decoded, RGB.
+
+        Raises: UserError: if the file is missing or not a whole picture.
+        """
+        from sayso.base.pictures import read_picture
+
+        with self._refusing(sample) as path:
+            return read_picture(path)
+
+    def image_bytes(self, sample: Sample) -> bytes:
+        """The image's file as it is, after its checksums were verified.
+
+        Raises: UserError: as `image`.
+        """
+        from PIL import Image
+
+        with self._refusing(sample) as path, Image.open(path) as image:
+            image.verify()
+        return path.read_bytes()
+
+    @contextmanager
+    def _refusing(self, sample: Sample) -> Iterator[Path]:
+        """Where the image is, for the block; what is wrong with it becomes one line."""
+        path = self.path / sample.path
+        try:
+            yield path
+        except FileNotFoundError:
+            raise UserError(
+                f"image {path} is gone; restore it, or delete its line in samples.jsonl and "
+                "generate again"
+            ) from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                f"image {path} is damaged ({error}); restore it, or delete it and its line in "
+                "samples.jsonl and generate again"
+            ) from None
+
+    def secret(self) -> bytes:
+        """What the rating app signs sessions with; made at first use, for the owner only."""
+        return files.read_or_make_secret(self.path / "server.secret")
+
+    # feedback and runs
+
+    @cached_property
+    def feedback(self) -> "Feedback":
+        """The vote store: SQLite in the study, or the database that study.json names.
+
+        Raises: UserError: if an earlier version put the study's votes elsewhere.
+        """
+        from sayso.feedback.misplaced_votes import refuse_misplaced
+        from sayso.feedback.store import Feedback
+
+        if self.info.feedback_url:
+            return Feedback(self.info.feedback_url)
+        own = self.path / "feedback.db"
+        if not own.exists():
+            refuse_misplaced(own, lambda: {sample.id for sample in self.samples()})
+        return Feedback(own)
+
+    def use_database(self, url: str) -> None:
+        """Keep the votes in the database at `url` from now on; study.json remembers it.
+
+        Raises: UserError: if the address is none, or there are votes in another database.
+        """
+        from sayso.feedback.database import from_anywhere
+        from sayso.feedback.store import Feedback
+
+        if url == self.info.feedback_url:
+            return
+        url = from_anywhere(url)
+        if url == self.info.feedback_url:
+            return
+        store = Feedback(url)
+        if self.feedback.ratings(excluded=True) or self.feedback.comparisons(excluded=True):
+            raise UserError(
+                f"{self.path} has votes in {self.feedback.database.name}; votes stay in one "
+                "database: leave --db out, or begin with a copy of the study without votes"
+            )
+        self.info = replace(self.info, feedback_url=url)
+        files.write_json(self.path / "study.json", asdict(self.info))
+        self.feedback = store
+
+    def run(
+        self,
+        stage: str,
+        name: str,
+        config: Any,
+        options: Any = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        main: bool = True,
+    ) -> Run:
+        """The run folder `runs/<stage>-<name>`, made or resumed; the rest is of `open_run`.
+
+        Args:
+            config: the stage's config dataclass, or a mapping.
+            options: a plug-in, whose fields are options too.
+        """
+        path, seed = self._run_path(stage, name), self.info.seed
+        wanted = replace(asked(config, options), canonical=partial(canonical_options, self))
+        return open_run(path, wanted, seed, inputs=inputs, main=main)
+
+    def _run_path(self, stage: str, name: str) -> Path:
+        return self.path / "runs" / (f"{stage}-{name}" if name else stage)
+
+    def begun(self, stage: str, name: str) -> Run | None:
+        """The run if it is begun or finished, not opened to work on it; else None."""
+        run = Run(self._run_path(stage, name))
+        return run if (run.path / "config.json").exists() else None
+
+    def runs(self, stage: str = "") -> list[Run]:
+        """The runs there are, of one stage if named, by name."""
+        found = sorted(self.path.glob(f"runs/{stage + '-' if stage else ''}*/config.json"))
+        return [Run(config.parent) for config in found]
+
+    def find_run(self, name: str) -> Run:
+        """The existing run called `name`, e.g. "runs/fit-clip_head" or "fit-clip_head".
+
+        Raises: UserError: if there is none (the nearest is named).
+        """
+        path = self.path / canonical_run(self, name)
+        if not (path / "config.json").exists():
+            known = [run.path.name for run in self.runs()]
+            if known:
+                raise unknown_name("run", name, known)
+            raise UserError(f"unknown run {name!r}: {self.path} has no runs yet")
+        return Run(path)
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what can be computed again: embeddings of prompts and images."""
+        return self.path / "cache"
+
+    def export_key(self) -> bytes:
+        """The secret that turns raters' names into pseudonyms; made at first use, mode 0600."""
+        path = self.path / "export.key"
+        if not path.exists():
+            files.write_bytes(path, secrets.token_bytes(32), mode=0o600)
+        return path.read_bytes()
+
+    def export_path(self, name: str) -> Path:
+        """Where `sayso export` writes unless told otherwise."""
+        return self.path / "exports" / name
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Write summary.json, the study's headline numbers."""
+        files.write_json(self.path / "summary.json", summary)
+
+    def write_report(self, html: str) -> Path:
+        """Write report.html and say where."""
+        files.write_bytes(self.path / "report.html", html.encode())
+        return self.path / "report.html"
+
+
+def _parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
+    version = row.get("format")
+    if not isinstance(version, int):
+        raise UserError(f"{path / 'study.json'} has no format number; restore it")
+    if version > FORMAT:
+        raise UserError(
+            f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
+        )
+    where = path / "study.json"
+    sampler = from_row(Sampler, row.get("sampler", {}), f"sampler in {where}")
+    known, held_out = get_args(HeldOut), row.get("held_out", HELD_OUT_BEFORE)
+    if held_out not in known:
+        raise UserError(f"held_out in {where} is {held_out!r}; give {' or '.join(known)}")
+    return from_row(StudyInfo, row | {"sampler": sampler}, where)

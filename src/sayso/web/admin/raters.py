@@ -1,0 +1,183 @@
+"""The page on raters: who works, new people and links; and the answers of one rater."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import segno
+from fastapi import APIRouter, Depends, Request, Response
+from sqlalchemy import Connection, Table, func, select
+
+from sayso.base.errors import UserError
+from sayso.feedback.vote_queries import counting
+from sayso.feedback.vote_tables import VOTE_TABLES, exclusions
+from sayso.feedback.work_tables import Row
+from sayso.web.admin import overview
+from sayso.web.admin.counts import Count
+from sayso.web.admin.view import View, view_of
+from sayso.web.pages import Fields
+from sayso.web.site import Refusal, Site
+from sayso.web.work import audit, people
+from sayso.web.work.excluding import set_excluded
+from sayso.web.work.item_pictures import as_seen, picture_urls
+
+PAGE_SIZE = 24
+MOST_NAMES = 500
+
+Counted = Callable[[Row], Count[overview.Totals]]
+
+
+def raters(site: Site, totals: Counted) -> APIRouter:
+    """The routes of the pages."""
+    router = APIRouter()
+
+    def administrator(request: Request) -> View:
+        return view_of(site, request, "admin")
+
+    @router.get("/raters")
+    def show_raters(view: Annotated[View, Depends(administrator)], request: Request) -> Response:
+        return _page(view, totals, own_address(request))
+
+    @router.post("/raters")
+    def change_raters(
+        view: Annotated[View, Depends(administrator)], request: Request, form: Fields
+    ) -> Response:
+        view.check_form(request, form)
+        address = form.get("address", "") or own_address(request)
+        author = view.asker.person.name
+        try:
+            check_address(address)
+            with site.write() as db:
+                made, refused = _change(db, form, author)
+        except UserError as error:
+            return _page(view, totals, address, error=str(error), status=422)
+        links = [_link(name, f"{address.rstrip('/')}/in/{secret}") for name, secret in made]
+        status = 422 if refused and not links else 200
+        return _page(view, totals, address, links=links, error="; ".join(refused), status=status)
+
+    @router.get("/raters/answers")
+    def show_answers(
+        view: Annotated[View, Depends(administrator)], name: str, page: int = 1
+    ) -> Response:
+        return _answers_page(view, name, page)
+
+    return router
+
+
+def own_address(request: Request) -> str:
+    """The address under which this page was asked for."""
+    return f"{request.url.scheme}://{request.url.netloc}"
+
+
+def check_address(address: str) -> None:
+    """Refuse what cannot begin a link. Raises: UserError."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise UserError(
+            f"{address!r} is no address of a server; give one such as https://rating.example.org"
+        )
+
+
+def _link(name: str, link: str) -> dict[str, str]:
+    picture = segno.make(link, error="m").svg_inline(scale=4, omitsize=True)
+    return {"name": name, "link": link, "qr": picture}
+
+
+def _page(
+    view: View, totals: Counted, address: str, links: list[dict[str, str]] | None = None,
+    error: str = "", status: int = 200,
+) -> Response:  # fmt: skip
+    counted = totals(view.task)
+    with view.site.read() as db:
+        rows = overview.raters(db, counted.value)
+    at = datetime.fromtimestamp(counted.at).strftime("%H:%M:%S") if counted.kept else ""
+    return view.page(
+        "raters", status, raters=rows, links=links or [], error=error, counted_at=at,
+        address=address,
+    )  # fmt: skip
+
+
+def _change(
+    db: Connection, form: dict[str, str], author: str
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Do what the form says: names with the secrets of their new links, and what was refused."""
+    action, name = form.get("action", ""), form.get("name", "")
+    if action == "add":
+        return _add(db, name, form.get("role", "rater"), author)
+    if action == "link":
+        made = [(name, people.new_link(db, name))]
+    elif action in ("enable", "disable"):
+        people.set_active(db, name, action == "enable")
+        made = []
+    elif action in ("exclude", "include"):
+        set_excluded(db, name, action == "exclude", author)
+        made = []
+    else:
+        raise UserError("add, link, enable, disable, exclude or include?")
+    audit.note(db, author, action, name)
+    return made, []
+
+
+def _add(
+    db: Connection, text: str, role: Any, author: str
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Add everyone of a list, one name a line; what cannot be a name is refused by itself."""
+    names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not 0 < len(names) <= MOST_NAMES:
+        raise UserError(f"{len(names)} names; give 1 to {MOST_NAMES}, one a line")
+    made, refused = [], []
+    for name in names:
+        try:
+            made.append((name, people.add(db, name, role, simulated="simulated" in name)))
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            audit.note(db, author, "add", f"{name}, {role}")
+    return made, refused
+
+
+# the answers of one rater
+
+
+def _answers_page(view: View, name: str, page: int) -> Response:
+    table = VOTE_TABLES[view.task["kind"]]
+    with view.site.read() as db:
+        if people.find(db, name) is None:
+            raise Refusal(404, "not_found", "There is no such rater.")
+        mine = [table.c.task_id == view.task["id"], table.c.rater == name, counting(table, "work")]
+        n = db.scalar(select(func.count()).select_from(table).where(*mine)) or 0
+        pages = max(1, -(-n // PAGE_SIZE))
+        page = min(max(page, 1), pages)
+        rows = _answers(db, table, mine, view.task, (page - 1) * PAGE_SIZE)
+        excluded = db.scalar(select(exclusions.c.rater).where(exclusions.c.rater == name))
+    return view.page(
+        "answers", whose=name, rows=rows, n=n, page=page, pages_total=pages,
+        excluded=excluded is not None,
+    )  # fmt: skip
+
+
+def _answers(
+    db: Connection, table: Table, mine: list[Any], task: Row, first: int
+) -> list[dict[str, Any]]:
+    query = select(table).where(*mine).order_by(table.c.seq.desc()).offset(first).limit(PAGE_SIZE)
+    votes = db.execute(query).mappings().all()
+    items = overview.items_by_id(db, {vote["item_id"] for vote in votes})
+    return [_answer(vote, items[vote["item_id"]], task) for vote in votes]
+
+
+def _answer(vote: Row, item: Row, task: Row) -> dict[str, Any]:
+    expected = vote["shown"].get("gold") or vote["shown"].get("attention") or ""
+    return {
+        "kind": task["kind"],
+        "prompt": item["prompt"],
+        "question": item["question"],
+        "sides": picture_urls(item, task["seed"]),
+        "value": as_seen(vote, item, task["seed"]),
+        "reason": vote["shown"].get("reason", ""),
+        "seconds": vote["shown"].get("latency_ms", 0.0) / 1000,
+        "check": item["control"] if expected else "",
+        "right": vote["value"] == expected,
+        "struck": item["standing"] == "struck",
+        "at": datetime.fromtimestamp(vote["shown"]["received_at"]),
+    }
