@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import sayso.migrations
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, create_engine
 
+import sayso.feedback.migrations
 from sayso.base.types import Rating
 from sayso.feedback.database import address
 
