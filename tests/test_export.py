@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import sayso.exporting.material
 from conftest import run_sayso
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from PIL import Image
 from test_cli import HEAVY, loaded_after
 from voted_images import BASE, PROMPTS, TUNED, images_of, mark, voted_study
 
+import sayso.formats.content
 from sayso.base.errors import UserError
 from sayso.base.plugins import plugin_names
 from sayso.cli import commands as cli

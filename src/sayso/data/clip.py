@@ -19,8 +19,9 @@ from sayso.base.hashes import folder_digest
 from sayso.base.pictures import to_rgb
 from sayso.base.progress import progress
 from sayso.base.types import Sample, digest
+from sayso.base.weights import load_part, load_tokenizer
+from sayso.base.worlds import find_world, or_world
 from sayso.data.clip_preprocessing import Preprocessing, read_preprocessing
-from sayso.data.weights import load_part, load_tokenizer
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class ClipEncoder:
 
     @classmethod
     def load(cls, name_or_path: str, device: torch.device | str = "cpu") -> "ClipEncoder":
-        """Load "tinyworld", a folder in transformers' layout, or a hub id; float32.
+        """Load a world's, a folder in transformers' layout, or a hub id; float32.
 
         Raises: UserError: if there is no such folder or hub id, the weights are not safetensors or
             not those of a CLIPModel, or the preprocessor file is missing.
@@ -181,14 +182,12 @@ class ClipEncoder:
 
 
 def resolve_clip(name_or_path: str) -> Path:
-    """The folder of a CLIP: "tinyworld", a path, or a hub id whose files are then fetched.
+    """The folder of a CLIP: a world's, a path, or a hub id whose files are then fetched.
 
     Raises: UserError: if it is none of these or has no safetensors weights.
     """
-    if name_or_path == "tinyworld":
-        from sayso import tinyworld
-
-        folder = tinyworld.paths().clip
+    if world := find_world(name_or_path):
+        folder = world.clip_model
     elif Path(name_or_path).expanduser().is_dir():
         folder = Path(name_or_path).expanduser()
     else:
@@ -210,7 +209,7 @@ def _download(name: str) -> Path:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"CLIP {name!r} is no folder and could not be fetched ({reason}); "
-            "give tinyworld, a folder or a hub id"
+            f"give a folder, a hub id {or_world()}"
         ) from None
 
 

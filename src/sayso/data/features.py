@@ -13,6 +13,7 @@ from torch import Tensor
 from sayso.base.devices import make_accelerator
 from sayso.base.finite import refuse_not_finite
 from sayso.base.types import Sample, Sampler
+from sayso.base.worlds import find_world
 from sayso.data.clip import ClipEncoder, stacked
 from sayso.data.pretraining_images import open_pretraining
 from sayso.metrics import quality as metrics
@@ -41,11 +42,9 @@ class FeatureSpace:
 
 
 def feature_space(study: Study, device: torch.device) -> FeatureSpace:
-    """The judge's features in the tiny world, which no reward uses; else the study's CLIP."""
-    if study.info.pretraining == "tinyworld":
-        from sayso.tinyworld.judge import Judge
-
-        return FeatureSpace("the tiny world's judge", Judge.load(device=device).features, "kid")
+    """The features of a world's judge, which no reward uses; else those of the study's CLIP."""
+    if world := find_world(study.info.pretraining):
+        return FeatureSpace(f"{world.title}'s judge", world.judge(device).features, "kid")
     encoder = ClipEncoder.load(study.info.clip_model, device)
     name = f"CLIP {study.info.clip_model}, which the reward may see too"
     return FeatureSpace(name, encoder.images, "cmmd")

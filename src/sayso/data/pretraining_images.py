@@ -1,23 +1,20 @@
-"""Natural images with captions, as the base model learned from: the tiny world's, or a folder's."""
+"""Natural images with captions, as the base model learned from: a world's, or a folder's."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sayso.base import files
 from sayso.base.errors import UserError
 from sayso.base.progress import console
 from sayso.base.types import digest
 from sayso.base.user_files import read_json_lines
+from sayso.base.worlds import find_world
 from sayso.study.study import HeldOut, Study
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from sayso.tinyworld.scenes import Scene
 
 HELDOUT_SHARE = 0.1
 """Share of a folder's images, on average, that is kept for measuring and never trained on."""
@@ -47,41 +44,6 @@ class PretrainingSet(ABC):
 
     @abstractmethod
     def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]: ...
-
-
-@dataclass(frozen=True)
-class _TinyWorld(PretrainingSet):
-    """Scenes without end, with captions as careless as those of the shipped model's training."""
-
-    seed: int
-    image_size_px: int
-
-    def heldout_captions(self, n: int) -> list[str]:
-        return [self._caption("heldout", i)[0] for i in range(n)]
-
-    def train_identity(self, n: int) -> str:
-        return digest(["tinyworld", self.seed, self.image_size_px, n])
-
-    def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]:
-        from PIL import Image
-
-        from sayso.tinyworld.render import render
-
-        captions: list[str] = []
-        images: list[Image.Image] = []
-        for i in range(n):
-            caption, scene, rng = self._caption(part, i)
-            captions.append(caption)
-            images.append(Image.fromarray(render(scene, rng, self.image_size_px)))
-        return captions, images
-
-    def _caption(self, part: str, i: int) -> "tuple[str, Scene, np.random.Generator]":
-        from sayso.tinyworld.defaults import CAPTION_NOISE
-        from sayso.tinyworld.scenes import noisy_caption, random_scene
-
-        rng = np.random.default_rng([self.seed, 11 if part == "train" else 12, i])
-        scene = random_scene(rng)
-        return noisy_caption(scene, rng, CAPTION_NOISE), scene, rng
 
 
 @dataclass(frozen=True)
@@ -116,7 +78,7 @@ class _Folder(PretrainingSet):
 
 
 def open_pretraining(study: Study, image_size_px: int = 0) -> PretrainingSet:
-    """The study's pre-training images: "tinyworld" or a folder with a metadata.jsonl.
+    """The study's pre-training images: a world's, or a folder with a metadata.jsonl.
 
     Args:
         image_size_px: width and height that they are brought to; 0 = those of the study.
@@ -124,8 +86,8 @@ def open_pretraining(study: Study, image_size_px: int = 0) -> PretrainingSet:
         wrong. A missing or damaged image raises when it is read.
     """
     source, size = study.info.pretraining, image_size_px or study.info.sampler.image_size_px
-    if source == "tinyworld":
-        return _TinyWorld(study.info.seed, size)
+    if world := find_world(source):
+        return world.pretraining_images(study.info.seed, size)
     if not source:
         raise UserError(
             f"{study.path} has no pre-training images; make the study with --pretraining FOLDER, "

@@ -7,20 +7,19 @@ import torch
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
 from sayso.base.plugins import load_plugin, plugin_names
-from sayso.data.weights import VARIANTS
+from sayso.base.weights import VARIANTS
+from sayso.base.worlds import find_world, or_world
 from sayso.families import Policy
 from sayso.study.study import Study
 
 
 def resolve(name: str) -> Path:
-    """The folder of a base model: "tinyworld", a folder in diffusers' layout, or a hub id.
+    """The folder of a base model: a world's, a folder in diffusers' layout, or a hub id.
 
     Raises: UserError: if there is no such model.
     """
-    if name == "tinyworld":
-        from sayso.tinyworld import paths
-
-        return _checked(paths().pipeline)
+    if world := find_world(name):
+        return _checked(world.base_model)
     folder = Path(name).expanduser()
     if folder.exists() or name.count("/") != 1:
         return _checked(folder)
@@ -31,7 +30,7 @@ def _checked(folder: Path) -> Path:
     if not (folder / "model_index.json").is_file():
         raise UserError(
             f"no model at {folder}: give a folder with model_index.json (diffusers' layout), "
-            "a hub id such as owner/name, or tinyworld"
+            f"a hub id such as owner/name, {or_world()}"
         )
     return folder
 

@@ -9,7 +9,7 @@ import diffusers
 
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.data.weights import quiet_libraries, readable
+from sayso.base.weights import quiet_libraries, readable
 
 ACCEPTED = (
     "DDIMScheduler",

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
 from sayso.base.types import Sampler
-from sayso.data.weights import (
+from sayso.base.weights import (
     load_part,
     load_tokenizer,
     put,

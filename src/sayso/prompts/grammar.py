@@ -12,7 +12,7 @@ import numpy as np
 from sayso.base import files, user_files
 from sayso.base.errors import UserError, unknown_name
 from sayso.base.types import CATEGORIES, Prompt, Split, digest
-from sayso.tinyworld.scenes import article
+from sayso.base.worlds import DEFAULT, find_world, world_names
 
 Slots = dict[str, str | int]
 Sizes = Mapping[str, Mapping[str, int]]
@@ -83,43 +83,24 @@ class Grammar:
 
 def grammar_names() -> list[str]:
     """The sets that ship with the package."""
-    return sorted(["tinyworld", *(p.stem for p in _SETS.glob("*.json"))])
+    return sorted([*world_names(), *(p.stem for p in _SETS.glob("*.json"))])
 
 
 def load_grammar(name_or_path: str) -> Grammar:
-    """The grammar of a shipped set, or of a JSON file of the user with the fields of `Grammar`.
+    """The grammar of a shipped set or world, or of a JSON file with the fields of `Grammar`.
+
+    No name means the default world.
 
     Raises: UserError: for an unknown name, a missing file, or wrong fields.
     """
-    if name_or_path == "tinyworld":
-        return _tinyworld()
+    if world := find_world(name_or_path or DEFAULT):
+        return world.grammar()
     shipped = _SETS / f"{name_or_path}.json"
     if name_or_path in grammar_names():
         return _parse(shipped, files.read_json(shipped))
     if name_or_path.endswith(".json"):
         return _parse(Path(name_or_path), user_files.read_json(Path(name_or_path)))
     raise unknown_name("prompt set", name_or_path, grammar_names())
-
-
-def _tinyworld() -> Grammar:
-    from sayso.tinyworld import scenes
-    from sayso.tinyworld.defaults import PROMPTS
-
-    grammar = Grammar(
-        name="tinyworld",
-        seen_objects=scenes.SEEN_OBJECTS,
-        unseen_objects=scenes.UNSEEN_OBJECTS,
-        plurals={noun: scenes.plural(noun) for noun in scenes.OBJECTS},
-        counts=scenes.COUNTS,
-        colours=scenes.COLOURS,
-        backgrounds=scenes.BACKGROUNDS,
-    )
-    return _with_sizes(grammar, share_out(grammar, **PROMPTS))
-
-
-def _with_sizes(grammar: Grammar, sizes: Sizes) -> Grammar:
-    plain = {f.name: getattr(grammar, f.name) for f in fields(Grammar)}
-    return Grammar(**{**plain, "sizes": sizes})
 
 
 def _parse(path: Path, row: files.JsonObject) -> Grammar:
@@ -321,3 +302,8 @@ def _others(
     alike = {other for group in grammar.alike if value in group for other in group}
     banned = alike | {value} | (set(grammar.bystanders) if slot == "object" else set())
     return [v for v in grammar.values(slot, objects) if v not in banned]
+
+
+def article(word: str) -> str:
+    """Return "a" or "an", as the word after it asks."""
+    return "an" if word[0] in "aeiou" else "a"

@@ -17,8 +17,8 @@ from sayso.base.devices import best_precision
 from sayso.base.errors import UserError
 from sayso.base.progress import progress
 from sayso.base.types import Prompt
+from sayso.base.weights import put, read_tensors
 from sayso.data.clip import embed_samples
-from sayso.data.weights import put, read_tensors
 from sayso.prompts.grammar import Grammar, altered, load_grammar
 from sayso.rewards import ClipReward, RatedSamples, TrainableReward
 from sayso.study.run import Run
@@ -342,4 +342,4 @@ def _grammar(reward: ClipHead, study: Study) -> Grammar | None:
         config = study.find_run("prompts").config
     except UserError:
         return None
-    return None if config["file"] else load_grammar(config["set"] or "tinyworld")
+    return None if config["file"] else load_grammar(config["set"])

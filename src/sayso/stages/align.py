@@ -24,9 +24,7 @@ from sayso.study.inputs import (
     refuse_changed,
     refuse_other_latents,
     samples_by_id,
-    source_of_model,
     source_of_plugin,
-    source_of_reward,
 )
 from sayso.study.run import Run
 from sayso.study.study import Study
@@ -178,6 +176,8 @@ def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject
 
 def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
     """Name → identity of all that training depends on beside images and labels."""
+    from sayso.training.sources import source_of_model, source_of_reward
+
     found = {"seed": str(_seed(study, config)), **source_of_plugin("aligner", config.aligner)}
     found |= source_of_model(study, config.model)
     if "reward" in aligner.required():

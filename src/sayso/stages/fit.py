@@ -15,7 +15,7 @@ from sayso.base.progress import console
 from sayso.base.types import Prompt, Sample
 from sayso.feedback.store import Label, check_feedback
 from sayso.study.identity import canonical_config, fitted_identity
-from sayso.study.inputs import refuse_changed, samples_by_id, source_of_clip, source_of_plugin
+from sayso.study.inputs import refuse_changed, samples_by_id, source_of_plugin
 from sayso.study.run import Run
 from sayso.study.study import Study
 from sayso.votes.labels import LabelMethod, check_method
@@ -132,6 +132,8 @@ def _collected(study: Study, config: FitConfig) -> JsonObject:
 
 def _sources(study: Study, config: FitConfig) -> dict[str, str]:
     """Name → identity of all that the fit depends on beside images and labels."""
+    from sayso.training.sources import source_of_clip
+
     plugin = source_of_plugin("reward", config.reward)
     return {"seed": str(study.info.seed), **plugin, **source_of_clip(study)}
 

@@ -7,11 +7,12 @@ from sayso.base.errors import UserError, check_seed
 from sayso.base.progress import console
 from sayso.base.samplers import checked
 from sayso.base.types import Sampler
+from sayso.base.worlds import DEFAULT, find_world, or_world
 from sayso.study.model_files import model_name, native_size_px
 from sayso.study.study import Study, StudyInfo
 
 CLIP = "openai/clip-vit-large-patch14"
-"""The reward's encoder in the paper, and the default for every model but the tiny world's."""
+"""The reward's encoder in the paper, and the default for every model that brings none."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,18 @@ class NewConfig:
     """A name for people; default: the folder's."""
     seed: int = 0
     """Seed of all prompts, images and training runs of the study; from 0 to 2⁶³ − 1."""
-    base_model: str = "tinyworld"
-    """The model to align: tinyworld, a diffusers folder, or a hub id."""
+    base_model: str = DEFAULT
+    """The model to align: the shipped world, a diffusers folder, or a hub id."""
     clip_model: str = ""
-    """CLIP for rewards and metrics: tinyworld, a transformers folder, or a hub id; default:
-    tinyworld for tinyworld, else openai/clip-vit-large-patch14 as in the paper."""
+    """CLIP for rewards and metrics: a world, a transformers folder, or a hub id; default: the
+    world's own, else openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Natural images with captions: tinyworld, or a folder of images with a metadata.jsonl
-    (file_name, text); default: tinyworld for tinyworld, else none."""
+    """Natural images with captions: a world, or a folder of images with a metadata.jsonl
+    (file_name, text); default: the world's own, else none."""
     num_inference_steps: int | None = None
-    """Sampling steps; default: 10 for tinyworld, else 20."""
+    """Sampling steps; default: the world's own, else 20."""
     guidance_scale: float | None = None
-    """Classifier-free guidance; default: 3.0 for tinyworld, else 7.5."""
+    """Classifier-free guidance; default: the world's own, else 7.5."""
     eta: float = 0.0
     """Noise put in while sampling: 0 none, 1 as in DDPM."""
     image_size_px: int | None = None
@@ -54,14 +55,14 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     check_seed(config.seed)
     base = model_name(config.base_model, "base model", "model_index.json")
     sampler = _sampler(config, base)
-    tiny = config.base_model == "tinyworld"
-    clip = config.clip_model or ("tinyworld" if tiny else CLIP)
+    world = config.base_model if find_world(config.base_model) else ""
+    clip = config.clip_model or world or CLIP
     info = StudyInfo(
         name=config.name or path.resolve().name,
         seed=config.seed,
         base_model=base,
         clip_model=model_name(clip, "CLIP model", "config.json"),
-        pretraining=_pretraining(config.pretraining or ("tinyworld" if tiny else "")),
+        pretraining=_pretraining(config.pretraining or world),
         sampler=sampler,
         feedback_url=_feedback_url(config.feedback_url),
         held_out="by name",
@@ -70,9 +71,8 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
 
 
 def _sampler(config: NewConfig, base_model: str) -> Sampler:
-    from sayso.tinyworld.defaults import SAMPLER
-
-    base = SAMPLER if base_model == "tinyworld" else Sampler()
+    world = find_world(base_model)
+    base = world.sampler if world else Sampler()
     steps, scale = config.num_inference_steps, config.guidance_scale
     size, native = config.image_size_px, native_size_px(base_model)
     if native and size not in (None, native):
@@ -99,9 +99,11 @@ def _feedback_url(given: str) -> str:
 
 
 def _pretraining(given: str) -> str:
-    if given in ("", "tinyworld") or Path(given).is_dir():
-        return given if given in ("", "tinyworld") else str(Path(given).resolve())
+    if not given or find_world(given):
+        return given
+    if Path(given).is_dir():
+        return str(Path(given).resolve())
     raise UserError(
         f"pre-training images {given!r}: there is no such folder; give a folder with images and "
-        "a metadata.jsonl, or tinyworld"
+        f"a metadata.jsonl, {or_world()}"
     )

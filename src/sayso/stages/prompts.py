@@ -11,6 +11,7 @@ from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import SPLITS, Prompt
 from sayso.base.user_files import read_json_lines, read_text_lines
+from sayso.base.worlds import find_world
 from sayso.prompts.grammar import Sizes, load_grammar, make_prompt, make_prompts, share_out
 from sayso.study.run import Run
 from sayso.study.run_options import asked, continued
@@ -24,7 +25,7 @@ class PromptsConfig:
     """Which prompts the study has. A study keeps its prompts: its images belong to them."""
 
     set: str = ""
-    """Set of prompts: tinyworld, lee2023, or a JSON file with a grammar; default: tinyworld."""
+    """Set of prompts: lee2023, a world, or a JSON file with a grammar; default: the world's."""
     file: str = ""
     """Your own prompts in place of a set: a .txt file with one a line, or a .jsonl file with
     text, and if you like category, slots and split (train, seen, unseen)."""
@@ -91,13 +92,13 @@ def _own(study: Study, config: PromptsConfig) -> list[Prompt]:
         own = _from_file(Path(config.file), config, seed)
         _refuse_long(study, [prompt.text for prompt in own], config.file)
         return own
-    grammar = load_grammar(config.set or "tinyworld")
+    grammar = load_grammar(config.set)
     return make_prompts(grammar, _sizes(config), seed)
 
 
 def _sizes(config: PromptsConfig) -> Sizes:
     """The set's own numbers of prompts, each replaced where an option says otherwise."""
-    grammar = load_grammar(config.set or "tinyworld")
+    grammar = load_grammar(config.set)
     if grammar.sizes and config.train is None and config.test is None:
         return grammar.sizes
     own = {
@@ -124,7 +125,7 @@ def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
             f"none of the pictures in {study.info.pretraining} is held out (about one in ten is, "
             "by its name); give more pictures, or --fidelity 0"
         )
-    if study.info.pretraining != "tinyworld":
+    if find_world(study.info.pretraining) is None:
         _refuse_long(study, captions, f"{study.info.pretraining}/metadata.jsonl, held out,")
     if len(captions) < n:
         console.print(f"{len(captions)} fidelity prompts, as many as pictures are held out")

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sayso.base.errors import UserError, check_seed
+from sayso.base.worlds import default_world, find_world
 from sayso.study.generations import say
 from sayso.study.identity import canonical_config
 from sayso.study.study import PromptChoice, Study
@@ -18,7 +19,7 @@ class RateConfig:
     """What is judged, and by whom. Without --simulated it opens the rating app for people."""
 
     simulated: bool = False
-    """Let programs judge that read the tiny world's pictures; they are kept apart from people."""
+    """Let programs judge that read the pictures of a world; they are kept apart from people."""
     through_app: bool = False
     """Simulated raters: work in the rating app as people do, each signed in and over HTTP, checks
     and all, in place of writing to the store. Pages, gold, checks and --db are as for people."""
@@ -73,20 +74,16 @@ def rate(study: Study, config: RateConfig) -> int:
 
     Returns: how many votes programs added; 0 after people.
     Raises: UserError: for options that do not fit; if there are no such images; if the server
-        cannot start; for programs, if an image is gone or damaged, or a prompt is not of the tiny
+        cannot start; for programs, if an image is gone or damaged, or a prompt is not of their
         world (nothing is stored then).
     """
     config = canonical_config(study, config)
     _check(config)
     say(study, _models(config))
     if config.through_app:
-        from sayso.tinyworld import app_raters
-
-        return app_raters.collect(study, config, _task(config))
+        return _programs(study).collect_through_app(study, config, _task(config))
     if config.simulated:
-        from sayso.tinyworld.rating import collect
-
-        return collect(study, config)
+        return _programs(study).collect(study, config)
     from sayso.web.serving import Listening, prepare, serve
 
     site = prepare(study, config.db, _task(config))
@@ -100,9 +97,7 @@ def plan(study: Study, config: RateConfig) -> dict[str, object]:
     config = canonical_config(study, config)
     _check(config)
     if config.simulated and not config.through_app:
-        from sayso.tinyworld.rating import count
-
-        return {"votes": count(study, config)}
+        return {"votes": _programs(study).count(study, config)}
     from sayso.web.work.checks import draft_with_checks
 
     pages = draft_with_checks(study, _task(config), config.seed)
@@ -115,6 +110,11 @@ def plan(study: Study, config: RateConfig) -> dict[str, object]:
         "checks": len(items) - len(ordinary) - proposed,
         "proposed_checks": proposed,
     }
+
+
+def _programs(study: Study) -> Any:
+    """The simulated raters of the study's world, or of the default one."""
+    return (find_world(study.info.base_model) or default_world()).raters()
 
 
 def _models(config: RateConfig) -> tuple[str, ...]:

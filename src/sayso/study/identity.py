@@ -17,6 +17,7 @@ from sayso.base.files import JsonObject
 from sayso.base.hashes import file_digest, folder_digest, weights_digest
 from sayso.base.plugins import Kind, is_plugin, plugin_names
 from sayso.base.types import digest
+from sayso.base.worlds import find_world
 
 if TYPE_CHECKING:
     from sayso.study.run import Run
@@ -282,14 +283,12 @@ def _folder_identity(name: str, shipped: Literal["pipeline", "clip"], what: str)
 
 
 def model_folder(name: str, shipped: Literal["pipeline", "clip"]) -> Path | None:
-    """The folder of "tinyworld", of a path or of a hub id that was fetched; None if there is none.
+    """The folder of a world, of a path or of a hub id that was fetched; None if there is none.
 
     Never fetches anything, and needs no torch.
     """
-    if name == "tinyworld":
-        from sayso import tinyworld
-
-        return getattr(tinyworld.paths(), shipped)
+    if world := find_world(name):
+        return world.base_model if shipped == "pipeline" else world.clip_model
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

@@ -7,14 +7,7 @@ from typing import Any
 from sayso.base.errors import UserError
 from sayso.base.plugins import Kind
 from sayso.base.types import Sample
-from sayso.study.identity import (
-    NotHereError,
-    canonical_plugin,
-    clip_identity,
-    model_identity,
-    plugin_digest,
-    reward_identity,
-)
+from sayso.study.identity import canonical_plugin, plugin_digest
 from sayso.study.run import Run
 from sayso.study.study import Study
 
@@ -71,36 +64,6 @@ def source_of_plugin(kind: Kind, name: str) -> dict[str, str]:
     """One's own file with a hash of its source; nothing for what ships with the package."""
     found = plugin_digest(kind, canonical_plugin(name))
     return {f"{kind} {name}": found} if found else {}
-
-
-def source_of_model(study: Study, model: str) -> dict[str, str]:
-    """The model and its identity; a base that is not on this machine is fetched."""
-    try:
-        found = model_identity(study, model)
-    except NotHereError:
-        from sayso.families._loading import model_folders
-
-        model_folders(study, model)
-        found = model_identity(study, model)
-    return {f"model {model}": found}
-
-
-def source_of_reward(study: Study, reward: str) -> dict[str, str]:
-    """The reward and its identity; a CLIP that is not on this machine is fetched."""
-    source_of_clip(study)
-    return {f"reward {reward}": reward_identity(study, reward)}
-
-
-def source_of_clip(study: Study) -> dict[str, str]:
-    """The study's CLIP and its identity; one that is not on this machine is fetched."""
-    try:
-        found = clip_identity(study)
-    except NotHereError:
-        from sayso.data.clip import resolve_clip
-
-        resolve_clip(study.info.clip_model)
-        found = clip_identity(study)
-    return {f"CLIP {study.info.clip_model}": found}
 
 
 def fitted_to(study: Study, reward: str) -> dict[str, str]:

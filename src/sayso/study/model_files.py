@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sayso.base.errors import UserError
+from sayso.base.worlds import find_world, world_names
 from sayso.study.identity import model_folder
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -24,7 +25,7 @@ class TooLong(NamedTuple):
 
 
 def model_name(given: str, kind: str, index: str) -> str:
-    """A model's name as study.json has it: a folder's whole path, "tinyworld" or a hub id.
+    """A model's name as study.json has it: a folder's whole path, a world or a hub id.
 
     Args:
         given: what the user typed; a folder may be relative to where the command runs.
@@ -32,7 +33,7 @@ def model_name(given: str, kind: str, index: str) -> str:
         index: the file that a model's folder must have.
     Raises: UserError: if it is none of these.
     """
-    if given == "tinyworld":
+    if find_world(given):
         return given
     folder = Path(given).expanduser()
     if folder.is_dir():
@@ -42,7 +43,7 @@ def model_name(given: str, kind: str, index: str) -> str:
     if not HUB_ID.fullmatch(given):
         raise UserError(
             f"{kind} {given!r} is no folder, and no hub id such as owner/name; check the path, or "
-            "give tinyworld"
+            f"give a world: {', '.join(world_names())}"
         )
     return given
 

@@ -13,6 +13,7 @@ from sayso.base import files
 from sayso.base.errors import UserError, unknown_name
 from sayso.base.records import from_row
 from sayso.base.types import SPLITS, Prompt, Sample, Sampler
+from sayso.base.worlds import DEFAULT
 from sayso.study.identity import canonical_options, canonical_run, stored_model
 from sayso.study.run import Run, open_run
 from sayso.study.run_options import asked
@@ -38,13 +39,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class StudyInfo:
-    """What study.json holds. Models are "tinyworld", a folder, or a hub id."""
+    """What study.json holds. Models are a world's name, a folder, or a hub id."""
 
     name: str
     seed: int = 0
-    base_model: str = "tinyworld"
-    clip_model: str = "tinyworld"
-    pretraining: str = "tinyworld"
+    base_model: str = DEFAULT
+    clip_model: str = DEFAULT
+    pretraining: str = DEFAULT
     sampler: Sampler = field(default_factory=Sampler)
     feedback_url: str = ""
     held_out: HeldOut = HELD_OUT_BEFORE

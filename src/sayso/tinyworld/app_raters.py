@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, select
@@ -28,15 +28,12 @@ from sayso.prompts.grammar import ASKED, load_grammar, phrase
 from sayso.study.study import Study
 from sayso.tinyworld.judge import Judge, as_images
 from sayso.tinyworld.raters import SimulatedRater
-from sayso.tinyworld.rating import Crew, refuse_unfit
+from sayso.tinyworld.rating import Crew, RaterOptions, refuse_unfit
 from sayso.tinyworld.reading import Reading, verdict
 from sayso.web.serving import ATTENTION_SHARE, prepare, served
 from sayso.web.site import Site
 from sayso.web.work import people
 from sayso.web.work.tasks import TaskOptions
-
-if TYPE_CHECKING:
-    from sayso.stages.rate import RateConfig
 
 _PAGES = 10
 """Pages that the fastest rater asks for at a time, as many as the API gives."""
@@ -44,7 +41,7 @@ _PAGES = 10
 Json = dict[str, Any]
 
 
-def collect(study: Study, config: "RateConfig", options: TaskOptions) -> int:
+def collect(study: Study, config: RaterOptions, options: TaskOptions) -> int:
     """Serve the study to the simulated raters until nothing is left to judge.
 
     Stopped half-way, it goes on where it stopped: the votes are in the store, and who had leased

@@ -1,6 +1,6 @@
 """The judge of truth: reads count, colour, object and background off the picture alone.
 
-`python -m sayso.tinyworld.judge` measures it on pictures never used in training.
+`python -m sayso.tinyworld.judge_check` measures it on pictures never used in training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt
-from sayso.data.weights import put, read_tensors
+from sayso.base.weights import put, read_tensors
 from sayso.tinyworld import paths
 from sayso.tinyworld.judge_network import CELL_PX, JudgeNetwork, Maps
 from sayso.tinyworld.reading import THRESHOLD, Detection, Reading, Verdict, is_true, verdict
@@ -125,9 +125,3 @@ def _detections(peak: Tensor, cells: list[Tensor]) -> tuple[Detection, ...]:
         for y, x in (peak >= THRESHOLD).nonzero().tolist()
     ]
     return tuple(sorted(found, key=lambda item: -item.score))
-
-
-if __name__ == "__main__":
-    from sayso.tinyworld.judge_check import main
-
-    main()

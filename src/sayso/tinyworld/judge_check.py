@@ -107,3 +107,7 @@ def main() -> None:
     Console().print(table)
     if any(share < _NEEDED[kind] for kind, row in shares.items() for share in row.values()):
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,11 +13,39 @@ from sayso.base.types import QUESTIONS, Comparison, Prompt, Question, Rating, Sa
 from sayso.study.study import PromptChoice, Study
 
 if TYPE_CHECKING:
-    from sayso.stages.rate import RateConfig
     from sayso.tinyworld.raters import SimulatedRater
     from sayso.tinyworld.reading import Verdict
 
 _BATCH = 256
+
+
+class RaterOptions(Protocol):
+    """What simulated raters must be told; `sayso rate` has these options among others."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def prompts(self) -> PromptChoice | None: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def per_prompt(self) -> int: ...
+    @property
+    def left(self) -> str: ...
+    @property
+    def right(self) -> str: ...
+    @property
+    def set_size(self) -> int: ...
+    @property
+    def raters(self) -> int: ...
+    @property
+    def careless(self) -> int: ...
+    @property
+    def overlap(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def db(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +58,7 @@ class _Pair:
     question: Question
 
 
-def collect(study: Study, config: "RateConfig") -> int:
+def collect(study: Study, config: "RaterOptions") -> int:
     """Make the votes that are missing.
 
     Returns: how many votes were added.
@@ -41,13 +69,13 @@ def collect(study: Study, config: "RateConfig") -> int:
     return (_compare if config.task == "compare" else _rate)(study, config, crew)
 
 
-def count(study: Study, config: "RateConfig") -> int:
+def count(study: Study, config: "RaterOptions") -> int:
     """How many votes there will be in all."""
     judged = _pairs if config.task == "compare" else _images
     return len(judged(study, config)) * config.overlap
 
 
-def refuse_unfit(study: Study, config: "RateConfig") -> None:
+def refuse_unfit(study: Study, config: "RaterOptions") -> None:
     """Look at everything that would be judged.
 
     Raises: UserError: if there is nothing, an image is gone or damaged, or a prompt is not of the
@@ -69,7 +97,7 @@ def _refuse_damaged(study: Study, samples: Iterable[Sample]) -> None:
 class Crew:
     """The simulated raters, who of them judges an item, and the randomness of each decision."""
 
-    def __init__(self, study: Study, config: "RateConfig") -> None:
+    def __init__(self, study: Study, config: "RaterOptions") -> None:
         from sayso.tinyworld.raters import make_raters
 
         self._seeds = (study.info.seed, config.seed)
@@ -90,7 +118,7 @@ class Crew:
 # marks
 
 
-def _rate(study: Study, config: "RateConfig", crew: Crew) -> int:
+def _rate(study: Study, config: "RaterOptions", crew: Crew) -> int:
     there = study.feedback.ratings(excluded=True)
     done = {(r.sample_id, r.rater) for r in there if r.question == "alignment"}
     images = _images(study, config)
@@ -124,7 +152,7 @@ def _rate(study: Study, config: "RateConfig", crew: Crew) -> int:
     return added
 
 
-def _images(study: Study, config: "RateConfig") -> list[tuple[Sample, Prompt]]:
+def _images(study: Study, config: "RaterOptions") -> list[tuple[Sample, Prompt]]:
     prompts = _prompts(study, config.prompts or "train")
     by_prompt = _by_prompt(study, config.model)
     limit = config.per_prompt or None
@@ -182,7 +210,7 @@ def _load_judge() -> "Callable[[list[np.ndarray], list[Prompt]], list[Verdict]]"
 # comparisons
 
 
-def _compare(study: Study, config: "RateConfig", crew: Crew) -> int:
+def _compare(study: Study, config: "RaterOptions", crew: Crew) -> int:
     done = {comparison.id for comparison in study.feedback.comparisons(excluded=True)}
     pairs = _pairs(study, config)
     jobs = [
@@ -243,7 +271,7 @@ def _item(pair: _Pair) -> str:
     return digest([pair.prompt.id, sets, pair.question])
 
 
-def _pairs(study: Study, config: "RateConfig") -> list[_Pair]:
+def _pairs(study: Study, config: "RaterOptions") -> list[_Pair]:
     prompts = _prompts(study, config.prompts or "test")
     if not prompts:
         raise UserError(f"{study.path} has no {config.prompts or 'test'} prompts to compare on")

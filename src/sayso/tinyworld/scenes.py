@@ -5,6 +5,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from sayso.prompts.grammar import article
+
 COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
 COLOURS = ("red", "yellow", "green", "blue", "purple", "pink", "white", "black")
 BACKGROUNDS = (
@@ -52,11 +54,6 @@ class CaptionNoise:
 def plural(noun: str) -> str:
     """Return the plural that can only mean several ("fishes", never "fish")."""
     return _PLURALS.get(noun, noun + "s")
-
-
-def article(word: str) -> str:
-    """Return "a" or "an", as the word after it asks."""
-    return "an" if word[0] in "aeiou" else "a"
 
 
 def random_scene(rng: np.random.Generator) -> Scene:

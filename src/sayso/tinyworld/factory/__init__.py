@@ -1,1 +1,1 @@
-"""How the shipped weights of the tiny world are made: `python -m sayso.tinyworld.factory.pretrain`."""
+"""How the shipped weights are made: `python -m sayso.tinyworld.factory.pretrain`."""

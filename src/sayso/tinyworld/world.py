@@ -1,0 +1,45 @@
+"""The tiny world as the rest of the package sees it."""
+
+from typing import Any, ClassVar
+
+from sayso.base.types import Prompt, Sampler
+from sayso.base.worlds import World
+from sayso.tinyworld import paths
+from sayso.tinyworld.defaults import SAMPLER
+from sayso.tinyworld.scenes import OBJECTS
+
+
+class TinyWorld(World):
+    """Drawn scenes, a tiny Stable Diffusion and CLIP, and raters that see."""
+
+    name: ClassVar = "tinyworld"
+    title: ClassVar = "the tiny world"
+    sampler: ClassVar[Sampler] = SAMPLER
+    base_model: ClassVar = paths().pipeline
+    clip_model: ClassVar = paths().clip
+
+    def grammar(self) -> Any:
+        from sayso.tinyworld.grammar import grammar
+
+        return grammar()
+
+    def pretraining_images(self, seed: int, image_size_px: int) -> Any:
+        from sayso.tinyworld.pretraining_images import Scenes
+
+        return Scenes(seed, image_size_px)
+
+    def knows(self, prompt: Prompt) -> bool:
+        return prompt.slots.get("object") in OBJECTS
+
+    def judge(self, device: Any) -> Any:
+        from sayso.tinyworld.judge import Judge
+
+        return Judge.load(device=device)
+
+    def raters(self) -> Any:
+        from sayso.tinyworld import simulated
+
+        return simulated
+
+
+WORLD = TinyWorld()
