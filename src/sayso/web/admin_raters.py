@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Table, func, select
 from sayso.errors import UserError
 from sayso.vote_queries import counting
 from sayso.vote_tables import VOTE_TABLES, exclusions
+from sayso.votes.counted import is_right
 from sayso.web import audit, overview, people
 from sayso.web.admin_counts import Count
 from sayso.web.admin_view import View, view_of
@@ -178,7 +179,7 @@ def _answer(vote: Row, item: Row, task: Row) -> dict[str, Any]:
         "reason": vote["shown"].get("reason", ""),
         "seconds": vote["shown"].get("latency_ms", 0.0) / 1000,
         "check": item["control"] if expected else "",
-        "right": vote["value"] == expected,
+        "right": is_right(vote["value"], expected),
         "struck": item["standing"] == "struck",
         "at": datetime.fromtimestamp(vote["shown"]["received_at"]),
     }
