@@ -24,6 +24,7 @@ from sayso.errors import UserError
 from sayso.study import Study
 from sayso.types import Comparison, Prompt, Rating
 from sayso.votes import counted
+from sayso.votes.ballots import of_comparisons
 from sayso.web import checks, overview, serving
 from sayso.web.tasks import TaskOptions, draft, read_gold
 
@@ -240,6 +241,41 @@ def test_answers_to_struck_checks_count_as_no_checks(tmp_path: Path):
     for items, action, status in (("none", "strike", 404), (wrong, "burn", 422)):
         form = {"csrf": boss.token, "items": items, "action": action}
         assert boss.http.post("/admin/checks", data=form).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("value", "split_tie", "wrong"),
+    [
+        ("tie", False, False), ("skip", False, False), ("both_bad", True, False),
+        ("both_good", True, True),
+    ],
+)  # fmt: skip
+def test_who_sees_no_difference_in_a_check_of_comparisons_fails_none(
+    tmp_path: Path, value: str, split_tie: bool, wrong: bool
+):
+    study = make_study(tmp_path, prompts=8, per_prompt=4, models=(BASE, TUNED))
+    options = TaskOptions(
+        kind="compare", right=TUNED, set_size=2, attention_share=0.3, split_tie=split_tie
+    )
+    office = Office(study, options, names=("ann", "boss"))
+    office.client().work(lambda _: value)
+    n = len(checks_of(study))
+    assert n > 3
+    with office.site.read() as db:
+        task = db.execute(select(work_tables.tasks)).mappings().one()
+        votes = overview.live_votes(db, task)
+    row = overview.totals(votes, office.clock.now).raters["ann"]
+    failed = n if wrong else 0
+    assert (row["attention_right"], row["attention_n"]) == (0, failed)
+    ballots = [b for found in of_comparisons(study.feedback.comparisons()).values() for b in found]
+    assert [b.attention for b in ballots if b.attention is not None] == [False] * failed
+    assert len(ballots) - failed == (0 if value == "skip" else 16), "checks are no ballots"
+    boss = office.client("boss")
+    answers = boss.http.get("/admin/raters/answers?name=ann").text
+    assert ("check, wrong" in answers) is wrong
+    assert ("check, does not count" in answers) is not wrong
+    share = boss.http.get("/admin/gold").text
+    assert ("<small>of 1</small>" in share) is wrong
 
 
 def test_a_struck_check_that_somebody_holds_stays_struck(tmp_path: Path):
