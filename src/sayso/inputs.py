@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sayso.errors import UserError
+from sayso.files import JsonObject
 from sayso.identity import (
     NotHereError,
     canonical_plugin,
@@ -34,19 +35,25 @@ def refuse_changed(run: Run, now: Mapping[str, Any]) -> None:
 
 
 def refuse_other_latents(
-    study: Study, run: Run, samples: Iterable[Sample], now: Iterable[str]
+    study: Study,
+    run: str,
+    rows: Iterable[JsonObject],
+    samples: Iterable[Sample],
+    now: Iterable[str],
 ) -> None:
     """Raises: UserError: naming the first sample whose latents are not those `run` began with.
 
     Args:
-        now: digest of each sample's latents; a run of an older version recorded none.
+        run: its name, for the message.
+        rows: `images` of its inputs; those of an older version have no digest of latents.
+        samples: the sample of each row.
+        now: digest of each sample's latents.
     """
-    rows = (run.inputs or {})["images"]
     for row, sample, found in zip(rows, samples, now, strict=True):
         if row.get("latents", found) != found:
             raise UserError(
                 f"the latents of sample {sample.id} in {study.path / sample.latents} are not those "
-                f"that {run.name} learns from; restore the file, or choose another --name"
+                f"that {run} learns from; restore the file, or choose another --name"
             )
 
 
