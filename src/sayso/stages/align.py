@@ -18,6 +18,7 @@ from sayso.identity import canonical_config, weights_identity
 from sayso.inputs import (
     fitted_to,
     refuse_changed,
+    refuse_edited,
     refuse_other_latents,
     samples_by_id,
     source_of_model,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 
 RATERS = ("people", "simulated")
+NATURAL = "pre-training images"
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,16 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     gathered = None if inputs else _gather(study, config, aligner)
     # before the run is opened: what a model refuses must leave no run behind
     ready = _prepare(study, config, aligner, gathered, name) if gathered and not begun else None
+    if gathered and ready and "reward" in aligner.required():
+        gathered["rewards"] = ready.rewards
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
     with run:
         if run.finished:
+            refuse_edited(run, "aligner", config.aligner)
             console.print(f"{run.name} is finished")
         else:
-            refuse_changed(run, _sources(study, config, aligner))
+            refuse_changed(run, _sources(study, config, aligner), _earlier(study, config, aligner))
             frozen = run.inputs or {}
             # another process may have begun the run meanwhile, with other images or marks
             if ready is None or ready.images != frozen["images"]:
@@ -192,8 +197,15 @@ def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str,
         found |= source_of_reward(study, config.reward)
     if "pretraining" in aligner.required():
         natural = open_pretraining(study).train_identity(config.pretraining_images)
-        found["pre-training images"] = natural
+        found[NATURAL] = natural
     return found
+
+
+def _earlier(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
+    """As `_sources`, what versions before wrote down otherwise."""
+    if "pretraining" not in aligner.required():
+        return {}
+    return {NATURAL: open_pretraining(study).earlier_identity(config.pretraining_images)}
 
 
 def _seed(study: Study, config: AlignConfig) -> int:
