@@ -170,8 +170,10 @@ def _say_checks(site: Site, address: str) -> None:
         n = checks.tally(db, site.task)
     if not task["attention_share"]:
         return
+    later = f" ({n.later} of them after others have judged the picture)" if n.later else ""
     print(
-        f"Attention checks: {n.used} in use, {n.proposed} proposed, {n.struck} struck", flush=True
+        f"Attention checks: {n.used} in use{later}, {n.proposed} proposed, {n.struck} struck",
+        flush=True,
     )
     warning = checks.warning(task["kind"], n)
     if warning:
