@@ -60,8 +60,6 @@ LIMITS: dict[str, Callable[[Study], object]] = {
     "image_size_px 63": lambda s: GenerateConfig(image_size_px=63).sampler(s),
     "shared_overlap -1": lambda s: rate_plan(s, RateConfig(shared_overlap=-1)),
     "checkpoint_every 0": lambda s: align_plan(s, AlignConfig(checkpoint_every=0)),
-        ["generate", str(s.path), "--per-prompt=1000000000"]
-    ),
     "batch_size 0": lambda s: align_plan(s, AlignConfig(batch_size=0)),
     "fidelity -1": lambda s: prompts(new(s.path / "n"), PromptsConfig(fidelity=-1)),
 }
