@@ -77,8 +77,12 @@ def test_dawid_skene_needs_two_marks_of_some_image() -> None:
     with pytest.raises(UserError, match="no image has marks of two"):
         soft_labels(alone, "dawid-skene")
     assert soft_labels([], "dawid-skene") == {}
-    with pytest.raises(UserError, match="did you mean 'majority'"):
+    with pytest.raises(UserError, match=r"labels 'majorty'.*did you mean 'majority'"):
         labels.check_method("majorty")
+    two = soft_labels([mark(i, r, v) for i, v in (("a", "good"), ("b", "bad")) for r in "xy"],
+                      "dawid-skene")  # fmt: skip
+    assert two["a"] > 0.9
+    assert two["b"] < 0.1
 
 
 @pytest.mark.parametrize("method", labels.METHODS)
