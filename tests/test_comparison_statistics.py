@@ -194,8 +194,8 @@ def test_intervals_over_raters_and_prompts_ballot_by_ballot() -> None:
 
 
 def test_a_row_of_wins_and_losses_by_hand() -> None:
-    votes = [vote(p, r, TUNED, BASE, v) for p, v in zip("abc", ("left", "right", "tie"), strict=True)
-             for r in "xy"]  # fmt: skip
+    said = {"a": "left", "b": "right", "c": "tie"}
+    votes = [vote(p, r, TUNED, BASE, v) for p, v in said.items() for r in "xy"]
     votes[0] = replace(votes[0], left_ids=("1", "2"), right_ids=("3", "4"))
     votes += [vote("z", "x", TUNED, BASE, "left"), vote("a", "x", TUNED, "other", "left")]
     [row] = shares.side_by_side(votes, [TUNED, BASE], "abc", seed=5)
