@@ -118,7 +118,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "WebP that moves": (lambda: frames("WEBP"), "2 frames"),
     "pages": (lambda: frames("TIFF"), "2 frames"),
     "cut off PNG": (lambda: saved(halves())[:-40], "."),
-    "a checksum that is wrong": (lambda: saved(halves())[:-8] + b"IENDabcd", "."),
+    "a checksum that is wrong": (
+        lambda: saved(halves())[:-16] + b"abcd" + saved(halves())[-12:],
+        ".",
+    ),
     "cut off JPEG": (lambda: saved(Image.effect_noise((64, 64), 90), "JPEG")[:-500], "truncated"),
     "no picture": (lambda: b"<html>404</html>", "no picture"),
     "empty": (lambda: b"", "no picture"),
