@@ -106,6 +106,16 @@ def test_good_is_preferred_over_bad_of_the_same_prompt() -> None:
     assert found[0].simulated
 
 
+def test_certainty_is_the_chance_that_both_labels_are_right() -> None:
+    """An image of label 1/2 is neither good nor bad, and one without a label nothing."""
+    names = {"a": 0.8, "b": 0.25, "half": 0.5}
+    samples = [sample(n, "p") for n in (*names, "unlabelled")]
+    (found,) = labels.preferences(names, samples, False, "fidelity")
+    assert (found.chosen_id, found.rejected_id) == ("a", "b")
+    assert found.certainty == pytest.approx(0.8 * 0.75)
+    assert (found.simulated, found.question) == (False, "fidelity")
+
+
 def test_every_pair_of_a_prompt_is_there_once() -> None:
     names = [f"s{k}" for k in range(7)]
     marks = [mark(n, "x", "good" if k < 3 else "bad") for k, n in enumerate(names)]

@@ -151,7 +151,7 @@ def preferences(
     """
     by_prompt: dict[str, list[Sample]] = {}
     for sample in samples:
-        if labels.get(sample.id, 0.5) != 0.5:
+        if sample.id in labels:
             by_prompt.setdefault(sample.prompt_id, []).append(sample)
     return [
         Preference(
