@@ -381,7 +381,9 @@ def _rows(
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     natural = None
     if "pretraining" in aligner.required():
-        natural = pretraining_rows(study, policy, config.pretraining_images, accelerator.autocast())
+        # of one size with the own images, which may be another than the study's
+        size, n = images.samples[0].sampler.image_size_px, config.pretraining_images
+        natural = pretraining_rows(study, policy, n, accelerator.autocast(), size)
         cut = sum(map(policy.is_cut, natural[1]))
         if cut:
             console.print(
