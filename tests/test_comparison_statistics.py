@@ -193,6 +193,16 @@ def test_intervals_over_raters_and_prompts_ballot_by_ballot() -> None:
         assert found[name]["high"] == pytest.approx(min(1, value + margin))
 
 
+def test_wins_less_losses_end_at_minus_one() -> None:
+    """One prompt of five won: −0.6, with a deviation of 0.8 / √5 = 0.36 over prompts."""
+    said = zip("abcde", ("left", *["right"] * 4), strict=True)
+    [ballots] = of.of_comparisons([vote(p, "r", TUNED, BASE, v) for p, v in said]).values()
+    net = shares.two_way(collect(ballots, SIDES), seed=0, resamples=99)["net"]
+    assert net["value"] == pytest.approx(-0.6)
+    assert net["low"] == -1
+    assert net["high"] == pytest.approx(-0.6 + 1.96 * 0.36, abs=0.1)
+
+
 def test_a_row_of_wins_and_losses_by_hand() -> None:
     said = {"a": "left", "b": "right", "c": "tie"}
     votes = [vote(p, r, TUNED, BASE, v) for p, v in said.items() for r in "xy"]
