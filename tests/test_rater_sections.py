@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sayso.types import Comparison, Prompt, Rating
 from sayso.votes.agreement import Agreement, collect
@@ -14,7 +15,7 @@ from sayso.votes.ballots import MARKS, Ballot, of_ratings
 from sayso.votes.bootstrap import Clusters, Interval, draws, percentiles
 from sayso.votes.dawid_skene import dawid_skene
 from sayso.votes.rater_report import comparison_sections, label_gain, plain, rating_section
-from sayso.votes.rater_table import Checks, RaterRow, careless, in_order, rater_table
+from sayso.votes.rater_table import Checks, RaterRow, careless, fails, in_order, rater_table
 
 ROW = RaterRow(
     "r", 50, 2.0, {}, 40, 0.9, 0.8, Checks(0, 0), Checks(0, 0), {}, Interval(0.2, 0.1, 0.44)
@@ -39,6 +40,13 @@ def test_the_edges_of_carelessness(
     change: dict[str, object], skills: list[float], expected: tuple[str, ...]
 ) -> None:
     assert careless(replace(ROW, **change), skills) == expected  # type: ignore[arg-type]
+
+
+def test_checks_are_failed_by_share_and_by_the_binomial_tail() -> None:
+    for n in range(1, 70):
+        for right in range(n + 1):
+            expected = 3 * right < 2 * n and stats.binom.cdf(right, n, 0.9) <= 0.001
+            assert fails(Checks(n, right)) == expected
 
 
 def test_names_that_begin_with_a_number_come_last() -> None:
@@ -80,9 +88,10 @@ def test_rows_hold_the_models_estimates() -> None:
 def test_a_row_without_a_model_by_hand() -> None:
     """b beside a and c: alike with 1 of 2, 2 of 2 and 0 of 1."""
     ballots = [
-        *said("a", "gg-", seconds=1.0), *said("b", "gggs", seconds=2.0), *said("c", "bgb"),
+        *said("a", "gg-g", seconds=1.0), *said("b", "gggs", seconds=2.0), *said("c", "bgb"),
     ]  # fmt: skip
-    ballots[2] = ballots[2]._replace(seconds=9.0)
+    ballots[2] = ballots[2]._replace(seconds=1.0)
+    ballots += [*said("d", "s"), Ballot("j", "p", "x", "good"), Ballot("j", "p", "y", "good")]
     ballots.append(Ballot("t", "p", "b", "bad", 0.1, None, False))
     votes = collect((b for b in ballots if b.attention is None), MARKS)
     with warnings.catch_warnings():
@@ -97,7 +106,12 @@ def test_a_row_without_a_model_by_hand() -> None:
     assert (b.gold, b.attention, b.confusion) == (Checks(0, 0), Checks(1, 0), {})
     assert math.isnan(b.skill.value)
     assert rows[0].seconds == 1.0
+    # nobody else judged the last item of a
+    assert (rows[0].shared, rows[0].agreement) == (2, pytest.approx((1 / 2 + 1) / 2))
     assert rows[2].seconds is None
+    # d judged nothing; x and y could not but agree
+    assert [(r.shared, r.agreement) for r in rows[4:]] == [(1, 1), (1, 1)]
+    assert all(math.isnan(row.kappa) for row in rows[3:])
 
 
 PROMPTS = {
