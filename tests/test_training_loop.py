@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -303,7 +304,9 @@ def half(path: Path, steps: int = 3) -> _Loop:
 def test_a_resumed_run_measures_its_own_speed(tmp_path: Path) -> None:
     """And equals the whole one to the bit."""
     half(tmp_path / "cut")
+    started = time.perf_counter()
     cut, run = train_at(tmp_path / "cut")
+    assert 0 < run.result["seconds"] < time.perf_counter() - started
     whole, other = train_at(tmp_path / "whole")
     assert differences(list(cut.network.parameters()), list(whole.network.parameters())) == 0
     assert run.result["steps"] == 5
