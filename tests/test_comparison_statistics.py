@@ -371,3 +371,17 @@ def test_every_group_of_models_has_a_table_of_its_own(monkeypatch: pytest.Monkey
         1 / (1 + math.exp(-strong["strength"]["value"]))
     )
     assert strengths.standings(votes) == strengths.standings(votes, seed=0)
+
+
+def test_the_reference_is_the_base_or_the_last_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strengths, "RESAMPLES", 25)
+    pair = [vote("p", "r", "z", "m@best-of-2", v) for v in ("left", "tie")]
+    [table] = strengths.standings(pair)
+    assert table["reference"] == "m@best-of-2"
+    old = "base (before 3 May)"
+    [table] = strengths.standings([*pair, vote("p", "r", "z", BASE, "left"),
+                                   vote("p", "r", old, BASE, "left")])  # fmt: skip
+    assert table["reference"] == BASE
+    votes = random_votes(1, 6, 4, (TUNED, BEST, BASE))
+    assert strengths.standings(votes) == strengths.standings(votes, seed=0)
+    assert strengths.standings(votes) != strengths.standings(votes, seed=1)

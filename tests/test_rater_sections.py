@@ -14,7 +14,13 @@ from sayso.votes.agreement import Agreement, collect
 from sayso.votes.ballots import MARKS, Ballot, of_ratings
 from sayso.votes.bootstrap import Clusters, Interval, draws, percentiles
 from sayso.votes.dawid_skene import dawid_skene
-from sayso.votes.rater_report import comparison_sections, label_gain, plain, rating_section
+from sayso.votes.rater_report import (
+    comparison_sections,
+    label_gain,
+    label_quality,
+    plain,
+    rating_section,
+)
 from sayso.votes.rater_table import Checks, RaterRow, careless, fails, in_order, rater_table
 
 ROW = RaterRow(
@@ -228,3 +234,28 @@ def test_what_json_can_hold() -> None:
     }  # fmt: skip
     assert plain(Checks(4, 3)) == {"n": 4, "right": 3, "share": 0.75}
     assert plain(Checks(0, 0)) == {"n": 0, "right": 0, "share": None}
+
+
+def test_two_judgements_of_an_item_are_enough_for_estimates() -> None:
+    two = {s: replace(p, category="count" if s == "i0" else "colour") for s, p in PROMPTS.items()}
+    section = rating_section(marks({"a": "ggbb", "b": "gbbb"}), two, resamples=0)
+    assert section is not None
+    assert section.estimation is not None
+    assert all(math.isfinite(row.skill.value) for row in section.raters)
+    assert list(section.groups) == ["all", "count", "colour"]
+
+
+def test_prompts_of_no_known_category_are_in_no_group() -> None:
+    votes = [
+        Comparison(p, p, ("a",), ("b",), "x", "base", "r", "alignment", "left", False, 0.0, 1.0)
+        for p in ("p0", "p1", "unknown")
+    ]
+    [section] = comparison_sections(votes, PROMPTS.values(), resamples=0)
+    assert list(section.groups) == ["all", "colour", "zebra"]
+    assert section.groups["all"].items == 3
+
+
+def test_accuracy_of_labels_by_hand() -> None:
+    truth = {"a": True, "b": False, "c": True, "d": True}
+    found = label_quality({"a": 0.9, "b": 0.1, "c": 0.6, "d": 0.4}, truth)
+    assert found["accuracy"] == 3 / 4
