@@ -101,7 +101,7 @@ def api(site: Site) -> APIRouter:
     def next_pages(request: Request, body: NextBody, token: Token = "") -> NextAnswer:
         """Lease pages: those that the rater holds and the browser lost first, then new ones."""
         asker = changing(request, token)
-        with site.write() as db:
+        with site.write(shares=True) as db:
             task = _open_task(site, db, asker.person)
             pages, gave_up = hand_out(
                 db, task, asker.person, body.have, body.n, site.clock(), site.usable
@@ -147,7 +147,7 @@ def api(site: Site) -> APIRouter:
 def _store_vote(site: Site, asker: Asker, vote: Vote) -> tuple[VoteAnswer, bool]:
     around = Circumstances(asker.session.id, site.app_version, site.clock())
     try:
-        with site.write() as db:
+        with site.write(shares=True) as db:
             receipt = cast_vote(db, asker.person, vote, around)
             progress = _progress(db, receipt.task, asker.person)
     except VoteRefused as refused:
