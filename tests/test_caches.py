@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,12 @@ from clips import colour_study, tiny_clip
 from PIL import Image
 from studies import random_study
 
+from sayso import pretraining
 from sayso.clip import ClipEncoder, embed_samples
 from sayso.models import load_policy
+from sayso.pretraining import open_pretraining
 from sayso.study import Study
+from sayso.tinyworld import render
 from sayso.training_data import pretraining_rows
 
 CPU = torch.device("cpu")
@@ -105,6 +110,29 @@ def test_natural_images_in_another_place_are_the_same(study: Study, tmp_path: Pa
     study.info = replace(study.info, pretraining=str(tmp_path / "moved"))
     assert torch.equal(rows(study)[0], first)
     assert len(list(study.cache.glob("pretraining-*"))) == 1
+
+
+def test_scenes_drawn_by_another_renderer_are_encoded_anew(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.info = replace(study.info, pretraining="tinyworld")
+    first, _ = rows(study)
+    before = open_pretraining(study).train_identity(6)
+    monkeypatch.setattr(render, "render", lambda *_: np.zeros((32, 32, 3), np.uint8))
+    assert torch.equal(rows(study)[0], first), "kept, for the renderer's source is the same"
+    monkeypatch.setattr(pretraining, "file_digest", lambda path: path.name)
+    assert open_pretraining(study).train_identity(6) != before
+    assert not torch.equal(rows(study)[0], first)
+
+
+def test_the_renderer_is_known_whole() -> None:
+    """Every module that drawing a scene needs is in the hash of what draws."""
+    code = (
+        "import sys; from sayso.tinyworld import defaults, render\n"
+        "print(*(n for n in sys.modules if n.startswith('sayso.tinyworld.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {f"sayso.tinyworld.{name}" for name in pretraining.RENDERER}
 
 
 def test_embeddings_are_of_the_picture_that_is_there(tmp_path: Path) -> None:

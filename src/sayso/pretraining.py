@@ -9,6 +9,7 @@ import numpy as np
 
 from sayso import files
 from sayso.errors import UserError
+from sayso.hashes import file_digest
 from sayso.progress import console
 from sayso.study import HeldOut, Study
 from sayso.types import digest
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 HELDOUT_SHARE = 0.1
 """Share of a folder's images, on average, that is kept for measuring and never trained on."""
+RENDERER = ("defaults", "drawing", "render", "scenery", "scenes")
+"""The modules of the tiny world that draw a scene and word its caption."""
 
 
 class PretrainingSet(ABC):
@@ -43,10 +46,23 @@ class PretrainingSet(ABC):
 
     @abstractmethod
     def train_identity(self, n: int) -> str:
-        """A hash of the captions and image files behind `train(n)`, without decoding an image."""
+        """A hash of all that decides `train(n)`, without drawing or decoding an image."""
+
+    def earlier_identity(self, n: int) -> str:
+        """The hash that versions of before computed in its place."""
+        return self.train_identity(n)
 
     @abstractmethod
     def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]: ...
+
+
+def drawn_by() -> str:
+    """A hash of what draws the tiny world's scenes and words their captions."""
+    import PIL
+
+    folder = Path(__file__).with_name("tinyworld")
+    sources = [file_digest(folder / f"{name}.py") for name in RENDERER]
+    return digest([*sources, np.__version__, PIL.__version__])
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,9 @@ class _TinyWorld(PretrainingSet):
         return [self._caption("heldout", i)[0] for i in range(n)]
 
     def train_identity(self, n: int) -> str:
+        return digest([self.earlier_identity(n), drawn_by()])
+
+    def earlier_identity(self, n: int) -> str:
         return digest(["tinyworld", self.seed, self.image_size_px, n])
 
     def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]:
