@@ -398,6 +398,6 @@ def test_advice_fits_the_step_and_the_format(
     tmp_path: Path, step: int, precision: str, advice: str
 ) -> None:
     log = loop_at(tmp_path / "r", precision).log
-    with pytest.raises(UserError, match=advice):
+    with pytest.raises(UserError, match=f"; {advice}.* under another --name$"):
         log._check(step, {"loss": math.nan, "grad_norm": 1.0})
     log._check(step, {"loss": 1.0, "grad_norm": 1.0})

@@ -13,6 +13,7 @@ from torch import Tensor
 from sayso import metrics
 from sayso.clip import ClipEncoder, stacked
 from sayso.devices import make_accelerator
+from sayso.errors import quoted
 from sayso.finite import refuse_not_finite
 from sayso.pretraining import open_pretraining
 from sayso.study import Study
@@ -78,7 +79,8 @@ def fidelity(
     if not shared:
         return _skipped(
             f"no images for the fidelity prompts of both base and {model}; draw them with: sayso "
-            f"generate {study.path} --prompts fidelity --per-prompt 1 --model {model}"
+            f"generate {quoted(study.path)} --prompts fidelity --per-prompt 1 "
+            f"--model {quoted(model)}"
         )
     order = [key for key in by_role["base"] if key in shared]
     chosen = {role: [samples[key] for key in order] for role, samples in by_role.items()}

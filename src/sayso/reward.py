@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.clip import ClipEncoder, embed_samples, resolve_clip, stacked
-from sayso.errors import UserError, unknown_name
+from sayso.errors import UserError, quoted, unknown_name
 from sayso.identity import canonical_run
 from sayso.inputs import refuse_edited
 from sayso.plugins import is_plugin, load_plugin, plugin_names
@@ -158,8 +158,8 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     kind: type[Any] = load_plugin("reward", name, Reward)
     if issubclass(kind, TrainableReward):
         raise UserError(
-            f"reward {name!r} has to learn first: run sayso fit --reward {name}, then give "
-            f"runs/fit-{Path(name).stem}"
+            f"reward {name!r} has to learn first: run sayso fit --reward {quoted(name)}, then "
+            f"give runs/fit-{Path(name).stem}"
         )
     reward = kind()
     reward.prepare(study, device)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sayso import files
-from sayso.errors import UserError, unknown_name
+from sayso.errors import UserError, quoted, unknown_name
 from sayso.identity import canonical_options, canonical_run, stored_model
 from sayso.records import from_row
 from sayso.run import Run, open_run
@@ -81,7 +81,7 @@ class Study:
         if path.is_file():
             raise UserError(f"{path} is a file; give the study's folder")
         if not (path / "study.json").is_file():
-            raise UserError(f"no study at {path}; make one with: sayso new {path}")
+            raise UserError(f"no study at {path}; make one with: sayso new {quoted(path)}")
         return cls(path, _parse_info(path, files.read_json(path / "study.json")))
 
     def with_models(self, **places: str) -> "Study":
@@ -100,7 +100,7 @@ class Study:
         rows = files.read_lines(self.path / "prompts.jsonl")
         if not rows:
             raise UserError(
-                f"{self.path} has no prompts; make some with: sayso prompts {self.path}"
+                f"{self.path} has no prompts; make some with: sayso prompts {quoted(self.path)}"
             )
         where = self.path / "prompts.jsonl"
         prompts = [from_row(Prompt, row, f"{where} line {n}") for n, row in enumerate(rows, 1)]

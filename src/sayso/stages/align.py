@@ -11,7 +11,7 @@ from sayso.devices import (
     main_process_first,
     make_accelerator,
 )
-from sayso.errors import UserError, check_seed
+from sayso.errors import UserError, check_seed, quoted
 from sayso.files import JsonObject
 from sayso.generations import say
 from sayso.identity import canonical_config, weights_identity
@@ -299,7 +299,7 @@ def _own_images(study: Study, config: AlignConfig) -> _OwnImages:
     if not samples:
         raise UserError(
             f"there are no images of {model!r} for train prompts; make some with: "
-            f"sayso generate {study.path} --model {model}"
+            f"sayso generate {quoted(study.path)} --model {quoted(model)}"
         )
     imported = sum(not sample.latents for sample in samples)
     if imported:
@@ -338,7 +338,7 @@ def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: l
             if not count:
                 raise UserError(
                     f"aligner {name} needs ratings of both kinds, and no image of {config.model!r} "
-                    f"is rated {word}; rate more images: sayso rate {study.path}"
+                    f"is rated {word}; rate more images: sayso rate {quoted(study.path)}"
                 )
     if "reward" in needs and config.reward.startswith("runs/"):
         _ = study.find_run(config.reward).result

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sayso import files
-from sayso.errors import UserError
+from sayso.errors import UserError, quoted
 from sayso.generations import IDENTITY, Generations, own_name, say
 from sayso.identity import IMPORTED, canonical_config, chosen_from, reward_identity
 from sayso.progress import console
@@ -145,7 +145,8 @@ def _gather(study: Study, config: EvaluateConfig) -> _Material:
         if model not in by_model:
             raise UserError(
                 f"there are no images of {model} for {config.prompts} prompts; draw some with: "
-                f"sayso generate {study.path} --model {model} --prompts {config.prompts}"
+                f"sayso generate {quoted(study.path)} --model {quoted(model)} "
+                f"--prompts {config.prompts}"
             )
     fidelity = {p.id for p in study.prompts("fidelity")}
     drawn = _by_model((s for s in present if s.model in ("base", config.model)), fidelity)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sayso import files
-from sayso.errors import UserError
+from sayso.errors import UserError, quoted
 from sayso.exporting.formats import ExportOptions, load_format, need_pyarrow
 from sayso.progress import console
 from sayso.study import Study
@@ -79,7 +79,7 @@ def _simulated(study: Study, config: ExportConfig) -> bool:
     if there[simulated] is None:
         who = {"auto": "anybody", "simulated": "simulated raters"}.get(config.raters, "people")
         raise UserError(
-            f"{study.path} has no votes of {who}; collect some with sayso rate {study.path}"
+            f"{study.path} has no votes of {who}; collect some with sayso rate {quoted(study.path)}"
         )
     return simulated
 

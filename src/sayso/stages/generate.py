@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sayso.policy import Cond, Policy
     from sayso.reward import Reward
 
+MOST_IMAGES = 10_000_000
+"""Of one plan; the records of more would not fit the memory."""
 Drawing = tuple[Prompt, Sample]
 """One image to draw: its prompt and the record it will have."""
 
@@ -240,6 +242,11 @@ def _drawings(study: Study, config: GenerateConfig, identity: str) -> list[Drawi
     sampler = config.sampler(study)
     per_prompt = config.best_of or config.per_prompt
     numbers = {} if per_prompt else _numbers_of_the_set(study, prompts)
+    if per_prompt * len(prompts) > MOST_IMAGES:
+        raise UserError(
+            f"{per_prompt} images for each of {len(prompts)} prompts are more than a study holds; "
+            f"give --per-prompt or --best-of {MOST_IMAGES // len(prompts)} or less"
+        )
     return [
         (prompt, _record(study, prompt, config.model, seed, sampler, identity))
         for prompt in prompts

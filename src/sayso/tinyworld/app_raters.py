@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sqlalchemy import Connection, select
 
-from sayso.errors import UserError
+from sayso.errors import UserError, quoted
 from sayso.pictures import read_picture
 from sayso.progress import progress
 from sayso.prompts import ASKED, load_grammar, phrase
@@ -103,7 +103,8 @@ def _link(db: Connection, name: str, study: Study) -> str:
         return people.add(db, name, "rater", simulated=True)
     if not known["active"]:
         raise UserError(
-            f"{name} is switched off; let it rate with: sayso raters {study.path} on {name}"
+            f"{name} is switched off; let it rate with: sayso raters {quoted(study.path)} on "
+            f"{quoted(name)}"
         )
     return people.new_link(db, name)
 

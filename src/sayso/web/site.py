@@ -133,7 +133,7 @@ class Site:
             known = sessions.verify(self.secret, request.cookies[self.cookie])
             if known == asker.session:
                 return
-        self.set_cookie(request, response, sessions.renewed(asker.session))
+        self.set_cookie(request, response, asker.session)
 
     def set_cookie(self, request: Request, response: Response, session: Session) -> None:
         response.set_cookie(
