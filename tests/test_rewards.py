@@ -230,6 +230,15 @@ def test_each_sample_is_scored_with_its_own_text_in_portions(study: Study) -> No
     assert not scores.requires_grad
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 1)])
+def test_a_reward_without_one_score_for_each_image_is_refused(
+    study: Study, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(Reads, "score", lambda self, images, prompts: torch.ones(shape))
+    with pytest.raises(UserError, match=r"Reads gave scores of shape \[.* for 2 images"):
+        Reads().score_samples(study, study.samples()[:2], ["1", "2"])
+
+
 # names
 
 

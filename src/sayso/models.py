@@ -6,9 +6,11 @@ import torch
 
 from sayso.errors import UserError
 from sayso.files import read_json
+from sayso.identity import model_folder
 from sayso.plugins import load_plugin, plugin_names
 from sayso.policy import Policy
 from sayso.study import Study
+from sayso.types import Sampler
 from sayso.weights import VARIANTS
 
 
@@ -87,6 +89,15 @@ def load_policy(study: Study, model: str, device: torch.device) -> Policy:
     for weights in runs:
         policy.load_weights(weights)
     return policy
+
+
+def evaluations(study: Study, sampler: Sampler) -> int | None:
+    """Network evaluations for a picture; None if the base is not on this machine."""
+    folder = model_folder(study.info.base_model, "pipeline")
+    if folder is None:
+        return None
+    once = family(folder).evaluations(folder, sampler.num_inference_steps)
+    return once * (2 if sampler.guidance_scale > 1 else 1)
 
 
 def model_folders(study: Study, model: str) -> list[Path]:

@@ -57,13 +57,18 @@ class Reward(ABC):
     ) -> Float[Tensor, " n"]:
         """Score stored samples against their texts, on the CPU, without gradients.
 
-        Raises: UserError: if a score is not finite (the first sample is named) or an image is
-            missing or damaged.
+        Raises: UserError: if there is not one score for each, a score is not finite (the first
+            sample is named) or an image is missing or damaged.
         """
         if not samples:
             return torch.zeros(0)
         with torch.no_grad():
             scores = self._score_stored(study, samples, texts).float().cpu()
+        if scores.shape != (len(samples),):
+            raise UserError(
+                f"reward {type(self).__name__} gave scores of shape {list(scores.shape)} for "
+                f"{len(samples)} images; let its score return one number for each"
+            )
         for sample, finite in zip(samples, scores.isfinite().tolist(), strict=True):
             if not finite:
                 raise UserError(

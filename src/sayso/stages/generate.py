@@ -115,6 +115,8 @@ class GenerateConfig:
 
 def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
     """What would be done: images, those there already, network evaluations, disk."""
+    from sayso.models import evaluations
+
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
     missing = sum(len(batch) for batch in _missing(study, config, drawings))
@@ -123,8 +125,7 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
         "images": len(drawings),
         "still to draw": missing,
         "images at once": config.batch_size,
-        "network evaluations per image": sampler.num_inference_steps
-        * (2 if sampler.guidance_scale > 1 else 1),
+        "network evaluations per image": evaluations(study, sampler),
         "disk, at most, MB": round(missing * 3 * sampler.image_size_px**2 / 1e6, 1),
     }
 
