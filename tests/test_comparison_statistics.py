@@ -193,6 +193,16 @@ def test_intervals_over_raters_and_prompts_ballot_by_ballot() -> None:
         assert found[name]["high"] == pytest.approx(min(1, value + margin))
 
 
+def test_wins_less_losses_end_at_minus_one() -> None:
+    """One prompt of five won: −0.6, with a deviation of 0.8 / √5 = 0.36 over prompts."""
+    said = zip("abcde", ("left", *["right"] * 4), strict=True)
+    [ballots] = of.of_comparisons([vote(p, "r", TUNED, BASE, v) for p, v in said]).values()
+    net = shares.two_way(collect(ballots, SIDES), seed=0, resamples=99)["net"]
+    assert net["value"] == pytest.approx(-0.6)
+    assert net["low"] == -1
+    assert net["high"] == pytest.approx(-0.6 + 1.96 * 0.36, abs=0.1)
+
+
 def test_a_row_of_wins_and_losses_by_hand() -> None:
     said = {"a": "left", "b": "right", "c": "tie"}
     votes = [vote(p, r, TUNED, BASE, v) for p, v in said.items() for r in "xy"]
@@ -361,3 +371,17 @@ def test_every_group_of_models_has_a_table_of_its_own(monkeypatch: pytest.Monkey
         1 / (1 + math.exp(-strong["strength"]["value"]))
     )
     assert strengths.standings(votes) == strengths.standings(votes, seed=0)
+
+
+def test_the_reference_is_the_base_or_the_last_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strengths, "RESAMPLES", 25)
+    pair = [vote("p", "r", "z", "m@best-of-2", v) for v in ("left", "tie")]
+    [table] = strengths.standings(pair)
+    assert table["reference"] == "m@best-of-2"
+    old = "base (before 3 May)"
+    [table] = strengths.standings([*pair, vote("p", "r", "z", BASE, "left"),
+                                   vote("p", "r", old, BASE, "left")])  # fmt: skip
+    assert table["reference"] == BASE
+    votes = random_votes(1, 6, 4, (TUNED, BEST, BASE))
+    assert strengths.standings(votes) == strengths.standings(votes, seed=0)
+    assert strengths.standings(votes) != strengths.standings(votes, seed=1)

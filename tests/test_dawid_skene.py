@@ -325,3 +325,12 @@ def test_it_stops_when_no_probability_moves_any_more() -> None:
     assert np.abs(model.probabilities - short.probabilities).max() < 1e-8
     before = dawid_skene(judged, max_iterations=n - 2)
     assert np.abs(short.probabilities - before.probabilities).max() >= 1e-8
+
+
+def test_a_last_rater_who_never_gives_the_last_answer() -> None:
+    rows = [Ballot(f"i{i}", "p", r, v) for i in range(3) for r, v in zip("ab", "xy", strict=True)]
+    rows = [b._replace(value="x") if b.rater == "b" else b._replace(value="y") for b in rows]
+    votes = collect(rows, ("x", "y"))
+    model = dawid_skene(votes, max_iterations=1)
+    assert model.votes.sum((1, 2)) == pytest.approx([3, 3])
+    assert model.votes[1, :, 1] == pytest.approx([0, 0])

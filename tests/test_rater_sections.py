@@ -7,14 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sayso.types import Comparison, Prompt, Rating
 from sayso.votes.agreement import Agreement, collect
 from sayso.votes.ballots import MARKS, Ballot, of_ratings
 from sayso.votes.bootstrap import Clusters, Interval, draws, percentiles
 from sayso.votes.dawid_skene import dawid_skene
-from sayso.votes.rater_report import comparison_sections, label_gain, plain, rating_section
-from sayso.votes.rater_table import Checks, RaterRow, careless, in_order, rater_table
+from sayso.votes.rater_report import (
+    comparison_sections,
+    label_gain,
+    label_quality,
+    plain,
+    rating_section,
+)
+from sayso.votes.rater_table import Checks, RaterRow, careless, fails, in_order, rater_table
 
 ROW = RaterRow(
     "r", 50, 2.0, {}, 40, 0.9, 0.8, Checks(0, 0), Checks(0, 0), {}, Interval(0.2, 0.1, 0.44)
@@ -39,6 +46,13 @@ def test_the_edges_of_carelessness(
     change: dict[str, object], skills: list[float], expected: tuple[str, ...]
 ) -> None:
     assert careless(replace(ROW, **change), skills) == expected  # type: ignore[arg-type]
+
+
+def test_checks_are_failed_by_share_and_by_the_binomial_tail() -> None:
+    for n in range(1, 70):
+        for right in range(n + 1):
+            expected = 3 * right < 2 * n and stats.binom.cdf(right, n, 0.9) <= 0.001
+            assert fails(Checks(n, right)) == expected
 
 
 def test_names_that_begin_with_a_number_come_last() -> None:
@@ -80,9 +94,10 @@ def test_rows_hold_the_models_estimates() -> None:
 def test_a_row_without_a_model_by_hand() -> None:
     """b beside a and c: alike with 1 of 2, 2 of 2 and 0 of 1."""
     ballots = [
-        *said("a", "gg-", seconds=1.0), *said("b", "gggs", seconds=2.0), *said("c", "bgb"),
+        *said("a", "gg-g", seconds=1.0), *said("b", "gggs", seconds=2.0), *said("c", "bgb"),
     ]  # fmt: skip
-    ballots[2] = ballots[2]._replace(seconds=9.0)
+    ballots[2] = ballots[2]._replace(seconds=1.0)
+    ballots += [*said("d", "s"), Ballot("j", "p", "x", "good"), Ballot("j", "p", "y", "good")]
     ballots.append(Ballot("t", "p", "b", "bad", 0.1, None, False))
     votes = collect((b for b in ballots if b.attention is None), MARKS)
     with warnings.catch_warnings():
@@ -97,7 +112,12 @@ def test_a_row_without_a_model_by_hand() -> None:
     assert (b.gold, b.attention, b.confusion) == (Checks(0, 0), Checks(1, 0), {})
     assert math.isnan(b.skill.value)
     assert rows[0].seconds == 1.0
+    # nobody else judged the last item of a
+    assert (rows[0].shared, rows[0].agreement) == (2, pytest.approx((1 / 2 + 1) / 2))
     assert rows[2].seconds is None
+    # d judged nothing; x and y could not but agree
+    assert [(r.shared, r.agreement) for r in rows[4:]] == [(1, 1), (1, 1)]
+    assert all(math.isnan(row.kappa) for row in rows[3:])
 
 
 PROMPTS = {
@@ -214,3 +234,28 @@ def test_what_json_can_hold() -> None:
     }  # fmt: skip
     assert plain(Checks(4, 3)) == {"n": 4, "right": 3, "share": 0.75}
     assert plain(Checks(0, 0)) == {"n": 0, "right": 0, "share": None}
+
+
+def test_two_judgements_of_an_item_are_enough_for_estimates() -> None:
+    two = {s: replace(p, category="count" if s == "i0" else "colour") for s, p in PROMPTS.items()}
+    section = rating_section(marks({"a": "ggbb", "b": "gbbb"}), two, resamples=0)
+    assert section is not None
+    assert section.estimation is not None
+    assert all(math.isfinite(row.skill.value) for row in section.raters)
+    assert list(section.groups) == ["all", "count", "colour"]
+
+
+def test_prompts_of_no_known_category_are_in_no_group() -> None:
+    votes = [
+        Comparison(p, p, ("a",), ("b",), "x", "base", "r", "alignment", "left", False, 0.0, 1.0)
+        for p in ("p0", "p1", "unknown")
+    ]
+    [section] = comparison_sections(votes, PROMPTS.values(), resamples=0)
+    assert list(section.groups) == ["all", "colour", "zebra"]
+    assert section.groups["all"].items == 3
+
+
+def test_accuracy_of_labels_by_hand() -> None:
+    truth = {"a": True, "b": False, "c": True, "d": True}
+    found = label_quality({"a": 0.9, "b": 0.1, "c": 0.6, "d": 0.4}, truth)
+    assert found["accuracy"] == 3 / 4
