@@ -95,8 +95,8 @@ class Site:
     def read(self) -> AbstractContextManager[Connection]:
         return self.database.read()
 
-    def write(self) -> AbstractContextManager[Connection]:
-        return self.database.write()
+    def write(self, shares: bool = False) -> AbstractContextManager[Connection]:
+        return self.database.write(shares)
 
     # people
 
