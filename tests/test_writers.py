@@ -13,7 +13,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 
 from sayso.feedback.database import ConflictError, Database, StoreError
-from sayso.writers import MOST
+from sayso.feedback.writers import MOST
 
 Write = Callable[[Connection], None]
 

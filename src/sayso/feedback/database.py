@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from sayso.base.errors import UserError
 from sayso.base.extras import install
 from sayso.feedback import vote_tables as tables
-from sayso.writers import MOST, NoTurn, Writers
+from sayso.feedback.writers import MOST, NoTurn, Writers
 
 BUSY_TIMEOUT_S = 10.0
 _UNNOTICED_S = 0.1
