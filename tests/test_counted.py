@@ -100,11 +100,11 @@ def test_every_trait_speaks_in_some_purpose_and_no_vote_counts_twice_over():
     assert named == set(Standing.__slots__)
     for flags in itertools.product((False, True), repeat=len(Standing.__slots__)):
         vote = Standing(*flags)
-        assert not (counts(vote, "ballot") and counts(vote, "decision"))
+        assert not (counts(vote, "vote") and counts(vote, "decision"))
         if counts(vote, "label") or counts(vote, "place"):
-            assert counts(vote, "ballot")
-        if counts(vote, "ballot"):
-            assert counts(vote, "answer")
+            assert counts(vote, "vote")
+        if counts(vote, "vote"):
+            assert counts(vote, "opinion")
         if vote.superseded:
             assert not any(counts(vote, purpose) for purpose in RULES)
 
@@ -112,9 +112,9 @@ def test_every_trait_speaks_in_some_purpose_and_no_vote_counts_twice_over():
 TABLE: dict[Purpose, set[str]] = {
     "label": MARKS | {"simulated"},
     "decision": {"decision"},
-    "ballot": OWN | {"simulated"},
+    "vote": OWN | {"simulated"},
     "check": {"gold", "attention"},
-    "answer": OWN | {"simulated", "excluded"},
+    "opinion": OWN | {"simulated", "excluded"},
     "place": (OWN - {"surplus", "gold"}) | {"simulated"},
     "work": OWN | {"simulated", "excluded", "attention", "struck attention"},
 }
@@ -132,11 +132,11 @@ def test_the_table(purpose: Purpose):
 
 
 def test_why_a_vote_is_left_out():
-    assert why_not(Standing(excluded=True, attention=True), "ballot") == "excluded"
+    assert why_not(Standing(excluded=True, attention=True), "vote") == "excluded"
     assert why_not(Standing(), "check") == "ordinary"
     votes = [Standing(), Standing(decision=True), Standing(excluded=True), Standing(excluded=True)]
-    assert left_out(votes, "ballot") == {"decision": 1, "excluded": 2}
-    assert in_words(left_out(votes, "ballot")) == (
+    assert left_out(votes, "vote") == {"decision": 1, "excluded": 2}
+    assert in_words(left_out(votes, "vote")) == (
         "1 reviewers' decisions, which are labels, 2 of raters whom an admin has excluded"
     )
     assert in_words({}) == ""

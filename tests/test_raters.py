@@ -22,8 +22,8 @@ from sayso.reporting.summary import summarise
 from sayso.stages.agreement import AgreementConfig, agreement, plan
 from sayso.stages.report import report
 from sayso.study.study import Study
-from sayso.votes.agreement import Ballot, collect
-from sayso.votes.ballots import MARKS
+from sayso.votes.agreement import ItemVote, collect
+from sayso.votes.item_votes import MARKS
 from sayso.votes.rater_report import label_gain, label_quality, plain
 from sayso.votes.rater_table import (
     RULES,
@@ -41,17 +41,17 @@ ROW = RaterRow(
 SKILLS = [0.9, 0.85, 0.88, 0.9]
 
 
-def table_of(ballots: list[Ballot]) -> dict[str, RaterRow]:
-    votes = collect((b for b in ballots if b.attention is None), MARKS)
-    rows = rater_table(ballots, votes, votes.without("skip"), None)
+def table_of(item_votes: list[ItemVote]) -> dict[str, RaterRow]:
+    votes = collect((b for b in item_votes if b.attention is None), MARKS)
+    rows = rater_table(item_votes, votes, votes.without("skip"), None)
     return {row.rater: row for row in rows}
 
 
-def marks(rater: str, values: str, **more: object) -> list[Ballot]:
+def marks(rater: str, values: str, **more: object) -> list[ItemVote]:
     """One vote an item: g good, b bad, s skip, - none."""
     names = {"g": "good", "b": "bad", "s": "skip"}
     return [
-        Ballot(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
+        ItemVote(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
         for k, v in enumerate(values)
         if v != "-"
     ]
@@ -81,8 +81,8 @@ def test_who_answers_always_the_same_agrees_by_chance_alone() -> None:
 
 
 def test_checks_are_counted_and_attention_counts_for_nothing_else() -> None:
-    gold = [Ballot(f"g{k}", "p", "a", "good", gold=k > 0) for k in range(4)]
-    attention = [Ballot(f"t{k}", "p", "a", "bad", attention=k == 0) for k in range(5)]
+    gold = [ItemVote(f"g{k}", "p", "a", "good", gold=k > 0) for k in range(4)]
+    attention = [ItemVote(f"t{k}", "p", "a", "bad", attention=k == 0) for k in range(5)]
     row = table_of([*marks("a", "gg"), *gold, *attention])["a"]
     assert row.gold == Checks(4, 3)
     assert row.attention == Checks(5, 1)

@@ -24,7 +24,7 @@ from sayso.base.types import Comparison, Prompt, Rating
 from sayso.feedback import work_tables
 from sayso.study.study import Study
 from sayso.votes import counted
-from sayso.votes.ballots import of_comparisons
+from sayso.votes.item_votes import of_comparisons
 from sayso.web import serving
 from sayso.web.admin import overview
 from sayso.web.work import checks
@@ -322,9 +322,11 @@ def test_who_sees_no_difference_in_a_check_of_comparisons_fails_none(
     row = overview.totals(votes, office.clock.now).raters["ann"]
     failed = n if wrong else 0
     assert (row["attention_right"], row["attention_n"]) == (0, failed)
-    ballots = [b for found in of_comparisons(study.feedback.comparisons()).values() for b in found]
-    assert [b.attention for b in ballots if b.attention is not None] == [False] * failed
-    assert len(ballots) - failed == (0 if value == "skip" else 16), "checks are no ballots"
+    item_votes = [
+        b for found in of_comparisons(study.feedback.comparisons()).values() for b in found
+    ]
+    assert [b.attention for b in item_votes if b.attention is not None] == [False] * failed
+    assert len(item_votes) - failed == (0 if value == "skip" else 16), "a check is not a vote"
     boss = office.client("boss")
     answers = boss.http.get("/admin/raters/answers?name=ann").text
     assert ("check, wrong" in answers) is wrong

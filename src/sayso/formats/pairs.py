@@ -52,7 +52,7 @@ def _comparisons(votes: Path, question: str) -> Iterator[dict]:
     columns += ["value", "rater", "answered_at", "counts_as"]
     for row in read_votes(votes, columns):
         asked = row["kind"] == "comparison" and row["question"] == question
-        if asked and row["counts_as"] == "ballot" and row["value"] != "skip":
+        if asked and row["counts_as"] == "vote" and row["value"] != "skip":
             yield row
 
 

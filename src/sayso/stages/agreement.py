@@ -12,9 +12,9 @@ from sayso.base.types import QUESTIONS, Comparison, Prompt, Rating, Sample
 from sayso.study.generations import Generations
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.votes.ballots import fingerprint
 from sayso.votes.counted import GOLD, is_for
-from sayso.votes.labels import METHODS, judgements
+from sayso.votes.item_votes import fingerprint
+from sayso.votes.labels import METHODS, good_and_bad
 from sayso.votes.rater_print import show
 from sayso.votes.rater_report import (
     Section,
@@ -148,7 +148,7 @@ def _careless(sections: Sequence[Section]) -> list[str]:
 
 def _labels(study: Study, config: AgreementConfig, votes: _Votes) -> dict[str, Any]:
     ratings = [r for r in votes.ratings if r.question == "alignment"]
-    marks = judgements(ratings)
+    marks = good_and_bad(ratings)
     per_image = marks.counts().sum(1)
     shared = {name: i for i, name in enumerate(marks.items) if per_image[i] > 1}
     if not shared:

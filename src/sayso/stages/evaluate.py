@@ -287,7 +287,7 @@ def _compared(study: Study, material: _Material) -> dict[str, Any]:
     from sayso.votes.standings import standings
 
     seed, prompts = study.info.seed, set(material.prompts)
-    counted = [v for v in study.feedback.comparisons() if is_for(v, "ballot")]
+    counted = [v for v in study.feedback.comparisons() if is_for(v, "vote")]
     votes = [v for v in counted if v.prompt_id in prompts]
     reasons = [_unfit(material, vote) for vote in votes]
     left_out = Counter(reason for reason in reasons if reason)
