@@ -87,7 +87,7 @@ def test_nothing_can_be_said_of_single_or_equal_votes(votes: list[list[int]]) ->
     assert math.isnan(fleiss_kappa(counted(votes, 2)))
 
 
-def test_alpha_looks_low_on_skewed_answers() -> None:
+def test_alpha_looks_low_on_skewed_votes() -> None:
     """The same share of pairs alike, 90 %: half good and half bad, or nearly all good."""
     even = [[0, 0]] * 45 + [[1, 1]] * 45 + [[0, 1]] * 10
     skewed = [[0, 0]] * 90 + [[0, 1]] * 10
@@ -159,8 +159,8 @@ def test_the_order_of_votes_does_not_matter() -> None:
     first, second = collect(rows, CLASSES), collect(rows[::-1], CLASSES)
     assert first.items == second.items
     assert np.array_equal(first.rater, second.rater)
-    a = measure(first, everything(first), judging=2, resamples=50, seed=1)
-    assert a == measure(second, everything(second), judging=2, resamples=50, seed=1)
+    a = measure(first, everything(first), n_unskipped=2, resamples=50, seed=1)
+    assert a == measure(second, everything(second), n_unskipped=2, resamples=50, seed=1)
 
 
 def test_two_votes_of_a_rater_on_an_item_are_refused() -> None:
@@ -173,7 +173,7 @@ def test_two_votes_of_a_rater_on_an_item_are_refused() -> None:
 def test_skips_count_in_the_rates_alone() -> None:
     rows = item_votes()
     votes = collect(rows, CLASSES)
-    found = measure(votes, everything(votes), judging=2, resamples=0, seed=0)["all"]
+    found = measure(votes, everything(votes), n_unskipped=2, resamples=0, seed=0)["all"]
     judged = votes.without("skip")
     assert judged.classes == ("good", "bad")
     assert judged.items == votes.items
@@ -189,7 +189,7 @@ def test_groups_are_measured_on_their_own_items() -> None:
     votes = collect(item_votes(), CLASSES)
     mask = np.arange(len(votes.items)) % 3 == 0
     groups = {**everything(votes), "third": mask}
-    found = measure(votes, groups, judging=2, resamples=20, seed=0)
+    found = measure(votes, groups, n_unskipped=2, resamples=20, seed=0)
     assert found["third"].items == 8
     counts = votes.without("skip").counts()[mask]
     assert found["third"].alpha.value == pytest.approx(krippendorff_alpha(counts))
@@ -205,7 +205,7 @@ def test_measured_agreement_and_rates_by_hand() -> None:
     ]
     votes = collect(rows, CLASSES)
     groups = {**everything(votes), "last": np.array([False, False, True, True, True])}
-    found = measure(votes, groups, judging=2, resamples=0, seed=0)
+    found = measure(votes, groups, n_unskipped=2, resamples=0, seed=0)
     assert found["all"].agreement.value == pytest.approx((1 + 1 / 3 + 0) / 3)
     assert found["last"].agreement.value == 0
     rates = {name: [r.value for r in group.rates.values()] for name, group in found.items()}
@@ -261,7 +261,7 @@ def test_raters_are_drawn_anew() -> None:
         for r in range(5)
     ]
     votes = collect(rows, CLASSES)
-    found = measure(votes, everything(votes), judging=2, resamples=999, seed=0)["all"]
+    found = measure(votes, everything(votes), n_unskipped=2, resamples=999, seed=0)["all"]
     good = found.rates["good"]
     assert (good.value, good.low, good.high) == pytest.approx((0.8, 0.4, 1.0))
 
@@ -270,7 +270,7 @@ def test_who_disagrees_with_everyone_does_so_when_drawn_twice() -> None:
     """Three raters who never agree: no resample has a pair alike."""
     rows = [ItemVote(f"i{i}", f"p{i}", f"r{r}", c) for i in range(9) for r, c in enumerate("abc")]
     votes = collect(rows, tuple("abc"))
-    found = measure(votes, everything(votes), judging=3, resamples=99, seed=0)["all"]
+    found = measure(votes, everything(votes), n_unskipped=3, resamples=99, seed=0)["all"]
     assert (found.agreement.value, found.agreement.low, found.agreement.high) == (0, 0, 0)
 
 
@@ -279,10 +279,10 @@ def test_a_rater_drawn_twice_does_not_agree_with_itself() -> None:
     votes = collect(item_votes(60), CLASSES)
     sums = votes.counts().T
     once, ones = np.ones(len(votes.items)), np.ones((len(votes.items), 1))
-    plain = agreement._numbers(sums, sums, once, ones, judging=2)
-    double = agreement._numbers(2 * sums, 4 * sums, 3 * once, ones, judging=2)
+    plain = agreement._numbers(sums, sums, once, ones, n_unskipped=2)
+    double = agreement._numbers(2 * sums, 4 * sums, 3 * once, ones, n_unskipped=2)
     assert np.allclose(np.vstack(plain), np.vstack(double))
-    half = agreement._numbers(sums / 2, sums / 4, once, ones, judging=2)
+    half = agreement._numbers(sums / 2, sums / 4, once, ones, n_unskipped=2)
     assert np.allclose(np.vstack(plain), np.vstack(half))
 
 

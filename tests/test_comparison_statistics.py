@@ -84,7 +84,7 @@ def test_ballots_of_pairs_are_in_order() -> None:
     assert all(len(found) == 1 for found in of.of_comparisons(made).values())
 
 
-def mark(value: str = "good", **shown: object) -> Rating:
+def a_rating(value: str = "good", **shown: object) -> Rating:
     return Rating("m", "a", "r", "alignment", value, False, 5.0, 7.5, "", shown)  # type: ignore[arg-type]
 
 
@@ -97,12 +97,12 @@ def mark(value: str = "good", **shown: object) -> Rating:
 def test_a_ballot_tells_how_a_check_went(
     shown: dict[str, object], gold: bool | None, attention: bool | None
 ) -> None:
-    [found] = of.of_ratings([mark(**shown)], {"a": "p"})
+    [found] = of.of_ratings([a_rating(**shown)], {"a": "p"})
     assert found == ItemVote("a", "p", "r", "good", 2.5, gold, attention)
 
 
 def test_votes_that_are_neither_ballot_nor_check_are_left_out() -> None:
-    decision, struck = mark(adjudication=True), mark(attention="good", struck=True)
+    decision, struck = a_rating(adjudication=True), a_rating(attention="good", struck=True)
     assert of.of_ratings([decision, struck], {"a": "p"}) == []
     votes = [vote("p", "r", TUNED, BASE, "left", shown=v.shown) for v in (decision, struck)]
     votes += [vote("p", "s", TUNED, BASE, "skip")]
@@ -114,8 +114,13 @@ def test_votes_that_are_neither_ballot_nor_check_are_left_out() -> None:
 
 
 def test_the_time_of_a_vote() -> None:
-    timed = [mark(latency_ms=1500), mark(latency_ms=250.0), mark(latency_ms="?"), mark()]
-    timed += [replace(mark(), shown_at=7.5), replace(mark(), shown_at=8.0)]
+    timed = [
+        a_rating(latency_ms=1500),
+        a_rating(latency_ms=250.0),
+        a_rating(latency_ms="?"),
+        a_rating(),
+    ]
+    timed += [replace(a_rating(), shown_at=7.5), replace(a_rating(), shown_at=8.0)]
     found = of.of_ratings(timed, {"a": "p"})
     assert [b.seconds for b in found] == [1.5, 0.25, 2.5, 2.5, None, None]
 

@@ -11,15 +11,15 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import insert, select
-from voted_images import BASE, TUNED, comparison, images_of, mark, voted_study
+from voted_images import BASE, TUNED, a_rating, comparison, images_of, voted_study
 
 from sayso.base.types import Comparison, Rating
 from sayso.feedback import vote_tables, work_tables
 from sayso.feedback.store import vote_row
 from sayso.feedback.vote_queries import counting
 from sayso.metrics.evaluation import Scored
-from sayso.reporting.material import Material
 from sayso.reporting.page import render
+from sayso.reporting.report_data import ReportData
 from sayso.reporting.summary import summarise
 from sayso.stages._scoring import _rated
 from sayso.stages.agreement import agreement
@@ -121,7 +121,7 @@ TABLE: dict[Purpose, set[str]] = {
 
 
 def standing_of_kind(kind: str) -> Standing:
-    [vote, *newer] = make(kind, lambda **more: mark("x", "zed", **more), "good")
+    [vote, *newer] = make(kind, lambda **more: a_rating("x", "zed", **more), "good")
     gone = kind == "taken back"
     return standing(newer[-1] if newer else vote, superseded=gone, excluded=kind == "excluded")
 
@@ -179,7 +179,7 @@ def study_with(folder: Path, kind: str | None) -> Study:
     study = voted_study(folder / "study")
     image, (left, right) = images_of(study, "p0")[2], comparison_sets(study)
     if kind:
-        rating = make(kind, lambda **more: mark(image, "zed", **more), "good")
+        rating = make(kind, lambda **more: a_rating(image, "zed", **more), "good")
         value = KINDS[kind].get("value", "left").replace("skip", "tie")
         sides = make(
             kind,
@@ -255,7 +255,7 @@ def side_by_side(case: Case, part: str) -> object:
 
 
 READERS: dict[str, tuple[Callable[[Case], object], set[str]]] = {
-    "labels": (lambda c: c.study.feedback.labels(False), OWN | {"decision"}),
+    "labels": (lambda c: c.study.feedback.counts(False), OWN | {"decision"}),
     "share": (lambda c: c.study.feedback.soft_labels(False), MARKS | {"decision"}),
     "dawid-skene": (
         lambda c: c.study.feedback.soft_labels(False, method="dawid-skene"),
@@ -266,7 +266,7 @@ READERS: dict[str, tuple[Callable[[Case], object], set[str]]] = {
         lambda c: c.study.feedback.preferences(c.study.samples(), False),
         MARKS | {"decision"},
     ),
-    "fit": (lambda c: collect(c.study, FitConfig(raters="people")).targets, MARKS | {"decision"}),
+    "fit": (lambda c: collect(c.study, FitConfig(raters="people")).labels, MARKS | {"decision"}),
     "align": (
         lambda c: _marks(
             c.study, c.study.samples(BASE), AlignConfig(labels="share", raters="people")
@@ -277,8 +277,8 @@ READERS: dict[str, tuple[Callable[[Case], object], set[str]]] = {
     "agreement": (lambda c: section(c).groups["all"].rates, OWN),
     "rater table": (lambda c: [r.votes for r in section(c).raters], OWN),
     "rater table's checks": (checks, OWN | {"gold"}),
-    "report": (lambda c: ratings_of(Material(c.study).feedback), OWN),
-    "summary": (lambda c: ratings_of(summarise(Material(c.study))["feedback"]), OWN),
+    "report": (lambda c: ratings_of(ReportData(c.study).feedback), OWN),
+    "summary": (lambda c: ratings_of(summarise(ReportData(c.study))["feedback"]), OWN),
     "export's labels": (lambda c: exported(c, "sayso"), OWN | {"decision"}),
     "export for KTO": (lambda c: exported(c, "kto"), MARKS | {"decision"}),
     "comparisons' agreement": (lambda c: sections_of_sides(c), OWN),
@@ -325,9 +325,9 @@ def test_a_decision_alone_is_a_label_everywhere(tmp_path: Path):
     """All raters of an image may be excluded after a reviewer has decided on it."""
     study = voted_study(tmp_path / "study")
     image = images_of(study, "p2")[2]
-    decision = mark(image, "eve", "bad", shown={"adjudication": True})
+    decision = a_rating(image, "eve", "bad", shown={"adjudication": True})
     study.feedback.add_ratings([decision])
-    assert study.feedback.labels(False)[image].value == "bad"
+    assert study.feedback.counts(False)[image].value == "bad"
     assert study.feedback.soft_labels(False)[image] == 0.0
     [row] = [r for r in study.feedback.label_table(False) if r.sample_id == image]
     assert (row.n_good, row.n_bad, row.p_good) == (0, 0, 0.0)
@@ -335,16 +335,16 @@ def test_a_decision_alone_is_a_label_everywhere(tmp_path: Path):
     [row] = [r for r in exported(case, "sayso") if r["sample_id"] == image]
     assert (row["n_good"], row["n_bad"], row["decided"], row["p_good"]) == (0, 0, "bad", 0.0)
     data = collect(study, FitConfig(raters="people"))
-    assert dict(zip([s.id for s in data.samples], data.targets, strict=True))[image] == 0.0
+    assert dict(zip([s.id for s in data.samples], data.labels, strict=True))[image] == 0.0
 
 
 def test_agreement_says_what_was_left_out(tmp_path: Path):
     study = study_with(tmp_path, "excluded")
     run = agreement(study, replace_config())
     assert run.result["left_out"] == {"attention": 1, "excluded": 2}
-    assert summarise(Material(study))["feedback"]["left_out"] == {"attention": 1, "excluded": 2}
+    assert summarise(ReportData(study))["feedback"]["left_out"] == {"attention": 1, "excluded": 2}
     assert "2 of raters whom an admin has excluded" in render(
-        Material(study), summarise(Material(study)), 4
+        ReportData(study), summarise(ReportData(study)), 4
     )
 
 

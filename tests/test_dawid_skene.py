@@ -144,7 +144,7 @@ def test_who_always_answers_the_same_guesses_too() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
 def test_it_converges_and_its_objective_never_falls(seed: int) -> None:
-    """Random answers of any number of classes, raters and items, nothing to learn from them."""
+    """Random votes of any number of classes, raters and items, nothing to learn from them."""
     rng = np.random.default_rng(seed)
     classes = tuple("abcd"[: rng.integers(2, 5)])
     raters, items = int(rng.integers(1, 9)), int(rng.integers(1, 40))
@@ -235,7 +235,7 @@ def test_section_names_the_careless_rater_and_the_groups() -> None:
 
 
 def test_skill_is_the_mean_of_beta_posteriors_by_hand() -> None:
-    """A row of k right and m wrong answers is Beta(4 + k, 1 + m); skill is linear in its mean."""
+    """A row of k right and m wrong votes is Beta(4 + k, 1 + m); skill is linear in its mean."""
     votes = np.array([[[6.0, 2.0], [1.0, 5.0]]])
     confusion = np.array([[[10 / 13, 3 / 13], [2 / 11, 9 / 11]]])
     unused = np.zeros((1, 2)), np.ones(2) / 2
@@ -327,7 +327,7 @@ def test_it_stops_when_no_probability_moves_any_more() -> None:
     assert np.abs(short.probabilities - before.probabilities).max() >= 1e-8
 
 
-def test_a_last_rater_who_never_gives_the_last_answer() -> None:
+def test_a_last_rater_who_never_gives_the_last_value() -> None:
     rows = [ItemVote(f"i{i}", "p", r, v) for i in range(3) for r, v in zip("ab", "xy", strict=True)]
     rows = [b._replace(value="x") if b.rater == "b" else b._replace(value="y") for b in rows]
     votes = collect(rows, ("x", "y"))

@@ -135,7 +135,7 @@ PROMPTS = {
 }  # type: ignore[arg-type]  # fmt: skip
 
 
-def marks(table: Mapping[str, str], question: str = "alignment") -> list[Rating]:
+def ratings_of(table: Mapping[str, str], question: str = "alignment") -> list[Rating]:
     return [
         Rating(f"{b.item}{b.rater}", b.item, b.rater, question, b.value, False, 1.0, 3.0)  # type: ignore[arg-type]
         for rater, values in table.items()
@@ -144,18 +144,18 @@ def marks(table: Mapping[str, str], question: str = "alignment") -> list[Rating]
 
 
 def test_a_section_by_hand() -> None:
-    ratings = marks({"a": "ggbs", "b": "gb-g", "c": "g---"})
+    ratings = ratings_of({"a": "ggbs", "b": "gb-g", "c": "g---"})
     check = replace(ratings[0], id="t", sample_id="i9", shown={"attention": "bad"})
     elsewhere = replace(ratings[0], id="e", sample_id="other")
     section = rating_section(
-        [*ratings, elsewhere, check, *marks({"a": "b"}, "fidelity")], PROMPTS, resamples=0
+        [*ratings, elsewhere, check, *ratings_of({"a": "b"}, "fidelity")], PROMPTS, resamples=0
     )
     assert section is not None
     assert (section.task, section.question, section.models) == ("rate", "alignment", ())
     assert (section.votes, section.items, section.prompts, section.over) == (
         8, 4, 3, "raters and prompts",
     )  # fmt: skip
-    # judgements: three on i0, two on i1, one on i2 and on i3
+    # without skips: three on i0, two on i1, one on i2 and on i3
     assert section.overlap == {1: 2, 2: 1, 3: 1}
     # the paper's categories in its order, then others
     assert list(section.groups) == ["all", "count", "colour", "zebra"]
@@ -171,9 +171,9 @@ def test_a_section_by_hand() -> None:
     assert section.careless == []
 
 
-def test_a_section_of_one_category_or_of_lone_marks() -> None:
+def test_a_section_of_one_category_or_of_lone_ratings() -> None:
     same = {s: replace(p, category="count") for s, p in PROMPTS.items()}
-    section = rating_section(marks({"a": "gb", "b": "--gg"}), same, resamples=0)
+    section = rating_section(ratings_of({"a": "gb", "b": "--gg"}), same, resamples=0)
     assert section is not None
     assert list(section.groups) == ["all"]
     assert section.estimation is None
@@ -181,7 +181,7 @@ def test_a_section_of_one_category_or_of_lone_marks() -> None:
 
 
 def test_sections_have_999_resamples_and_repeat() -> None:
-    ratings = marks({"a": "ggbg", "b": "gbbg", "c": "bgbb"})
+    ratings = ratings_of({"a": "ggbg", "b": "gbbg", "c": "bgbb"})
     usual = rating_section(ratings, PROMPTS)
     exact = rating_section(ratings, PROMPTS, resamples=999, seed=0)
     assert plain(usual) == plain(exact)
@@ -245,9 +245,9 @@ def test_what_json_can_hold() -> None:
     assert plain(Checks(0, 0)) == {"n": 0, "right": 0, "share": None}
 
 
-def test_two_judgements_of_an_item_are_enough_for_estimates() -> None:
+def test_two_votes_on_an_item_are_enough_for_estimates() -> None:
     two = {s: replace(p, category="count" if s == "i0" else "colour") for s, p in PROMPTS.items()}
-    section = rating_section(marks({"a": "ggbb", "b": "gbbb"}), two, resamples=0)
+    section = rating_section(ratings_of({"a": "ggbb", "b": "gbbb"}), two, resamples=0)
     assert section is not None
     assert section.estimation is not None
     assert all(math.isfinite(row.skill.value) for row in section.raters)

@@ -159,7 +159,7 @@ def test_models_never_compared_stand_in_tables_of_their_own(votes: list[Comparis
     assert {row["model"] for row in small["models"]} == {"runs/a", "runs/b"}
 
 
-def test_a_model_that_never_lost_is_finite_and_marked(votes: list[Comparison]) -> None:
+def test_a_model_that_never_lost_is_finite_and_flagged(votes: list[Comparison]) -> None:
     pair = [v for v in votes if {v.left_model, v.right_model} == {"base", "runs/align-rwr"}]
     all_won = [replace(v, value="right" if v.left_model == "base" else "left") for v in pair]
     (table,) = standings(all_won)

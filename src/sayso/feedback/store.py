@@ -37,8 +37,8 @@ _CHUNK = 500  # ids in one query; SQLite allows some thousands of variables
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
-    """What the raters say of one image: how many rated it good or bad, or skipped it.
+class RatingCounts:
+    """The ratings of one image: how many raters rated it good or bad, or skipped it.
 
     `decided` is what a reviewer has decided on their disagreement, good or bad.
     """
@@ -171,18 +171,18 @@ class Feedback:
         live = (found.standing for found in self.stream(simulated) if found.live)
         return counted.left_out(live, purpose)
 
-    def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
+    def counts(self, simulated: bool, question: Question = "alignment") -> dict[str, RatingCounts]:
         """The ratings that count per sample id: of people or of simulated raters, never both."""
-        labels: dict[str, Label] = {}
+        found: dict[str, RatingCounts] = {}
         ratings = self._counted(simulated, question)
         for rating in (r for r in ratings if counted.is_for(r, "vote")):
-            old = labels.get(rating.sample_id, Label(0, 0, 0, simulated))
+            old = found.get(rating.sample_id, RatingCounts(0, 0, 0, simulated))
             more = getattr(old, rating.value) + 1
-            labels[rating.sample_id] = replace(old, **{rating.value: more})
+            found[rating.sample_id] = replace(old, **{rating.value: more})
         for sample, value in decisions(ratings).items():
-            old = labels.get(sample, Label(0, 0, 0, simulated))
-            labels[sample] = replace(old, decided=value)
-        return labels
+            old = found.get(sample, RatingCounts(0, 0, 0, simulated))
+            found[sample] = replace(old, decided=value)
+        return found
 
     def soft_labels(
         self,

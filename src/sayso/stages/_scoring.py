@@ -74,7 +74,7 @@ def in_words(reading: Reading) -> str:
 
 def _rated(study: Study, rows: Sequence[Scored]) -> list[Scored]:
     """Marks from the ratings of people: true if more said good than bad, or a reviewer decided."""
-    labels = study.feedback.labels(simulated=False)
+    labels = study.feedback.counts(simulated=False)
     found = []
     for row in rows:
         label = labels.get(row.id)

@@ -12,7 +12,7 @@ from sayso.base.plugins import load_plugin
 from sayso.base.types import Question
 
 if TYPE_CHECKING:
-    from sayso.formats.content import Material
+    from sayso.formats.export_data import ExportData
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ExportFormat(ABC):
     configs: ClassVar[Mapping[str, Mapping[str, str]]]
 
     @abstractmethod
-    def write(self, material: "Material", folder: Path) -> Mapping[str, int]:
+    def write(self, data: "ExportData", folder: Path) -> Mapping[str, int]:
         """Write all files of the format into the empty folder `folder`.
 
         Returns: rows written per split or table, for the manifest.

@@ -21,7 +21,7 @@ SESSION_GAP_S = {"people": 300.0, "simulated": 10.0}
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """All that the report reads. `evaluation` names a run of evaluate; "" takes the newest one."""
 
     study: Study
@@ -105,8 +105,8 @@ class Material:
         people = {"people": False, "simulated": True}
         chosen = self.fit_run.result.get("raters") if self.fit_run else None
         simulated = people[chosen] if chosen in people else store.kind_in_use()
-        marks = (r for r in store.ratings(simulated) if r.question == "alignment")
-        votes = [r for r in marks if is_for(r, "vote")]
+        ratings = (r for r in store.ratings(simulated) if r.question == "alignment")
+        votes = [r for r in ratings if is_for(r, "vote")]
         counts = {value: sum(r.value == value for r in votes) for value in ("good", "bad", "skip")}
         kind = "none" if not votes else "simulated" if simulated else "people"
         raters = len({r.rater for r in votes})
