@@ -137,7 +137,7 @@ def test_why_a_vote_is_left_out():
     votes = [Standing(), Standing(decision=True), Standing(excluded=True), Standing(excluded=True)]
     assert left_out(votes, "vote") == {"decision": 1, "excluded": 2}
     assert in_words(left_out(votes, "vote")) == (
-        "1 reviewers' decisions, which are labels, 2 of raters whom an admin has excluded"
+        "1 reviewers' decisions, which set labels, 2 of raters whom an admin has excluded"
     )
     assert in_words({}) == ""
     assert standing_of({}, "good") == Standing()
