@@ -109,7 +109,10 @@ class Generations:
         return found
 
     def changed_since(self, evaluation: "Run") -> list[str]:
-        """Of what a finished run of evaluate measured, what is another under the same name now."""
+        """Of what a finished run of evaluate measured, what is another under the same name now.
+
+        The models and the reward; `sayso.judges.changed_judge` tells of the judge.
+        """
         result = evaluation.result
         recorded = result.get("identities")
         if recorded is None:
@@ -117,7 +120,11 @@ class Generations:
             measured = [s for s in self.samples if s.id in ids]
             return sorted({s.model for s in measured if not self.is_present(s)})
         names = {**result["models"], "reward": evaluation.config["reward"]}
-        return [names[r] for r, was in recorded.items() if self._is_another(r, names[r], was)]
+        return [
+            names[role]
+            for role, was in recorded.items()
+            if role in names and self._is_another(role, names[role], was)
+        ]
 
     def _is_another(self, role: str, name: str, recorded: str) -> bool:
         try:
@@ -221,7 +228,14 @@ def say(study: "Study", models: Iterable[str]) -> None:
 
 
 def own_name(
-    study: "Study", stage: str, name: str, default: str, identity: str, *, unrecorded: bool
+    study: "Study",
+    stage: str,
+    name: str,
+    default: str,
+    identity: str,
+    *,
+    unrecorded: bool,
+    former: str = "",
 ) -> str:
     """The name of a run on what has this identity: `name`, or else `default`.
 
@@ -230,6 +244,7 @@ def own_name(
 
     Args:
         unrecorded: whether a finished run that records no identity is taken as of this one.
+        former: the identity as an earlier version computed it, if it did so in another way.
     Raises: UserError: if `name` is given and that run was of something else.
     """
     path = study.path / "runs" / f"{stage}-{name or default}"
@@ -237,10 +252,11 @@ def own_name(
         return name or default
     run = study.find_run(path.name)
     recorded = run.environment.get(IDENTITY)
-    if recorded == identity or (recorded is None and (unrecorded or not run.finished)):
+    if recorded in (identity, former) or (recorded is None and (unrecorded or not run.finished)):
         return name or default
     if name:
         raise UserError(
-            f"{run.name} was of an earlier model or reward of the same name; choose another --name"
+            f"{run.name} was of an earlier model, reward or judge of the same name; choose another "
+            "--name"
         )
     return f"{default}-{identity[:8]}"

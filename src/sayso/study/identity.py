@@ -118,7 +118,7 @@ def _selection_meant(study: "Study", short: str) -> str:
 FORMS: dict[str, Callable[["Study", str], str]] = {
     **dict.fromkeys(("model", "left", "right", "best_of"), canonical_model),
     "reward": canonical_reward,
-    "aligner": lambda _, name: canonical_plugin(name),
+    **dict.fromkeys(("aligner", "judge"), lambda _, name: canonical_plugin(name)),
 }
 """Option of a stage → the canonical form of what it names."""
 
