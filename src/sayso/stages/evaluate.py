@@ -15,8 +15,9 @@ from sayso.base.types import Comparison, Prompt, Sample, Sampler, digest
 from sayso.judges import Judge, judge_identities, load_judge, without_judge, world_judge
 from sayso.study.generations import IDENTITY, Generations, own_name, say
 from sayso.study.identity import IMPORTED, canonical_config, chosen_from, reward_identity
+from sayso.study.info import PromptChoice
 from sayso.study.run import Run
-from sayso.study.study import PromptChoice, Study
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from sayso.metrics.evaluation import Scored

@@ -18,6 +18,7 @@ from sayso.base.progress import console, progress
 from sayso.base.samplers import checked
 from sayso.base.types import Prompt, Sample, Sampler, digest, sample_id
 from sayso.prompts.grammar import images_per_prompt
+from sayso.study.checks import refuse_damaged
 from sayso.study.generations import IDENTITY, Generations, own_name, say
 from sayso.study.identity import (
     NotHereError,
@@ -28,9 +29,9 @@ from sayso.study.identity import (
     parse_selection,
     reward_name,
 )
+from sayso.study.info import PromptChoice
 from sayso.study.run import Run
-from sayso.study.stored import refuse_damaged
-from sayso.study.study import PromptChoice, Study
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

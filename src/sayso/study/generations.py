@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
 
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject, read_lines
@@ -22,10 +21,8 @@ from sayso.study.identity import (
     model_identity,
     reward_identity,
 )
-
-if TYPE_CHECKING:
-    from sayso.study.run import Run
-    from sayso.study.study import Study
+from sayso.study.readable import ReadableStudy
+from sayso.study.run import Run
 
 IDENTITY = "identity"
 """Key of env.json: the identity of what a run drew with or measured."""
@@ -34,7 +31,7 @@ IDENTITY = "identity"
 class Generations:
     """The images of a study by the identity of their models, as both are when this is made."""
 
-    def __init__(self, study: "Study") -> None:
+    def __init__(self, study: ReadableStudy) -> None:
         self.study = study
         self.now = cache(self._now)
         self._unrecorded_are_present = cache(self._are_unrecorded_present)
@@ -108,7 +105,7 @@ class Generations:
                 )
         return found
 
-    def changed_since(self, evaluation: "Run") -> list[str]:
+    def changed_since(self, evaluation: Run) -> list[str]:
         """Of what a finished run of evaluate measured, what is another under the same name now.
 
         The models and the reward; `sayso.judges.changed_judge` tells of the judge.
@@ -179,13 +176,13 @@ class Generations:
         fits = [fit for reward in rewards if (fit := self._run(reward))]
         return self._all_loaded(runs, [weight_hashes(fit.weights) for fit in fits])
 
-    def _all_loaded(self, runs: Sequence["Run"], now: list[dict[str, str]]) -> bool | None:
+    def _all_loaded(self, runs: Sequence[Run], now: list[dict[str, str]]) -> bool | None:
         found = [env["loaded"] for run in runs if (env := run.environment).get("loaded")]
         if not found or not now:
             return None
         return all(_among(weights, loaded) for loaded in found for weights in now)
 
-    def _draws(self, model: str) -> "list[Run]":
+    def _draws(self, model: str) -> list[Run]:
         """The runs of generate on the model that recorded no identity."""
         runs = [run for run in self.study.runs("generate") if run.config.get("model")]
         named = [r for r in runs if canonical_model(self.study, r.config["model"]) == model]
@@ -202,14 +199,14 @@ class Generations:
         below = self._weights(canonical_model(self.study, run.config.get("model", "base")))
         return [*below, weight_hashes(run.weights)] if below else []
 
-    def _run(self, name: str) -> "Run | None":
+    def _run(self, name: str) -> Run | None:
         try:
             return self.study.find_run(name) if name.startswith("runs/") else None
         except UserError:
             return None
 
 
-def _drew(run: "Run") -> bool:
+def _drew(run: Run) -> bool:
     """Whether the run loaded the model; one that chose among images may not have."""
     return not run.config.get("best_of") or (run.finished and run.result.get("drawn", 0) > 0)
 
@@ -219,7 +216,7 @@ def _among(weights: dict[str, str], loaded: Iterable[JsonObject]) -> bool:
     return any(row["sha256"] and row["sha256"].items() <= weights.items() for row in loaded)
 
 
-def say(study: "Study", models: Iterable[str]) -> None:
+def say(study: ReadableStudy, models: Iterable[str]) -> None:
     """Print the remarks on the models' images, if there are any."""
     from sayso.base.progress import console
 
@@ -228,7 +225,7 @@ def say(study: "Study", models: Iterable[str]) -> None:
 
 
 def own_name(
-    study: "Study",
+    study: ReadableStudy,
     stage: str,
     name: str,
     default: str,
