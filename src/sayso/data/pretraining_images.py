@@ -41,7 +41,11 @@ class PretrainingSet(ABC):
 
     @abstractmethod
     def train_identity(self, n: int) -> str:
-        """A hash of the captions and image files behind `train(n)`, without decoding an image."""
+        """A hash of all that decides `train(n)`, without drawing or decoding an image."""
+
+    def earlier_identity(self, n: int) -> str:
+        """The hash that versions of before computed in its place."""
+        return self.train_identity(n)
 
     @abstractmethod
     def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]: ...

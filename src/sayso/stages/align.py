@@ -22,6 +22,7 @@ from sayso.study.identity import canonical_config, weights_identity
 from sayso.study.inputs import (
     fitted_to,
     refuse_changed,
+    refuse_edited,
     refuse_other_latents,
     samples_by_id,
     source_of_plugin,
@@ -33,6 +34,8 @@ from sayso.votes.labels import LabelMethod, check_method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from jaxtyping import Float
+    from torch import Tensor
 
     from sayso.aligners import Aligner
     from sayso.data.rows import TrainingRows
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 
 RATERS = ("people", "simulated")
+NATURAL = "pre-training images"
 
 
 @dataclass(frozen=True)
@@ -118,14 +122,23 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     config = _with_labels(study, config, aligner, begun)
     inputs = begun and (begun.finished or begun.inputs)
     gathered = None if inputs else _gather(study, config, aligner)
+    # before the run is opened: what a model refuses must leave no run behind
+    ready = _prepare(study, config, aligner, gathered, name) if gathered and not begun else None
+    if gathered and ready and "reward" in aligner.required():
+        gathered["rewards"] = ready.rewards
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
     with run:
         if run.finished:
+            refuse_edited(run, "aligner", config.aligner)
             console.print(f"{run.name} is finished")
         else:
-            refuse_changed(run, _sources(study, config, aligner))
-            _train(study, config, aligner, run)
+            refuse_changed(run, _sources(study, config, aligner), _earlier(study, config, aligner))
+            frozen = run.inputs or {}
+            # another process may have begun the run meanwhile, with other images or marks
+            if ready is None or ready.images != frozen["images"]:
+                ready = _prepare(study, config, aligner, frozen, name)
+            _train(study, config, aligner, run, ready)
     return run
 
 
@@ -184,33 +197,69 @@ def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str,
         found |= source_of_reward(study, config.reward)
     if "pretraining" in aligner.required():
         natural = open_pretraining(study).train_identity(config.pretraining_images)
-        found["pre-training images"] = natural
+        found[NATURAL] = natural
     return found
+
+
+def _earlier(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
+    """As `_sources`, what versions before wrote down otherwise."""
+    if "pretraining" not in aligner.required():
+        return {}
+    return {NATURAL: open_pretraining(study).earlier_identity(config.pretraining_images)}
 
 
 def _seed(study: Study, config: AlignConfig) -> int:
     return study.info.seed if config.seed is None else config.seed
 
 
-def _frozen(study: Study, run: Run) -> "_OwnImages":
-    """The images as they were when the run was begun."""
-    rows = (run.inputs or {})["images"]
-    samples = samples_by_id(study, [row["id"] for row in rows], run.name)
-    marks = [float("nan") if row["mark"] is None else row["mark"] for row in rows]
-    return _OwnImages(samples, [row["text"] for row in rows], marks)
+class _Ready(NamedTuple):
+    """What training starts from: the loaded model and the rows made of `images` of the inputs."""
+
+    accelerator: "Accelerator"
+    policy: "Policy"
+    rows: "TrainingRows"
+    rewards: list[float]
+    images: list[JsonObject]
 
 
-def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
-    from sayso.aligners import Context
+def _prepare(
+    study: Study, config: AlignConfig, aligner: "Aligner", inputs: JsonObject, name: str
+) -> _Ready:
+    """Load the models and make the rows of the inputs, with the rewards that they have if any."""
     from sayso.families._loading import load_policy
+
+    accelerator, run = make_accelerator(config.mixed_precision), f"runs/align-{name}"
+    rows = inputs["images"]
+    samples = samples_by_id(study, [row["id"] for row in rows], run)
+    marks = [float("nan") if row["mark"] is None else row["mark"] for row in rows]
+    images = _OwnImages(samples, [row["text"] for row in rows], marks)
+    with accelerator.local_main_process_first():
+        latents = _latents(study, rows, samples, run)
+        rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
+        policy = load_policy(study, config.model, accelerator.device)
+        table = _rows(study, config, aligner, policy, accelerator, images, latents, rewards)
+    return _Ready(accelerator, policy, table, rewards, rows)
+
+
+def _latents(
+    study: Study, rows: list[JsonObject], samples: list[Sample], run: str
+) -> "Float[Tensor, 'n c h w']":
+    from sayso.data.rows import latents_digests, load_latents
+
+    latents = load_latents(study, samples)
+    refuse_other_latents(study, run, rows, samples, latents_digests(latents))
+    return latents
+
+
+def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: _Ready) -> None:
+    from sayso.aligners import Context
     from sayso.training.loop import train
 
-    accelerator = make_accelerator(config.mixed_precision)
-    seed, images = _seed(study, config), _frozen(study, run)
-    with accelerator.local_main_process_first():
-        rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
-        policy = load_policy(study, config.model, accelerator.device)
-        rows = _rows(study, config, aligner, policy, accelerator, images, rewards, run)
+    accelerator, policy, rows, rewards, _ = ready
+    seed, inputs = _seed(study, config), run.inputs or {}
+    if "reward" in aligner.required() and "rewards" not in inputs and accelerator.is_main_process:
+        # as they were computed when the run was begun, however caches fare since
+        run.freeze({**inputs, "rewards": rewards})
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
@@ -300,24 +349,6 @@ def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: l
         )
 
 
-def _frozen_rewards(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    images: _OwnImages,
-    run: Run,
-    accelerator: "Accelerator",
-) -> list[float]:
-    """The rewards as they were computed when the run was begun, however caches fare since."""
-    inputs = run.inputs or {}
-    if "reward" not in aligner.required() or "rewards" not in inputs:
-        rewards = _rewards(study, config, aligner, images, accelerator)
-        if "reward" in aligner.required() and accelerator.is_main_process:
-            run.freeze({**inputs, "rewards": rewards})
-        return rewards
-    return inputs["rewards"]
-
-
 def _rewards(
     study: Study,
     config: AlignConfig,
@@ -341,11 +372,11 @@ def _rows(
     policy: "Policy",
     accelerator: "Accelerator",
     images: _OwnImages,
+    latents: "Float[Tensor, 'n c h w']",
     rewards: list[float],
-    run: Run,
 ) -> "TrainingRows":
     """The table of training rows; pre-training images only if the aligner needs them."""
-    from sayso.data.rows import latents_digests, load_latents, make_rows, pretraining_rows
+    from sayso.data.rows import make_rows, pretraining_rows
 
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     natural = None
@@ -357,8 +388,6 @@ def _rows(
                 f"{cut} of {len(natural[1])} captions of pre-training images are longer than the "
                 "model reads, and are cut"
             )
-    latents = load_latents(study, images.samples)
-    refuse_other_latents(study, run, images.samples, latents_digests(latents))
     return make_rows(policy, (latents, images.texts), images.marks, rewards, natural)
 
 
