@@ -122,7 +122,8 @@ def test_a_limit_on_file_sizes_leaves_the_file_as_it_was(tmp_path: Path) -> None
     files.append_lines(path, ROWS)
     before = path.read_bytes()
     script = (
-        "import sys; from pathlib import Path; from sayso.base import files; from sayso.cli import commands as cli\n"
+        "import sys; from pathlib import Path; from sayso.base import files\n"
+        "from sayso.cli import commands as cli\n"
         "def work(*_): files.append_lines(Path(sys.argv[1]), [{'long': 'x' * 9000}])\n"
         "cli.run = work; cli.main(['generate'])"
     )
