@@ -160,3 +160,15 @@ def test_another_model_is_not_the_moved_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="owner/name is not on this machine"):
         moved(study, MovedConfig(base_model="owner/name"))
     assert Study.open(study.path).info == study.info
+
+
+def test_the_native_size_of_a_hub_id_is_read_from_the_local_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's client leaves a model there; nothing is fetched."""
+    cached = tmp_path / "hub/models--owner--name"
+    tiny_pipeline(cached / "snapshots/0123abcd")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert native_size_px("owner/name") == 32

@@ -425,7 +425,7 @@ def test_summary_tells_of_agreement_strengths_and_balance(whole: Study) -> None:
 def test_report_names_the_careless_rater(whole: Study) -> None:
     html = report(whole).read_text()
     assert "How far the raters agree" in html
-    assert f"Careless by the rules: <strong>{voted.CARELESS}</strong>" in html
+    assert f'Careless by the rules: <strong><bdi translate="no">{voted.CARELESS}</bdi>' in html
     assert html.count('<tr class="careless">') == 1
     assert "20 simulated raters marked" in html
     assert "All models in one order" in html

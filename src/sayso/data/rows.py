@@ -134,7 +134,11 @@ def _read_shard(study: Study, shard: str, ids: Iterable[str]) -> dict[str, Tenso
 
 
 def pretraining_rows(
-    study: Study, policy: Policy, n: int, precision: AbstractContextManager[Any] | None = None
+    study: Study,
+    policy: Policy,
+    n: int,
+    precision: AbstractContextManager[Any] | None = None,
+    image_size_px: int = 0,
 ) -> tuple[Float[Tensor, "n c h w"], list[str]]:
     """Latents and captions of the first `n` pre-training images; encoded once, kept in the cache.
 
@@ -145,10 +149,11 @@ def pretraining_rows(
         policy: its autoencoder encodes them.
         n: how many.
         precision: autocast context to encode in; None = fp32.
+        image_size_px: width and height that they are brought to; 0 = those of the study.
     Raises: UserError: if the study has no usable pre-training images, or their latents are not
         finite.
     """
-    natural = open_pretraining(study)
+    natural = open_pretraining(study, image_size_px)
     with precision or nullcontext():
         computed = [number_format(policy.device), policy.device.type, base_identity(study)]
         key = digest([natural.train_identity(n), *computed])

@@ -11,7 +11,7 @@ from sayso.base.devices import (
     main_process_first,
     make_accelerator,
 )
-from sayso.base.errors import UserError, check_seed
+from sayso.base.errors import UserError, check_seed, quoted
 from sayso.base.files import JsonObject
 from sayso.base.plugins import is_plugin
 from sayso.base.progress import console
@@ -299,7 +299,7 @@ def _own_images(study: Study, config: AlignConfig) -> _OwnImages:
     if not samples:
         raise UserError(
             f"there are no images of {model!r} for train prompts; make some with: "
-            f"sayso generate {study.path} --model {model}"
+            f"sayso generate {quoted(study.path)} --model {quoted(model)}"
         )
     imported = sum(not sample.latents for sample in samples)
     if imported:
@@ -338,7 +338,7 @@ def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: l
             if not count:
                 raise UserError(
                     f"aligner {name} needs ratings of both kinds, and no image of {config.model!r} "
-                    f"is rated {word}; rate more images: sayso rate {study.path}"
+                    f"is rated {word}; rate more images: sayso rate {quoted(study.path)}"
                 )
     if "reward" in needs and config.reward.startswith("runs/"):
         _ = study.find_run(config.reward).result
@@ -381,7 +381,9 @@ def _rows(
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     natural = None
     if "pretraining" in aligner.required():
-        natural = pretraining_rows(study, policy, config.pretraining_images, accelerator.autocast())
+        # of one size with the own images, which may be another than the study's
+        size, n = images.samples[0].sampler.image_size_px, config.pretraining_images
+        natural = pretraining_rows(study, policy, n, accelerator.autocast(), size)
         cut = sum(map(policy.is_cut, natural[1]))
         if cut:
             console.print(
