@@ -70,7 +70,7 @@ def test_verdict_speaks_of_the_tuned_model_first(
     assert of.verdict(made) == expected
 
 
-def test_ballots_of_pairs_are_in_order() -> None:
+def test_votes_on_pairs_are_in_order() -> None:
     pairs = [(BEST, BASE), (TUNED, BASE), (TUNED, BEST), ("runs/b", BASE)]
     made = [vote("p", "r", b, a, "left") for a, b in pairs]
     made += [replace(v, id=f"{v.id}f", question="fidelity") for v in made[:2]]
@@ -94,14 +94,14 @@ def a_rating(value: str = "good", **shown: object) -> Rating:
      ({"attention": "good"}, None, True), ({"attention": "bad"}, None, False),
      ({"gold": "bad", "struck": True}, None, None)],
 )  # fmt: skip
-def test_a_ballot_tells_how_a_check_went(
+def test_an_item_vote_tells_how_a_check_went(
     shown: dict[str, object], gold: bool | None, attention: bool | None
 ) -> None:
     [found] = of.of_ratings([a_rating(**shown)], {"a": "p"})
     assert found == ItemVote("a", "p", "r", "good", 2.5, gold, attention)
 
 
-def test_votes_that_are_neither_ballot_nor_check_are_left_out() -> None:
+def test_votes_that_are_neither_counted_nor_a_check_are_left_out() -> None:
     decision, struck = a_rating(adjudication=True), a_rating(attention="good", struck=True)
     assert of.of_ratings([decision, struck], {"a": "p"}) == []
     votes = [vote("p", "r", TUNED, BASE, "left", shown=v.shown) for v in (decision, struck)]
@@ -173,7 +173,7 @@ def slow_shares(votes: list[ItemVote], raters: dict[str, float], prompts: dict[s
     )
 
 
-def test_intervals_over_raters_and_prompts_ballot_by_ballot() -> None:
+def test_intervals_over_raters_and_prompts_vote_by_vote() -> None:
     votes = random_votes(0, 7, 4, (TUNED, BASE))
     [item_votes] = of.of_comparisons(votes).values()
     arrays = collect(item_votes, SIDES)

@@ -41,6 +41,7 @@ def render(data: ReportData, summary: dict[str, Any], prompts_shown: int) -> str
         missing=data.missing,
         headline=words.headline(data),
         lead=words.lead(data),
+        judged=words.judged(data.result),
         facts=words.facts(summary),
         limits=words.limits(data),
         roles=_roles(data),

@@ -13,7 +13,6 @@ from sayso.votes.counted import in_words
 from sayso.votes.rater_table import RULES, in_order
 
 METHOD_NAMES = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
-TRUTHS = {"gold": "gold items", "tinyworld": "the hidden truth"}
 _HEADS = {"gold": "gold", "attention": "atten-\ntion"}
 
 
@@ -32,17 +31,17 @@ def show(result: JsonObject) -> None:
 
 
 def title(section: Mapping[str, Any]) -> str:
-    """What was asked, such as "marks, alignment" or "runs/align-rwr against base, fidelity"."""
+    """What was asked, such as "ratings, alignment" or "runs/align-rwr against base, fidelity"."""
     if section["task"] == "rate":
-        return f"marks, {section['question']}"
+        return f"ratings, {section['question']}"
     return f"{' against '.join(section['models'])}, {section['question']}"
 
 
 def _agreement(section: Mapping[str, Any]) -> Table:
-    answers = list(section["groups"]["all"]["rates"])
-    table = _table("prompts", "alpha", "kappa", "alike", *answers, "by 2+")
+    values = list(section["groups"]["all"]["rates"])
+    table = _table("prompts", "alpha", "kappa", "alike", *values, "by 2+")
     for name, group in section["groups"].items():
-        rates = [_percent(group["rates"][a]["value"]) for a in answers]
+        rates = [_percent(group["rates"][a]["value"]) for a in values]
         table.add_row(
             escape(name),
             _interval(group["alpha"]),
@@ -55,13 +54,13 @@ def _agreement(section: Mapping[str, Any]) -> Table:
 
 
 def _raters(section: Mapping[str, Any]) -> Table:
-    answers = list(section["groups"]["all"]["rates"])
+    values = list(section["groups"]["all"]["rates"])
     checks = [c for c in ("gold", "attention") if any(r[c]["n"] for r in section["raters"])]
     table = _table(
         "rater",
         "votes",
         "s/vote",
-        *answers,
+        *values,
         "agrees",
         "kappa",
         "skill",
@@ -73,7 +72,7 @@ def _raters(section: Mapping[str, Any]) -> Table:
             escape(row["rater"]) + (" *" if row["careless"] else ""),
             str(row["votes"]),
             _number(row["seconds"], 1),
-            *(_percent(row["shares"][a]) for a in answers),
+            *(_percent(row["shares"][a]) for a in values),
             _percent(row["agreement"]),
             _number(row["kappa"]),
             _number(row["skill"]["value"]),
@@ -113,7 +112,9 @@ def _show_labels(labels: Mapping[str, Any]) -> None:
     )
     for source, methods in labels["truth"].items():
         heads = ("right", "squared\nerror", "minus the\nmajority's", "images")
-        table = _table(f"against {TRUTHS[source]}", *heads)
+        known = labels.get("truths", {}).get(source, source)
+        console.print(f"Against {known}:", highlight=False)
+        table = _table("labels", *heads)
         for method, name in METHOD_NAMES.items():
             row = methods[method]
             error, gain = _number(row["squared_error"], 4), row.get("against_majority")
