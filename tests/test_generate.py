@@ -16,7 +16,9 @@ from sayso.base.types import Prompt
 from sayso.data.rows import load_latents
 from sayso.prompts.grammar import images_per_prompt
 from sayso.rewards import Reward
+from sayso.stages import _drawing
 from sayso.stages import generate as stage
+from sayso.stages._best_of import best_of
 from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.identity import canonical_model
 from sayso.study.study import Study
@@ -70,19 +72,19 @@ def test_interrupted_run_resumes_to_the_same_files(
     config = GenerateConfig(per_prompt=4, batch_size=5)
     generate(other, config)
 
-    keep, kept = stage._keep, []
+    keep, kept = _drawing._keep, []
 
     def failing(*args: object) -> None:
         if len(kept) == 1:
             raise KeyboardInterrupt
         kept.append(keep(*args))
 
-    monkeypatch.setattr(stage, "_keep", failing)
+    monkeypatch.setattr(_drawing, "_keep", failing)
     with pytest.raises(KeyboardInterrupt):
         generate(study, config)
     assert len(study.samples()) == 5
     assert plan(study, config)["still to draw"] == 7
-    monkeypatch.setattr(stage, "_keep", keep)
+    monkeypatch.setattr(_drawing, "_keep", keep)
     assert generate(study, config).finished
     assert study.samples() == other.samples()
     ours, theirs = latents_by_id(study), latents_by_id(other)
@@ -173,6 +175,14 @@ def test_best_of_keeps_the_top_by_reward(study: Study, monkeypatch: pytest.Monke
         assert [s.path for s in chosen] == [own[i].path for i in top]
         assert [s.latents for s in chosen] == [own[i].latents for i in top]
     assert not {s.id for s in base} & {s.id for s in best}
+
+
+def test_the_best_of_every_n_scores() -> None:
+    """The highest first; of equal ones the earlier."""
+    scores = [0.1, 0.9, 0.9, 0.2, 0.5, 0.5, 0.5, 0.7]
+    assert best_of(scores, keep=1, n=4) == [1, 7]
+    assert best_of(scores, keep=2, n=4) == [1, 2, 7, 4]
+    assert best_of(scores, keep=2, n=2) == [1, 0, 2, 3, 4, 5, 7, 6]
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,22 @@
 """Stage `generate`: draw images for prompts, or keep the best of many by a reward."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sayso.base import files
 from sayso.base.devices import (
     MixedPrecision,
-    enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
 )
 from sayso.base.errors import UserError
-from sayso.base.progress import console, progress
+from sayso.base.progress import console
 from sayso.base.samplers import checked
-from sayso.base.types import Prompt, Sample, Sampler, digest, sample_id
-from sayso.prompts.grammar import images_per_prompt
+from sayso.base.types import Sampler
+from sayso.stages._best_of import keep_best
+from sayso.stages._drawing import draw_all, load_drawer
+from sayso.stages._drawing_plan import Drawing, missing, planned
 from sayso.study.generations import IDENTITY, Generations, own_name, say
 from sayso.study.identity import (
     NotHereError,
@@ -33,16 +32,7 @@ from sayso.study.stored import refuse_damaged
 from sayso.study.study import PromptChoice, Study
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import Tensor
-
-    from sayso.families import Cond, Policy
     from sayso.rewards import Reward
-
-MOST_IMAGES = 10_000_000
-"""Of one plan; the records of more would not fit the memory."""
-Drawing = tuple[Prompt, Sample]
-"""One image to draw: its prompt and the record it will have."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +109,14 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
 
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
-    missing = sum(len(batch) for batch in _missing(study, config, drawings))
+    to_draw = sum(map(len, missing(study, drawings, config.model, config.batch_size)))
     sampler = config.sampler(study)
     return {
         "images": len(drawings),
-        "still to draw": missing,
+        "still to draw": to_draw,
         "images at once": config.batch_size,
         "network evaluations per image": evaluations(study, sampler),
-        "disk, at most, MB": round(missing * 3 * sampler.image_size_px**2 / 1e6, 1),
+        "disk, at most, MB": round(to_draw * 3 * sampler.image_size_px**2 / 1e6, 1),
     }
 
 
@@ -145,10 +135,11 @@ def generate(study: Study, config: GenerateConfig) -> Run:
         console.print(f"{before.name} is finished")
         return before
     drawings = _drawings(study, config, _identity(study, config.model))
-    batches = _missing(study, config, drawings)
-    refuse_damaged(study, _there(study, config, drawings))
+    batches = missing(study, drawings, config.model, config.batch_size)
+    wanted = {sample.id for _, sample in drawings}
+    refuse_damaged(study, [s for s in study.samples(config.model) if s.id in wanted])
     # loaded before the run is opened: what the model refuses must leave no run behind
-    drawer = _load(study, config, batches) if batches else None
+    drawer = load_drawer(study, batches, config.mixed_precision) if batches else None
     identity = _identity(study, config.drawn_model)
     with main_process_first():
         name = _own_name(study, config, identity, complete=not batches)
@@ -163,11 +154,14 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     started = time.perf_counter()
     drawn = sum(map(len, batches))
     if drawer:
-        _draw_all(study, config, batches, *drawer)
+        draw_all(study, batches, *drawer, config.batch_size)
     if not is_main_process():
         return run
     drawing_s = time.perf_counter() - started
-    kept = _keep_best(study, config, drawings, identity, reward) if reward else len(drawings)
+    kept = len(drawings)
+    if reward:
+        model, keep, n = config.drawn_model, config.per_prompt, config.best_of
+        kept = keep_best(study, drawings, reward, keep=keep, n=n, model=model, identity=identity)
     run.finish({
         "n": kept, "drawn": drawn, "seconds": time.perf_counter() - started,
         "images_per_s": drawn / drawing_s,
@@ -236,213 +230,5 @@ def _chooser(study: Study, config: GenerateConfig, name: str, *, complete: bool)
 
 
 def _drawings(study: Study, config: GenerateConfig, identity: str) -> list[Drawing]:
-    """The plan: prompts in file order, seeds that are the same for every model."""
-    prompts = study.prompts(config.prompts)
-    if not prompts:
-        raise UserError(f"{study.path} has no {config.prompts!r} prompts; choose other --prompts")
-    sampler = config.sampler(study)
-    per_prompt = config.best_of or config.per_prompt
-    numbers = {} if per_prompt else _numbers_of_the_set(study, prompts)
-    if per_prompt * len(prompts) > MOST_IMAGES:
-        raise UserError(
-            f"{per_prompt} images for each of {len(prompts)} prompts are more than a study holds; "
-            f"give --per-prompt or --best-of {MOST_IMAGES // len(prompts)} or less"
-        )
-    return [
-        (prompt, _record(study, prompt, config.model, seed, sampler, identity))
-        for prompt in prompts
-        for seed in _seeds(study, prompt, per_prompt or numbers[prompt.category])
-    ]
-
-
-def _numbers_of_the_set(study: Study, prompts: list[Prompt]) -> dict[str, int]:
-    """Images per prompt by category, as the set of the study's prompts says."""
-    name = study.find_run("prompts").config["set"]
-    return {p.category: images_per_prompt(name, p.category) for p in prompts}
-
-
-def _seeds(study: Study, prompt: Prompt, n: int) -> list[int]:
-    return [int(digest([study.info.seed, prompt.id, k]), 16) % 2**31 for k in range(n)]
-
-
-def _record(
-    study: Study, prompt: Prompt, model: str, seed: int, sampler: Sampler, identity: str
-) -> Sample:
-    own_id = sample_id(prompt.id, model, seed, sampler, identity)
-    return Sample(own_id, prompt.id, model, seed, sampler, study.image_path(own_id), "", identity)
-
-
-def _place(sample: Sample) -> tuple[str, int, Sampler]:
-    """What tells apart the images of one model; ids of older studies lack the model's identity."""
-    return sample.prompt_id, sample.seed, sample.sampler
-
-
-def _missing(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[list[Drawing]]:
-    """The batches of the plan, without what is there already.
-
-    A batch that was drawn whole, and whose records were lost in part, is drawn whole again: one
-    image's last bits depend on those it is drawn with.
-    """
-    there = {_place(sample): sample.latents for sample in study.samples(config.model)}
-    found = []
-    for i in range(0, len(drawings), config.batch_size):
-        batch = _with_shard(study, drawings[i : i + config.batch_size])
-        new = [drawn for drawn in batch if _place(drawn[1]) not in there]
-        whole = any(there.get(_place(sample)) == sample.latents for _, sample in batch)
-        if new:
-            found.append(batch if whole else _with_shard(study, new))
-    return found
-
-
-def _there(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[Sample]:
-    """The samples of the plan that are drawn already."""
-    wanted = {sample.id for _, sample in drawings}
-    return [sample for sample in study.samples(config.model) if sample.id in wanted]
-
-
-def _with_shard(study: Study, batch: list[Drawing]) -> list[Drawing]:
-    shard = study.latents_path(digest([sample.id for _, sample in batch]))
-    return [(prompt, replace(sample, latents=shard)) for prompt, sample in batch]
-
-
-def _load(
-    study: Study, config: GenerateConfig, batches: list[list[Drawing]]
-) -> "tuple[Policy, Accelerator]":
-    """The policy, after it has seen that it can draw these prompts at this size."""
-    from sayso.families._loading import load_policy
-
-    accelerator = make_accelerator(config.mixed_precision)
-    policy = load_policy(study, config.model, accelerator.device)
-    sampler = config.sampler(study)
-    policy.check_sampler(sampler)
-    texts = {prompt.text: 0 for batch in batches for prompt, _ in batch}
-    policy.check_prompts([*texts, sampler.negative_prompt])
-    policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
-    return policy, accelerator
-
-
-def _draw_all(
-    study: Study,
-    config: GenerateConfig,
-    batches: list[list[Drawing]],
-    policy: "Policy",
-    accelerator: "Accelerator",
-) -> None:
-    """Draw the batches, one per process at a time; the main process writes them in order."""
-    from accelerate.utils import gather_object
-
-    there = {sample.id: sample for sample in study.samples(config.model)}
-    with progress(f"drawing {config.model}", sum(map(len, batches))) as advance:
-        for together in _chunks(batches, accelerator.num_processes):
-            mine = together[accelerator.process_index : accelerator.process_index + 1]
-            with enough_memory("--batch-size", config.batch_size):
-                drawn = [_draw(policy, batch, accelerator) for batch in mine]
-            for batch, done in zip(together, gather_object(drawn), strict=True):
-                if accelerator.is_main_process:
-                    _keep(study, batch, there, *done)
-                advance(len(batch))
-    # whoever goes on must find the last batch written
-    accelerator.wait_for_everyone()
-
-
-def _chunks(batches: list[list[Drawing]], size: int) -> Iterator[list[list[Drawing]]]:
-    for start in range(0, len(batches), size):
-        yield batches[start : start + size]
-
-
-def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator") -> Any:
-    """Latents in fp16, as they are kept, and pixels of a batch, on the CPU; all finite."""
-    import torch
-
-    from sayso.base.finite import refuse_not_finite
-
-    sampler = batch[0][1].sampler
-    texts = list(dict.fromkeys(prompt.text for prompt, _ in batch))
-    rows = torch.tensor([texts.index(prompt.text) for prompt, _ in batch])
-    drawn = [f"prompt {prompt.text!r}, seed {sample.seed}" for prompt, sample in batch]
-    with torch.inference_mode(), accelerator.autocast():
-        cond = {key: v[rows] for key, v in _encoded(policy, texts).items()}
-        uncond = _encoded(policy, [sampler.negative_prompt])
-        latents = policy.sample(cond, uncond, [sample.seed for _, sample in batch], sampler)
-        network = f"the {policy.network_kind} of {policy.name}"
-        refuse_not_finite(latents, drawn, network)
-        kept = latents.half()
-        refuse_not_finite(kept, drawn, f"keeping in fp16 the latents of {network}")
-        size = policy.portion(sampler.image_size_px)
-        pixels = [
-            _pixels(policy, latents[i : i + size], drawn[i : i + size])
-            for i in range(0, len(batch), size)
-        ]
-    return kept.cpu(), torch.cat(pixels)
-
-
-def _encoded(policy: "Policy", texts: Sequence[str]) -> "Cond":
-    from sayso.base.finite import refuse_not_finite
-
-    cond = policy.encode_prompts(texts)
-    for value in cond.values():
-        named = [f"prompt {text!r}" for text in texts]
-        refuse_not_finite(value, named, f"the text encoder of {policy.name}")
-    return cond
-
-
-def _pixels(policy: "Policy", latents: "Tensor", drawn: Sequence[str]) -> "Tensor":
-    """Pictures of a portion of a batch, uint8 [b, H, W, 3] on the CPU."""
-    import torch
-
-    from sayso.base.finite import refuse_not_finite
-
-    images = policy.decode(latents)
-    refuse_not_finite(images, drawn, f"the VAE decoder of {policy.name}")
-    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-
-
-def _keep(
-    study: Study,
-    batch: Sequence[Drawing],
-    there: Mapping[str, Sample],
-    latents: "Tensor",
-    pixels: "Tensor",
-) -> None:
-    """Keep what is new of a batch; what is `there`, by id, stays as it is, its latents too."""
-    from PIL import Image
-
-    from sayso.data.rows import load_latents
-
-    shard = {s.id: row.clone() for (_, s), row in zip(batch, latents, strict=True)}
-    if old := [there[sample_id] for sample_id in shard if sample_id in there]:
-        stored = load_latents(study, old)
-        shard |= {s.id: row.clone() for s, row in zip(old, stored, strict=True)}
-    new = [i for i, (_, sample) in enumerate(batch) if sample.id not in there]
-    images = [Image.fromarray(pixels[i].numpy()) for i in new]
-    study.add_samples([batch[i][1] for i in new], images, shard)
-
-
-def _keep_best(
-    study: Study,
-    config: GenerateConfig,
-    drawings: list[Drawing],
-    identity: str,
-    reward: "Reward",
-) -> int:
-    """Record the best images of every prompt once more, as those of the selection's model."""
-    drawn = {_place(sample): sample for sample in study.samples(config.model)}
-    samples = [drawn[_place(sample)] for _, sample in drawings]
-    texts = [prompt.text for prompt, _ in drawings]
-    scores = reward.score_samples(study, samples, texts).tolist()
-    best: list[Sample] = []
-    for start in range(0, len(samples), config.best_of):
-        # ties go to the earlier seed, so the choice is the same on every machine
-        order = sorted(range(start, start + config.best_of), key=lambda i: (-scores[i], i))
-        best += [samples[i] for i in order[: config.per_prompt]]
-    there = {sample.id for sample in study.samples(config.drawn_model)}
-    chosen = [_selected(sample, config.drawn_model, identity) for sample in best]
-    new = [asdict(sample) for sample in chosen if sample.id not in there]
-    files.append_lines(study.path / "samples.jsonl", new)
-    return len(chosen)
-
-
-def _selected(sample: Sample, model: str, identity: str) -> Sample:
-    """The same picture under the selection's name."""
-    own_id = sample_id(sample.prompt_id, model, sample.seed, sample.sampler, identity)
-    return replace(sample, id=own_id, model=model, model_identity=identity)
+    n, sampler = config.best_of or config.per_prompt, config.sampler(study)
+    return planned(study, config.prompts, n, config.model, identity, sampler)
