@@ -1,6 +1,6 @@
-"""Drawing batches of images with a model, and keeping pictures, final latents and records."""
+"""Draw batches of images with a policy, and keep pictures, latents and records of each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sayso.base.devices import MixedPrecision, enough_memory, make_accelerator
@@ -37,16 +37,24 @@ def load_drawer(
 
 def draw_all(
     study: Study,
-    batches: Sequence[Sequence[Drawing]],
+    batches: list[list[Drawing]],
+    there: Iterable[Sample],
     policy: "Policy",
     accelerator: "Accelerator",
+    *,
     batch_size: int,
 ) -> None:
-    """Draw the batches, one per process at a time; the main process writes them in order."""
+    """Draw the batches, one per process at a time; the main process writes them in order.
+
+    Args:
+        batches: all of one model; the images of each are drawn at once and share a shard.
+        there: the samples that the model has already; of these nothing is changed.
+        batch_size: as the user gave it, for the advice where memory runs out.
+    """
     from accelerate.utils import gather_object
 
+    known = {sample.id: sample for sample in there}
     model = batches[0][0][1].model
-    there = {sample.id: sample for sample in study.samples(model)}
     with progress(f"drawing {model}", sum(map(len, batches))) as advance:
         for together in _chunks(batches, accelerator.num_processes):
             mine = together[accelerator.process_index : accelerator.process_index + 1]
@@ -54,15 +62,13 @@ def draw_all(
                 drawn = [_draw(policy, batch, accelerator) for batch in mine]
             for batch, done in zip(together, gather_object(drawn), strict=True):
                 if accelerator.is_main_process:
-                    _keep(study, batch, there, *done)
+                    _keep(study, batch, known, *done)
                 advance(len(batch))
     # whoever goes on must find the last batch written
     accelerator.wait_for_everyone()
 
 
-def _chunks(
-    batches: Sequence[Sequence[Drawing]], size: int
-) -> Iterator[Sequence[Sequence[Drawing]]]:
+def _chunks(batches: list[list[Drawing]], size: int) -> Iterator[list[list[Drawing]]]:
     for start in range(0, len(batches), size):
         yield batches[start : start + size]
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample, Sampler, digest, sample_id
 from sayso.prompts.grammar import images_per_prompt
-from sayso.study.study import PromptChoice, Study
+from sayso.study.info import PromptChoice
+from sayso.study.study import Study
 
 MOST_IMAGES = 10_000_000
 """Of one plan; the records of more would not fit the memory."""

@@ -17,6 +17,7 @@ from sayso.base.types import Sampler
 from sayso.stages._best_of import keep_best
 from sayso.stages._drawing import draw_all, load_drawer
 from sayso.stages._drawing_plan import Drawing, missing, planned
+from sayso.study.checks import refuse_damaged
 from sayso.study.generations import IDENTITY, Generations, own_name, say
 from sayso.study.identity import (
     NotHereError,
@@ -27,9 +28,9 @@ from sayso.study.identity import (
     parse_selection,
     reward_name,
 )
+from sayso.study.info import PromptChoice
 from sayso.study.run import Run
-from sayso.study.stored import refuse_damaged
-from sayso.study.study import PromptChoice, Study
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from sayso.rewards import Reward
@@ -154,7 +155,8 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     started = time.perf_counter()
     drawn = sum(map(len, batches))
     if drawer:
-        draw_all(study, batches, *drawer, config.batch_size)
+        there = study.samples(config.model)
+        draw_all(study, batches, there, *drawer, batch_size=config.batch_size)
     if not is_main_process():
         return run
     drawing_s = time.perf_counter() - started
