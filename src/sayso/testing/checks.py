@@ -1,121 +1,19 @@
-# ruff: noqa: ARG002 the toy ignores some arguments of the surface it implements
 """Contract checks for plug-ins, yours too: each raises AssertionError that says what is broken."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sayso.aligners import NEEDS, Aligner, Batch, Context
 from sayso.base.types import Sampler
-from sayso.data.rows import TrainingRows, make_rows
 from sayso.families import Cond, Policy, take
 from sayso.rewards import Reward
-
-
-class ToyPolicy(Policy):
-    """Diffusion of points in the plane, latents [b, 2, 1, 1]: seconds to train, known answers.
-
-    Noise follows x_t = cos(πt/2) x + sin(πt/2) noise; the network predicts the noise. A text's
-    condition is its number.
-    """
-
-    def __init__(self, width: int = 64, seed: int = 0) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.network: nn.Module = nn.Sequential(
-                nn.Linear(6, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-                nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2),
-            )  # fmt: skip
-        self.device = torch.device("cpu")
-        self.frozen = nn.Parameter(torch.ones(()), requires_grad=False)
-
-    @classmethod
-    def load(cls, path: Path, device: torch.device, weights: Path | None = None) -> "ToyPolicy":
-        raise NotImplementedError("a toy is made, not loaded")
-
-    def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
-        return (2, 1, 1)
-
-    def check_prompts(self, texts: Sequence[str]) -> None:
-        pass
-
-    def encode_prompts(self, texts: Sequence[str]) -> Cond:
-        return {"number": torch.tensor([[float(text or -1)] for text in texts])}
-
-    def encode_images(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        return images[:, :2, :1, :1] * 2 - 1
-
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        return torch.cat([latents, latents[:, :1]], dim=1).clamp(-1, 1) / 2 + 0.5
-
-    def add_noise(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        angle = (t * math.pi / 2)[:, None, None, None]
-        return angle.cos() * latents + angle.sin() * noise
-
-    def target(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        return noise
-
-    def predict(
-        self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
-    ) -> Float[Tensor, "b c h w"]:
-        angle = (t * math.pi / 2)[:, None]
-        inputs = (noisy.flatten(1), t[:, None], angle.cos(), angle.sin(), cond["number"])
-        return self.network(torch.cat(inputs, dim=1))[:, :, None, None] * self.frozen
-
-    @torch.no_grad()
-    def sample(
-        self, cond: Cond, uncond: Cond, seeds: Sequence[int], sampler: Sampler
-    ) -> Float[Tensor, "b c h w"]:
-        """Deterministic DDIM, without guidance."""
-        noises = [torch.randn(2, 1, 1, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        x, b = torch.stack(noises), len(seeds)
-        times = torch.linspace(0.99, 0, sampler.num_inference_steps + 1).tolist()
-        for now, then in pairwise(times):
-            eps = self.predict(x, torch.full((b,), now), cond)
-            clean = (x - math.sin(now * math.pi / 2) * eps) / math.cos(now * math.pi / 2)
-            x = self.add_noise(clean, eps, torch.full((b,), then))
-        return x
-
-    def add_lora(self, rank: int, seed: int) -> None:
-        raise NotImplementedError("a toy has no adapters")
-
-    def save_weights(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file(self.network.state_dict(), folder / "toy.safetensors")
-
-    def load_weights(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        self.network.load_state_dict(load_file(folder / "toy.safetensors"))
-
-
-def toy_rows(n_own: int = 24, n_pretraining: int = 12, seed: int = 0) -> TrainingRows:
-    """Points with marks (a third good, a third bad, the rest none) and rewards in (0, 1)."""
-    rng = torch.Generator().manual_seed(seed)
-    points = torch.randn(n_own + n_pretraining, 2, 1, 1, generator=rng)
-    marks = [(1.0, 0.0, float("nan"))[i % 3] for i in range(n_own)]
-    rewards = torch.rand(n_own, generator=rng).mul(0.9).add(0.05).tolist()
-    texts = [str(i % 3) for i in range(n_own)]
-    natural = (points[n_own:], ["0"] * n_pretraining)
-    return make_rows(ToyPolicy(), (points[:n_own], texts), marks, rewards, natural)
+from sayso.testing.toy import ToyPolicy, toy_rows
 
 
 def check_aligner(kind: type[Aligner], **options: object) -> None:
