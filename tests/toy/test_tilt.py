@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sayso.aligners import Aligner, Context
+from sayso.aligners import Aligner, Work
+from sayso.aligners.dpo import DirectPreference
+from sayso.aligners.grpo import GroupPolicy
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
 from sayso.base.devices import make_accelerator
 from sayso.base.types import Sampler
+from sayso.data.pairs import Pairs
 from sayso.data.rows import make_rows
 from sayso.study.run import open_run
 from sayso.study.run_options import asked
@@ -22,7 +25,9 @@ from sayso.training.options import TrainOptions
 
 N = 2000
 SAMPLER = Sampler(num_inference_steps=20)
-OPTIONS = TrainOptions(max_steps=1500, batch_size=256, learning_rate=2e-3, checkpoint_every=1000)
+OPTIONS = TrainOptions(
+    max_steps=1500, batch_size=256, learning_rate=2e-3, checkpoint_every=1000, pretraining_weight=0.0
+)
 
 
 def corner(points: Tensor) -> Tensor:
@@ -36,12 +41,13 @@ def shares(policy: ToyPolicy) -> Tensor:
 
 
 def tune(
-    policy: ToyPolicy, aligner: Aligner, points: Tensor, rewards: Tensor, marks: Tensor, path: Path
-) -> ToyPolicy:
+    policy: ToyPolicy, aligner: Aligner, points: Tensor, rewards: Tensor, marks: Tensor, path: Path,
+    options: TrainOptions = OPTIONS, **more: object,
+) -> ToyPolicy:  # fmt: skip
     tuned = copy.deepcopy(policy)
     rows = make_rows(tuned, (points, ["0"] * len(points)), marks.tolist(), rewards.tolist())
-    context = Context(rows, OPTIONS.batch_size, OPTIONS.max_steps, seed=0)
-    train(tuned, aligner, context, OPTIONS, open_run(path, asked({}), 0), make_accelerator("no"))
+    work = Work(tuned, rows, options.batch_size, options.max_steps, seed=0, **more)
+    train(work, aligner, options, open_run(path, asked({}), 0), make_accelerator("no"))
     return tuned
 
 
@@ -65,7 +71,7 @@ REWARD = torch.tensor([0.9, 0.3, 0.3, 0.1])
 
 
 def rwr(**options: object) -> RewardWeighted:
-    return RewardWeighted(pretraining_weight=0.0, prompt_dropout=0.0, **options)
+    return RewardWeighted(prompt_dropout=0.0, **options)
 
 
 def test_base_has_four_heaps(base: ToyPolicy) -> None:

@@ -20,7 +20,7 @@ from sayso.base.errors import UserError
 from sayso.base.finite import number_format, refuse_not_finite
 from sayso.base.types import Sample, digest
 from sayso.data.pretraining_images import open_pretraining
-from sayso.families import Cond, Policy
+from sayso.families import Cond, Policy, take
 from sayso.study.identity import base_identity
 from sayso.study.study import Study
 
@@ -34,14 +34,14 @@ class TrainingRows:
     """One table: first the model's own images, then pre-training images.
 
     `latents` are final, scaled latents as stored. `text` is the row of `conditions` that belongs
-    to the image. `mark` is the label that the people's marks come to, in [0, 1], NaN where nobody
-    marked the image. `reward` is the learned reward, NaN where there is none. Both are NaN for
+    to the image. `label` is what the people's marks come to, in [0, 1], NaN where nobody marked
+    the image. `reward` is the learned reward, NaN where there is none. Both are NaN for
     pre-training images, so that a wrong use shows at once.
     """
 
     latents: Tensor
     text: Tensor
-    mark: Tensor
+    label: Tensor
     reward: Tensor
     conditions: Cond
     n_own: int
@@ -55,6 +55,10 @@ class TrainingRows:
     def pretraining(self) -> Int[Tensor, " n"]:
         """Indices of the pre-training images."""
         return torch.arange(self.n_own, len(self.text))
+
+    def cond(self, text_rows: Int[Tensor, " b"]) -> Cond:
+        """Conditions of the texts with these numbers; see `text` and `EMPTY`."""
+        return take(self.conditions, text_rows)
 
 
 def make_rows(
@@ -76,7 +80,7 @@ def make_rows(
     return TrainingRows(
         latents=torch.cat([latents, more.to(latents.dtype)]),
         text=torch.tensor([place[text] for text in everything], dtype=torch.long),
-        mark=torch.tensor([*marks, *missing]),
+        label=torch.tensor([*marks, *missing]),
         reward=torch.tensor([*rewards, *missing]),
         conditions=encode_texts(policy, list(place)),
         n_own=len(texts),

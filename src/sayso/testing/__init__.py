@@ -1,6 +1,14 @@
 """Contract checks for plug-ins, yours too, and a toy to run them on."""
 
 from sayso.testing.checks import check_aligner, check_family, check_reward
-from sayso.testing.toy import ToyPolicy, toy_rows
+from sayso.testing.toy import ToyPolicy, ToyReward, toy_rows, toy_work
 
-__all__ = ["ToyPolicy", "check_aligner", "check_family", "check_reward", "toy_rows"]
+__all__ = [
+    "ToyPolicy",
+    "ToyReward",
+    "check_aligner",
+    "check_family",
+    "check_reward",
+    "toy_rows",
+    "toy_work",
+]

@@ -4,14 +4,18 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sayso.aligners import Work
 from sayso.base.types import Sampler
+from sayso.data.pairs import Pairs
 from sayso.data.rows import TrainingRows, make_rows
 from sayso.families import PARTS, Cond, Kind, Policy
+from sayso.rewards import Reward
 
 FIRST = 0.99
 """Where drawing begins: at t = 1 alpha is 0, and eps says nothing of the image."""
@@ -95,6 +99,38 @@ class ToyPolicy(Policy):
         from safetensors.torch import load_file
 
         self.network.load_state_dict(load_file(folder / "toy.safetensors"))
+
+
+class ToyReward(Reward):
+    """Bright is good: the mean of red and green, which are the two coordinates of a point."""
+
+    differentiable: ClassVar[bool] = True
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def score(
+        self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+    ) -> Float[Tensor, " b"]:
+        return images[:, :2].mean(dim=(1, 2, 3))
+
+
+def toy_work(policy: ToyPolicy | None = None, **changes: Any) -> Work:
+    """All that an aligner may need, of everything a little; `changes` are fields of `Work`."""
+    rows = toy_rows()
+    good = [i for i in rows.own.tolist() if rows.label[i] == 1]
+    bad = [i for i in rows.own.tolist() if rows.label[i] == 0]
+    pairs = torch.tensor([(g, b) for g in good for b in bad if (g - b) % 2])
+    given: dict[str, Any] = {
+        "policy": policy or ToyPolicy(),
+        "data": rows,
+        "batch_size": 8,
+        "max_steps": 4,
+        "seed": 1,
+        "pairs": Pairs(pairs, torch.linspace(0.5, 1, len(pairs)), pairs[:, 0] % 3),
+        "prompts": ("0", "1", "2"),
+        "reward": ToyReward(),
+        "sampler": Sampler(num_inference_steps=10, guidance_scale=1.0),
+    }
+    return Work(**given | changes)
 
 
 def toy_rows(n_own: int = 24, n_pretraining: int = 12, seed: int = 0) -> TrainingRows:
