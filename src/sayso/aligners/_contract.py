@@ -7,7 +7,7 @@ A whole aligner, for a file of one's own:
         needs: ClassVar = frozenset({"data"})
 
         def batches(self, ctx):
-            good = ctx.rows.own[ctx.rows.mark[: ctx.rows.n_own] > 0.5]
+            good = ctx.rows.own[ctx.rows.label[: ctx.rows.n_own] > 0.5]
             for step in ctx.steps:
                 rng = ctx.generator(step)
                 rows = good[stratified(torch.ones(len(good)), ctx.batch_size, rng)]
@@ -110,9 +110,7 @@ class Context:
         noise = torch.randn(latents.shape, generator=generator)
         dropped = torch.rand(b, generator=generator) < prompt_dropout
         text = torch.where(dropped, EMPTY, self.rows.text[indices])
-        return Batch(
-            latents, take(self.rows.conditions, text), t.clamp(max=1 - 1e-6), noise, weights
-        )
+        return Batch(latents, self.rows.cond(text), t.clamp(max=1 - 1e-6), noise, weights)
 
 
 def stratified(

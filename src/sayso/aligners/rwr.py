@@ -138,7 +138,7 @@ class RewardWeighted(Aligner):
 
         Raises: UserError: if a reward is negative or not finite, or no image takes part.
         """
-        mark, reward = rows.mark[: rows.n_own], rows.reward[: rows.n_own]
+        mark, reward = rows.label[: rows.n_own], rows.reward[: rows.n_own]
         rated = mark.isfinite()
         weight = _weight(self.weight, mark, reward)
         use = rated if not self.unrated or self.weight == "mark" else torch.ones_like(rated)

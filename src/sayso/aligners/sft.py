@@ -29,7 +29,7 @@ class GoodImages(Aligner):
             raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
 
     def batches(self, ctx: Context) -> Iterator[Batch]:
-        good = ctx.rows.own[ctx.rows.mark[: ctx.rows.n_own] > 0.5]
+        good = ctx.rows.own[ctx.rows.label[: ctx.rows.n_own] > 0.5]
         if not len(good):
             raise UserError("no image is marked good by most of its raters; rate more images")
         alike, one = torch.ones(len(good)), torch.ones(ctx.batch_size)
