@@ -12,7 +12,7 @@ from studies import random_study, rated_study
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
-from sayso.data.rows import pretraining_rows
+from sayso.data.latents import encoded_pretraining
 from sayso.families._loading import load_policy
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.rewards import Reward
@@ -43,7 +43,7 @@ class Mine(Aligner):
     """Weight of images that people called bad."""
 
     def batches(self, ctx: Context) -> Iterator[Batch]:
-        mark = ctx.rows.mark[: ctx.rows.n_own]
+        mark = ctx.rows.label[: ctx.rows.n_own]
         rated = ctx.rows.own[mark.isfinite()]
         for step in ctx.steps:
             generator = ctx.generator(step)
@@ -199,12 +199,13 @@ def test_missing_latents_are_named(study: Study) -> None:
 
 def test_pretraining_images_are_encoded_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load_policy(study, "base", torch.device("cpu"))
-    first, captions = pretraining_rows(study, policy, 5)
+    latents, captions = encoded_pretraining(study, policy, 5)
+    first = latents[torch.arange(5)]
     assert first.shape == (5, 4, 16, 16)
     assert len(captions) == 5
     monkeypatch.setattr(StableDiffusion, "encode_images", lambda *_: pytest.fail("encoded again"))
-    again, same = pretraining_rows(study, policy, 5)
-    assert torch.equal(first, again)
+    again, same = encoded_pretraining(study, policy, 5)
+    assert torch.equal(first, again[torch.arange(5)])
     assert captions == same
 
 

@@ -229,5 +229,5 @@ def test_contract_check_catches_a_broken_aligner() -> None:
 
 def test_toy_rows_have_all_kinds() -> None:
     rows = toy_rows()
-    assert rows.mark[: rows.n_own].isnan().any()
+    assert rows.label[: rows.n_own].isnan().any()
     assert rows.reward[rows.pretraining].isnan().all()

@@ -84,7 +84,7 @@ def test_inputs_are_written_down(study: Study) -> None:
     assert (inputs["labels"], inputs["raters"]) == ("share", "people")
     train_ids = {p.id for p in study.prompts("train")}
     assert len(inputs["images"]) == sum(s.prompt_id in train_ids for s in study.samples("base"))
-    assert {row["mark"] for row in inputs["images"]} == {0.0, 1.0}
+    assert {row["label"] for row in inputs["images"]} == {0.0, 1.0}
     sources = set(inputs["sources"])
     assert {"seed", "model base", "reward runs/fit-clip_head", "pre-training images"} == sources
 

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from sayso.aligners import Aligner, Work
-from sayso.aligners.dpo import DirectPreference
-from sayso.aligners.grpo import GroupPolicy
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
 from sayso.base.devices import make_accelerator
 from sayso.base.types import Sampler
-from sayso.data.pairs import Pairs
 from sayso.data.rows import make_rows
 from sayso.study.run import open_run
 from sayso.study.run_options import asked
@@ -26,7 +23,11 @@ from sayso.training.options import TrainOptions
 N = 2000
 SAMPLER = Sampler(num_inference_steps=20)
 OPTIONS = TrainOptions(
-    max_steps=1500, batch_size=256, learning_rate=2e-3, checkpoint_every=1000, pretraining_weight=0.0
+    max_steps=1500,
+    batch_size=256,
+    learning_rate=2e-3,
+    checkpoint_every=1000,
+    pretraining_weight=0.0,
 )
 
 

@@ -1,6 +1,7 @@
 """Stage `align`: fine-tune the model on what people, or the reward learned from them, like."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ from sayso.base.progress import console
 from sayso.base.types import Sample
 from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
-from sayso.study.identity import canonical_config, weights_identity
+from sayso.study.identity import base_identity, canonical_config, weights_identity
 from sayso.study.inputs import (
     fitted_to,
     refuse_changed,
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from sayso.aligners import Aligner
+    from sayso.data.conditions import Conditions
     from sayso.data.rows import TrainingRows
     from sayso.families import Policy
 
 
 RATERS = ("people", "simulated")
+CAPTIONS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class AlignConfig(TrainOptions):
     in the paper."""
     pretraining_images: int = 1024
     """How many pre-training images to use, at most; the paper's 625,000."""
+    conditions: Literal["auto", "table", "encode"] = "auto"
+    """What the text encoder makes of the texts: kept in a table on the disk, or encoded in every
+    step; auto = a table up to 1 GiB."""
     seed: int | None = None
     """Seed of the training; default: the study's."""
     mixed_precision: MixedPrecision = "auto"
@@ -155,20 +161,26 @@ def _with_labels(
 def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject:
     """What the run will learn from: samples, their texts and labels, and whose labels these are.
 
-    `sources` identifies what else decides the result: models, reward, natural images, plug-ins.
+    `sources` identifies what else decides the result: models, reward, pre-training
+    images, plug-ins.
     """
     images = _own_images(study, config)
-    _check_needs(study, config, aligner, images.marks)
-    from sayso.data.rows import latents_digests, load_latents
+    _check_needs(study, config, aligner, images.labels)
+    from sayso.data.latents import SampleLatents
 
-    latents = latents_digests(load_latents(study, images.samples))
-    rows = zip(images.samples, images.texts, images.marks, latents, strict=True)
+    latents = SampleLatents(study, images.samples).digests()
+    rows = zip(images.samples, images.texts, images.labels, latents, strict=True)
     return {
         "labels": config.labels,
         "raters": _kind(study, config),
         "images": [
-            {"id": s.id, "text": text, "mark": None if math.isnan(mark) else mark, "latents": own}
-            for s, text, mark, own in rows
+            {
+                "id": s.id,
+                "text": text,
+                "label": None if math.isnan(label) else label,
+                "latents": own,
+            }
+            for s, text, label, own in rows
         ],
         "sources": _sources(study, config, aligner),
     }
@@ -183,8 +195,8 @@ def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str,
     if "reward" in aligner.required():
         found |= source_of_reward(study, config.reward)
     if "pretraining" in aligner.required():
-        natural = open_pretraining(study).train_identity(config.pretraining_images)
-        found["pre-training images"] = natural
+        images = open_pretraining(study).train_identity(config.pretraining_images)
+        found["pre-training images"] = images
     return found
 
 
@@ -192,12 +204,14 @@ def _seed(study: Study, config: AlignConfig) -> int:
     return study.info.seed if config.seed is None else config.seed
 
 
-def _frozen(study: Study, run: Run) -> "_OwnImages":
+def _frozen(study: Study, run: Run) -> "_Samples":
     """The images as they were when the run was begun."""
     rows = (run.inputs or {})["images"]
     samples = samples_by_id(study, [row["id"] for row in rows], run.name)
-    marks = [float("nan") if row["mark"] is None else row["mark"] for row in rows]
-    return _OwnImages(samples, [row["text"] for row in rows], marks)
+    # runs that older versions began call the label "mark"
+    labels = [row["label"] if "label" in row else row["mark"] for row in rows]
+    known = [float("nan") if label is None else label for label in labels]
+    return _Samples(samples, [row["text"] for row in rows], known)
 
 
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
@@ -235,15 +249,15 @@ def _note_environment(
         run.add_environment({**computed_on(accelerator), "loaded": loaded(folders)})
 
 
-class _OwnImages(NamedTuple):
-    """The model's images for "train" prompts, their texts, and people's marks."""
+class _Samples(NamedTuple):
+    """The model's images for "train" prompts, their texts, and what the votes on them come to."""
 
     samples: list[Sample]
     texts: list[str]
-    marks: list[float]
+    labels: list[float]
 
 
-def _own_images(study: Study, config: AlignConfig) -> _OwnImages:
+def _own_images(study: Study, config: AlignConfig) -> _Samples:
     model = config.model
     texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
     samples = [s for s in study.samples(model) if s.prompt_id in texts]
@@ -259,12 +273,12 @@ def _own_images(study: Study, config: AlignConfig) -> _OwnImages:
             "trains on; they can only train a reward: choose a --model whose images sayso generate "
             "drew here"
         )
-    marks = _marks(study, samples, config)
-    return _OwnImages(samples, [texts[s.prompt_id] for s in samples], marks)
+    labels = _labels(study, samples, config)
+    return _Samples(samples, [texts[s.prompt_id] for s in samples], labels)
 
 
-def _marks(study: Study, samples: list[Sample], config: AlignConfig) -> list[float]:
-    """The label of each image, NaN if nobody marked it."""
+def _labels(study: Study, samples: list[Sample], config: AlignConfig) -> list[float]:
+    """The label of each image, NaN if nobody rated it."""
     simulated, ids = _kind(study, config) == "simulated", {s.id for s in samples}
     method: Any = "share" if config.labels == "auto" else config.labels
     labels = study.feedback.soft_labels(simulated, method=method, among=ids)
@@ -278,13 +292,15 @@ def _kind(study: Study, config: AlignConfig) -> str:
     return RATERS[study.feedback.kind_in_use()]
 
 
-def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: list[float]) -> None:
+def _check_needs(
+    study: Study, config: AlignConfig, aligner: "Aligner", labels: list[float]
+) -> None:
     """Compare what the aligner needs with what is there, before any model loads."""
     needs, name = aligner.required(), type(aligner).__name__
     if "data" in needs:
         for word, count in {
-            "good": sum(m > 0.5 for m in marks),
-            "bad": sum(m < 0.5 for m in marks),
+            "good": sum(label > 0.5 for label in labels),
+            "bad": sum(label < 0.5 for label in labels),
         }.items():
             if not count:
                 raise UserError(
@@ -304,7 +320,7 @@ def _frozen_rewards(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
-    images: _OwnImages,
+    images: _Samples,
     run: Run,
     accelerator: "Accelerator",
 ) -> list[float]:
@@ -322,7 +338,7 @@ def _rewards(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
-    images: _OwnImages,
+    images: _Samples,
     accelerator: "Accelerator",
 ) -> list[float]:
     """The reward of every own image; NaN if the aligner needs none."""
@@ -340,35 +356,54 @@ def _rows(
     aligner: "Aligner",
     policy: "Policy",
     accelerator: "Accelerator",
-    images: _OwnImages,
+    images: _Samples,
     rewards: list[float],
     run: Run,
 ) -> "TrainingRows":
     """The table of training rows; pre-training images only if the aligner needs them."""
-    from sayso.data.rows import latents_digests, load_latents, make_rows, pretraining_rows
+    from sayso.data.conditions import open_conditions
+    from sayso.data.latents import SampleLatents, encoded_pretraining
+    from sayso.data.rows import make_rows
 
     policy.check_prompts(list(dict.fromkeys(images.texts)))
-    natural = None
+    more = None
     if "pretraining" in aligner.required():
-        natural = pretraining_rows(study, policy, config.pretraining_images, accelerator.autocast())
-        cut = sum(map(policy.is_cut, natural[1]))
-        if cut:
-            console.print(
-                f"{cut} of {len(natural[1])} captions of pre-training images are longer than the "
-                "model reads, and are cut"
-            )
-    latents = load_latents(study, images.samples)
-    refuse_other_latents(study, run, images.samples, latents_digests(latents))
-    return make_rows(policy, (latents, images.texts), images.marks, rewards, natural)
+        n = config.pretraining_images
+        more = encoded_pretraining(study, policy, n, accelerator.autocast())
+        _say_cut(policy, more[1])
+    latents = SampleLatents(study, images.samples)
+    refuse_other_latents(study, run, images.samples, latents.digests())
+
+    def conditions(policy: "Policy", texts: Sequence[str]) -> "Conditions":
+        folder, identity = study.cache / "conditions", base_identity(study)
+        return open_conditions(policy, texts, folder, identity, config.conditions)
+
+    return make_rows(policy, (latents, images.texts), images.labels, rewards, more, conditions)
+
+
+def _say_cut(policy: "Policy", captions: list[str]) -> None:
+    """Say how many captions of pre-training images are longer than the model reads."""
+    cut = 0
+    for i in range(0, len(captions), CAPTIONS_AT_ONCE):
+        part = captions[i : i + CAPTIONS_AT_ONCE]
+        try:
+            policy.check_prompts(part)
+        except UserError:
+            cut += sum(map(policy.is_cut, part))
+    if cut:
+        console.print(
+            f"{cut} of {len(captions)} captions of pre-training images are longer than the model "
+            "reads, and are cut"
+        )
 
 
 def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, int]:
     """What the training had to do with, for result.json."""
-    mark = rows.mark[: rows.n_own]
+    label = rows.label[: rows.n_own]
     return {
         "own_images": rows.n_own,
-        "rated_images": int(mark.isfinite().sum()),
-        "good_images": int((mark > 0.5).sum()),
+        "rated_images": int(label.isfinite().sum()),
+        "good_images": int((label > 0.5).sum()),
         "pretraining_images": len(rows.pretraining),
         "trainable_weights": sum(p.numel() for p in policy.trainable().values()),
     }

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 
 
+@runtime_checkable
 class RaterOptions(Protocol):
     """What simulated raters must be told; `sayso rate` has these options among others."""
 
