@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from studies import random_study, rated_study
 
+from sayso.aligners import load_aligner
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
@@ -19,6 +20,7 @@ from sayso.rewards import Reward
 from sayso.stages.align import AlignConfig, align, plan
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.study import Study
+from sayso.testing import check_aligner
 
 QUICK = AlignConfig(max_steps=3, batch_size=8, pretraining_images=6, checkpoint_every=2)
 MARKS = RewardWeighted(weight="mark")
@@ -30,7 +32,7 @@ from typing import ClassVar
 
 import torch
 
-from sayso.aligner import Aligner, Batch, Context
+from sayso.aligners import Aligner, Batch, Work
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,54 @@ class Mine(Aligner):
     bad_weight: float = 0.1
     """Weight of images that people called bad."""
 
-    def batches(self, ctx: Context) -> Iterator[Batch]:
-        mark = ctx.rows.label[: ctx.rows.n_own]
-        rated = ctx.rows.own[mark.isfinite()]
-        for step in ctx.steps:
-            generator = ctx.generator(step)
-            rows = rated[torch.randint(len(rated), (ctx.batch_size,), generator=generator)]
-            weight = torch.where(mark[rows] > 0.5, 1.0, self.bad_weight)
-            yield ctx.denoising_batch(rows, weight, generator)
+    def batches(self, work: Work) -> Iterator[Batch]:
+        label = work.data.label[: work.data.n_own]
+        rated = work.data.own[label.isfinite()]
+        for step in work.steps:
+            generator = work.generator(step)
+            rows = rated[torch.randint(len(rated), (work.batch_size,), generator=generator)]
+            weight = torch.where(label[rows] > 0.5, 1.0, self.bad_weight)
+            batch = work.denoising_batch(rows, generator, weight=weight)
+            yield batch.plus(t=batch["t"] / 2)
 
-    def loss(self, policy, batch):
-        error = policy.denoising_error(batch.latents, batch.cond, batch.t / 2, batch.noise)
-        return (batch.weight * error).mean(), {"error": error.mean()}
+    def loss(self, work: Work, batch: Batch):
+        error = work.error(batch)
+        return (batch["weight"] * error).mean(), {"error": error.mean()}
+'''
+
+PAIRS = '''
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.nn import functional as F
+
+from sayso.aligners import Aligner, Batch, Work, stratified
+
+
+@dataclass(frozen=True)
+class Hinge(Aligner):
+    """The chosen image of a pair should be predicted better than the other, by a margin."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    margin: float = 0.1
+    """How much better, as a mean squared error."""
+
+    @property
+    def unit(self) -> int:
+        return 2
+
+    def batches(self, work: Work) -> Iterator[Batch]:
+        for step in work.steps:
+            generator = work.generator(step)
+            pairs = stratified(work.pairs.even, work.batch_size // 2, generator)
+            yield work.denoising_batch(work.pairs.rows[pairs].flatten(), generator, unit=2)
+
+    def loss(self, work: Work, batch: Batch):
+        chosen, rejected = work.error(batch).reshape(-1, 2).unbind(1)
+        loss = F.relu(self.margin + chosen - rejected).mean()
+        return loss, {"agrees": (chosen < rejected).float().mean()}
 '''
 
 
@@ -134,6 +172,74 @@ def test_own_aligner_in_a_file_trains_through_the_command_line(
     assert moved(study, run.name) > 0
 
 
+def test_own_aligner_of_pairs(study: Study, tmp_path: Path) -> None:
+    mine = tmp_path / "hinge.py"
+    mine.write_text(PAIRS)
+    assert len(PAIRS.strip().splitlines()) <= 40
+    command = ["align", str(study.path), "--aligner", str(mine), "--max-steps", "2"]
+    cli.run([*command, "--batch-size", "4"])
+    run = study.find_run("runs/align-hinge")
+    assert run.inputs is not None
+    assert len(run.inputs["pairs"]) == run.result["pairs"] > 0
+    assert moved(study, run.name) > 0
+    check_aligner(load_aligner(str(mine)))
+    with pytest.raises(UserError, match=r"keeps 2 rows together, and batch_size 5 .* 4 or 6"):
+        cli.run([*command, "--batch-size", "5", "--name", "odd"])
+
+
+def test_dpo_trains_through_the_command_line(study: Study) -> None:
+    cli.run([
+        "align", str(study.path), "--aligner", "dpo", "--max-steps", "3", "--batch-size", "4",
+        "--beta", "50", "--kl-weight", "0.1", "--norm-guard", "0.1", "--checkpoint-every", "2",
+    ])  # fmt: skip
+    run = study.find_run("runs/align-dpo")
+    assert run.config["learning_rate"] == 1e-4
+    assert run.config["pretraining_weight"] == 0
+    first = run.history()[0]
+    assert first["margin"] == 0
+    assert first["kl"] == 0
+    assert moved(study, run.name) > 0
+    good = {s.id for i, s in enumerate(study.samples()) if i % 2 == 0}
+    pairs = (run.inputs or {})["pairs"]
+    assert all(chosen in good and rejected not in good for chosen, rejected, _ in pairs)
+
+
+def test_preferences_are_needed_for_dpo(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="DirectPreference needs preferences"):
+        align(rated_study(tmp_path, good_every=1), dataclasses.replace(QUICK, aligner="dpo"))
+
+
+def test_grpo_draws_and_trains_through_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bright(Reward):
+        def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            assert set(prompts) <= {"a dog", "two cats", "red sea"}
+            return images.mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: Bright())
+    study = random_study(tmp_path)
+    command = [
+        "align", str(study.path), "--aligner", "grpo", "--reward", "clip_score", "--max-steps",
+        "5", "--images", "8", "--group-size", "4", "--batch-size", "4", "--checkpoint-every", "1",
+        "--steps-per-image", "1",
+    ]  # fmt: skip
+    cli.run(command)
+    run = study.find_run("runs/align-grpo")
+    assert not study.samples()
+    assert (run.inputs or {})["images"] == []
+    assert len((run.inputs or {})["prompts"]) == 3
+    ratios = [row["ratio"] for row in run.history()]
+    # each rollout is two updates: in the first the policy is still the one that drew
+    assert ratios[::2] == pytest.approx([1, 1, 1], abs=1e-6)
+    assert all(0 < row["reward"] < 1 for row in run.history())
+    assert moved(study, run.name) > 0
+    with pytest.raises(UserError, match=r"8 rows .* do not make whole batches of 5; use .* 4 or 8"):
+        cli.run([*command, "--batch-size", "5", "--name", "odd"])
+    with pytest.raises(UserError, match="of the 2 steps of drawing 1 have noise"):
+        cli.run([*command, "--steps-per-image", "2", "--name", "many"])
+
+
 def test_rewards_weigh_when_the_aligner_wants_them(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,8 +250,8 @@ def test_rewards_weigh_when_the_aligner_wants_them(
             return torch.zeros(len(images))
 
     monkeypatch.setattr("sayso.rewards.load_reward", lambda *a: seen.append(a[1]) or Fixed())
-    nothing = RewardWeighted(pretraining_weight=0.0)
-    run = align(study, dataclasses.replace(QUICK, reward="clip_score"), nothing)
+    config = dataclasses.replace(QUICK, reward="clip_score", pretraining_weight=0.0)
+    run = align(study, config, RewardWeighted())
     assert seen == ["clip_score"]
     assert moved(study, run.name) == 0
 

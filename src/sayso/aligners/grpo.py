@@ -85,7 +85,8 @@ class GroupPolicy(Aligner):
         rows = self.images * self.steps_per_image
         if rows % batch_size:
             fitting = [n for n in range(1, rows + 1) if rows % n == 0]
-            near = sorted(fitting, key=lambda n: abs(n - batch_size))[:2]
+            near = [max(n for n in fitting if n < batch_size or n == 1)]
+            near += [min((n for n in fitting if n > batch_size), default=rows)]
             raise UserError(
                 f"a rollout has {rows} rows (images {self.images} × steps_per_image "
                 f"{self.steps_per_image}), which do not make whole batches of {batch_size}; use "

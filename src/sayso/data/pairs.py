@@ -100,9 +100,7 @@ def _preferred(images: frozenset[str], times: Mapping[str, float]) -> Pair | Non
     return Pair(chosen, rejected, share) if share > 1 / 2 else None
 
 
-def pair_rows(
-    pairs: Sequence[tuple[str, str, float]], ids: Sequence[str], texts: Sequence[str]
-) -> Pairs:
+def pair_rows(pairs: Sequence[Pair], ids: Sequence[str], texts: Sequence[str]) -> Pairs:
     """The pairs as rows of a table whose n-th row has the n-th id and text."""
     place = {sample_id: i for i, sample_id in enumerate(ids)}
     rows = [(place[chosen], place[rejected]) for chosen, rejected, _ in pairs]

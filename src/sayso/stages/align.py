@@ -1,103 +1,58 @@
 """Stage `align`: fine-tune the model on what people, or the reward learned from them, like."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sayso.base.devices import (
-    MixedPrecision,
     enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
 )
-from sayso.base.errors import UserError, check_seed
-from sayso.base.files import JsonObject
+from sayso.base.errors import UserError
 from sayso.base.plugins import is_plugin
 from sayso.base.progress import console
-from sayso.base.types import Sample
-from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
 from sayso.study.identity import base_identity, canonical_config, weights_identity
-from sayso.study.inputs import (
-    fitted_to,
-    refuse_changed,
-    refuse_other_latents,
-    samples_by_id,
-    source_of_plugin,
-)
+from sayso.study.inputs import fitted_to, refuse_changed, refuse_other_latents
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.training.options import TrainOptions
-from sayso.votes.labels import LabelMethod, check_method
+from sayso.training.options import AlignConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sayso.aligners import Aligner
+    from sayso.aligners import Aligner, Work
     from sayso.data.conditions import Conditions
     from sayso.data.rows import TrainingRows
     from sayso.families import Policy
+    from sayso.training.inputs import Samples
 
+__all__ = ["AlignConfig", "align", "plan"]
 
-RATERS = ("people", "simulated")
 CAPTIONS_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class AlignConfig(TrainOptions):
-    """Options of `sayso align`; the aligner's own come with it."""
-
-    aligner: str = "rwr"
-    """The algorithm: a file of aligners/, or your own, such as ./mine.py."""
-    name: str = ""
-    """Name of the run; default: the aligner's."""
-    reward: str = "runs/fit-clip_head"
-    """What to maximise: a run of fit, or a reward that needs no training such as clip_score."""
-    model: str = "base"
-    """The model to start from, whose images are trained on: base, or an earlier align run."""
-    labels: LabelMethod | Literal["auto"] = "auto"
-    """What several raters' marks of an image come to: share, majority or dawid-skene, see
-    sayso fit --help; auto: what the reward was fitted to, or share if it is no run of fit."""
-    raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose marks count; auto: those that the reward was fitted to, or if it is no run of fit
-    people's if there are any."""
-    lora_rank: int = 0
-    """Rank of low-rank adapters to train in place of the whole network; 0 = the whole network, as
-    in the paper."""
-    pretraining_images: int = 1024
-    """How many pre-training images to use, at most; the paper's 625,000."""
-    conditions: Literal["auto", "table", "encode"] = "auto"
-    """What the text encoder makes of the texts: kept in a table on the disk, or encoded in every
-    step; auto = a table up to 1 GiB."""
-    seed: int | None = None
-    """Seed of the training; default: the study's."""
-    mixed_precision: MixedPrecision = "auto"
-    """Number format of the network's arithmetic; auto = bf16 where the machine has it."""
-
-    def check(self) -> None:
-        super().check()
-        check_seed(self.seed)
-        if self.labels != "auto":
-            check_method(self.labels)
-        if self.raters not in ("auto", *RATERS):
-            raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
-        for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
 
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     """What would be done: rows, images a step, passes over the data."""
+    from sayso.aligners import load_aligner
+    from sayso.training.inputs import learns_from_images, own_images
+
     config.check()
-    own = len(_own_images(study, canonical_config(study, config)).samples)
+    aligner = load_aligner(config.aligner)()
+    config = canonical_config(study, config).for_aligner(aligner.defaults)
     seen = config.max_steps * config.batch_size
+    sizes: dict[str, object] = {}
+    if learns_from_images(aligner):
+        own = len(own_images(study, config).samples)
+        sizes = {"own images": own, "passes over the own images, about": round(seen / own, 1)}
     return {
-        "own images": own,
+        "learning_rate": config.learning_rate,
+        "pretraining_weight": config.pretraining_weight,
         "images a step": config.batch_size,
         "images in all": seen,
-        "passes over the own images, about": round(seen / own, 1),
+        **sizes,
         "checkpoints": (config.max_steps - 1) // config.checkpoint_every,
     }
 
@@ -114,23 +69,27 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
         if a reward, loss or gradient is not finite, or an option is out of range.
     """
     from sayso.aligners import load_aligner
+    from sayso.training.inputs import gather, sources
+    from sayso.training.needs import check_options
 
     config.check()
     config = canonical_config(study, config)
     aligner = aligner or load_aligner(config.aligner)()
+    config = config.for_aligner(aligner.defaults)
+    check_options(config, aligner)
     say(study, [config.model])
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     begun = study.begun("align", name)
     config = _with_labels(study, config, aligner, begun)
     inputs = begun and (begun.finished or begun.inputs)
-    gathered = None if inputs else _gather(study, config, aligner)
+    gathered = None if inputs else gather(study, config, aligner)
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
     with run:
         if run.finished:
             console.print(f"{run.name} is finished")
         else:
-            refuse_changed(run, _sources(study, config, aligner))
+            refuse_changed(run, sources(study, config, aligner))
             _train(study, config, aligner, run)
     return run
 
@@ -158,82 +117,58 @@ def _with_labels(
     return replace(config, labels=labels, raters=raters)
 
 
-def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject:
-    """What the run will learn from: samples, their texts and labels, and whose labels these are.
-
-    `sources` identifies what else decides the result: models, reward, pre-training
-    images, plug-ins.
-    """
-    images = _own_images(study, config)
-    _check_needs(study, config, aligner, images.labels)
-    from sayso.data.latents import SampleLatents
-
-    latents = SampleLatents(study, images.samples).digests()
-    rows = zip(images.samples, images.texts, images.labels, latents, strict=True)
-    return {
-        "labels": config.labels,
-        "raters": _kind(study, config),
-        "images": [
-            {
-                "id": s.id,
-                "text": text,
-                "label": None if math.isnan(label) else label,
-                "latents": own,
-            }
-            for s, text, label, own in rows
-        ],
-        "sources": _sources(study, config, aligner),
-    }
-
-
-def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
-    """Name → identity of all that training depends on beside images and labels."""
-    from sayso.training.sources import source_of_model, source_of_reward
-
-    found = {"seed": str(_seed(study, config)), **source_of_plugin("aligner", config.aligner)}
-    found |= source_of_model(study, config.model)
-    if "reward" in aligner.required():
-        found |= source_of_reward(study, config.reward)
-    if "pretraining" in aligner.required():
-        images = open_pretraining(study).train_identity(config.pretraining_images)
-        found["pre-training images"] = images
-    return found
-
-
-def _seed(study: Study, config: AlignConfig) -> int:
-    return study.info.seed if config.seed is None else config.seed
-
-
-def _frozen(study: Study, run: Run) -> "_Samples":
-    """The images as they were when the run was begun."""
-    rows = (run.inputs or {})["images"]
-    samples = samples_by_id(study, [row["id"] for row in rows], run.name)
-    # runs that older versions began call the label "mark"
-    labels = [row["label"] if "label" in row else row["mark"] for row in rows]
-    known = [float("nan") if label is None else label for label in labels]
-    return _Samples(samples, [row["text"] for row in rows], known)
-
-
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
-    from sayso.aligners import Context
     from sayso.families._loading import load_policy
+    from sayso.training.inputs import frozen, seed_of
     from sayso.training.loop import train
 
     accelerator = make_accelerator(config.mixed_precision)
-    seed, images = _seed(study, config), _frozen(study, run)
+    images = frozen(study, run)
     with accelerator.local_main_process_first():
         rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
         rows = _rows(study, config, aligner, policy, accelerator, images, rewards, run)
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
-        policy.add_lora(config.lora_rank, seed)
-    context = Context(rows, config.batch_size, config.max_steps, seed)
+        policy.add_lora(config.lora_rank, seed_of(study, config))
+    work = _work(study, config, aligner, policy, rows, images, run)
     with enough_memory("--micro-batch-size", config.micro_batch(accelerator.num_processes)):
-        result = train(policy, aligner, context, config, run, accelerator)
+        result = train(work, aligner, config, run, accelerator)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
-        run.finish(result | _facts(rows, policy) | identity)
+        run.finish(result | _facts(work) | identity)
+
+
+def _work(
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    policy: "Policy",
+    rows: "TrainingRows",
+    images: "Samples",
+    run: Run,
+) -> "Work":
+    """What the aligner works with: only what it needs."""
+    from sayso.aligners import Work
+    from sayso.data.pairs import Pair, pair_rows
+    from sayso.rewards import load_reward
+    from sayso.training.inputs import seed_of
+
+    needs, inputs = aligner.required(), run.inputs or {}
+    ids = [sample.id for sample in images.samples]
+    pairs = [Pair(*row) for row in inputs.get("pairs", [])]
+    in_loop = "reward" in needs and needs & {"rollouts", "gradient"}
+    return Work(
+        policy,
+        rows,
+        config.batch_size,
+        config.max_steps,
+        seed_of(study, config),
+        pairs=pair_rows(pairs, ids, images.texts) if "pairs" in needs else None,
+        prompts=tuple(inputs.get("prompts", ())),
+        reward=load_reward(study, config.reward, policy.device) if in_loop else None,
+        sampler=study.info.sampler,
+    )
 
 
 def _note_environment(
@@ -249,86 +184,21 @@ def _note_environment(
         run.add_environment({**computed_on(accelerator), "loaded": loaded(folders)})
 
 
-class _Samples(NamedTuple):
-    """The model's images for "train" prompts, their texts, and what the votes on them come to."""
-
-    samples: list[Sample]
-    texts: list[str]
-    labels: list[float]
-
-
-def _own_images(study: Study, config: AlignConfig) -> _Samples:
-    model = config.model
-    texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
-    samples = [s for s in study.samples(model) if s.prompt_id in texts]
-    if not samples:
-        raise UserError(
-            f"there are no images of {model!r} for train prompts; make some with: "
-            f"sayso generate {study.path} --model {model}"
-        )
-    imported = sum(not sample.latents for sample in samples)
-    if imported:
-        raise UserError(
-            f"{imported} images of {model!r} were imported and have no stored latents, which align "
-            "trains on; they can only train a reward: choose a --model whose images sayso generate "
-            "drew here"
-        )
-    labels = _labels(study, samples, config)
-    return _Samples(samples, [texts[s.prompt_id] for s in samples], labels)
-
-
-def _labels(study: Study, samples: list[Sample], config: AlignConfig) -> list[float]:
-    """The label of each image, NaN if nobody rated it."""
-    simulated, ids = _kind(study, config) == "simulated", {s.id for s in samples}
-    method: Any = "share" if config.labels == "auto" else config.labels
-    labels = study.feedback.soft_labels(simulated, method=method, among=ids)
-    return [labels.get(s.id, float("nan")) for s in samples]
-
-
-def _kind(study: Study, config: AlignConfig) -> str:
-    """Whose marks count: people's, if any person rated and nothing else is asked for."""
-    if config.raters != "auto":
-        return config.raters
-    return RATERS[study.feedback.kind_in_use()]
-
-
-def _check_needs(
-    study: Study, config: AlignConfig, aligner: "Aligner", labels: list[float]
-) -> None:
-    """Compare what the aligner needs with what is there, before any model loads."""
-    needs, name = aligner.required(), type(aligner).__name__
-    if "data" in needs:
-        for word, count in {
-            "good": sum(label > 0.5 for label in labels),
-            "bad": sum(label < 0.5 for label in labels),
-        }.items():
-            if not count:
-                raise UserError(
-                    f"aligner {name} needs ratings of both kinds, and no image of {config.model!r} "
-                    f"is rated {word}; rate more images: sayso rate {study.path}"
-                )
-    if "reward" in needs and config.reward.startswith("runs/"):
-        _ = study.find_run(config.reward).result
-    if "pretraining" in needs and not study.info.pretraining:
-        raise UserError(
-            f"aligner {name} needs pre-training images and the study names none; give "
-            "--pretraining-weight 0, or make the study with --pretraining FOLDER"
-        )
-
-
 def _frozen_rewards(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
-    images: _Samples,
+    images: "Samples",
     run: Run,
     accelerator: "Accelerator",
 ) -> list[float]:
     """The rewards as they were computed when the run was begun, however caches fare since."""
+    from sayso.training.inputs import scores_samples
+
     inputs = run.inputs or {}
-    if "reward" not in aligner.required() or "rewards" not in inputs:
+    if not scores_samples(aligner) or "rewards" not in inputs:
         rewards = _rewards(study, config, aligner, images, accelerator)
-        if "reward" in aligner.required() and accelerator.is_main_process:
+        if scores_samples(aligner) and accelerator.is_main_process:
             run.freeze({**inputs, "rewards": rewards})
         return rewards
     return inputs["rewards"]
@@ -338,13 +208,15 @@ def _rewards(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
-    images: _Samples,
+    images: "Samples",
     accelerator: "Accelerator",
 ) -> list[float]:
-    """The reward of every own image; NaN if the aligner needs none."""
-    if "reward" not in aligner.required():
-        return [float("nan")] * len(images.samples)
+    """The reward of every sample; NaN if the aligner needs none."""
     from sayso.rewards import load_reward
+    from sayso.training.inputs import scores_samples
+
+    if not scores_samples(aligner):
+        return [float("nan")] * len(images.samples)
 
     reward = load_reward(study, config.reward, accelerator.device)
     return reward.score_samples(study, images.samples, images.texts).tolist()
@@ -356,23 +228,29 @@ def _rows(
     aligner: "Aligner",
     policy: "Policy",
     accelerator: "Accelerator",
-    images: _Samples,
+    images: "Samples",
     rewards: list[float],
     run: Run,
 ) -> "TrainingRows":
     """The table of training rows; pre-training images only if the aligner needs them."""
+    import torch
+
     from sayso.data.conditions import open_conditions
     from sayso.data.latents import SampleLatents, encoded_pretraining
     from sayso.data.rows import make_rows
+    from sayso.training.inputs import uses_pretraining
 
-    policy.check_prompts(list(dict.fromkeys(images.texts)))
+    prompts = (run.inputs or {}).get("prompts", [])
+    policy.check_prompts(list(dict.fromkeys([*images.texts, *prompts])))
     more = None
-    if "pretraining" in aligner.required():
+    if uses_pretraining(config, aligner):
         n = config.pretraining_images
         more = encoded_pretraining(study, policy, n, accelerator.autocast())
         _say_cut(policy, more[1])
-    latents = SampleLatents(study, images.samples)
-    refuse_other_latents(study, run, images.samples, latents.digests())
+    latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size_px))
+    if images.samples:
+        latents = SampleLatents(study, images.samples)
+        refuse_other_latents(study, run, images.samples, latents.digests())
 
     def conditions(policy: "Policy", texts: Sequence[str]) -> "Conditions":
         folder, identity = study.cache / "conditions", base_identity(study)
@@ -397,13 +275,16 @@ def _say_cut(policy: "Policy", captions: list[str]) -> None:
         )
 
 
-def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, int]:
+def _facts(work: "Work") -> dict[str, int]:
     """What the training had to do with, for result.json."""
+    rows = work.data
     label = rows.label[: rows.n_own]
+    pairs = {} if work.pairs is None else {"pairs": len(work.pairs)}
     return {
         "own_images": rows.n_own,
         "rated_images": int(label.isfinite().sum()),
         "good_images": int((label > 0.5).sum()),
         "pretraining_images": len(rows.pretraining),
-        "trainable_weights": sum(p.numel() for p in policy.trainable().values()),
+        **pairs,
+        "trainable_weights": sum(p.numel() for p in work.policy.trainable().values()),
     }
