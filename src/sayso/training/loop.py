@@ -54,7 +54,7 @@ def train(
     loop.resume()
     context = replace(context, start_step=loop.step)
     started, first = time.perf_counter(), loop.step
-    with progress("aligning", options.max_steps, "steps", done=first) as advance:
+    with loop.saver, progress("aligning", options.max_steps, "steps", done=first) as advance:
         for batch in aligner.batches(context):
             loop.update(batch)
             advance(1, loop.log.note)
@@ -92,9 +92,10 @@ class _Loop:
         self.network, self.prepared = acc.prepare(policy.network, self.optimizer)
         policy.network = self.network
         self.log = _Log(run, acc)
+        self.saver = checkpoint.Saver(run)
 
     def resume(self) -> None:
-        state = checkpoint.load_latest(self.run, self.named, self.average, self.optimizer)
+        state = checkpoint.load_latest(self.run, self.contents())
         if state is None:
             return
         self.step = state["step"]
@@ -163,16 +164,19 @@ class _Loop:
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint, and before it the log: never of weights whose loss is unknown."""
+        self.saver.wait()
         self.log.flush()
-        if not self.accelerator.is_main_process:
-            return
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
             "scaler": scaler.state_dict() if scaler else None,
             "inputs": self.run.inputs_hash,
         }
-        checkpoint.save(self.run, state, self.named, self.average, self.optimizer)
+        self.saver.save(state, self.contents())
+
+    def contents(self) -> checkpoint.Contents:
+        average = dict(zip(self.named, self.average, strict=True))
+        return checkpoint.Contents(self.named, self.optimizer, {"average": average})
 
     def finish(self) -> None:
         """Make the average the policy's weights and write them."""
