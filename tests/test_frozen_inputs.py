@@ -160,7 +160,7 @@ def test_latents_that_were_altered_are_named(study: Study) -> None:
 
 def test_a_run_begun_without_a_record_of_latents_goes_on(study: Study) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sayso.stages.align.refuse_other_latents", killed_before_a_step)
+        patch.setattr("sayso.training.loop.train", killed_before_a_step)
         with pytest.raises(Killed):
             align(study, dataclasses.replace(CONFIG, name="old"), PRODUCT)
     run = study.find_run("align-old")

@@ -1,9 +1,8 @@
 """Stage `align`: fine-tune the model on what people, or the reward learned from them, like."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from sayso.base.devices import (
     MixedPrecision,
@@ -19,7 +18,7 @@ from sayso.base.progress import console
 from sayso.base.types import Sample
 from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
-from sayso.study.identity import base_identity, canonical_config, weights_identity
+from sayso.study.identity import canonical_config, weights_identity
 from sayso.study.inputs import (
     fitted_to,
     refuse_changed,
@@ -36,13 +35,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from sayso.aligners import Aligner
-    from sayso.data.conditions import Conditions
+    from sayso.data.conditions import Kept
     from sayso.data.rows import TrainingRows
     from sayso.families import Policy
+    from sayso.stages._training_data import Samples
 
 
 RATERS = ("people", "simulated")
-CAPTIONS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class AlignConfig(TrainOptions):
     """How many pre-training images to use, at most; the paper's 625,000."""
     conditions: Literal["auto", "table", "encode"] = "auto"
     """What the text encoder makes of the texts: kept in a table on the disk, or encoded in every
-    step; auto = a table up to 1 GiB."""
+    step; auto = a table, if it takes no more than 1 GiB and no more texts than rows are drawn."""
     seed: int | None = None
     """Seed of the training; default: the study's."""
     mixed_precision: MixedPrecision = "auto"
@@ -89,16 +88,26 @@ class AlignConfig(TrainOptions):
 
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
-    """What would be done: rows, images a step, passes over the data."""
+    """What would be done: rows, images a step, passes over the data, disk and memory.
+
+    Loads the model, to know its sizes, if it is on this machine.
+    """
+    from sayso.aligners import load_aligner
+    from sayso.stages._forecast import forecast
+
     config.check()
-    own = len(_own_images(study, canonical_config(study, config)).samples)
-    seen = config.max_steps * config.batch_size
+    config = canonical_config(study, config)
+    images, aligner = _own_images(study, config), load_aligner(config.aligner)()
+    own, seen = len(images.samples), config.max_steps * config.batch_size
+    kept = _conditions(config, aligner, len(set(images.texts)))
+    sizes = forecast(study, config, images.texts, _n_pretraining(config, aligner), kept)
     return {
         "own images": own,
         "images a step": config.batch_size,
         "images in all": seen,
         "passes over the own images, about": round(seen / own, 1),
         "checkpoints": (config.max_steps - 1) // config.checkpoint_every,
+        **sizes,
     }
 
 
@@ -131,7 +140,7 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
             console.print(f"{run.name} is finished")
         else:
             refuse_changed(run, _sources(study, config, aligner))
-            _train(study, config, aligner, run)
+            _train(study, config, aligner, run, begun_now=gathered is not None)
     return run
 
 
@@ -173,6 +182,7 @@ def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject
     return {
         "labels": config.labels,
         "raters": _kind(study, config),
+        "conditions": _conditions(config, aligner, len(set(images.texts))),
         "images": [
             {
                 "id": s.id,
@@ -200,31 +210,60 @@ def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str,
     return found
 
 
+def _n_pretraining(config: AlignConfig, aligner: "Aligner") -> int:
+    return config.pretraining_images if "pretraining" in aligner.required() else 0
+
+
+def _conditions(config: AlignConfig, aligner: "Aligner", texts: int) -> "Kept":
+    """Where the conditions come from: where there are more texts than rows, no table pays."""
+    rows = config.max_steps * config.batch_size
+    if config.conditions == "auto" and texts + _n_pretraining(config, aligner) > rows:
+        return "encode"
+    return config.conditions
+
+
 def _seed(study: Study, config: AlignConfig) -> int:
     return study.info.seed if config.seed is None else config.seed
 
 
-def _frozen(study: Study, run: Run) -> "_Samples":
+def _frozen(study: Study, run: Run) -> "Samples":
     """The images as they were when the run was begun."""
+    from sayso.stages._training_data import Samples
+
     rows = (run.inputs or {})["images"]
     samples = samples_by_id(study, [row["id"] for row in rows], run.name)
     # runs that older versions began call the label "mark"
     labels = [row["label"] if "label" in row else row["mark"] for row in rows]
     known = [float("nan") if label is None else label for label in labels]
-    return _Samples(samples, [row["text"] for row in rows], known)
+    return Samples(samples, [row["text"] for row in rows], known)
 
 
-def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
+def _train(
+    study: Study, config: AlignConfig, aligner: "Aligner", run: Run, *, begun_now: bool
+) -> None:
     from sayso.aligners import Context
+    from sayso.data.latents import SampleLatents
     from sayso.families._loading import load_policy
+    from sayso.stages._training_data import open_rows
     from sayso.training.loop import train
 
     accelerator = make_accelerator(config.mixed_precision)
     seed, images = _seed(study, config), _frozen(study, run)
+    if not begun_now:
+        now = SampleLatents(study, images.samples).digests()
+        refuse_other_latents(study, run, images.samples, now)
     with accelerator.local_main_process_first():
         rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
-        rows = _rows(study, config, aligner, policy, accelerator, images, rewards, run)
+        rows = open_rows(
+            study,
+            policy,
+            images,
+            rewards,
+            pretraining_images=_n_pretraining(config, aligner),
+            conditions=(run.inputs or {}).get("conditions", config.conditions),
+            precision=accelerator.autocast(),
+        )
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
@@ -249,15 +288,9 @@ def _note_environment(
         run.add_environment({**computed_on(accelerator), "loaded": loaded(folders)})
 
 
-class _Samples(NamedTuple):
-    """The model's images for "train" prompts, their texts, and what the votes on them come to."""
+def _own_images(study: Study, config: AlignConfig) -> "Samples":
+    from sayso.stages._training_data import Samples
 
-    samples: list[Sample]
-    texts: list[str]
-    labels: list[float]
-
-
-def _own_images(study: Study, config: AlignConfig) -> _Samples:
     model = config.model
     texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
     samples = [s for s in study.samples(model) if s.prompt_id in texts]
@@ -274,7 +307,7 @@ def _own_images(study: Study, config: AlignConfig) -> _Samples:
             "drew here"
         )
     labels = _labels(study, samples, config)
-    return _Samples(samples, [texts[s.prompt_id] for s in samples], labels)
+    return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
 
 
 def _labels(study: Study, samples: list[Sample], config: AlignConfig) -> list[float]:
@@ -320,7 +353,7 @@ def _frozen_rewards(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
-    images: _Samples,
+    images: "Samples",
     run: Run,
     accelerator: "Accelerator",
 ) -> list[float]:
@@ -338,7 +371,7 @@ def _rewards(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
-    images: _Samples,
+    images: "Samples",
     accelerator: "Accelerator",
 ) -> list[float]:
     """The reward of every own image; NaN if the aligner needs none."""
@@ -348,53 +381,6 @@ def _rewards(
 
     reward = load_reward(study, config.reward, accelerator.device)
     return reward.score_samples(study, images.samples, images.texts).tolist()
-
-
-def _rows(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    policy: "Policy",
-    accelerator: "Accelerator",
-    images: _Samples,
-    rewards: list[float],
-    run: Run,
-) -> "TrainingRows":
-    """The table of training rows; pre-training images only if the aligner needs them."""
-    from sayso.data.conditions import open_conditions
-    from sayso.data.latents import SampleLatents, encoded_pretraining
-    from sayso.data.rows import make_rows
-
-    policy.check_prompts(list(dict.fromkeys(images.texts)))
-    more = None
-    if "pretraining" in aligner.required():
-        n = config.pretraining_images
-        more = encoded_pretraining(study, policy, n, accelerator.autocast())
-        _say_cut(policy, more[1])
-    latents = SampleLatents(study, images.samples)
-    refuse_other_latents(study, run, images.samples, latents.digests())
-
-    def conditions(policy: "Policy", texts: Sequence[str]) -> "Conditions":
-        folder, identity = study.cache / "conditions", base_identity(study)
-        return open_conditions(policy, texts, folder, identity, config.conditions)
-
-    return make_rows(policy, (latents, images.texts), images.labels, rewards, more, conditions)
-
-
-def _say_cut(policy: "Policy", captions: list[str]) -> None:
-    """Say how many captions of pre-training images are longer than the model reads."""
-    cut = 0
-    for i in range(0, len(captions), CAPTIONS_AT_ONCE):
-        part = captions[i : i + CAPTIONS_AT_ONCE]
-        try:
-            policy.check_prompts(part)
-        except UserError:
-            cut += sum(map(policy.is_cut, part))
-    if cut:
-        console.print(
-            f"{cut} of {len(captions)} captions of pre-training images are longer than the model "
-            "reads, and are cut"
-        )
 
 
 def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,10 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sayso.base import files
 from sayso.base.errors import UserError
@@ -68,7 +70,7 @@ class Saver:
         self._pending: Future[None] | None = None
         # a group of its own: what the thread tells the others must not meet the training's
         alone = not dist.is_initialized() or dist.get_world_size() == 1
-        self._group = None if alone else dist.new_group(backend="gloo")
+        self._group = None if alone else cast(ProcessGroup, dist.new_group(backend="gloo"))
 
     def __enter__(self) -> "Saver":
         return self
@@ -108,7 +110,7 @@ def _write(
     run: Run,
     state: JsonObject,
     parts: Mapping[str, dict[str, Tensor]],
-    group: dist.ProcessGroup | None,
+    group: ProcessGroup | None,
 ) -> None:
     main = group is None or dist.get_rank(group) == 0
     final = run.checkpoints / str(state["step"])
@@ -135,7 +137,7 @@ def _write(
             shutil.rmtree(old)
 
 
-def _agreed(folder: Path | None, group: dist.ProcessGroup | None) -> Path:
+def _agreed(folder: Path | None, group: ProcessGroup | None) -> Path:
     """The main process's folder, for all."""
     told: list[Any] = [folder]
     if group is not None:
@@ -223,7 +225,11 @@ def _make_state(contents: Contents, sizes: Mapping[str, torch.Size]) -> None:
 
 def _sizes(folder: Path) -> dict[str, torch.Size]:
     stored = HuggingFaceStorageReader(str(folder / OPTIMIZER)).read_metadata().state_dict_metadata
-    return {name: tensor.size for name, tensor in stored.items() if hasattr(tensor, "size")}
+    return {
+        name: tensor.size
+        for name, tensor in stored.items()
+        if isinstance(tensor, TensorStorageMetadata)
+    }
 
 
 def _read(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
