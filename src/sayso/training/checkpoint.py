@@ -224,12 +224,9 @@ def _make_state(contents: Contents, sizes: Mapping[str, torch.Size]) -> None:
 
 
 def _sizes(folder: Path) -> dict[str, torch.Size]:
-    stored = HuggingFaceStorageReader(str(folder / OPTIMIZER)).read_metadata().state_dict_metadata
-    return {
-        name: tensor.size
-        for name, tensor in stored.items()
-        if isinstance(tensor, TensorStorageMetadata)
-    }
+    stored = HuggingFaceStorageReader(str(folder / OPTIMIZER)).read_metadata()
+    tensors = stored.state_dict_metadata.items()
+    return {name: t.size for name, t in tensors if isinstance(t, TensorStorageMetadata)}
 
 
 def _read(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
