@@ -30,7 +30,7 @@ from typing import ClassVar
 
 import torch
 
-from sayso.aligner import Aligner, Batch, Context
+from sayso.aligners import Aligner, Batch, Context
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Aligners: weights by hand, drawing, and what they refuse."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ def test_row_weights_by_hand() -> None:
     loss = reward_weighted_loss(error, weight).mean()
     torch.testing.assert_close(loss, torch.tensor((0.5 * 4 + 1 * 2) / 2 + 0.3 * (1 + 3) / 2))
     assert row_weights(torch.tensor([0.5, 1.0]), 0, 0.3).tolist() == [0.5, 1.0]
+    # one of each kind: 0.5 · 2 and 0.3 · 2
+    torch.testing.assert_close(row_weights(torch.tensor([0.5]), 1, 0.3), torch.tensor([1.0, 0.6]))
 
 
 def test_even_over_prompts_by_hand() -> None:
@@ -68,6 +71,7 @@ def test_batch_has_the_asked_share_of_pretraining_rows() -> None:
         ({}, {0: 0.9, 1: 0.4, 2: 0.7, 3: 0.2}),
         ({"unrated": False}, {0: 0.9, 1: 0.4, 2: 0.7}),
         ({"reward_threshold": 0.5}, {0: 0.9, 1: 0.0, 2: 0.7, 3: 0.0}),
+        ({"weight": "product", "reward_threshold": 0.35}, {0: 0.9, 1: 0.0, 2: 0.35, 3: 0.0}),
         ({"weight": "mark"}, {0: 1.0, 1: 0.0, 2: 0.5}),
         ({"weight": "product"}, {0: 0.9, 1: 0.0, 2: 0.35, 3: 0.2}),
     ],
@@ -76,6 +80,29 @@ def test_weights_of_own_images(options: dict[str, object], expected: dict[int, f
     rows = rows_with([1.0, 0.0, 0.5, NAN], [0.9, 0.4, 0.7, 0.2])
     index, weight = RewardWeighted(**options).weighted_rows(rows)
     assert dict(zip(index.tolist(), weight.tolist(), strict=True)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "required"),
+    [
+        ({}, {"reward", "pretraining"}),
+        ({"unrated": False}, {"data", "reward", "pretraining"}),
+        ({"weight": "product"}, {"data", "reward", "pretraining"}),
+        ({"weight": "mark"}, {"data", "pretraining"}),
+        ({"weight": "mark", "unrated": False}, {"data", "pretraining"}),
+        ({"weight": "mark", "pretraining_weight": 0.0}, {"data"}),
+        ({"pretraining_fraction": 0.0}, {"reward"}),
+    ],
+)
+def test_what_is_needed_with_which_options(options: dict, required: set[str]) -> None:
+    assert RewardWeighted(**options).required() == required
+
+
+def test_rewards_that_are_all_0_are_drawn_alike_and_weigh_nothing() -> None:
+    aligner = RewardWeighted(draw="reward", pretraining_weight=0.0)
+    batch = next(iter(aligner.batches(context(rows_with([NAN] * 8, [0.0] * 8)))))
+    assert sorted(batch.latents[:, 0, 0, 0].tolist()) == list(range(8))
+    assert (batch.weight == 0).all()
 
 
 def test_drawing_by_reward_has_the_same_expected_loss_and_less_noise() -> None:
@@ -165,11 +192,19 @@ def test_rwr_refuses_rewards(rewards: list[float], message: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"prompt_dropout": 1.0}, {"pretraining_fraction": -0.1}, {"pretraining_weight": -1.0},
-     {"pretraining_weight": NAN}, {"reward_threshold": -0.5}],
+     {"pretraining_weight": NAN}, {"reward_threshold": -0.5}, {"reward_threshold": math.inf}],
 )  # fmt: skip
 def test_bad_options_name_themselves(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         RewardWeighted(**options)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, NAN])
+def test_a_dropout_outside_its_range_is_refused(dropout: float) -> None:
+    for kind in (RewardWeighted, GoodImages):
+        assert kind(prompt_dropout=0.0).prompt_dropout == 0
+        with pytest.raises(UserError, match="prompt_dropout"):
+            kind(prompt_dropout=dropout)
 
 
 def test_fraction_that_leaves_no_own_image_is_refused() -> None:
@@ -192,9 +227,9 @@ def test_rwr_options_keep_the_contract(options: dict[str, object]) -> None:
 
 
 def test_the_example_in_the_docstring_is_an_aligner(tmp_path: Path) -> None:
-    import sayso.aligner
+    import sayso.aligners._contract
 
-    example = sayso.aligners.__doc__.split("one's own:\n")[1]
+    example = sayso.aligners._contract.__doc__.split("one's own:\n")[1]
     head = (
         "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\n"
         "from sayso.aligners import Aligner, stratified\n"

@@ -83,7 +83,7 @@ class Context:
 
     def generator(self, step: int) -> torch.Generator:
         """The CPU generator of a step."""
-        return torch.Generator().manual_seed(int(digest([self.seed, step]), 16) % 2**63)
+        return torch.Generator().manual_seed(int(digest([self.seed, step]), 16))
 
     def denoising_batch(
         self,
@@ -127,7 +127,8 @@ def stratified(
         raise ValueError("weights must be finite, not negative and not all 0")
     ends = weights.double().cumsum(0)
     places = (torch.arange(count) + torch.rand(count, generator=generator).double()) / count
-    return torch.searchsorted(ends, places * ends[-1], right=True).clamp(max=len(weights) - 1)
+    # the first whose end is beyond the place; one of weight 0 ends where the one before it does
+    return torch.searchsorted(ends, places * ends[-1], right=True)
 
 
 class Aligner(ABC):

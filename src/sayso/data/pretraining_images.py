@@ -53,7 +53,11 @@ class PretrainingSet(ABC):
 
     @abstractmethod
     def train_identity(self, n: int) -> str:
-        """A hash of the first `n` training captions and image files, without decoding an image."""
+        """A hash of all that decides the first `n` captions and images, without making any."""
+
+    def earlier_identity(self, n: int) -> str:
+        """The hash that versions of before computed in its place."""
+        return self.train_identity(n)
 
     @abstractmethod
     def images_identity(self, start: int, stop: int) -> str:

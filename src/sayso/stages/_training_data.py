@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from sayso.base.errors import UserError
+from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import Sample
 from sayso.data.conditions import Conditions, Kept, open_conditions
@@ -12,7 +13,9 @@ from sayso.data.latents import SampleLatents, encoded_pretraining
 from sayso.data.rows import TrainingRows, make_rows
 from sayso.families import Policy
 from sayso.study.identity import base_identity
+from sayso.study.inputs import refuse_other_latents
 from sayso.study.study import Study
+from sayso.votes.labels import LabelMethod
 
 CAPTIONS_AT_ONCE = 1024
 
@@ -23,6 +26,35 @@ class Samples(NamedTuple):
     samples: list[Sample]
     texts: list[str]
     labels: list[float]
+
+
+def samples_of(study: Study, model: str, method: LabelMethod, *, simulated: bool) -> Samples:
+    """The images of the model for "train" prompts; a label is NaN where nobody rated the image.
+
+    Args:
+        model: its canonical name.
+        method: what several raters' votes of an image come to.
+        simulated: whose votes count.
+    Raises: UserError: if there are none, or they have no latents.
+    """
+    texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
+    samples = [s for s in study.samples(model) if s.prompt_id in texts]
+    if not samples:
+        raise UserError(
+            f"there are no images of {model!r} for train prompts; make some with: "
+            f"sayso generate {study.path} --model {model}"
+        )
+    imported = sum(not sample.latents for sample in samples)
+    if imported:
+        raise UserError(
+            f"{imported} images of {model!r} were imported and have no stored latents, which align "
+            "trains on; they can only train a reward: choose a --model whose images sayso generate "
+            "drew here"
+        )
+    ids = {s.id for s in samples}
+    known = study.feedback.soft_labels(simulated, method=method, among=ids)
+    labels = [known.get(s.id, float("nan")) for s in samples]
+    return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
 
 
 def open_rows(
@@ -59,6 +91,19 @@ def open_rows(
     return make_rows(policy, (latents, images.texts), images.labels, rewards, more, opened)
 
 
+def refuse_changed_latents(
+    study: Study, run: str, rows: Sequence[JsonObject], samples: Sequence[Sample]
+) -> None:
+    """Raises: UserError: if a sample's latents are not those that the run began with.
+
+    Args:
+        run: its name.
+        rows: `images` of its inputs.
+        samples: the sample of each row.
+    """
+    refuse_other_latents(study, run, rows, samples, SampleLatents(study, samples).digests())
+
+
 def _say_cut(policy: Policy, captions: list[str]) -> None:
     """Say how many captions of pre-training images are longer than the model reads."""
     cut = 0
@@ -73,3 +118,15 @@ def _say_cut(policy: Policy, captions: list[str]) -> None:
             f"{cut} of {len(captions)} captions of pre-training images are longer than the model "
             "reads, and are cut"
         )
+
+
+def facts(rows: TrainingRows, policy: Policy) -> dict[str, int]:
+    """What the training had to do with, for result.json."""
+    label = rows.label[: rows.n_own]
+    return {
+        "own_images": rows.n_own,
+        "rated_images": int(label.isfinite().sum()),
+        "good_images": int((label > 0.5).sum()),
+        "pretraining_images": len(rows.pretraining),
+        "trainable_weights": sum(p.numel() for p in policy.trainable().values()),
+    }

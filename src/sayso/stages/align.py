@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sayso.base.devices import (
     MixedPrecision,
@@ -15,14 +16,13 @@ from sayso.base.errors import UserError, check_seed
 from sayso.base.files import JsonObject
 from sayso.base.plugins import is_plugin
 from sayso.base.progress import console
-from sayso.base.types import Sample
 from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
 from sayso.study.identity import canonical_config, weights_identity
 from sayso.study.inputs import (
     fitted_to,
     refuse_changed,
-    refuse_other_latents,
+    refuse_edited,
     samples_by_id,
     source_of_plugin,
 )
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 
 RATERS = ("people", "simulated")
+CONDITIONS = ("auto", "table", "encode")
+PRETRAINING = "pre-training images"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class AlignConfig(TrainOptions):
             check_method(self.labels)
         if self.raters not in ("auto", *RATERS):
             raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
+        if self.conditions not in CONDITIONS:
+            raise UserError(f"conditions {self.conditions!r}; choose {' or '.join(CONDITIONS)}")
         for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
@@ -133,14 +137,24 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     config = _with_labels(study, config, aligner, begun)
     inputs = begun and (begun.finished or begun.inputs)
     gathered = None if inputs else _gather(study, config, aligner)
+    # before the run is opened: what a model refuses must leave no run behind
+    prepare = partial(_prepare, study, config, aligner)
+    ready = prepare(gathered, name, gathered=True) if gathered and not begun else None
+    if gathered and ready and "reward" in aligner.required():
+        gathered["rewards"] = ready.rewards
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
     with run:
         if run.finished:
+            refuse_edited(run, "aligner", config.aligner)
             console.print(f"{run.name} is finished")
         else:
-            refuse_changed(run, _sources(study, config, aligner))
-            _train(study, config, aligner, run, begun_now=gathered is not None)
+            refuse_changed(run, _sources(study, config, aligner), _earlier(study, config, aligner))
+            frozen = run.inputs or {}
+            # another process may have begun the run meanwhile, with other images or labels
+            if ready is None or ready.images != frozen["images"]:
+                ready = prepare(frozen, name, gathered=False)
+            _train(study, config, aligner, run, ready)
     return run
 
 
@@ -170,8 +184,8 @@ def _with_labels(
 def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject:
     """What the run will learn from: samples, their texts and labels, and whose labels these are.
 
-    `sources` identifies what else decides the result: models, reward, pre-training
-    images, plug-ins.
+    `sources` identifies what else decides the result: models, reward, pre-training images,
+    plug-ins.
     """
     images = _own_images(study, config)
     _check_needs(study, config, aligner, images.labels)
@@ -184,13 +198,8 @@ def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject
         "raters": _kind(study, config),
         "conditions": _conditions(config, aligner, len(set(images.texts))),
         "images": [
-            {
-                "id": s.id,
-                "text": text,
-                "label": None if math.isnan(label) else label,
-                "latents": own,
-            }
-            for s, text, label, own in rows
+            {"id": s.id, "text": t, "label": None if math.isnan(label) else label, "latents": own}
+            for s, t, label, own in rows
         ],
         "sources": _sources(study, config, aligner),
     }
@@ -205,9 +214,16 @@ def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str,
     if "reward" in aligner.required():
         found |= source_of_reward(study, config.reward)
     if "pretraining" in aligner.required():
-        images = open_pretraining(study).train_identity(config.pretraining_images)
-        found["pre-training images"] = images
+        identity = open_pretraining(study).train_identity(config.pretraining_images)
+        found[PRETRAINING] = identity
     return found
+
+
+def _earlier(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
+    """As `_sources`, what versions before wrote down otherwise."""
+    if "pretraining" not in aligner.required():
+        return {}
+    return {PRETRAINING: open_pretraining(study).earlier_identity(config.pretraining_images)}
 
 
 def _n_pretraining(config: AlignConfig, aligner: "Aligner") -> int:
@@ -226,44 +242,67 @@ def _seed(study: Study, config: AlignConfig) -> int:
     return study.info.seed if config.seed is None else config.seed
 
 
-def _frozen(study: Study, run: Run) -> "Samples":
-    """The images as they were when the run was begun."""
-    from sayso.stages._training_data import Samples
+class _Ready(NamedTuple):
+    """What training starts from: the loaded model and the rows made of `images` of the inputs."""
 
-    rows = (run.inputs or {})["images"]
-    samples = samples_by_id(study, [row["id"] for row in rows], run.name)
+    accelerator: "Accelerator"
+    policy: "Policy"
+    rows: "TrainingRows"
+    rewards: list[float]
+    images: list[JsonObject]
+
+
+def _prepare(
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    inputs: JsonObject,
+    name: str,
+    *,
+    gathered: bool,
+) -> _Ready:
+    """Load the models and make the rows of the inputs, with the rewards that they have if any.
+
+    Args:
+        gathered: whether the inputs were gathered just now; if not, latents may have changed since.
+    """
+    from sayso.families._loading import load_policy
+    from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
+
+    accelerator, run = make_accelerator(config.mixed_precision), f"runs/align-{name}"
+    rows = inputs["images"]
+    samples = samples_by_id(study, [row["id"] for row in rows], run)
     # runs that older versions began call the label "mark"
     labels = [row["label"] if "label" in row else row["mark"] for row in rows]
     known = [float("nan") if label is None else label for label in labels]
-    return Samples(samples, [row["text"] for row in rows], known)
-
-
-def _train(
-    study: Study, config: AlignConfig, aligner: "Aligner", run: Run, *, begun_now: bool
-) -> None:
-    from sayso.aligners import Context
-    from sayso.data.latents import SampleLatents
-    from sayso.families._loading import load_policy
-    from sayso.stages._training_data import open_rows
-    from sayso.training.loop import train
-
-    accelerator = make_accelerator(config.mixed_precision)
-    seed, images = _seed(study, config), _frozen(study, run)
-    if not begun_now:
-        now = SampleLatents(study, images.samples).digests()
-        refuse_other_latents(study, run, images.samples, now)
+    images = Samples(samples, [row["text"] for row in rows], known)
     with accelerator.local_main_process_first():
-        rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
+        if not gathered:
+            refuse_changed_latents(study, run, rows, samples)
+        rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
-        rows = open_rows(
+        table = open_rows(
             study,
             policy,
             images,
             rewards,
             pretraining_images=_n_pretraining(config, aligner),
-            conditions=(run.inputs or {}).get("conditions", config.conditions),
+            conditions=inputs.get("conditions", config.conditions),
             precision=accelerator.autocast(),
         )
+    return _Ready(accelerator, policy, table, rewards, rows)
+
+
+def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: _Ready) -> None:
+    from sayso.aligners import Context
+    from sayso.stages._training_data import facts
+    from sayso.training.loop import train
+
+    accelerator, policy, rows, rewards, _ = ready
+    seed, inputs = _seed(study, config), run.inputs or {}
+    if "reward" in aligner.required() and "rewards" not in inputs and accelerator.is_main_process:
+        # as they were computed when the run was begun, however caches fare since
+        run.freeze({**inputs, "rewards": rewards})
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
         policy.add_lora(config.lora_rank, seed)
@@ -272,7 +311,7 @@ def _train(
         result = train(policy, aligner, context, config, run, accelerator)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
-        run.finish(result | _facts(rows, policy) | identity)
+        run.finish(result | facts(rows, policy) | identity)
 
 
 def _note_environment(
@@ -289,33 +328,11 @@ def _note_environment(
 
 
 def _own_images(study: Study, config: AlignConfig) -> "Samples":
-    from sayso.stages._training_data import Samples
+    from sayso.stages._training_data import samples_of
 
-    model = config.model
-    texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
-    samples = [s for s in study.samples(model) if s.prompt_id in texts]
-    if not samples:
-        raise UserError(
-            f"there are no images of {model!r} for train prompts; make some with: "
-            f"sayso generate {study.path} --model {model}"
-        )
-    imported = sum(not sample.latents for sample in samples)
-    if imported:
-        raise UserError(
-            f"{imported} images of {model!r} were imported and have no stored latents, which align "
-            "trains on; they can only train a reward: choose a --model whose images sayso generate "
-            "drew here"
-        )
-    labels = _labels(study, samples, config)
-    return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
-
-
-def _labels(study: Study, samples: list[Sample], config: AlignConfig) -> list[float]:
-    """The label of each image, NaN if nobody rated it."""
-    simulated, ids = _kind(study, config) == "simulated", {s.id for s in samples}
-    method: Any = "share" if config.labels == "auto" else config.labels
-    labels = study.feedback.soft_labels(simulated, method=method, among=ids)
-    return [labels.get(s.id, float("nan")) for s in samples]
+    method = "share" if config.labels == "auto" else config.labels
+    simulated = _kind(study, config) == "simulated"
+    return samples_of(study, config.model, method, simulated=simulated)
 
 
 def _kind(study: Study, config: AlignConfig) -> str:
@@ -349,24 +366,6 @@ def _check_needs(
         )
 
 
-def _frozen_rewards(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    images: "Samples",
-    run: Run,
-    accelerator: "Accelerator",
-) -> list[float]:
-    """The rewards as they were computed when the run was begun, however caches fare since."""
-    inputs = run.inputs or {}
-    if "reward" not in aligner.required() or "rewards" not in inputs:
-        rewards = _rewards(study, config, aligner, images, accelerator)
-        if "reward" in aligner.required() and accelerator.is_main_process:
-            run.freeze({**inputs, "rewards": rewards})
-        return rewards
-    return inputs["rewards"]
-
-
 def _rewards(
     study: Study,
     config: AlignConfig,
@@ -381,15 +380,3 @@ def _rewards(
 
     reward = load_reward(study, config.reward, accelerator.device)
     return reward.score_samples(study, images.samples, images.texts).tolist()
-
-
-def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, int]:
-    """What the training had to do with, for result.json."""
-    label = rows.label[: rows.n_own]
-    return {
-        "own_images": rows.n_own,
-        "rated_images": int(label.isfinite().sum()),
-        "good_images": int((label > 0.5).sum()),
-        "pretraining_images": len(rows.pretraining),
-        "trainable_weights": sum(p.numel() for p in policy.trainable().values()),
-    }
