@@ -170,7 +170,7 @@ REWARD_FILE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sayso.reward import Reward
+from sayso.rewards import Reward
 
 
 @dataclass

@@ -217,7 +217,7 @@ def test_grpo_draws_and_trains_through_the_command_line(
             assert set(prompts) <= {"a dog", "two cats", "red sea"}
             return images.mean(dim=(1, 2, 3))
 
-    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: Bright())
+    monkeypatch.setattr("sayso.stages._training_data.load_reward", lambda *_: Bright())
     study = random_study(tmp_path)
     command = [
         "align", str(study.path), "--aligner", "grpo", "--reward", "clip_score", "--max-steps",

@@ -1,6 +1,7 @@
 """Aligners: weights by hand, drawing, and what they refuse."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sayso.aligners import Batch, Work, load_aligner, stratified
+from sayso.aligners.dpo import DirectPreference
 from sayso.aligners.rwr import (
     RewardWeighted,
     even_over_prompts,
@@ -65,6 +67,7 @@ def test_pretraining_rows_are_drawn_with_the_others() -> None:
         ({}, {0: 0.9, 1: 0.4, 2: 0.7, 3: 0.2}),
         ({"unrated": False}, {0: 0.9, 1: 0.4, 2: 0.7}),
         ({"reward_threshold": 0.5}, {0: 0.9, 1: 0.0, 2: 0.7, 3: 0.0}),
+        ({"weight": "product", "reward_threshold": 0.35}, {0: 0.9, 1: 0.0, 2: 0.35, 3: 0.0}),
         ({"weight": "mark"}, {0: 1.0, 1: 0.0, 2: 0.5}),
         ({"weight": "product"}, {0: 0.9, 1: 0.0, 2: 0.35, 3: 0.2}),
     ],
@@ -73,6 +76,27 @@ def test_weights_of_own_images(options: dict[str, object], expected: dict[int, f
     rows = rows_with([1.0, 0.0, 0.5, NAN], [0.9, 0.4, 0.7, 0.2])
     index, weight = RewardWeighted(**options).weighted_rows(rows)
     assert dict(zip(index.tolist(), weight.tolist(), strict=True)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "required"),
+    [
+        ({}, {"reward"}),
+        ({"unrated": False}, {"data", "reward"}),
+        ({"weight": "product"}, {"data", "reward"}),
+        ({"weight": "mark"}, {"data"}),
+        ({"weight": "mark", "unrated": False}, {"data"}),
+    ],
+)
+def test_what_is_needed_with_which_options(options: dict, required: set[str]) -> None:
+    assert RewardWeighted(**options).required() == required
+
+
+def test_rewards_that_are_all_0_are_drawn_alike_and_weigh_nothing() -> None:
+    aligner = RewardWeighted(draw="reward")
+    batch = next(iter(aligner.batches(work_on(rows_with([NAN] * 8, [0.0] * 8)))))
+    assert sorted(batch["latents"][:, 0, 0, 0].tolist()) == list(range(8))
+    assert (batch["weight"] == 0).all()
 
 
 def test_drawing_by_reward_has_the_same_expected_loss_and_less_noise() -> None:
@@ -212,11 +236,24 @@ def test_rwr_refuses_rewards(rewards: list[float], message: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"prompt_dropout": 1.0}, {"reward_threshold": -0.5}, {"reward_threshold": NAN}],
+    [
+        {"prompt_dropout": 1.0},
+        {"reward_threshold": -0.5},
+        {"reward_threshold": NAN},
+        {"reward_threshold": math.inf},
+    ],
 )
 def test_bad_options_name_themselves(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         RewardWeighted(**options)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, NAN])
+def test_a_dropout_outside_its_range_is_refused(dropout: float) -> None:
+    for kind in (RewardWeighted, GoodImages, DirectPreference):
+        assert kind(prompt_dropout=0.0).prompt_dropout == 0
+        with pytest.raises(UserError, match="prompt_dropout"):
+            kind(prompt_dropout=dropout)
 
 
 @pytest.mark.parametrize(

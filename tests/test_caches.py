@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +17,10 @@ from studies import random_study
 
 from sayso.data.clip import ClipEncoder, embed_samples
 from sayso.data.latents import encoded_pretraining
+from sayso.data.pretraining_images import open_pretraining
 from sayso.families._loading import load_policy
 from sayso.study.study import Study
+from sayso.tinyworld import pretraining_images as scenes
 
 CPU = torch.device("cpu")
 
@@ -106,6 +110,29 @@ def test_natural_images_in_another_place_are_the_same(study: Study, tmp_path: Pa
     study.info = replace(study.info, pretraining=str(tmp_path / "moved"))
     assert torch.equal(rows(study)[0], first)
     assert len(list(study.cache.glob("pretraining/*"))) == 1
+
+
+def test_scenes_drawn_by_another_renderer_are_encoded_anew(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.info = replace(study.info, pretraining="tinyworld")
+    first, _ = rows(study)
+    before = open_pretraining(study).train_identity(6)
+    monkeypatch.setattr(scenes, "render", lambda *_: np.zeros((32, 32, 3), np.uint8))
+    assert torch.equal(rows(study)[0], first), "kept, for the renderer's source is the same"
+    monkeypatch.setattr(scenes, "file_digest", lambda path: path.name)
+    assert open_pretraining(study).train_identity(6) != before
+    assert not torch.equal(rows(study)[0], first)
+
+
+def test_the_renderer_is_known_whole() -> None:
+    """Every module that drawing a scene needs is in the hash of what draws."""
+    code = (
+        "import sys; from sayso.tinyworld import defaults, render\n"
+        "print(*(n for n in sys.modules if n.startswith('sayso.tinyworld.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {f"sayso.tinyworld.{name}" for name in scenes.RENDERER}
 
 
 def test_embeddings_are_of_the_picture_that_is_there(tmp_path: Path) -> None:

@@ -600,7 +600,7 @@ def test_webdataset_loads(shared: Study, tmp_path: Path, hub: Any):
 
 
 def test_webdataset_names_and_shards(shared: Study, tmp_path: Path, monkeypatch):
-    import sayso.exports.webdataset
+    import sayso.formats.exports.webdataset
 
     monkeypatch.setattr(sayso.formats.exports.webdataset, "SHARD_BYTES", 1000)
     out = written(shared, tmp_path / "out", "webdataset")

@@ -122,7 +122,7 @@ def test_a_limit_on_file_sizes_leaves_the_file_as_it_was(tmp_path: Path) -> None
     files.append_lines(path, ROWS)
     before = path.read_bytes()
     script = (
-        "import sys; from pathlib import Path; from sayso import cli, files\n"
+        "import sys; from pathlib import Path; from sayso.base import files; from sayso.cli import commands as cli\n"
         "def work(*_): files.append_lines(Path(sys.argv[1]), [{'long': 'x' * 9000}])\n"
         "cli.run = work; cli.main(['generate'])"
     )
@@ -140,7 +140,7 @@ def test_a_limit_on_file_sizes_leaves_the_file_as_it_was(tmp_path: Path) -> None
 def test_two_writers_do_not_cut_each_others_lines(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     script = (
-        "import sys; from pathlib import Path; from sayso import files\n"
+        "import sys; from pathlib import Path; from sayso.base import files\n"
         "for i in range(200): files.append_lines(Path(sys.argv[1]), [{'n': i, 't': 'x' * 5000}])"
     )
     work = [subprocess.Popen([sys.executable, "-c", script, str(path)]) for _ in range(2)]

@@ -160,7 +160,7 @@ def test_latents_that_were_altered_are_named(study: Study) -> None:
 
 def test_a_run_begun_without_a_record_of_latents_goes_on(study: Study) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sayso.stages.align.refuse_other_latents", killed_before_a_step)
+        patch.setattr("sayso.training.loop.train", killed_before_a_step)
         with pytest.raises(Killed):
             align(study, dataclasses.replace(CONFIG, name="old"), PRODUCT)
     run = study.find_run("align-old")
@@ -218,6 +218,27 @@ def test_a_killed_fit_learns_from_the_votes_it_began_with(study: Study) -> None:
     assert weights(run) == whole
     assert run.result["n"]["good"] == 6
     assert weights(fit(study, FitConfig(name="later"), dataclasses.replace(HEAD))) != whole
+
+
+def test_a_picture_replaced_between_kill_and_repeat_of_fit_is_named(study: Study) -> None:
+    config = FitConfig(name="cut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipHead, "fit", killed_before_a_step)
+        with pytest.raises(Killed):
+            fit(study, config, dataclasses.replace(HEAD))
+    run, train = study.find_run("fit-cut"), {p.id for p in study.prompts("train")}
+    one, two = [s for s in study.samples("base") if s.prompt_id in train][:2]
+    first, second = (study.path / s.path for s in (one, two))
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(UserError, match=rf"image {first} is not the one that runs/fit-cut learns"):
+        fit(study, config, dataclasses.replace(HEAD))
+    # a run of a version before wrote down no digests
+    inputs = run.inputs or {}
+    without = [{k: v for k, v in row.items() if k != "picture"} for row in inputs["images"]]
+    run.freeze({**inputs, "images": without})
+    assert fit(study, config, dataclasses.replace(HEAD)).finished
+    first.write_bytes(whole)
 
 
 def test_align_takes_labels_and_raters_from_the_reward(

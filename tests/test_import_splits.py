@@ -11,7 +11,7 @@ from test_import import preference, scored, taken
 from voted_images import voted_study
 
 from sayso.base.errors import UserError
-from sayso.formats.imports._splits import file_splits
+from sayso.formats.table_splits import file_splits
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.import_ import ImportConfig, plan
 from sayso.study.study import Study, StudyInfo

@@ -105,7 +105,7 @@ import resource, sys
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel, AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
-from sayso import cli
+from sayso.cli import commands as cli
 from sayso.families.stable_diffusion import StableDiffusion
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = used + int(sys.argv[1]) * 2**20

@@ -397,3 +397,44 @@ def test_a_row_on_the_rim_of_a_ball_is_inside() -> None:
 
 def test_a_row_of_zeros_is_unlike_everything() -> None:
     assert metrics.vendi_score(np.array([[0.0, 0.0], [1.0, 0.0]])) == pytest.approx(math.sqrt(2))
+
+
+# what rounding must not do
+
+
+def test_no_rounding_puts_a_share_or_a_chance_above_one() -> None:
+    for n in range(1, 200):
+        assert metrics.wilson(n, n).high == 1
+    for n in range(1, 120):
+        sizes = 1 + np.arange(n) % 7
+        # the changes add up to nothing, so every way to sign them is as far from 0
+        p = metrics.sign_flip_test(np.concatenate([sizes, -sizes]))
+        assert p == pytest.approx(1)
+        assert p <= 1
+
+
+def test_changes_by_prompt_are_whole_numbers() -> None:
+    found = metrics.changes_by_prompt(np.array([True]), np.array([False]), ["a"])
+    assert (found.dtype.kind, found.tolist()) == ("i", [-1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_frechet_distance_of_rows_on_two_planes(seed: int) -> None:
+    """Covariances of rank 2 in 6 dimensions, some of whose eigenvalues round to below 0.
+
+    With S_a = A A' and S_b = B B', tr (S_a S_b)^½ is the sum of the singular values of A' B.
+    """
+    rng = np.random.default_rng(seed)
+    a, b = (rng.normal(size=(40, 2)) @ rng.normal(size=(2, 6)) for _ in range(2))
+    shift = a.mean(0) - b.mean(0)
+    one, two = ((x - x.mean(0)) / math.sqrt(39) for x in (a, b))
+    cross = np.linalg.svd(one @ two.T, compute_uv=False).sum()
+    expected = shift @ shift + (one**2).sum() + (two**2).sum() - 2 * cross
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_distance_is_below_nought() -> None:
+    rows = np.random.default_rng(0).normal(100, 0.01, size=(30, 8))
+    distances = metrics._squared_distances(rows, rows)
+    assert (distances >= 0).all()
+    assert np.diagonal(distances) == pytest.approx(0, abs=1e-9)

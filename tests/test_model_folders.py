@@ -12,12 +12,13 @@ import torch
 from clips import tiny_clip
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from models import TEXT, UNET, VAE, tiny_pipeline, tiny_unet
-from studies import random_study
+from studies import random_study, rated_study
 
 from sayso.base.errors import UserError
 from sayso.data.clip import ClipEncoder
 from sayso.families._loading import resolve
 from sayso.families.stable_diffusion import StableDiffusion
+from sayso.stages.align import AlignConfig, align
 from sayso.stages.evaluate import EvaluateConfig, evaluate
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.provenance import licence
@@ -209,6 +210,34 @@ def with_clip(study: Study, folder: Path, change: Change) -> Study:
 
 
 CLIP_TRUNCATED = truncated("model.safetensors")
+
+
+ALIGN = AlignConfig(max_steps=1, batch_size=4, reward="clip_score", pretraining_images=4)
+
+
+def test_align_refused_and_no_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = rated_study(tmp_path)
+    with pytest.raises(UserError, match=r"clip.* cannot be loaded"):
+        align(with_clip(study, tmp_path, CLIP_TRUNCATED), ALIGN)
+    assert not (study.path / "runs/align-rwr").exists()
+
+    # a changed folder is no longer what drew the images; what refuses this one is the library
+    def refused(*_arguments: object) -> None:
+        raise UserError("its scheduler is unknown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StableDiffusion, "load", refused)
+        with pytest.raises(UserError, match="its scheduler is unknown"):
+            align(study, ALIGN)
+    assert not (study.path / "runs/align-rwr").exists()
+
+    def infinite(*_arguments: object) -> torch.Tensor:
+        return torch.full((4, 4, 16, 16), torch.inf)
+
+    monkeypatch.setattr(StableDiffusion, "encode_images", infinite)
+    with pytest.raises(UserError, match="VAE encoder"):
+        align(study, ALIGN)
+    assert not (study.path / "runs/align-rwr").exists()
 
 
 def test_evaluate_refused_and_no_run_left(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def test_made_while_the_one_before_is_used_and_no_further_than_asked() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("bad row"), Killed()])
 def test_an_error_comes_after_the_batches_before_it(error: BaseException) -> None:
-    seen: list[int] = []
+    batches = prefetched(counted(3, [], error), lambda batch: batch)
+    seen = [next(batches) for _ in range(3)]
     with pytest.raises(type(error)):
-        for batch in prefetched(counted(3, [], error), lambda batch: batch):
-            seen.append(batch)
+        next(batches)
     assert seen == [0, 1, 2]
     assert not threads()
 

@@ -22,7 +22,7 @@ from accelerate import PartialState
 from sayso.aligners.sft import GoodImages
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
-from sayso.study import Study
+from sayso.study.study import Study
 
 study = Study.open(Path(sys.argv[1]))
 config = AlignConfig(aligner="sft", max_steps=3, batch_size=8, mixed_precision="no")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -275,3 +276,29 @@ def test_damaged_weights_are_refused(clip: Path, tmp_path: Path) -> None:
 def test_options_out_of_range_are_named(options: dict) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         ClipHead(**options)
+
+
+def test_own_file_that_was_edited_since_its_fit_is_refused(study: Study, tmp_path: Path) -> None:
+    copied = Study.open(Path(shutil.copytree(study.path, tmp_path / "study")))
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from dataclasses import dataclass\n"
+        "from sayso.rewards.clip_head import ClipHead\n"
+        "@dataclass\n"
+        "class Mine(ClipHead):\n"
+        "    hidden_width: int = 8\n"
+        "    max_epochs: int = 1\n"
+    )
+    run, config = fit(copied, FitConfig(reward=str(mine))), FitConfig(reward=str(mine))
+    load_reward(copied, run.name)
+    before = mine.read_text()
+    mine.write_text(before + "\n\n# edited\n")
+    says = rf"runs/fit-mine was made with {mine} as it was then .* the file has changed"
+    with pytest.raises(UserError, match=says):
+        load_reward(copied, run.name)
+    with pytest.raises(UserError, match=says):
+        fit(copied, config)
+    load_reward(copied, fit(copied, FitConfig(reward=str(mine), name="anew")).name)
+    mine.write_text(before)
+    load_reward(copied, run.name)
+    assert fit(copied, config).finished

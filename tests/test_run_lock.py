@@ -16,8 +16,8 @@ from sayso.study.study import Study, StudyInfo
 WORK = """
 import sys, time
 from pathlib import Path
-from sayso import files
-from sayso.study import Study
+from sayso.base import files
+from sayso.study.study import Study
 run = Study.open(Path(sys.argv[1])).run("x", "", {})
 with files.new_folder(run.checkpoints / "7") as folder:
     (folder / "weights").write_bytes(b"half")
@@ -27,8 +27,8 @@ with files.new_folder(run.checkpoints / "7") as folder:
 SECOND = """
 import sys
 from pathlib import Path
-from sayso import cli
-from sayso.study import Study
+from sayso.cli import commands as cli
+from sayso.study.study import Study
 cli.run = lambda _: Study.open(Path(sys.argv[1])).run("x", "", {})
 cli.main(["align"])
 """

@@ -41,7 +41,7 @@ LEAST_IMAGES, IMAGES_A_KILL = 4000, 30  # work for longer than the kills last
 FORKS = """
 import os, shlex, signal, sys
 import uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on, uvicorn.loops.auto
-import sayso.cli, sayso.options, sayso.stages.rate, sayso.web.serving, sayso.migrations
+import sayso.cli, sayso.cli.options, sayso.stages.rate, sayso.web.serving, sayso.feedback.migrations
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     child = os.fork()

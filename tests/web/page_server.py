@@ -73,15 +73,17 @@ class Served:
 
 @contextmanager
 def serve(
-    folder: Path, names: tuple[str, ...] = ("ann",), n: int = 70, **task: object
-) -> Iterator[Served]:
+    folder: Path, names: tuple[str, ...] = ("ann",), n: int = 70, root_path: str = "",
+    **task: object,
+) -> Iterator[Served]:  # fmt: skip
     """Serve a study of about `n` pictures to rate, or as many comparisons with `kind="compare"`."""
     options = TaskOptions(attention_share=0.0, **task)  # type: ignore[arg-type]
     if options.kind == "compare":
         study = make_study(folder, 4, options.set_size, (BASE, TUNED))
     else:
         study = make_study(folder, PROMPTS, -(-n // PROMPTS))
-    office = Office(study, options, names=names, clock=WallClock())  # type: ignore[arg-type]
+    clock = WallClock()
+    office = Office(study, options, names=names, clock=clock, root_path=root_path)  # type: ignore[arg-type]
     with running(office.app) as url:
         yield Served(office, url)
 

@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 
 @contextmanager
 def proxy_to(
-    url: str, prefix: str = "", host: bool = False, chunked: bool = False
+    url: str, prefix: str = "", keep: bool = False, host: bool = False, chunked: bool = False
 ) -> Iterator[str]:
     """Serve the site at `url` under another address, which is yielded.
 
     Args:
         prefix: path under which it stands here; it is taken off on the way.
+        keep: leave the prefix on.
         host: write the upstream's name into the Host header.
         chunked: send bodies on without a length.
     """
@@ -25,7 +26,7 @@ def proxy_to(
         protocol_version = "HTTP/1.1"
 
         def _carry(self) -> None:
-            if not self.path.startswith(f"{prefix}/"):
+            if not f"{self.path}/".startswith(f"{prefix}/"):
                 return self._answer(404, [], b"not this site")
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             hop = (
@@ -41,7 +42,7 @@ def proxy_to(
             send = parts if chunked and body else body or None
             if chunked and body:
                 headers["Transfer-Encoding"] = "chunked"
-            path = self.path.removeprefix(prefix)
+            path = self.path if keep else self.path.removeprefix(prefix)
             link.request(self.command, path, send, headers, encode_chunked=chunked)
             with link.getresponse() as answer:
                 self._answer(answer.status, answer.getheaders(), answer.read())

@@ -95,6 +95,7 @@ class Office:
     names: tuple[str, ...] = ("ann",)
     local: bool = False
     busy_timeout_s: float = 10.0
+    root_path: str = ""
 
     def __post_init__(self) -> None:
         if self.url:
@@ -107,8 +108,9 @@ class Office:
             }
         task = open_task(database, self.study, self.options)
         self.site = Site(
-            self.study, database, task, self.local, self.clock, split_tie=self.options.split_tie
-        )
+            self.study, database, task, self.local, self.clock, split_tie=self.options.split_tie,
+            root_path=self.root_path,
+        )  # fmt: skip
         self.app = create_app(self.site)
 
     def client(self, name: str = "ann") -> "Rater":

@@ -22,7 +22,7 @@ from sayso.study.study import Study
 from sayso.tinyworld import app_raters
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import Scene, random_scene
-from sayso.votes.counted import is_for
+from sayso.votes.counted import is_for, is_right
 from sayso.web.serving import prepare
 from sayso.web.work import people
 from sayso.web.work.tasks import TaskOptions
@@ -136,10 +136,10 @@ def test_the_same_seed_gives_the_same_votes(drawn: Path, tmp_path: Path) -> None
     found = []
     for name in ("one", "two"):
         study = Study.open(Path(shutil.copytree(drawn, tmp_path / name)))
-        rate(study, through_app(**FEW, images_per_page=3))
+        rate(study, through_app(**FEW, images_per_page=2, per_prompt=2))
         found.append(told(study))
     assert found[0] == found[1]
-    assert len(found[0]) > 24 * 2
+    assert len(found[0]) > 6 * 2 * 2
 
 
 def test_interrupted_it_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_comparisons_through_the_app(study: Study) -> None:
 
 
 def test_honest_raters_see_that_a_set_is_of_something_else(study: Study) -> None:
-    """Mostly: where the model that keeps its prompt drew it badly, they call it a tie."""
+    """Where the model that keeps its prompt drew it badly they call it a tie, which counts not."""
     config = through_app(
         task="compare", right=TUNED, prompts="train", raters=3, overlap=3, attention_share=0.4,
         set_size=2,
@@ -199,10 +199,10 @@ def test_honest_raters_see_that_a_set_is_of_something_else(study: Study) -> None
     rate(study, config)
     checks = [v for v in study.feedback.comparisons(simulated=True) if is_for(v, "check")]
     assert len(checks) >= 9
-    right = [v.shown["attention"] == v.value for v in checks]
-    assert sum(right) >= 2 / 3 * len(right)
-    turned = [v.value != "tie" for v, ok in zip(checks, right, strict=True) if not ok]
-    assert sum(turned) <= len(right) / 10
+    right = [is_right(v.value, str(v.shown["attention"])) for v in checks]
+    counted = [passed for passed in right if passed is not None]
+    assert len(counted) >= len(checks) / 2
+    assert sum(counted) >= 0.9 * len(counted)
 
 
 def test_people_find_their_work_untouched(study: Study) -> None:

@@ -24,9 +24,11 @@ from sayso.base.types import Comparison, Prompt, Rating
 from sayso.feedback import work_tables
 from sayso.study.study import Study
 from sayso.votes import counted
+from sayso.votes.ballots import of_comparisons
 from sayso.web import serving
 from sayso.web.admin import overview
 from sayso.web.work import checks
+from sayso.web.work.excluding import set_excluded
 from sayso.web.work.tasks import TaskOptions, draft, read_gold
 
 
@@ -40,8 +42,9 @@ def checks_of(study: Study) -> list[Rating | Comparison]:
 
 
 def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
-    study = make_study(tmp_path, prompts=8, per_prompt=10)
-    options = TaskOptions(gold=gold_of(study, 4), gold_share=0.05, attention_share=0.1)  # type: ignore[arg-type]
+    study = make_study(tmp_path, prompts=8, per_prompt=11)
+    gold: Any = gold_of(study, 4)
+    options = TaskOptions(gold=gold, gold_share=0.05, attention_share=0.1, per_prompt=10)
     office = Office(study, options, names=("ann", "bob"))
     kinds = set()
     for name in office.names:
@@ -62,8 +65,8 @@ def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
 
 
 def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
-    study = make_study(tmp_path, prompts=8, per_prompt=3)
-    office = Office(study, TaskOptions(attention_share=0.3))
+    study = make_study(tmp_path, prompts=8, per_prompt=5)
+    office = Office(study, TaskOptions(attention_share=0.3, per_prompt=3))
     office.client().work()
     asked = checks_of(study)
     samples = {s.id: s.prompt_id for s in study.samples()}
@@ -72,9 +75,11 @@ def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
     for check in asked:
         shown, drawn = check.shown["prompt_id"], samples[check.sample_id]  # type: ignore[union-attr]
         assert checks.is_surely_foreign(prompts[drawn], prompts[str(shown)])
-    assert set(study.feedback.labels(simulated=False)) == samples.keys()
+    labelled = set(study.feedback.labels(simulated=False))
+    assert len(labelled) == 8 * 3
+    assert not labelled & {check.sample_id for check in asked}  # type: ignore[union-attr]
     assert all(label.good + label.bad == 1 for label in study.feedback.labels(False).values())
-    assert len(study.feedback.ratings()) == len(samples) + len(asked)
+    assert len(study.feedback.ratings()) == len(labelled) + len(asked)
 
 
 def test_attention_checks_of_comparisons(tmp_path: Path):
@@ -167,8 +172,56 @@ def test_checks_show_images_that_no_other_page_shows_where_there_are_any(tmp_pat
     assert not ordinary & checks
 
 
+@pytest.mark.parametrize("overlap", [1, 2])
+@pytest.mark.parametrize("images_per_page", [1, 3])
+def test_a_picture_comes_to_nobody_as_a_check_and_as_work(
+    tmp_path: Path, overlap: int, images_per_page: int
+):
+    """Without spare images a check waits until others have judged its picture."""
+    study = make_study(tmp_path, prompts=8, per_prompt=6)
+    options = TaskOptions(
+        attention_share=0.3, overlap=overlap, images_per_page=images_per_page
+    )  # fmt: skip
+    office = Office(study, options, names=("ann", "bob", "cy", "zoe"))
+    raters = [office.client(name) for name in office.names]
+    while sum(rater.work(most=2) for rater in raters):
+        pass
+    votes = study.feedback.ratings()
+    seen = {(r.rater, r.sample_id): 0 for r in votes}
+    for vote in votes:
+        seen[vote.rater, vote.sample_id] += 1
+    assert set(seen.values()) == {1}, "nobody saw a picture twice"
+    checks = checks_of(study)
+    assert {c.rater for c in checks} == set(office.names), "and yet there were checks for everyone"
+    ordinary = [v for v in votes if "attention" not in v.shown]
+    assert len(ordinary) == 48 * overlap, "and all the work was done"
+    assert office.table("select wanted - votes from tasks") == [(0,)]
+    with office.site.write() as db:  # a reviewer throws out somebody: others are asked once more
+        set_excluded(db, "zoe", True, "boss")
+    while sum(rater.work(most=2) for rater in raters[:3]):
+        pass
+    again = [r for r in study.feedback.ratings() if r.rater != "zoe"]
+    assert len(again) > len([v for v in votes if v.rater != "zoe"])
+    assert len({(r.rater, r.sample_id) for r in again}) == len(again)
+
+
+def test_who_works_alone_reads_that_no_check_comes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    study = make_study(tmp_path, prompts=8, per_prompt=3)
+    office = Office(study, TaskOptions(attention_share=0.3), names=("ann", "boss"))
+    monkeypatch.setattr(serving, "_run", lambda *_: None)
+    serving.serve(office.site, serving.Listening(port=free_port(), browser=False))
+    said = capsys.readouterr()
+    assert "8 in use (8 of them after others have judged the picture), 0 proposed" in said.out
+    assert "to nobody who works alone" in said.err
+    assert "8 of them after others" in office.client("boss").http.get("/admin/gold").text
+    assert office.client().work() == 24
+    assert checks_of(study) == []
+
+
 def own_prompts(folder: Path, *texts: str) -> Study:
-    study = make_study(folder, len(texts), 4)
+    study = make_study(folder, len(texts), 6)
     by_id = {prompt.id: text for prompt, text in zip(study.prompts(), texts, strict=True)}
     study.write_prompts(Prompt(key, text, "own", {}, "train") for key, text in by_id.items())
     return study
@@ -181,7 +234,7 @@ def test_pairs_of_plain_prompts_wait_for_an_admin(
     texts = ("a photo of a red car", "a photo of an automobile", "a photo of ripe cherries",
              "a photo of a castle at night")  # fmt: skip
     study = own_prompts(tmp_path, *texts)
-    office = Office(study, TaskOptions(attention_share=0.5), names=("ann", "boss"))
+    office = Office(study, TaskOptions(attention_share=0.5, per_prompt=4), names=("ann", "boss"))
     states = "select standing, open, count(*) from items where control = 'attention' group by 1, 2"
     assert office.table(states) == [("proposed", False, 8)]
     assert office.client().work(most=5) == 5
@@ -208,8 +261,9 @@ def test_pairs_of_plain_prompts_wait_for_an_admin(
 
 
 def test_answers_to_struck_checks_count_as_no_checks(tmp_path: Path):
-    study = make_study(tmp_path, prompts=8, per_prompt=3)
-    office = Office(study, TaskOptions(attention_share=0.3), names=("ann", "boss", "eve"))
+    study = make_study(tmp_path, prompts=8, per_prompt=5)
+    options = TaskOptions(attention_share=0.3, per_prompt=3)
+    office = Office(study, options, names=("ann", "boss", "eve"))
     office.client().work(lambda _: "good")
     answered = checks_of(study)
     assert len(answered) > 4
@@ -242,6 +296,41 @@ def test_answers_to_struck_checks_count_as_no_checks(tmp_path: Path):
     for items, action, status in (("none", "strike", 404), (wrong, "burn", 422)):
         form = {"csrf": boss.token, "items": items, "action": action}
         assert boss.http.post("/admin/checks", data=form).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("value", "split_tie", "wrong"),
+    [
+        ("tie", False, False), ("skip", False, False), ("both_bad", True, False),
+        ("both_good", True, True),
+    ],
+)  # fmt: skip
+def test_who_sees_no_difference_in_a_check_of_comparisons_fails_none(
+    tmp_path: Path, value: str, split_tie: bool, wrong: bool
+):
+    study = make_study(tmp_path, prompts=8, per_prompt=4, models=(BASE, TUNED))
+    options = TaskOptions(
+        kind="compare", right=TUNED, set_size=2, attention_share=0.3, split_tie=split_tie
+    )
+    office = Office(study, options, names=("ann", "boss"))
+    office.client().work(lambda _: value)
+    n = len(checks_of(study))
+    assert n > 3
+    with office.site.read() as db:
+        task = db.execute(select(work_tables.tasks)).mappings().one()
+        votes = overview.live_votes(db, task)
+    row = overview.totals(votes, office.clock.now).raters["ann"]
+    failed = n if wrong else 0
+    assert (row["attention_right"], row["attention_n"]) == (0, failed)
+    ballots = [b for found in of_comparisons(study.feedback.comparisons()).values() for b in found]
+    assert [b.attention for b in ballots if b.attention is not None] == [False] * failed
+    assert len(ballots) - failed == (0 if value == "skip" else 16), "checks are no ballots"
+    boss = office.client("boss")
+    answers = boss.http.get("/admin/raters/answers?name=ann").text
+    assert ("check, wrong" in answers) is wrong
+    assert ("check, does not count" in answers) is not wrong
+    share = boss.http.get("/admin/gold").text
+    assert ("<small>of 1</small>" in share) is wrong
 
 
 def test_a_struck_check_that_somebody_holds_stays_struck(tmp_path: Path):

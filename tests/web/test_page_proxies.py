@@ -10,12 +10,17 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import Watched, answer, ready, saved
+from fastapi.routing import iter_route_contexts
+from fastapi.testclient import TestClient
 from page_actions import browser_fixture
 from page_server import Served, serve
 from playwright.sync_api import Browser
 from proxy import proxy_to
+from rating_studies import ADDRESS, Office, make_study
 
+from sayso.base.errors import UserError
 from sayso.web.app import MOST_BYTES
+from sayso.web.proxies import OWN, check_root_path
 
 __all__ = ["browser_fixture"]
 
@@ -37,10 +42,15 @@ def watched(stack: ExitStack, browser: Browser, **options: object) -> Watched:
     return found
 
 
+@pytest.mark.parametrize(
+    ("root_path", "keep"), [("", False), ("/rating", False), ("/rating", True)],
+    ids=["taken off", "taken off, and said", "left on"],
+)  # fmt: skip
 def test_a_site_under_a_path_works_everywhere(
-    stack: ExitStack, browser: Browser, served: Served
+    stack: ExitStack, browser: Browser, tmp_path: Path, root_path: str, keep: bool
 ) -> None:
-    url = stack.enter_context(proxy_to(served.url, prefix="/rating"))
+    served = stack.enter_context(serve(tmp_path, ("ann", "boss"), n=20, root_path=root_path))
+    url = stack.enter_context(proxy_to(served.url, prefix="/rating", keep=keep))
     mine = watched(stack, browser, service_workers="allow")
     outside: list[str] = []
     mine.context.on(
@@ -62,20 +72,77 @@ def test_a_site_under_a_path_works_everywhere(
         page.wait_for_load_state()
         assert page.url.startswith(f"{url}/admin")
         assert page.evaluate("getComputedStyle(document.body).margin") == "0px", "it has its style"
+    page.click(".tabs >> text=Raters")
+    page.fill("textarea[name=name]", "zoe")
+    assert page.input_value("input[name=address][type=url]") == url
+    page.click("button[value=add]")
+    link = page.input_value("#new-link-1")
+    assert link.startswith(f"{url}/in/"), "links begin where the browser sees the site"
     page.goto(f"{url}/admin/guideline")
     page.fill("textarea", "Look twice.")
     page.click("form.editor button >> nth=0")
     page.goto(f"{url}/")
     page.click("#begin-go")
     ready(page)
+    page.wait_for_load_state("networkidle")  # signing out gives back what still loads
     page.keyboard.press("?")
     page.click("text=Sign out")
     page.wait_for_selector("#link")
     page.fill("#link", f"{url}/in/{served.office.links['ann']}")
     page.click("main form button")
     page.wait_for_selector("#begin-go")
+    paths = {c["path"] for c in mine.context.cookies()}  # pyright: ignore
+    assert paths == {root_path or "/"}
     assert not outside
     assert mine.errors == []
+
+
+def test_links_to_another_path_of_this_host_are_refused(tmp_path: Path) -> None:
+    """An admin who typed the page's address: it came without the page that tells the path."""
+    boss = Office(make_study(tmp_path), names=("boss",)).client("boss")
+    form = {"csrf": boss.token, "action": "add", "name": "zoe", "address": ADDRESS}
+    behind = {"Referer": f"{ADDRESS}/rating/admin/raters"}
+    answer = boss.http.post("/admin/raters", data=form, headers=behind)
+    assert answer.status_code == 422
+    assert f"this site is at {ADDRESS}/rating" in answer.text
+    form["address"] = f"{ADDRESS}/rating/"
+    answer = boss.http.post("/admin/raters", data=form, headers=behind)
+    assert f'value="{ADDRESS}/rating/in/' in answer.text
+
+
+def test_only_the_path_without_its_slash_is_redirected(tmp_path: Path) -> None:
+    office = Office(make_study(tmp_path), root_path="/a/rating")
+    browser = TestClient(office.app, base_url=ADDRESS, follow_redirects=False)
+    answer = browser.get("/a/rating")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/a/rating/")
+    for path in ("/a/rating/healthz", "/healthz"):
+        assert browser.get(path).status_code == 200
+    for path in ("/a", "/a/ratings", "/a/rating/a/rating/", "/a/ratinghealthz"):
+        assert browser.get(path).status_code == 404
+    assert browser.get("/openapi.json").json()["servers"] == [{"url": "/a/rating"}]
+    signed_in = browser.get(f"/a/rating/in/{office.links['ann']}").headers
+    assert signed_in["location"] == "../"
+    assert "; Path=/a/rating;" in signed_in["set-cookie"]
+
+
+@pytest.mark.parametrize(
+    "path", ["sayso", "/say so", "//sayso", "/../x", "/sayso?x", "https://a.org/x", "/a//b", "/é"]
+)
+def test_what_is_no_path_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match="is no path of a site; give one such as /sayso"):
+        check_root_path(path)
+
+
+def test_paths_that_begin_as_the_apps_own_are_refused(tmp_path: Path) -> None:
+    office = Office(make_study(tmp_path))
+    paths = {str(route.path) for route in iter_route_contexts(office.app.routes)}
+    own = {path.split("/")[1] for path in paths} - {""}
+    for path in own:
+        with pytest.raises(UserError, match="begins as pages of the app do"):
+            check_root_path(f"/{path}/x")
+    assert own == OWN
+    assert check_root_path("/sayso/") == "/sayso"
+    assert check_root_path("/") == ""
 
 
 def test_bodies_of_no_stated_length_are_taken(

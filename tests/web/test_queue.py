@@ -1,5 +1,7 @@
 """The rules of the queue: pure functions, then a random walk of raters over the real store."""
 
+import hashlib
+import random
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,7 +90,12 @@ def test_a_tenth_is_shared():
 
 @pytest.mark.parametrize(
     ("until", "now", "holds"),
-    [(100.0, 99.0, True), (100.0, 100.0, False), (100.0 + LEASE_S, 99.0, False)],
+    [
+        (100.0, 99.0, True),
+        (100.0, 100.0, False),
+        (100.0 + LEASE_S, 99.0, False),
+        (99.0 + LEASE_S, 99.0, True),
+    ],
 )
 def test_leases_and_clocks_that_jump(until: float, now: float, holds: bool):
     assert queue.is_reserved(until, now) is holds
@@ -106,6 +113,98 @@ def test_what_a_vote_replaces():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"\w"):
             queue.superseded(newest, retracts, names)
+
+
+def drawn(seed: int, *words: object) -> random.Random:
+    """What the order of a task rests on: SHA-256 of the seed and the words, a line each."""
+    text = "\n".join(map(str, (seed, *words)))
+    return random.Random(int(hashlib.sha256(text.encode("utf-8")).hexdigest(), 16))
+
+
+def test_everything_is_drawn_from_the_seed_and_its_own_words():
+    """Another version must go on with a task where this one left off."""
+    order = list(range(9))
+    drawn(7, "order", "t", 3).shuffle(order)
+    assert queue.shuffled(9, 7, "t", 3) == order
+    for rater in ("ann", "bob", "çem"):
+        assert queue.first_rank(1000, 7, rater) == drawn(7, "first", rater).randrange(1000)
+    for page in map(str, range(40)):
+        shared = drawn(7, "shared", page).random() < 0.1
+        assert queue.overlap_of(page, 1, 4, 7) == (4 if shared else 1)
+    assert queue.overlap_of("page", 4, 4, 7) == 4
+    assert queue.first_rank(0, 7, "ann") == queue.first_rank(1, 7, "ann") == 0
+
+
+def test_every_block_of_pages_holds_its_share_of_checks():
+    for start in range(0, 200, 20):
+        block = [queue.control_at(i, 3, "ann", 0.1, 0.15) for i in range(start, start + 20)]
+        assert Counter(block) == {"gold": 2, "attention": 3, "": 15}
+    uneven = set()
+    for start in range(0, 2000, 20):
+        block = [queue.control_at(i, 3, "ann", 0.12, 0.0) for i in range(start, start + 20)]
+        uneven.add(block.count("gold"))
+    assert uneven == {2, 3}, "2.4 a block is rounded up or down by chance"
+    assert {queue.control_at(i, 3, "ann", 0.25, 0.75) for i in range(20)} == {"gold", "attention"}
+
+
+def test_checks_stand_where_the_seed_puts_them():
+    for block in range(3):
+        rng = drawn(3, "checks", "ann", block)
+        gold, attention = int(2.4 + rng.random()), int(1.6 + rng.random())
+        kinds = ["gold"] * gold + ["attention"] * attention
+        kinds += [""] * (20 - len(kinds))
+        rng.shuffle(kinds)
+        pages = range(20 * block, 20 * block + 20)
+        assert [queue.control_at(i, 3, "ann", 0.12, 0.08) for i in pages] == kinds
+
+
+@pytest.mark.parametrize(
+    ("overlap", "answered", "reserved", "room"),
+    [(0, 9, 9, True), (1, 0, 0, True), (1, 1, 0, False), (1, 0, 1, False), (3, 1, 1, True),
+     (3, 2, 1, False), (3, 4, 0, False)],
+)  # fmt: skip
+def test_an_item_has_room_until_its_raters_are_found(
+    overlap: int, answered: int, reserved: int, room: bool
+):
+    assert queue.has_room(overlap, answered, reserved) is room
+
+
+def test_the_coin_lands_on_its_edge():
+    """Drawn from [0, 1): a half, a quarter and three quarters belong to the side not taken."""
+    assert not queue.swap_sides(0, 0, 0.5)
+    assert not queue.swap_sides(1, 0, 0.25)
+    assert not queue.swap_sides(-1, 0, 0.75)
+    assert queue.swap_sides(-1, -1, 0.74)
+    assert not queue.swap_sides(-1, 2, 0.26)
+
+
+def test_swapped_answers():
+    swapped = {v: queue.opposite(v) for v in ("left", "right", "tie", "both_good", "skip")}
+    assert swapped.pop("left") == "right"
+    assert swapped.pop("right") == "left"
+    assert all(v == w for v, w in swapped.items())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "mine_total", "project_total"),
+    [
+        # 60 votes wanted and a quarter checks: 80 pages in all; 20 items: 27 pages for one rater
+        ((3, 10, 20, 60, 0.25), 27, 80),
+        ((3, 75, 20, 60, 0.25), 8, 80),  # others have left 5
+        ((3, 90, 20, 60, 0.25), 3, 90),  # more checks than expected
+        ((30, 40, 20, 60, 0.25), 30, 80),  # more of one's own than expected
+        ((5, 10, 20, 60, 0.0), 20, 60),
+    ],
+)
+def test_what_raters_are_told(numbers, mine_total: int, project_total: int):
+    mine, answers, *_ = numbers
+    assert queue.told(*numbers) == queue.Told(mine, mine_total, answers, project_total)
+
+
+def test_what_raters_are_told_at_the_end():
+    so_far = queue.Told(5, 9, 40, 80)
+    assert queue.told_at_the_end(so_far, complete=True) == queue.Told(5, 5, 40, 40)
+    assert queue.told_at_the_end(so_far, complete=False) == queue.Told(5, 5, 40, 80)
 
 
 def test_two_servers_make_the_same_order(tmp_path: Path):

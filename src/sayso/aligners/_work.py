@@ -71,7 +71,7 @@ class Work:
     def generator(self, step: int, purpose: str = "") -> torch.Generator:
         """The CPU generator of a step; one of its own for each purpose."""
         named = [self.seed, step, *([purpose] if purpose else [])]
-        return torch.Generator().manual_seed(int(digest(named), 16) % 2**63)
+        return torch.Generator().manual_seed(int(digest(named), 16))
 
     def share(self, n: int, unit: int = 1) -> slice:
         """Which of n rows are this process's: units as even as can be, the first get one more."""
@@ -220,4 +220,5 @@ def stratified(
         raise ValueError("weights must be finite, not negative and not all 0")
     ends = weights.double().cumsum(0)
     places = (torch.arange(count) + torch.rand(count, generator=generator).double()) / count
-    return torch.searchsorted(ends, places * ends[-1], right=True).clamp(max=len(weights) - 1)
+    # the first whose end is beyond the place; one of weight 0 ends where the one before it does
+    return torch.searchsorted(ends, places * ends[-1], right=True)

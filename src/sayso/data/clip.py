@@ -245,7 +245,7 @@ def embed_samples(
     """
     folder = study.cache / f"images-{encoder.hash}"
     known = _read_cache(folder)
-    contents = [_content(study, sample) for sample in samples]
+    contents = [study.image_hash(sample) for sample in samples]
     missing = {c: s for c, s in zip(contents, samples, strict=True) if c not in known}
     if missing:
         with progress("embedding images", len(missing)) as advance:
@@ -255,15 +255,6 @@ def embed_samples(
                 known |= _embed_shard(study, encoder, dict(part), folder)
                 advance(len(part))
     return torch.stack([known[content] for content in contents])
-
-
-def _content(study: Study, sample: Sample) -> str:
-    path = study.path / sample.path
-    try:
-        return files.sha256(path)
-    except OSError:
-        study.image(sample)  # says what is wrong
-        raise
 
 
 def _embed_shard(

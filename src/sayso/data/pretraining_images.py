@@ -35,6 +35,10 @@ class PretrainingSet(ABC):
         """The first `n` captions for training, fewer if there are no more; reads no image."""
         return self._captions("train", n)
 
+    @abstractmethod
+    def train_count(self, n: int) -> int:
+        """How many captions `train_captions(n)` has, without making them."""
+
     def train_images(self, start: int, stop: int) -> Iterator["Image.Image"]:
         """The images of the training captions from number `start` up to `stop`."""
         return self._images("train", start, stop)
@@ -49,7 +53,11 @@ class PretrainingSet(ABC):
 
     @abstractmethod
     def train_identity(self, n: int) -> str:
-        """A hash of the first `n` training captions and image files, without decoding an image."""
+        """A hash of all that decides the first `n` captions and images, without making any."""
+
+    def earlier_identity(self, n: int) -> str:
+        """The hash that versions of before computed in its place."""
+        return self.train_identity(n)
 
     @abstractmethod
     def images_identity(self, start: int, stop: int) -> str:
@@ -78,6 +86,9 @@ class _Folder(PretrainingSet):
     def train_identity(self, n: int) -> str:
         rows = [[_file_hash(self.path / name), text] for name, text in self._part("train")[:n]]
         return digest([self.image_size_px, *rows])
+
+    def train_count(self, n: int) -> int:
+        return min(n, len(self._part("train")))
 
     def images_identity(self, start: int, stop: int) -> str:
         names = [name for name, _ in self._part("train")[start:stop]]

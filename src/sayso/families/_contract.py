@@ -196,9 +196,9 @@ class Policy(OlderSelves, ABC):
         t = (torch.randperm(b, generator=generator) + torch.rand(b, generator=generator)) / b
         return t.clamp(max=LATEST)
 
+    @abstractmethod
     def release(self, part: str) -> None:
-        """Give back the memory of a frozen part, one of `PARTS`; what needs it cannot be called."""
-        raise NotImplementedError(f"{type(self).__name__} has no part {part!r} to release")
+        """Give back the memory of a part, one of `PARTS`; what needs it cannot be called."""
 
     # the same for all
 

@@ -119,6 +119,8 @@ class StableDiffusion(Policy):
 
     def check_prompts(self, texts: Sequence[str]) -> None:
         limit = self.max_tokens
+        if not texts:  # the tokenizer takes no empty list
+            return
         for text, ids in zip(texts, self.tokenizer(list(texts)).input_ids, strict=True):
             if len(ids) > limit:
                 raise UserError(

@@ -16,6 +16,7 @@ from sayso.base.plugins import is_plugin, load_plugin, plugin_names
 from sayso.base.types import Prompt, Sample
 from sayso.data.clip import ClipEncoder, embed_samples, resolve_clip, stacked
 from sayso.study.identity import canonical_run
+from sayso.study.inputs import refuse_edited
 from sayso.study.run import Run
 from sayso.study.study import Study
 
@@ -149,8 +150,8 @@ class TrainableReward(Reward):
 def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> Reward:
     """The reward called `name`, ready to score: a finished run of `fit`, or a plug-in.
 
-    Raises: UserError: if there is no such run or plug-in, the run is not finished, or the plug-in
-        has to be trained first.
+    Raises: UserError: if there is no such run or plug-in, the run is not finished, one's own file
+        was edited since its fit, or the plug-in has to be trained first.
     """
     if not is_plugin("reward", name):
         return _load_fitted(_fit_run(study, name), study, device)
@@ -211,6 +212,7 @@ def _load_fitted(run: Run, study: Study, device: torch.device | str) -> Reward:
     if not run.finished:
         raise UserError(f"{run.name} is not finished; repeat the sayso fit that made it")
     config = run.config
+    refuse_edited(run, "reward", config["reward"])
     reward = load_trainable_reward(config["reward"])(**config["options"])
     reward.prepare(study, device, run.weights)
     return reward

@@ -1,59 +1,121 @@
 """Stage `align`: fine-tune the model on what people, or the reward learned from them, like."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sayso.base.devices import (
+    MixedPrecision,
     enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
 )
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, check_seed
+from sayso.base.files import JsonObject
 from sayso.base.plugins import is_plugin
 from sayso.base.progress import console
+from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
-from sayso.study.identity import base_identity, canonical_config, weights_identity
-from sayso.study.inputs import fitted_to, refuse_changed, refuse_other_latents
+from sayso.study.identity import canonical_config, weights_identity
+from sayso.study.inputs import (
+    fitted_to,
+    refuse_changed,
+    refuse_edited,
+    samples_by_id,
+    source_of_plugin,
+)
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.training.options import AlignConfig
+from sayso.training.options import TrainOptions
+from sayso.votes.labels import LabelMethod, check_method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from sayso.aligners import Aligner, Work
-    from sayso.data.conditions import Conditions
+    from sayso.aligners import Aligner
+    from sayso.data.conditions import Kept
     from sayso.data.rows import TrainingRows
     from sayso.families import Policy
-    from sayso.training.inputs import Samples
+    from sayso.stages._training_data import Samples
 
-__all__ = ["AlignConfig", "align", "plan"]
 
-CAPTIONS_AT_ONCE = 1024
+RATERS = ("people", "simulated")
+CONDITIONS = ("auto", "table", "encode")
+PRETRAINING = "pre-training images"
+
+
+@dataclass(frozen=True)
+class AlignConfig(TrainOptions):
+    """Options of `sayso align`; the aligner's own come with it."""
+
+    aligner: str = "rwr"
+    """The algorithm: a file of aligners/, or your own, such as ./mine.py."""
+    name: str = ""
+    """Name of the run; default: the aligner's."""
+    reward: str = "runs/fit-clip_head"
+    """What to maximise: a run of fit, or a reward that needs no training such as clip_score."""
+    model: str = "base"
+    """The model to start from, whose images are trained on: base, or an earlier align run."""
+    labels: LabelMethod | Literal["auto"] = "auto"
+    """What several raters' marks of an image come to: share, majority or dawid-skene, see
+    sayso fit --help; auto: what the reward was fitted to, or share if it is no run of fit."""
+    raters: Literal["auto", "people", "simulated"] = "auto"
+    """Whose marks count; auto: those that the reward was fitted to, or if it is no run of fit
+    people's if there are any."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters to train in place of the whole network; 0 = the whole network, as
+    in the paper."""
+    pretraining_images: int = 1024
+    """How many pre-training images to use, at most; the paper's 625,000."""
+    conditions: Literal["auto", "table", "encode"] = "auto"
+    """What the text encoder makes of the texts: kept in a table on the disk, or encoded in every
+    step; auto = a table, if it takes no more than 1 GiB and no more texts than rows are drawn."""
+    seed: int | None = None
+    """Seed of the training; default: the study's."""
+    mixed_precision: MixedPrecision = "auto"
+    """Number format of the network's arithmetic; auto = bf16 where the machine has it."""
+
+    def check(self) -> None:
+        super().check()
+        check_seed(self.seed)
+        if self.labels != "auto":
+            check_method(self.labels)
+        if self.raters not in ("auto", *RATERS):
+            raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
+        if self.conditions not in CONDITIONS:
+            raise UserError(f"conditions {self.conditions!r}; choose {' or '.join(CONDITIONS)}")
+        for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
 
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
-    """What would be done: rows, images a step, passes over the data."""
+    """What would be done: rows, images a step, passes over the data, disk and memory.
+
+    Loads the model, to know its sizes, if it is on this machine.
+    """
     from sayso.aligners import load_aligner
-    from sayso.training.inputs import learns_from_images, own_images
+    from sayso.stages._forecast import forecast
 
     config.check()
+    config = canonical_config(study, config)
     aligner = load_aligner(config.aligner)()
-    config = canonical_config(study, config).for_aligner(aligner.defaults)
-    seen = config.max_steps * config.batch_size
-    sizes: dict[str, object] = {}
-    if learns_from_images(aligner):
-        own = len(own_images(study, config).samples)
-        sizes = {"own images": own, "passes over the own images, about": round(seen / own, 1)}
+    config = config.for_aligner(aligner.defaults)
+    images = _images(study, config, aligner)
+    own, seen = len(images.samples), config.max_steps * config.batch_size
+    kept = _conditions(config, aligner, len(set(images.texts)))
+    sizes = forecast(study, config, images.texts, _n_pretraining(config, aligner), kept)
     return {
         "learning_rate": config.learning_rate,
         "pretraining_weight": config.pretraining_weight,
+        "own images": own,
         "images a step": config.batch_size,
         "images in all": seen,
-        **sizes,
+        "passes over the own images, about": round(seen / own, 1) if own else 0,
         "checkpoints": (config.max_steps - 1) // config.checkpoint_every,
+        **sizes,
     }
 
 
@@ -69,7 +131,6 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
         if a reward, loss or gradient is not finite, or an option is out of range.
     """
     from sayso.aligners import load_aligner
-    from sayso.training.inputs import gather, sources
     from sayso.training.needs import check_options
 
     config.check()
@@ -82,15 +143,25 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     begun = study.begun("align", name)
     config = _with_labels(study, config, aligner, begun)
     inputs = begun and (begun.finished or begun.inputs)
-    gathered = None if inputs else gather(study, config, aligner)
+    gathered = None if inputs else _gather(study, config, aligner)
+    # before the run is opened: what a model refuses must leave no run behind
+    prepare = partial(_prepare, study, config, aligner)
+    ready = prepare(gathered, name, gathered=True) if gathered and not begun else None
+    if gathered and ready and _scores_samples(aligner):
+        gathered["rewards"] = ready.rewards
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
     with run:
         if run.finished:
+            refuse_edited(run, "aligner", config.aligner)
             console.print(f"{run.name} is finished")
         else:
-            refuse_changed(run, sources(study, config, aligner))
-            _train(study, config, aligner, run)
+            refuse_changed(run, _sources(study, config, aligner), _earlier(study, config, aligner))
+            frozen = run.inputs or {}
+            # another process may have begun the run meanwhile, with other images or labels
+            if ready is None or ready.images != frozen["images"]:
+                ready = prepare(frozen, name, gathered=False)
+            _train(study, config, aligner, run, ready)
     return run
 
 
@@ -117,58 +188,157 @@ def _with_labels(
     return replace(config, labels=labels, raters=raters)
 
 
-def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run) -> None:
+def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject:
+    """What the run will learn from: samples, their texts and labels, and whose labels these are.
+
+    `sources` identifies what else decides the result: models, reward, pre-training images,
+    plug-ins.
+    """
+    from sayso.stages._training_data import pairs_among
+    from sayso.training.needs import check_needs
+
+    images, needs = _images(study, config, aligner), aligner.required()
+    simulated = _kind(study, config) == "simulated"
+    pairs = pairs_among(study, images, simulated=simulated) if "pairs" in needs else []
+    check_needs(study, config, aligner, config.model, config.reward, images.labels, len(pairs))
+    from sayso.data.latents import SampleLatents
+
+    latents = SampleLatents(study, images.samples).digests() if images.samples else []
+    rows = zip(images.samples, images.texts, images.labels, latents, strict=True)
+    return {
+        "labels": config.labels,
+        "raters": _kind(study, config),
+        "conditions": _conditions(config, aligner, len(set(images.texts))),
+        "images": [
+            {"id": s.id, "text": t, "label": None if math.isnan(label) else label, "latents": own}
+            for s, t, label, own in rows
+        ],
+        **({"pairs": pairs} if "pairs" in needs else {}),
+        **({"prompts": [p.text for p in study.prompts("train")]} if "rollouts" in needs else {}),
+        "sources": _sources(study, config, aligner),
+    }
+
+
+def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
+    """Name → identity of all that training depends on beside images and labels."""
+    from sayso.training.sources import source_of_model, source_of_reward
+
+    found = {"seed": str(_seed(study, config)), **source_of_plugin("aligner", config.aligner)}
+    found |= source_of_model(study, config.model)
+    if "reward" in aligner.required():
+        found |= source_of_reward(study, config.reward)
+    if _n_pretraining(config, aligner):
+        identity = open_pretraining(study).train_identity(config.pretraining_images)
+        found[PRETRAINING] = identity
+    return found
+
+
+def _earlier(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
+    """As `_sources`, what versions before wrote down otherwise."""
+    if not _n_pretraining(config, aligner):
+        return {}
+    return {PRETRAINING: open_pretraining(study).earlier_identity(config.pretraining_images)}
+
+
+def _n_pretraining(config: AlignConfig, aligner: "Aligner") -> int:
+    used = config.uses_pretraining or "pretraining" in aligner.required()
+    return config.pretraining_images if used else 0
+
+
+def _conditions(config: AlignConfig, aligner: "Aligner", texts: int) -> "Kept":
+    """Where the conditions come from: where there are more texts than rows, no table pays."""
+    rows = config.max_steps * config.batch_size
+    if config.conditions == "auto" and texts + _n_pretraining(config, aligner) > rows:
+        return "encode"
+    return config.conditions
+
+
+def _seed(study: Study, config: AlignConfig) -> int:
+    return study.info.seed if config.seed is None else config.seed
+
+
+def _scores_samples(aligner: "Aligner") -> bool:
+    """Whether the samples' reward is needed before training, and not that of images to come."""
+    needs = aligner.required()
+    return "reward" in needs and "rollouts" not in needs
+
+
+class _Ready(NamedTuple):
+    """What training starts from: the loaded model and the rows made of `images` of the inputs."""
+
+    accelerator: "Accelerator"
+    policy: "Policy"
+    rows: "TrainingRows"
+    rewards: list[float]
+    images: list[JsonObject]
+
+
+def _prepare(
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    inputs: JsonObject,
+    name: str,
+    *,
+    gathered: bool,
+) -> _Ready:
+    """Load the models and make the rows of the inputs, with the rewards that they have if any.
+
+    Args:
+        gathered: whether the inputs were gathered just now; if not, latents may have changed since.
+    """
     from sayso.families._loading import load_policy
-    from sayso.training.inputs import frozen, seed_of
+    from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
+
+    accelerator, run = make_accelerator(config.mixed_precision), f"runs/align-{name}"
+    rows = inputs["images"]
+    samples = samples_by_id(study, [row["id"] for row in rows], run)
+    # runs that older versions began call the label "mark"
+    labels = [row["label"] if "label" in row else row["mark"] for row in rows]
+    known = [float("nan") if label is None else label for label in labels]
+    images = Samples(samples, [row["text"] for row in rows], known)
+    with accelerator.local_main_process_first():
+        if not gathered:
+            refuse_changed_latents(study, run, rows, samples)
+        rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
+        policy = load_policy(study, config.model, accelerator.device)
+        policy.check_prompts(inputs.get("prompts", []))
+        table = open_rows(
+            study,
+            policy,
+            images,
+            rewards,
+            pretraining_images=_n_pretraining(config, aligner),
+            conditions=inputs.get("conditions", config.conditions),
+            precision=accelerator.autocast(),
+        )
+    return _Ready(accelerator, policy, table, rewards, rows)
+
+
+def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: _Ready) -> None:
+    from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
 
-    accelerator = make_accelerator(config.mixed_precision)
-    images = frozen(study, run)
-    with accelerator.local_main_process_first():
-        rewards = _frozen_rewards(study, config, aligner, images, run, accelerator)
-        policy = load_policy(study, config.model, accelerator.device)
-        rows = _rows(study, config, aligner, policy, accelerator, images, rewards, run)
+    accelerator, policy, _, rewards, _ = ready
+    inputs = run.inputs or {}
+    if _scores_samples(aligner) and "rewards" not in inputs and accelerator.is_main_process:
+        # as they were computed when the run was begun, however caches fare since
+        run.freeze({**inputs, "rewards": rewards})
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
-        policy.add_lora(config.lora_rank, seed_of(study, config))
-    work = _work(study, config, aligner, policy, rows, images, run)
+        policy.add_lora(config.lora_rank, _seed(study, config))
+    work = work_of(
+        study, config, aligner, policy, ready.rows, inputs,
+        reward=config.reward, seed=_seed(study, config),
+    )  # fmt: skip
+    if not aligner.required() & {"rollouts", "gradient"}:
+        # nothing is decoded, and pre-training images are encoded by now
+        policy.release("vae")
     with enough_memory("--micro-batch-size", config.micro_batch(accelerator.num_processes)):
         result = train(work, aligner, config, run, accelerator)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
-        run.finish(result | _facts(work) | identity)
-
-
-def _work(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    policy: "Policy",
-    rows: "TrainingRows",
-    images: "Samples",
-    run: Run,
-) -> "Work":
-    """What the aligner works with: only what it needs."""
-    from sayso.aligners import Work
-    from sayso.data.pairs import Pair, pair_rows
-    from sayso.rewards import load_reward
-    from sayso.training.inputs import seed_of
-
-    needs, inputs = aligner.required(), run.inputs or {}
-    ids = [sample.id for sample in images.samples]
-    pairs = [Pair(*row) for row in inputs.get("pairs", [])]
-    in_loop = "reward" in needs and needs & {"rollouts", "gradient"}
-    return Work(
-        policy,
-        rows,
-        config.batch_size,
-        config.max_steps,
-        seed_of(study, config),
-        pairs=pair_rows(pairs, ids, images.texts) if "pairs" in needs else None,
-        prompts=tuple(inputs.get("prompts", ())),
-        reward=load_reward(study, config.reward, policy.device) if in_loop else None,
-        sampler=study.info.sampler,
-    )
+        run.finish(result | facts(work) | identity)
 
 
 def _note_environment(
@@ -184,24 +354,23 @@ def _note_environment(
         run.add_environment({**computed_on(accelerator), "loaded": loaded(folders)})
 
 
-def _frozen_rewards(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    images: "Samples",
-    run: Run,
-    accelerator: "Accelerator",
-) -> list[float]:
-    """The rewards as they were computed when the run was begun, however caches fare since."""
-    from sayso.training.inputs import scores_samples
+def _images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":
+    """The samples to learn from; none for an aligner that draws all its images itself."""
+    from sayso.stages._training_data import Samples, samples_of
 
-    inputs = run.inputs or {}
-    if not scores_samples(aligner) or "rewards" not in inputs:
-        rewards = _rewards(study, config, aligner, images, accelerator)
-        if scores_samples(aligner) and accelerator.is_main_process:
-            run.freeze({**inputs, "rewards": rewards})
-        return rewards
-    return inputs["rewards"]
+    needs = aligner.required()
+    if "rollouts" in needs and not needs & {"data", "pairs"}:
+        return Samples([], [], [])
+    method = "share" if config.labels == "auto" else config.labels
+    simulated = _kind(study, config) == "simulated"
+    return samples_of(study, config.model, method, simulated=simulated)
+
+
+def _kind(study: Study, config: AlignConfig) -> str:
+    """Whose marks count: people's, if any person rated and nothing else is asked for."""
+    if config.raters != "auto":
+        return config.raters
+    return RATERS[study.feedback.kind_in_use()]
 
 
 def _rewards(
@@ -211,80 +380,10 @@ def _rewards(
     images: "Samples",
     accelerator: "Accelerator",
 ) -> list[float]:
-    """The reward of every sample; NaN if the aligner needs none."""
-    from sayso.rewards import load_reward
-    from sayso.training.inputs import scores_samples
-
-    if not scores_samples(aligner):
+    """The reward of every own image; NaN if the aligner needs none."""
+    if not _scores_samples(aligner):
         return [float("nan")] * len(images.samples)
+    from sayso.rewards import load_reward
 
     reward = load_reward(study, config.reward, accelerator.device)
     return reward.score_samples(study, images.samples, images.texts).tolist()
-
-
-def _rows(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    policy: "Policy",
-    accelerator: "Accelerator",
-    images: "Samples",
-    rewards: list[float],
-    run: Run,
-) -> "TrainingRows":
-    """The table of training rows; pre-training images only if the aligner needs them."""
-    import torch
-
-    from sayso.data.conditions import open_conditions
-    from sayso.data.latents import SampleLatents, encoded_pretraining
-    from sayso.data.rows import make_rows
-    from sayso.training.inputs import uses_pretraining
-
-    prompts = (run.inputs or {}).get("prompts", [])
-    policy.check_prompts(list(dict.fromkeys([*images.texts, *prompts])))
-    more = None
-    if uses_pretraining(config, aligner):
-        n = config.pretraining_images
-        more = encoded_pretraining(study, policy, n, accelerator.autocast())
-        _say_cut(policy, more[1])
-    latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size_px))
-    if images.samples:
-        latents = SampleLatents(study, images.samples)
-        refuse_other_latents(study, run, images.samples, latents.digests())
-
-    def conditions(policy: "Policy", texts: Sequence[str]) -> "Conditions":
-        folder, identity = study.cache / "conditions", base_identity(study)
-        return open_conditions(policy, texts, folder, identity, config.conditions)
-
-    return make_rows(policy, (latents, images.texts), images.labels, rewards, more, conditions)
-
-
-def _say_cut(policy: "Policy", captions: list[str]) -> None:
-    """Say how many captions of pre-training images are longer than the model reads."""
-    cut = 0
-    for i in range(0, len(captions), CAPTIONS_AT_ONCE):
-        part = captions[i : i + CAPTIONS_AT_ONCE]
-        try:
-            policy.check_prompts(part)
-        except UserError:
-            cut += sum(map(policy.is_cut, part))
-    if cut:
-        console.print(
-            f"{cut} of {len(captions)} captions of pre-training images are longer than the model "
-            "reads, and are cut"
-        )
-
-
-def _facts(work: "Work") -> dict[str, int]:
-    """What the training had to do with, for result.json."""
-    rows = work.data
-    label = rows.label[: rows.n_own]
-    pairs = {} if work.pairs is None else {"pairs": len(work.pairs)}
-    return {
-        "own_images": rows.n_own,
-        "rated_images": int(label.isfinite().sum()),
-        "good_images": int((label > 0.5).sum()),
-        "pretraining_images": len(rows.pretraining),
-        **pairs,
-        "trainable_weights": sum(p.numel() for p in work.policy.trainable().values()),
-    }

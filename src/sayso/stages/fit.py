@@ -15,7 +15,14 @@ from sayso.base.progress import console
 from sayso.base.types import Prompt, Sample
 from sayso.feedback.store import Label, check_feedback
 from sayso.study.identity import canonical_config, fitted_identity
-from sayso.study.inputs import refuse_changed, samples_by_id, source_of_plugin
+from sayso.study.inputs import (
+    picture_digest,
+    refuse_changed,
+    refuse_edited,
+    refuse_other_pictures,
+    samples_by_id,
+    source_of_plugin,
+)
 from sayso.study.run import Run
 from sayso.study.study import Study
 from sayso.votes.labels import LabelMethod, check_method
@@ -87,6 +94,7 @@ def fit(
     gathered = collected and {**collected, "sources": _sources(study, config)}
     with study.run("fit", _run_name(config), config, reward, inputs=gathered) as run:
         if run.finished:
+            refuse_edited(run, "reward", config.reward)
             console.print(f"{run.name} is finished; nothing to do")
         else:
             refuse_changed(run, _sources(study, config))
@@ -124,10 +132,13 @@ def _collected(study: Study, config: FitConfig) -> JsonObject:
         "ignored": data.ignored,
         "prompts": [asdict(p) for p in {p.id: p for p in data.prompts}.values()],
         "images": [
-            {"id": s.id, "marks": asdict(label), "target": target, "heldout": heldout}
+            {
+                "id": s.id, "picture": picture_digest(study, s), "marks": asdict(label),
+                "target": target, "heldout": heldout,
+            }
             for s, label, target, heldout in rows
         ],
-    }
+    }  # fmt: skip
 
 
 def _sources(study: Study, config: FitConfig) -> dict[str, str]:
@@ -143,6 +154,7 @@ def _frozen(study: Study, run: Run) -> tuple[Data, list[bool]]:
     inputs = run.inputs or {}
     rows = inputs["images"]
     samples = samples_by_id(study, [row["id"] for row in rows], run.name)
+    refuse_other_pictures(study, run, rows, samples)
     prompts = {row["id"]: Prompt(**row) for row in inputs["prompts"]}
     data = Data(
         samples=samples,

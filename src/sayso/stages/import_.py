@@ -14,8 +14,8 @@ from sayso.base.errors import UserError
 from sayso.base.extras import need
 from sayso.base.progress import console, progress
 from sayso.base.types import Prompt, Question
-from sayso.formats.imports._splits import file_splits
-from sayso.formats.imports._tally import Tally, damaged_rows, torn_prompts
+from sayso.formats.import_tally import Tally, damaged_rows, torn_prompts
+from sayso.formats.table_splits import file_splits
 from sayso.study.run import Run
 from sayso.study.study import Study
 

@@ -65,6 +65,8 @@ class RateConfig:
     """People: address to listen on; any but this machine's own needs raters who sign in."""
     port: int = 8321
     """People: port to listen on."""
+    root_path: str = ""
+    """People: path under which a proxy serves the app, such as /sayso, if it leaves it on."""
     browser: bool = True
     """People: open the page in the browser, where nobody has to sign in."""
 
@@ -86,7 +88,7 @@ def rate(study: Study, config: RateConfig) -> int:
         return _programs(study).collect(study, config)
     from sayso.web.serving import Listening, prepare, serve
 
-    site = prepare(study, config.db, _task(config))
+    site = prepare(study, config.db, _task(config), config.root_path)
     listening = Listening(config.host, config.port, config.workers, config.browser)
     serve(site, listening)
     return 0

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from sayso.base.errors import UserError
+from sayso.base.files import JsonObject
 from sayso.base.plugins import Kind
 from sayso.base.types import Sample
 from sayso.study.identity import canonical_plugin, plugin_digest
@@ -12,34 +12,84 @@ from sayso.study.run import Run
 from sayso.study.study import Study
 
 
-def refuse_changed(run: Run, now: Mapping[str, Any]) -> None:
+def refuse_changed(
+    run: Run, now: Mapping[str, str], earlier: Mapping[str, str] | None = None
+) -> None:
     """Raises: UserError: naming what differs from the sources frozen when `run` was begun.
 
     Args:
         now: name of a source → its identity, as `sources` in the run's inputs.
+        earlier: the same as versions before wrote it down, where they did otherwise.
     """
-    before = (run.inputs or {}).get("sources", {})
-    if changed := [name for name in before if before[name] != now.get(name)]:
+    before, earlier = _sources(run), earlier or {}
+    if changed := [n for n in before if before[n] not in (now.get(n), earlier.get(n))]:
         raise UserError(
             f"{run.name} learns from what has changed since it was begun: {', '.join(changed)}; "
             "restore it, or choose another --name"
         )
 
 
+def refuse_edited(run: Run, kind: Kind, plugin: str) -> None:
+    """Raises: UserError: if one's own plug-in is not the file any more that made `run`.
+
+    Args:
+        plugin: its canonical name; one that ships with the package is never refused.
+    """
+    before, now = _sources(run).get(f"{kind} {plugin}"), plugin_digest(kind, plugin)
+    if before is not None and before != now:
+        raise UserError(
+            f"{run.name} was made with {plugin} as it was then (SHA-256 {before[:8]}…), and the "
+            f"file has changed since (now {now[:8]}…); restore it, or repeat the sayso command "
+            "that made the run under another --name"
+        )
+
+
+def _sources(run: Run) -> dict[str, str]:
+    return (run.inputs or {}).get("sources", {})
+
+
+def refuse_other_pictures(
+    study: Study, run: Run, rows: Iterable[JsonObject], samples: Iterable[Sample]
+) -> None:
+    """Raises: UserError: naming the first picture that is not the one `run` began with.
+
+    Args:
+        rows: `images` of its inputs; those of an older version have no digest of the picture.
+        samples: the sample of each row.
+    """
+    for row, sample in zip(rows, samples, strict=True):
+        if "picture" in row and row["picture"] != picture_digest(study, sample):
+            raise UserError(
+                f"image {study.path / sample.path} is not the one that {run.name} learns from; "
+                "restore it, or choose another --name"
+            )
+
+
+def picture_digest(study: Study, sample: Sample) -> str:
+    """The first 16 hex digits of the SHA-256 of the sample's image file."""
+    return study.image_hash(sample)[:16]
+
+
 def refuse_other_latents(
-    study: Study, run: Run, samples: Iterable[Sample], now: Iterable[str]
+    study: Study,
+    run: str,
+    rows: Iterable[JsonObject],
+    samples: Iterable[Sample],
+    now: Iterable[str],
 ) -> None:
     """Raises: UserError: naming the first sample whose latents are not those `run` began with.
 
     Args:
-        now: digest of each sample's latents; a run of an older version recorded none.
+        run: its name, for the message.
+        rows: `images` of its inputs; those of an older version have no digest of latents.
+        samples: the sample of each row.
+        now: digest of each sample's latents.
     """
-    rows = (run.inputs or {})["images"]
     for row, sample, found in zip(rows, samples, now, strict=True):
         if row.get("latents", found) != found:
             raise UserError(
                 f"the latents of sample {sample.id} in {study.path / sample.latents} are not those "
-                f"that {run.name} learns from; restore the file, or choose another --name"
+                f"that {run} learns from; restore the file, or choose another --name"
             )
 
 

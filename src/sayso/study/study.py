@@ -195,6 +195,11 @@ class Study:
             image.verify()
         return path.read_bytes()
 
+    def image_hash(self, sample: Sample) -> str:
+        """The SHA-256 of the image's file, in hex digits. Raises: UserError: if it is gone."""
+        with self._refusing(sample) as path:
+            return files.sha256(path)
+
     @contextmanager
     def _refusing(self, sample: Sample) -> Iterator[Path]:
         """Where the image is, for the block; what is wrong with it becomes one line."""

@@ -54,6 +54,9 @@ class ToyPolicy(Policy):
     def tiny(cls, folder: Path) -> Path:
         raise NotImplementedError("a toy is made, not loaded")
 
+    def release(self, part: str) -> None:
+        pass
+
     def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
         return (2, 1, 1)
 

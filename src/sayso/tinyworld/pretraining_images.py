@@ -2,15 +2,29 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
+from sayso.base.hashes import file_digest
 from sayso.base.types import digest
 from sayso.data.pretraining_images import Part, PretrainingSet
 from sayso.tinyworld.defaults import CAPTION_NOISE
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import Scene, noisy_caption, random_scene
+
+RENDERER = ("defaults", "drawing", "render", "scenery", "scenes")
+"""The modules of the tiny world that draw a scene and word its caption."""
+
+
+def drawn_by() -> str:
+    """A hash of what draws the tiny world's scenes and words their captions."""
+    folder = Path(__file__).parent
+    sources = [file_digest(folder / f"{name}.py") for name in RENDERER]
+    return digest([*sources, np.__version__, PIL.__version__])
 
 
 @dataclass(frozen=True)
@@ -20,11 +34,21 @@ class Scenes(PretrainingSet):
     seed: int
     image_size_px: int
 
+    def train_count(self, n: int) -> int:
+        return n
+
     def train_identity(self, n: int) -> str:
+        return digest([self.earlier_identity(n), drawn_by()])
+
+    def earlier_identity(self, n: int) -> str:
         return digest(["tinyworld", self.seed, self.image_size_px, n])
 
     def images_identity(self, start: int, stop: int) -> str:
-        return digest(["tinyworld", self.seed, self.image_size_px, start, stop])
+        return digest([self._drawn_by, self.seed, self.image_size_px, start, stop])
+
+    @cached_property
+    def _drawn_by(self) -> str:
+        return drawn_by()
 
     def _captions(self, part: Part, n: int) -> list[str]:
         return [self._caption(part, i)[0] for i in range(n)]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ from sayso.aligners import Aligner, Batch, Work
 from sayso.base import files
 from sayso.base.errors import UserError
 from sayso.base.progress import console, progress
+from sayso.data.prefetch import prefetched
 from sayso.study.run import Run
 from sayso.training import checkpoint
 from sayso.training.log import Log, logged
@@ -57,8 +58,9 @@ def train(
     loop = _Loop(work, aligner, options, run, accelerator)
     loop.resume()
     started, first = time.perf_counter(), loop.step
-    with progress("aligning", options.max_steps, "steps", done=first) as advance:
-        for batch in aligner.batches(replace(work, start_step=first)):
+    batches = _ahead(aligner, replace(work, start_step=first))
+    with loop.saver, progress("aligning", options.max_steps, "steps", done=first) as advance:
+        for batch in batches:
             loop.update(batch)
             advance(1, loop.log.note)
             loop.save_in_time()
@@ -66,6 +68,14 @@ def train(
     seconds = time.perf_counter() - started
     images = (loop.step - first) * options.batch_size
     return {"steps": loop.step, "seconds": seconds, "images_per_s": images / seconds} | _ends(run)
+
+
+def _ahead(aligner: Aligner, work: Work) -> Iterator[Batch]:
+    """The batches, made in a thread where they do not hang on the updates before them."""
+    batches = aligner.batches(work)
+    if aligner.required() & {"rollouts", "old"}:
+        return batches
+    return prefetched(batches, lambda batch: batch)
 
 
 def placed(work: Work, aligner: Aligner, options: TrainOptions, accelerator: Accelerator) -> Work:
@@ -127,9 +137,10 @@ class _Loop:
         self.network, self.prepared = acc.prepare(policy.network, self.optimizer)
         policy.network = self.network
         self.log = Log(run, acc)
+        self.saver = checkpoint.Saver(run)
 
     def resume(self) -> None:
-        state = checkpoint.load_latest(self.run, self.named, self.average, self.optimizer)
+        state = checkpoint.load_latest(self.run, self.contents())
         if state is None:
             return
         self.step = self.saved = state["step"]
@@ -231,16 +242,20 @@ class _Loop:
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint, and before it the log: never of weights whose loss is unknown."""
+        self.saver.wait()
         self.log.flush()
-        if not self.accelerator.is_main_process:
-            return
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
             "scaler": scaler.state_dict() if scaler else None,
             "inputs": self.run.inputs_hash,
         }
-        checkpoint.save(self.run, state, self.named, self.average, self.optimizer)
+        self.saver.save(state, self.contents())
+
+    def contents(self) -> checkpoint.Contents:
+        average = dict(zip(self.named, self.average, strict=True))
+        old = {f"older-{name}": values for name, values in self.policy.remembered.items()}
+        return checkpoint.Contents(self.named, self.optimizer, {"average": average, **old})
 
     def finish(self) -> None:
         """Make the average the policy's weights and write them."""

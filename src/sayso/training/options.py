@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
-from sayso.base.devices import MixedPrecision
-from sayso.base.errors import UserError, check_seed
-from sayso.votes.labels import LabelMethod, check_method
+from sayso.base.errors import UserError
 
 Options = TypeVar("Options", bound="TrainOptions")
 
@@ -152,49 +150,3 @@ _LEAST = {
     "max_steps": 1, "batch_size": 1, "micro_batch_size": 0, "warmup_steps": 0,
     "weight_decay": 0, "max_grad_norm": 0, "checkpoint_every": 1,
 }  # fmt: skip
-
-
-RATERS = ("people", "simulated")
-
-
-@dataclass(frozen=True)
-class AlignConfig(TrainOptions):
-    """Options of `sayso align`; the aligner's own come with it."""
-
-    aligner: str = "rwr"
-    """The algorithm: a file of aligners/, or your own, such as ./mine.py."""
-    name: str = ""
-    """Name of the run; default: the aligner's."""
-    reward: str = "runs/fit-clip_head"
-    """What to maximise: a run of fit, or a reward that needs no training such as clip_score."""
-    model: str = "base"
-    """The model to start from, whose images are trained on: base, or an earlier align run."""
-    labels: LabelMethod | Literal["auto"] = "auto"
-    """What several raters' marks of an image come to: share, majority or dawid-skene, see
-    sayso fit --help; auto: what the reward was fitted to, or share if it is no run of fit."""
-    raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose marks count; auto: those that the reward was fitted to, or if it is no run of fit
-    people's if there are any."""
-    lora_rank: int = 0
-    """Rank of low-rank adapters to train in place of the whole network; 0 = the whole network, as
-    in the paper."""
-    pretraining_images: int = 1024
-    """How many pre-training images to use, at most; the paper's 625,000."""
-    conditions: Literal["auto", "table", "encode"] = "auto"
-    """What the text encoder makes of the texts: kept in a table on the disk, or encoded in every
-    step; auto = a table up to 1 GiB."""
-    seed: int | None = None
-    """Seed of the training; default: the study's."""
-    mixed_precision: MixedPrecision = "auto"
-    """Number format of the network's arithmetic; auto = bf16 where the machine has it."""
-
-    def check(self) -> None:
-        super().check()
-        check_seed(self.seed)
-        if self.labels != "auto":
-            check_method(self.labels)
-        if self.raters not in ("auto", *RATERS):
-            raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
-        for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")

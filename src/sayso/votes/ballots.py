@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sayso.base.types import Comparison, Question, Rating, digest, outcome
-from sayso.votes.counted import ATTENTION, GOLD, counts, standing
+from sayso.votes.counted import ATTENTION, GOLD, counts, is_right, standing
 
 MARKS = ("good", "bad", "skip")
 """Answers to one image; the first two are judgements, a skip is none."""
@@ -105,13 +105,17 @@ def of_comparisons(comparisons: Iterable[Comparison]) -> dict[Pair, list[Ballot]
 
 
 def _ballot(vote: Rating | Comparison, item: str, prompt: str, value: str) -> Ballot | None:
-    """None for votes that are neither a ballot nor a check."""
+    """None for votes that are neither a ballot nor a check that says something of the rater."""
     known = standing(vote)
     is_check = counts(known, "check")
     if not is_check and not counts(known, "ballot"):
         return None
     asked = [vote.shown.get(check) if is_check else None for check in _CHECKS]
-    right = [None if expected is None else expected == vote.value for expected in asked]
+    right = [
+        None if expected is None else is_right(vote.value, str(expected)) for expected in asked
+    ]
+    if known.attention and right[1] is None:
+        return None
     return Ballot(item, prompt, vote.rater, value, _seconds(vote), *right)
 
 

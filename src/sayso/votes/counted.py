@@ -132,6 +132,17 @@ def standing_of(
     )
 
 
+def is_right(value: str, expected: str) -> bool | None:
+    """Whether an answer to a check is the one expected; None if it speaks neither for nor against.
+
+    In a check of comparisons one set shows something else than the prompt. That the other one does
+    is likely, not sure, so a rater who finds both bad, or sees no difference, may well have looked.
+    """
+    if expected in ("left", "right") and value in ("tie", "both_bad", "skip"):
+        return None
+    return value == expected
+
+
 def is_for(vote: Rating | Comparison, purpose: Purpose) -> bool:
     """Whether a live vote of a rater who is not excluded counts for a purpose."""
     return counts(standing(vote), purpose)

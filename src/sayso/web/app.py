@@ -21,7 +21,7 @@ from sayso.web.admin.routes import admin
 from sayso.web.api import api
 from sayso.web.decisions import Splits, decisions
 from sayso.web.pages import pages, show_message
-from sayso.web.proxies import counted, relative
+from sayso.web.proxies import UnderPath, counted, relative
 from sayso.web.site import Refusal, Site, is_loopback
 
 log = logging.getLogger("sayso.web")
@@ -62,6 +62,7 @@ def create_app(site: Site) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # its redirects name the host that the request claims
+        servers=[{"url": site.root_path}] if site.root_path else None,
         description="Work and votes of raters. Every change needs the header X-CSRF-Token.",
     )
     splits = Splits(site)
@@ -74,6 +75,7 @@ def create_app(site: Site) -> FastAPI:
     app.mount("/static", static, name="static")
     _answer_errors(app, site)
     app.add_middleware(_Guard, site=site)
+    app.add_middleware(UnderPath, root_path=site.root_path)
     return app
 
 

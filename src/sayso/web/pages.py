@@ -137,7 +137,7 @@ def pages(site: Site) -> APIRouter:
             release_all(db, asker.person)
             people.end_sessions(db, asker.person.id)
         response = RedirectResponse("/", 303)
-        response.delete_cookie(site.cookie, path="/")
+        response.delete_cookie(site.cookie, path=site.cookie_path)
         return response
 
     answers = PictureAnswers(site)

@@ -2,12 +2,15 @@
 
 import logging
 import re
+from urllib.parse import quote, urlsplit
 
 from fastapi import Request
+from fastapi.responses import RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sayso.base.errors import UserError
 from sayso.web.site import Refusal
 
 log = logging.getLogger("sayso.web")
@@ -15,6 +18,54 @@ log = logging.getLogger("sayso.web")
 RETRY_S = 15
 _told: set[tuple[str, str]] = set()  # pairs of origin and host that were logged
 _OURS = re.compile(rb'((?:href|action|src)=")/(?!/)')
+OWN = frozenset((
+    "admin", "api", "favicon.ico", "healthz", "i", "in", "offline", "openapi.json", "out",
+    "sign-in", "static", "worker.js",
+))  # fmt: skip
+"""How the addresses of this site begin."""
+
+
+def check_root_path(path: str) -> str:
+    """The path under which a proxy serves this site, without a slash at its end; "" is none.
+
+    Raises: UserError: if it is no path, or begins as an address of this site does.
+    """
+    path = path.rstrip("/")
+    parts = path.split("/")
+    if parts[0] or any(not re.fullmatch(r"[\w.~-]+", p, re.ASCII) or p in (".", "..")
+                       for p in parts[1:]):  # fmt: skip
+        raise UserError(f"--root-path {path!r} is no path of a site; give one such as /sayso")
+    if parts[1:] and parts[1] in OWN:
+        raise UserError(f"--root-path {path!r} begins as pages of the app do; give another path")
+    return path
+
+
+class UnderPath:
+    """The site under a path of a proxy's, whether or not the proxy takes it off."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app, self._root = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if self._root and path == self._root:  # addresses on the page are relative to the slash
+            return await RedirectResponse(f"{self._root}/", 307)(scope, receive, send)
+        if self._root and path.startswith(f"{self._root}/"):
+            rest = path.removeprefix(self._root)
+            scope = {**scope, "path": rest, "raw_path": quote(rest).encode()}
+        return await self._app(scope, receive, send)
+
+
+def own_address(request: Request, root_path: str) -> str:
+    """Where the browser sees this site, for links to it.
+
+    Without a `root_path` the page that led to an admin page tells what a proxy has taken off.
+    """
+    host = request.url.netloc
+    came_from = urlsplit(request.headers.get("referer", ""))
+    if not root_path and came_from.netloc == host and "/admin" in came_from.path:
+        root_path = came_from.path.partition("/admin")[0]
+    return f"{request.url.scheme}://{host}{root_path}"
 
 
 def counted(receive: Receive, most_bytes: int) -> Receive:

@@ -28,6 +28,7 @@ from sayso.study.study import Study
 from sayso.web.app import create_app
 from sayso.web.connections import GuardedProtocol, Limits, guarded, limits_of_this_machine
 from sayso.web.filesystems import refuse_network
+from sayso.web.proxies import check_root_path
 from sayso.web.site import Site, is_loopback
 from sayso.web.work import checks, people
 from sayso.web.work.opening import open_task
@@ -59,9 +60,10 @@ class _Served:
     task: str
     local: bool
     split_tie: bool
+    root_path: str
 
 
-def prepare(study: Study, url: str, options: TaskOptions) -> Site:
+def prepare(study: Study, url: str, options: TaskOptions, root_path: str = "") -> Site:
     """Open the store and the task.
 
     Without an `attention_share` in the options there are no checks for the local rater, and
@@ -69,8 +71,11 @@ def prepare(study: Study, url: str, options: TaskOptions) -> Site:
 
     Args:
         url: the database to keep the votes in from now on; "" is the study's own.
-    Raises: UserError: if the store or the images are not there, or it lies on a network drive.
+        root_path: under which a proxy serves the site; "" is none.
+    Raises: UserError: for no path of a site; if the store or the images are not there, or it lies
+        on a network drive.
     """
+    root_path = check_root_path(root_path)
     if url:
         study.use_database(url)
     database = Database(study.feedback.database.url, keep_open=True)
@@ -86,7 +91,7 @@ def prepare(study: Study, url: str, options: TaskOptions) -> Site:
         options = replace(options, gold_share=0.0)
     task = open_task(database, study, options)
     study.secret()
-    return Site(study, database, task, local, split_tie=options.split_tie)
+    return Site(study, database, task, local, split_tie=options.split_tie, root_path=root_path)
 
 
 def serve(site: Site, listening: Listening) -> None:
@@ -95,7 +100,7 @@ def serve(site: Site, listening: Listening) -> None:
     Raises: UserError: for an address that is in use or not for this mode.
     """
     check(site.local, site.database, listening)
-    address = f"http://{_shown(listening.host)}:{listening.port}/"
+    address = f"http://{_shown(listening.host)}:{listening.port}{site.root_path}/"
     _say(site, address)
     if listening.browser and site.local:
         threading.Thread(target=_browse, args=(address,), daemon=True).start()
@@ -165,8 +170,10 @@ def _say_checks(site: Site, address: str) -> None:
         n = checks.tally(db, site.task)
     if not task["attention_share"]:
         return
+    later = f" ({n.later} of them after others have judged the picture)" if n.later else ""
     print(
-        f"Attention checks: {n.used} in use, {n.proposed} proposed, {n.struck} struck", flush=True
+        f"Attention checks: {n.used} in use{later}, {n.proposed} proposed, {n.struck} struck",
+        flush=True,
     )
     warning = checks.warning(task["kind"], n)
     if warning:
@@ -217,7 +224,8 @@ def _run(site: Site, listening: Listening) -> None:
                 server.run(sockets=[listener])
         return
     url = site.database.url.render_as_string(hide_password=False)
-    served = _Served(str(site.study.path), url, site.task, site.local, site.split_tie)
+    served = _Served(str(site.study.path), url, site.task, site.local, site.split_tie,
+                     site.root_path)  # fmt: skip
     os.environ[_ENVIRONMENT] = json.dumps(asdict(served))
     site.database.close()
     with _listener(listening.host, listening.port) as listener:
@@ -244,7 +252,10 @@ def app_of_worker() -> FastAPI:
     served = _Served(**json.loads(os.environ[_ENVIRONMENT]))
     study = Study.open(Path(served.study))
     database = Database(served.url, keep_open=True)
-    site = Site(study, database, served.task, served.local, split_tie=served.split_tie)
+    site = Site(
+        study, database, served.task, served.local, split_tie=served.split_tie,
+        root_path=served.root_path,
+    )  # fmt: skip
     return create_app(site)
 
 

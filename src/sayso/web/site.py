@@ -56,6 +56,7 @@ class Site:
     Args:
         task: id of the task that is handed out; "" for none.
         local: one rater, no sign-in; see `still_local`.
+        root_path: under which a proxy serves the site, such as "/sayso"; "" is none.
         split_tie: comparisons offer "both good" and "both bad" in place of a tie.
         clock: seconds since the epoch.
     """
@@ -67,6 +68,7 @@ class Site:
     clock: Callable[[], float] = time.time
     app_version: str = field(default_factory=_app_version)
     split_tie: bool = False
+    root_path: str = ""
     pictures: Pictures = field(default_factory=Pictures)
 
     @cached_property
@@ -81,8 +83,15 @@ class Site:
 
     @property
     def cookie(self) -> str:
-        """Cookies do not know ports, so two studies on one machine need two names."""
-        return f"sayso-{self.store_id[:8]}"
+        """Cookies do not know ports, so two studies on one machine need two names.
+
+        Nor does a server learn their paths, so one for another path needs another name.
+        """
+        return f"sayso-{self.store_id[:8]}{self.root_path.replace('/', '-')}"
+
+    @property
+    def cookie_path(self) -> str:
+        return self.root_path or "/"
 
     def read(self) -> AbstractContextManager[Connection]:
         return self.database.read()
@@ -130,7 +139,8 @@ class Site:
     def set_cookie(self, request: Request, response: Response, session: Session) -> None:
         response.set_cookie(
             self.cookie, sessions.sign(self.secret, session), max_age=round(sessions.LIFETIME_S),
-            httponly=True, samesite="lax", secure=request.url.scheme == "https", path="/",
+            httponly=True, samesite="lax", secure=request.url.scheme == "https",
+            path=self.cookie_path,
         )  # fmt: skip
 
     def require(self, request: Request, role: Role = "rater") -> Asker:

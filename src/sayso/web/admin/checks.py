@@ -9,6 +9,7 @@ from sqlalchemy import Connection, case, select
 
 from sayso.feedback import work_tables as work
 from sayso.feedback.work_tables import Row
+from sayso.votes.counted import is_right
 from sayso.web.admin import overview
 from sayso.web.admin.view import View, view_of
 from sayso.web.pages import Fields
@@ -81,7 +82,8 @@ def _pairs(db: Connection, task: Row, votes: list[Row], page: int) -> list[dict[
         .offset((page - 1) * PAGE_SIZE)
     )
     found = list(db.execute(query).mappings())
-    right = Counter((v["item_id"], v["value"] == v["shown"].get("attention")) for v in votes)
+    asked = [(v, v["shown"]["attention"]) for v in votes if "attention" in v["shown"]]
+    right = Counter((v["item_id"], is_right(v["value"], expected)) for v, expected in asked)
     return [_pair(item, task, right[item["id"], True], right[item["id"], False]) for item in found]
 
 

@@ -14,7 +14,7 @@ from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import counting, is_excluded, is_struck
 from sayso.feedback.vote_tables import VOTE_TABLES, exclusions
 from sayso.feedback.work_tables import Row
-from sayso.votes.counted import Purpose, counts, standing_of
+from sayso.votes.counted import Purpose, counts, is_right, standing_of
 from sayso.web.work.people import LOCAL_NAME, everyone
 from sayso.web.work.queue import LEASE_S
 
@@ -193,9 +193,10 @@ def _work(votes: list[Row], now: float) -> dict[str, Any]:
 
 
 def _right(votes: Iterable[Row], check: str) -> tuple[int, int]:
-    """How many checks of a kind were answered right, and how many there were."""
-    answers = [(v["value"], v["shown"][check]) for v in votes if _is_check(v, check)]
-    return sum(value == expected for value, expected in answers), len(answers)
+    """How many checks of a kind were answered right, and how many right or wrong."""
+    found = [is_right(v["value"], v["shown"][check]) for v in votes if _is_check(v, check)]
+    answers = [right for right in found if right is not None]
+    return sum(answers), len(answers)
 
 
 def _is_check(vote: Row, check: str) -> bool:
@@ -227,7 +228,7 @@ def check_rows(
             by_item[vote["item_id"]].append(vote)
     found = items_by_id(db, by_item)
     rows = [_check_row(found[item], asked, check) for item, asked in by_item.items()]
-    rows.sort(key=lambda row: row["right"] / row["votes"])
+    rows.sort(key=lambda row: row["right"] / max(1, row["votes"]))
     total = {
         "items": len(rows), "votes": sum(r["votes"] for r in rows),
         "right": sum(r["right"] for r in rows),

@@ -13,10 +13,12 @@ from sayso.base.errors import UserError
 from sayso.feedback.vote_queries import counting
 from sayso.feedback.vote_tables import VOTE_TABLES, exclusions
 from sayso.feedback.work_tables import Row
+from sayso.votes.counted import is_right
 from sayso.web.admin import overview
 from sayso.web.admin.counts import Count
 from sayso.web.admin.view import View, view_of
 from sayso.web.pages import Fields
+from sayso.web.proxies import own_address
 from sayso.web.site import Refusal, Site
 from sayso.web.work import audit, people
 from sayso.web.work.excluding import set_excluded
@@ -37,17 +39,18 @@ def raters(site: Site, totals: Counted) -> APIRouter:
 
     @router.get("/raters")
     def show_raters(view: Annotated[View, Depends(administrator)], request: Request) -> Response:
-        return _page(view, totals, own_address(request))
+        return _page(view, totals, own_address(request, site.root_path))
 
     @router.post("/raters")
     def change_raters(
         view: Annotated[View, Depends(administrator)], request: Request, form: Fields
     ) -> Response:
         view.check_form(request, form)
-        address = form.get("address", "") or own_address(request)
+        seen_at = own_address(request, site.root_path)
+        address = form.get("address", "") or seen_at
         author = view.asker.person.name
         try:
-            check_address(address)
+            check_address(address, seen_at)
             with site.write() as db:
                 made, refused = _change(db, form, author)
         except UserError as error:
@@ -65,18 +68,18 @@ def raters(site: Site, totals: Counted) -> APIRouter:
     return router
 
 
-def own_address(request: Request) -> str:
-    """The address under which this page was asked for."""
-    return f"{request.url.scheme}://{request.url.netloc}"
+def check_address(address: str, seen_at: str) -> None:
+    """Refuse what cannot begin a link, or leads to another path of the host than this site's.
 
-
-def check_address(address: str) -> None:
-    """Refuse what cannot begin a link. Raises: UserError."""
-    parts = urlsplit(address)
+    Raises: UserError: with what to give instead.
+    """
+    parts, seen = urlsplit(address), urlsplit(seen_at)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise UserError(
             f"{address!r} is no address of a server; give one such as https://rating.example.org"
         )
+    if parts.netloc == seen.netloc and parts.path.rstrip("/") != seen.path:
+        raise UserError(f"links at {address} would lead nowhere: this site is at {seen_at}")
 
 
 def _link(name: str, link: str) -> dict[str, str]:
@@ -177,7 +180,7 @@ def _answer(vote: Row, item: Row, task: Row) -> dict[str, Any]:
         "reason": vote["shown"].get("reason", ""),
         "seconds": vote["shown"].get("latency_ms", 0.0) / 1000,
         "check": item["control"] if expected else "",
-        "right": vote["value"] == expected,
+        "right": is_right(vote["value"], expected),
         "struck": item["standing"] == "struck",
         "at": datetime.fromtimestamp(vote["shown"]["received_at"]),
     }

@@ -57,6 +57,28 @@ _FREE = (
     .order_by(_items.rank, _items.slot)
     .limit(bindparam("most"))
 )
+# the ordinary item that shows the picture of an attention check to mark; see `Draft.content`
+_same, _own = work.items.alias("same").c, work.assignments.alias("own").c
+_PICTURE = func.substr(_items.content, func.length(_items.prompt_id) + len("attention::") + 1)
+ASKED_OF = and_(_same.task == _items.task, _same.content == literal("alignment:").concat(_PICTURE))
+_HAD_OR_WANTED = (
+    select(literal(1))
+    .select_from(_same.id.table)
+    .join(
+        _own.item.table, and_(_own.item == _same.id, _own.rater == bindparam("rater")), isouter=True
+    )
+    .where(ASKED_OF)
+    .where(or_(_own.item.is_not(None), _same.overlap == 0, _same.votes < _same.overlap))
+)
+_FREE_CHECKS = _FREE.where(~_HAD_OR_WANTED.exists())
+"""A picture comes to nobody both as a check and as work: as a check it is used when others have
+judged it, and the rater has not been given it."""
+_ASKED_TOO = (
+    select(_same.id)
+    .select_from(_same.id.table, work.items)
+    .where(ASKED_OF)
+    .where(_items.id == bindparam("check"))
+)
 _back, _there = work.assignments.alias("back"), work.items.alias("there")
 _PAGES_BACK = (
     select(_there.c.page)
@@ -145,11 +167,17 @@ def free_pages(
     `also_known` those whose answer is known, too.
     """
     # no page has more items than the task's pages have, so n of them are whole in so many rows
+    query = _FREE_CHECKS if control == "attention" else _FREE
     rows = _rows(
-        db, _FREE, task=task["id"], rater=rater, now=now, control=control, first=ranks.start,
+        db, query, task=task["id"], rater=rater, now=now, control=control, first=ranks.start,
         end=ranks.stop, most=n * task["images_per_page"], also_known=also_known,
     )  # fmt: skip
     return by_page(rows)[:n]
+
+
+def asked_too(db: Connection, check: str) -> str | None:
+    """The ordinary item that shows the picture of an attention check too; None if none does."""
+    return db.scalar(_ASKED_TOO, {"check": check})
 
 
 def locked_task_of(db: Connection, item: str) -> Row | None:

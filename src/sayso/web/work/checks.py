@@ -15,12 +15,13 @@ from functools import cache
 from itertools import islice
 from typing import TypeVar
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, exists, func, select, update
 
 from sayso.base.types import Prompt, Sample
 from sayso.feedback import work_tables as work
 from sayso.prompts.grammar import grammar_names, load_grammar
 from sayso.study.study import Study
+from sayso.web.work.assigned import ASKED_OF
 from sayso.web.work.counting import set_check_share
 from sayso.web.work.queue import Standing, generator
 from sayso.web.work.tasks import Draft, Page, TaskOptions, draft
@@ -56,7 +57,10 @@ def draft_with_checks(study: Study, options: TaskOptions, seed: int) -> list[Pag
 def _of_ratings(
     study: Study, options: TaskOptions, pages: Sequence[Page], n: int, seed: int
 ) -> Iterator[Page]:
-    """Images of one prompt under another; those that no ordinary page shows come first."""
+    """Images of one prompt under another; those that no ordinary page shows come first.
+
+    The others are no checks for who was or may be asked about them: see `assigned`.
+    """
     asked = list({page[0].prompt.id: page[0].prompt for page in pages}.values())
     fits = Fits([*asked, *study.prompts()])
     spare = _spare(study, options.model, pages, options.images_per_page)
@@ -216,11 +220,16 @@ _SMALL_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many attention checks a task has: used, waiting for an admin's word, struck."""
+    """How many attention checks a task has: used, waiting for an admin's word, struck.
+
+    Of the used ones, those whose pictures are asked about too come `later`: to raters who were not
+    asked about them, when others have judged them.
+    """
 
     used: int
     proposed: int
     struck: int
+    later: int = 0
 
 
 def tally(db: Connection, task: str) -> Tally:
@@ -229,13 +238,20 @@ def tally(db: Connection, task: str) -> Tally:
     mine = (items.task == task, items.control == "attention")
     by = select(items.standing, func.count()).where(*mine).group_by(items.standing)
     n: dict[str, int] = dict(db.execute(by).all())  # type: ignore[arg-type]
-    return Tally(n.get("", 0), n.get("proposed", 0), n.get("struck", 0))
+    later = select(func.count()).where(*mine, items.standing == "", exists().where(ASKED_OF))
+    return Tally(n.get("", 0), n.get("proposed", 0), n.get("struck", 0), db.scalar(later) or 0)
 
 
 def warning(kind: str, n: Tally) -> str:
     """Why a task that shall have checks has none in use, and what to do; "" if it has."""
-    if n.used:
+    if n.used > n.later:
         return ""
+    if n.used:
+        return (
+            "every attention check shows a picture that is asked about too, so it comes only when "
+            "others have judged the picture, and to nobody who works alone; draw images that no "
+            "page asks about, such as: sayso generate --prompts test, or rate fewer (--per-prompt)"
+        )
     none = "no attention check is in use"
     if n.proposed:
         return f"{none}: an admin must look at the {n.proposed} proposed ones on the page Checks"

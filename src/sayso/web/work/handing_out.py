@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 from sayso.feedback import work_tables as work
 from sayso.feedback.work_tables import Row
-from sayso.web.work.assigned import Page, by_page, free_pages, given_back, held
+from sayso.web.work.assigned import Page, asked_too, by_page, free_pages, given_back, held
 from sayso.web.work.counting import answers_of
 from sayso.web.work.people import Person
 from sayso.web.work.queue import (
@@ -293,7 +293,19 @@ class _Desk:
             "item": item["id"], "rater": self._rater.id, "task": self._task["id"], "key": key,
             "swapped": swapped, "surplus": False, **lease,
         })  # fmt: skip
+        if item["control"] == "attention":
+            self._bar_picture(item["id"])
         return Entry(item, key, swapped, self._handed_out, None)
+
+    def _bar_picture(self, check: str) -> None:
+        """Whoever saw a picture in a check is not asked about it, should it be wanted once more."""
+        item = asked_too(self._db, check)
+        if item is not None:
+            self._new.append({
+                "item": item, "rater": self._rater.id, "task": self._task["id"],
+                "key": secrets.token_urlsafe(16), "swapped": False, "surplus": False,
+                "state": "refused", "until": 0.0, "position": -1,
+            })  # fmt: skip
 
     def _write_leases(self) -> None:
         if self._new:

@@ -2,17 +2,25 @@
 
 import json
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 
+import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from sayso.base.types import Prompt, Rating, Sample, digest, sample_id
+from sayso.data.latents import encoded_pretraining
+from sayso.families._loading import load_policy
 from sayso.stages.new import NewConfig, new
 from sayso.study.identity import base_identity
 from sayso.study.study import Study
+from sayso.tinyworld.pretraining_images import Scenes
 
 SHARD = 100
+LATENTS = (32, 8, 8)
+"""Of the tiny world's pictures of 64 pixels."""
 OBJECTS = ("cat", "dog", "tree", "house", "boat", "cloud", "fish", "car", "bird", "flower")
 
 
@@ -37,6 +45,18 @@ def large_study(folder: Path, n: int) -> Study:
     return study
 
 
+def encode_nothing(study: Study, n: int) -> None:
+    """Fill the cache of `n` pre-training images with random latents, drawing none of them."""
+    policy = load_policy(study, "base", torch.device("cpu"))
+    blank, generator = Image.new("RGB", (64, 64)), torch.Generator().manual_seed(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scenes, "train_images", lambda _, start, stop: repeat(blank, stop - start))
+        patch.setattr(
+            policy, "encode_images", lambda b: torch.randn(len(b), *LATENTS, generator=generator)
+        )
+        encoded_pretraining(study, policy, n)
+
+
 def _samples(study: Study, prompts: list[Prompt]) -> list[Sample]:
     sampler, identity = study.info.sampler, base_identity(study)
     (study.path / "latents").mkdir()
@@ -53,7 +73,3 @@ def _samples(study: Study, prompts: list[Prompt]) -> list[Sample]:
                   study.path / shard)  # fmt: skip
         found += part
     return found
-
-
-LATENTS = (32, 8, 8)
-"""Of the tiny world's pictures of 64 pixels."""
