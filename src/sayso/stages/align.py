@@ -12,7 +12,7 @@ from sayso.base.devices import (
     main_process_first,
     make_accelerator,
 )
-from sayso.base.errors import UserError, check_seed
+from sayso.base.errors import UserError, check_seed, quoted
 from sayso.base.files import JsonObject
 from sayso.base.plugins import is_plugin
 from sayso.base.progress import console
@@ -104,7 +104,7 @@ def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     images, aligner = _own_images(study, config), load_aligner(config.aligner)()
     own, seen = len(images.samples), config.max_steps * config.batch_size
     kept = _conditions(config, aligner, len(set(images.texts)))
-    sizes = forecast(study, config, images.texts, _n_pretraining(config, aligner), kept)
+    sizes = forecast(study, config, images, _n_pretraining(config, aligner), kept)
     return {
         "own images": own,
         "images a step": config.batch_size,
@@ -355,7 +355,7 @@ def _check_needs(
             if not count:
                 raise UserError(
                     f"aligner {name} needs ratings of both kinds, and no image of {config.model!r} "
-                    f"is rated {word}; rate more images: sayso rate {study.path}"
+                    f"is rated {word}; rate more images: sayso rate {quoted(study.path)}"
                 )
     if "reward" in needs and config.reward.startswith("runs/"):
         _ = study.find_run(config.reward).result
