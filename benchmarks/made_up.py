@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from sayso.base import files
 from sayso.base.types import Prompt, Sample, Sampler, digest
 from sayso.feedback import work_tables as work
 from sayso.study.study import Study, StudyInfo
+from sayso.web.work import people
 from sayso.web.work.tasks import QUESTIONS_OF
 
 FILES, PER_PROMPT = 200, 4
@@ -56,13 +56,8 @@ def sayso(*arguments: object) -> list[str]:
 
 def sign_in_links(study: Path, raters: int) -> list[str]:
     """Add raters; the paths of their sign-in links."""
-    found: list[str] = []
-    for i in range(raters):
-        command = sayso("raters", study, "add", f"rater-{i}")
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found += re.findall(r"/in/\S+", said)
-    assert len(found) == raters, "no link was printed"
-    return found
+    with Study.open(study).feedback.database.write() as db:
+        return [f"/in/{people.add(db, f'rater-{i}', 'rater')}" for i in range(raters)]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -193,17 +194,94 @@ def test_groups_are_measured_on_their_own_items() -> None:
     assert found["third"].alpha.low <= found["third"].alpha.value <= found["third"].alpha.high
 
 
+def test_measured_agreement_and_rates_by_hand() -> None:
+    """Pairs alike: 1 of 1 on a, 1 of 3 on b, none on c; d was judged once."""
+    said = {"a": "gg", "b": "ggb", "c": "gb", "d": "bs", "e": "s"}
+    names = {"g": "good", "b": "bad", "s": "skip"}
+    rows = [
+        Ballot(i, f"p{i}", f"r{k}", names[v]) for i, vs in said.items() for k, v in enumerate(vs)
+    ]
+    votes = collect(rows, CLASSES)
+    groups = {**everything(votes), "last": np.array([False, False, True, True, True])}
+    found = measure(votes, groups, judging=2, resamples=0, seed=0)
+    assert found["all"].agreement.value == pytest.approx((1 + 1 / 3 + 0) / 3)
+    assert found["last"].agreement.value == 0
+    rates = {name: [r.value for r in group.rates.values()] for name, group in found.items()}
+    assert rates["all"] == pytest.approx([5 / 10, 3 / 10, 2 / 10])
+    assert rates["last"] == pytest.approx([1 / 5, 2 / 5, 2 / 5])
+    counts = [(g.items, g.shared_items, g.votes) for g in found.values()]
+    assert counts == [(5, 3, 10), (3, 1, 5)]
+
+
+def test_votes_without_an_answer_that_is_not_the_last() -> None:
+    votes = collect([Ballot("i", "p", f"r{k}", v) for k, v in enumerate("bacb")], tuple("abc"))
+    assert votes.value.tolist() == [1, 0, 2, 1]
+    rest = votes.without("a")
+    assert (rest.classes, rest.value.tolist()) == (("b", "c"), [0, 1, 0])
+    assert (rest.rater.tolist(), rest.raters) == ([0, 2, 3], votes.raters)
+    assert votes.without("z") is votes
+
+
+def test_no_votes_are_arrays_too() -> None:
+    votes = collect([], CLASSES)
+    assert votes.counts().shape == (0, 3)
+    assert {a.dtype.kind for a in (votes.item, votes.rater, votes.value, votes.prompt)} == {"i"}
+
+
+def test_two_votes_are_refused_whatever_their_times() -> None:
+    vote = Ballot("i", "p", "a", "good")
+    with pytest.raises(ValueError, match="two votes on one item"):
+        collect([vote, vote._replace(seconds=1.0)], CLASSES)
+
+
+def test_an_item_that_nobody_judged_changes_nothing_and_warns_of_nothing() -> None:
+    votes, classes = random_table(3, ragged=True)
+    judged = [unit for unit in votes if unit]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for statistic in (krippendorff_alpha, fleiss_kappa):
+            expected = statistic(counted(judged, classes))
+            assert statistic(counted([*judged, []], classes)) == pytest.approx(expected)
+            assert math.isnan(statistic(counted([[0], [1]], 2)))
+
+
 # the bootstrap
 
 
+def test_raters_are_drawn_anew() -> None:
+    """One of five always says bad: the rate of good is k / 5, with k binomial of 5 and 4/5.
+
+    P(k ≤ 1) = 0.007 and P(k ≤ 2) = 0.058, so 2.5 % of the resamples lie below 2/5.
+    """
+    rows = [
+        Ballot(f"i{i}", f"p{i}", f"r{r}", "good" if r else "bad")
+        for i in range(10)
+        for r in range(5)
+    ]
+    votes = collect(rows, CLASSES)
+    found = measure(votes, everything(votes), judging=2, resamples=999, seed=0)["all"]
+    good = found.rates["good"]
+    assert (good.value, good.low, good.high) == pytest.approx((0.8, 0.4, 1.0))
+
+
+def test_who_disagrees_with_everyone_does_so_when_drawn_twice() -> None:
+    """Three raters who never agree: no resample has a pair alike."""
+    rows = [Ballot(f"i{i}", f"p{i}", f"r{r}", c) for i in range(9) for r, c in enumerate("abc")]
+    votes = collect(rows, tuple("abc"))
+    found = measure(votes, everything(votes), judging=3, resamples=99, seed=0)["all"]
+    assert (found.agreement.value, found.agreement.low, found.agreement.high) == (0, 0, 0)
+
+
 def test_a_rater_drawn_twice_does_not_agree_with_itself() -> None:
-    """Weights of 2 on raters and prompts leave every statistic where it is."""
+    """Weights of 2 or 1/2 on raters and prompts leave every statistic where it is."""
     votes = collect(ballots(60), CLASSES)
     sums = votes.counts().T
     once, ones = np.ones(len(votes.items)), np.ones((len(votes.items), 1))
     plain = agreement._numbers(sums, sums, once, ones, judging=2)
     double = agreement._numbers(2 * sums, 4 * sums, 3 * once, ones, judging=2)
     assert np.allclose(np.vstack(plain), np.vstack(double))
+    half = agreement._numbers(sums / 2, sums / 4, once, ones, judging=2)
+    assert np.allclose(np.vstack(plain), np.vstack(half))
 
 
 def test_bootstrap_of_a_mean_is_as_wide_as_theory_says() -> None:
@@ -247,3 +325,57 @@ def test_centred_intervals_stay_in_their_range() -> None:
     assert first.high == pytest.approx(0.2 + 1.96 * rows[:, 0].std())
     assert first.low == 0.0
     assert second.high == 1.0
+
+
+def test_raters_are_drawn_if_there_are_three() -> None:
+    two, three = (list(bootstrap.draws(Clusters(n, 4), 50, 0)) for n in (2, 3))
+    assert all(np.array_equal(raters, np.ones(2)) for raters, _ in two)
+    assert {tuple(sorted(raters)) for raters, _ in three} == {(1, 1, 1), (0, 1, 2), (0, 0, 3)}
+    assert all(p.sum() == 4 for draws in (two, three) for _, p in draws)
+    assert any(p.max() > 1 for _, p in two)
+
+
+def test_bootstrap_without_options_is_999_resamples_at_95_percent() -> None:
+    seen = []
+
+    def mean(raters: ndarray, prompts: ndarray) -> ndarray:
+        seen.append(float(prompts @ x / prompts.sum()))
+        return np.array(seen[-1:])
+
+    x = np.random.default_rng(0).normal(size=30)
+    (found,) = bootstrap.bootstrap(mean, Clusters(1, 30), seed=0)
+    assert len(seen) == 1 + 999
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(seen[1:], [0.025, 0.975])))
+    (half,) = bootstrap.bootstrap(mean, Clusters(1, 30), seed=0, confidence=0.5)
+    assert (half.low, half.high) == pytest.approx(tuple(np.quantile(seen[1:1000], [0.25, 0.75])))
+
+
+def test_half_of_the_resamples_are_enough_for_limits() -> None:
+    (half,) = bootstrap.percentiles(np.array([0.5]), np.array([[np.nan], [0.5]]))
+    assert (half.low, half.high) == (0.5, 0.5)
+
+
+def test_centred_intervals_need_half_of_the_resamples_and_two() -> None:
+    nan = np.nan
+    columns = {
+        "all": [0.0, 0.2, 0.4, 0.6],
+        "half": [nan, 0.2, 0.4, nan],
+        "one": [nan, 0.2, nan, nan],
+    }
+    rows = np.array(list(columns.values())).T
+    values = np.full(3, 0.3)
+    low, high = np.full(3, -9.0), np.full(3, 9.0)
+    every, half, one = bootstrap.centred(values, rows, low, high)
+    margin = 1.96 * math.sqrt(0.05)
+    assert (every.low, every.high) == pytest.approx((0.3 - margin, 0.3 + margin))
+    assert (half.low, half.high) == pytest.approx((0.3 - 0.196, 0.3 + 0.196))
+    assert one.plain() == {"value": 0.3, "low": None, "high": None}
+    (few,) = bootstrap.centred(
+        values[:1], np.array([[nan, nan, nan, 0.2, 0.4]]).T, low[:1], high[:1]
+    )
+    assert math.isnan(few.low)
+    (alone,) = bootstrap.centred(values[:1], np.array([[0.2]]), low[:1], high[:1])
+    assert math.isnan(alone.low)
+    (unknown,) = bootstrap.centred(np.array([nan]), rows[:, :1], low[:1], high[:1])
+    assert math.isnan(unknown.low)
+    assert math.isnan(unknown.high)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from rich.filesize import decimal
 from safetensors.torch import load_file
 from studies import random_study, rated_study
 
@@ -13,7 +16,10 @@ from sayso.aligners import load_aligner
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
+from sayso.data.conditions import EncodedConditions, open_conditions
 from sayso.data.latents import encoded_pretraining
+from sayso.data.rows import in_memory
+from sayso.data.shards import Shards
 from sayso.families._loading import load_policy
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.rewards import Reward
@@ -21,6 +27,7 @@ from sayso.stages.align import AlignConfig, align, plan
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.study import Study
 from sayso.testing import check_aligner
+from sayso.tinyworld.pretraining_images import Scenes
 
 QUICK = AlignConfig(max_steps=3, batch_size=8, pretraining_images=6, checkpoint_every=2)
 MARKS = RewardWeighted(weight="mark")
@@ -341,3 +348,92 @@ def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
     assert align(study, config).result["rated_images"] == 0
     with pytest.raises(UserError, match="needs ratings of both kinds"):
         align(study, dataclasses.replace(config, name="marks"), RewardWeighted(weight="product"))
+
+
+def test_natural_images_have_the_size_of_the_own_ones(tmp_path: Path) -> None:
+    """Images may be drawn at another size than the study's."""
+    study = random_study(tmp_path)
+    generate(study, GenerateConfig(per_prompt=2, image_size_px=16))
+    config = dataclasses.replace(QUICK, reward="clip_score", max_steps=1, batch_size=2)
+    # the rows are made, or torch could not join them; an untrained CLIP's scores are negative
+    with pytest.raises(UserError, match="smallest reward"):
+        align(study, config)
+
+
+def test_dry_run_forecasts_disk_and_memory(study: Study) -> None:
+    """The paper's number of images, on a model whose sizes are counted by hand."""
+    config = dataclasses.replace(QUICK, pretraining_images=625_000, max_steps=10_000)
+    sizes = plan(study, config)
+    weights = sum(p.numel() for p in unet(study, "base").values()) * 4
+    mebibytes = {
+        "disk, latents of pre-training images": 625_000 * 4 * 16 * 16 * 2,
+        "memory, optimiser": 2 * weights,
+        "memory, EMA": weights,
+        "disk, checkpoints at most": 3 * 4 * weights,
+    }
+    for name, size in mebibytes.items():
+        assert str(sizes[name]).startswith(decimal(size)), name
+    # 3 texts of the samples, the empty one, and the captions: more than there are rows
+    table = (625_000 + 4) * 40 * 32 * 4
+    assert f"625004 texts would take {decimal(table)}" in str(sizes["disk, conditions"])
+    kept = plan(study, dataclasses.replace(config, conditions="table"))["disk, conditions"]
+    assert kept == f"{decimal(table)} at most, a table of 625004 texts"
+    lora = plan(study, dataclasses.replace(config, lora_rank=1, ema_decay=0.0))
+    assert lora["memory, EMA"] == decimal(0)
+    assert lora["memory, optimiser"] != sizes["memory, optimiser"]
+
+
+def test_conditions_from_a_table_and_encoded_are_the_same(study: Study) -> None:
+    policy = load_policy(study, "base", torch.device("cpu"))
+    texts = ["", *(f"{n} cats" for n in range(150))]
+    rows = torch.tensor([3, 150, 0, 64, 3, 63])
+    folder = study.cache / "conditions"
+    table = open_conditions(policy, texts, folder, "m", "table")
+    assert isinstance(table, Shards)
+    encoded = open_conditions(policy, texts, folder, "m", "encode")
+    assert isinstance(encoded, EncodedConditions)
+    held = in_memory(policy, texts)
+    assert torch.equal(table[rows]["states"], held[rows]["states"])
+    torch.testing.assert_close(encoded[rows], held[rows], rtol=1e-4, atol=1e-5)
+    assert table[rows]["states"].dtype == torch.float32
+
+
+def test_a_table_is_of_its_texts_and_its_model(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(study, "base", torch.device("cpu"))
+    texts, folder, rows = ["", "a dog"], study.cache / "conditions", torch.tensor([0, 1])
+    first = open_conditions(policy, texts, folder, "m")[rows]["states"]
+    made: list[str] = []
+    real = policy.encode_prompts
+    monkeypatch.setattr(policy, "encode_prompts", lambda t: made.extend(t) or real(t))
+    assert torch.equal(open_conditions(policy, texts, folder, "m")[rows]["states"], first)
+    assert made == [""], "only to know the size"
+    open_conditions(policy, ["", "a cat"], folder, "m")
+    open_conditions(policy, texts, folder, "another model")
+    assert made.count("a cat") == 1
+    assert made.count("a dog") == 1
+
+
+def test_encoding_goes_on_where_it_was_stopped(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(study, "base", torch.device("cpu"))
+    monkeypatch.setattr("sayso.data.latents.IMAGES_A_SHARD", 2)
+    whole = encoded_pretraining(study, policy, 7)[0][torch.arange(7)]
+    shutil.rmtree(study.cache)
+    real, drawn = Scenes.train_images, list[int]()
+
+    def until(scenes: Scenes, start: int, stop: int) -> Iterator[Image.Image]:
+        for number, image in enumerate(real(scenes, start, stop), start):
+            if number == 5 and 5 not in drawn:
+                drawn.append(5)
+                raise KeyboardInterrupt
+            drawn.append(number)
+            yield image
+
+    monkeypatch.setattr(Scenes, "train_images", until)
+    with pytest.raises(KeyboardInterrupt):
+        encoded_pretraining(study, policy, 7)
+    assert torch.equal(encoded_pretraining(study, policy, 7)[0][torch.arange(7)], whole)
+    assert drawn == [0, 1, 2, 3, 4, 5, 4, 5, 6]

@@ -9,6 +9,7 @@ from numpy import ndarray
 from scipy import optimize
 from statsmodels.discrete.conditional_models import ConditionalLogit
 
+from sayso.votes import bradley_terry
 from sayso.votes.bradley_terry import connected, davidson, separated
 
 
@@ -196,3 +197,58 @@ def test_ties_alone_have_no_largest_likelihood() -> None:
     found = davidson(np.zeros((2, 2)), level)
     assert found.strengths == pytest.approx([0, 0])
     assert found.tie > 2
+
+
+# how it climbs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slope_and_curvature_are_the_derivatives_of_the_likelihood(seed: int) -> None:
+    """By differences of the model written out, at places away from the top; a second fit beside."""
+    wins, ties = games(seed, 4)
+    more, _ = games(seed + 50, 4)
+    rng, sd, step = np.random.default_rng(seed), 1.7, 1e-5
+    places = rng.normal(size=(2, 5))
+    both, tied = np.stack([wins, more]), np.stack([ties, ties.T / 2])
+    slopes, curves = bradley_terry._derivatives(
+        places, both, tied, np.array([True, True]), 1 / sd**2
+    )
+    moves = np.eye(5) * step
+    for place, w, t, slope, curve in zip(places, both, tied, slopes, curves, strict=True):
+
+        def value(at: ndarray, w: ndarray = w, t: ndarray = t) -> float:
+            return -negative_log_likelihood(at, w, t, sd)
+
+        expected = [(value(place + m) - value(place - m)) / (2 * step) for m in moves]
+        assert slope == pytest.approx(expected, rel=1e-6, abs=1e-5)
+        # strengths have a further 1, without which a common shift would be free
+        shift = np.pad(np.ones((4, 4)), (0, 1))
+        gradient = [_slope(place + m, w, t, sd) - _slope(place - m, w, t, sd) for m in moves]
+        assert curve - shift == pytest.approx(-np.array(gradient) / (2 * step), rel=1e-5, abs=1e-5)
+
+
+def _slope(place: ndarray, wins: ndarray, ties: ndarray, sd: float) -> ndarray:
+    found, _ = bradley_terry._derivatives(
+        place[None], wins[None], ties[None], np.array([True]), 1 / sd**2
+    )
+    return found[0]
+
+
+def test_a_step_leads_uphill_with_ties_and_without() -> None:
+    (wins, ties), (more, none) = games(0, 3), games(1, 3, ties=False)
+    _, curves = bradley_terry._derivatives(
+        np.array([[0.5, 0, -0.5, 0.3], [0.5, 0, -0.5, -np.inf]]), np.stack([wins, more]),
+        np.stack([ties, none]), np.array([True, False]), 0.1,
+    )  # fmt: skip
+    assert (np.linalg.eigvalsh(curves) > 0).all()
+
+
+def test_without_a_prior_the_weight_of_all_votes_does_not_matter() -> None:
+    wins, ties = games(5, 3)
+    whole, part = (
+        davidson(wins, ties, prior_sd=np.inf),
+        davidson(wins / 1000, ties / 1000, prior_sd=np.inf),
+    )
+    assert (ties / 1000).sum() < 1
+    assert part.strengths == pytest.approx(whole.strengths, abs=1e-6)
+    assert part.tie == pytest.approx(whole.tie, abs=1e-6)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -11,9 +12,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from studies import random_study
 
+from sayso.base.errors import UserError
 from sayso.cli.commands import COMMANDS
 from sayso.cli.options import _plugin_class, parse
+from sayso.stages.align import AlignConfig, align
+from sayso.study.study import Study
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -38,12 +43,12 @@ def in_source(text: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.JoinedStr):
             parts = [str(p.value) if isinstance(p, ast.Constant) else "1" for p in node.values]
-            yield from _in_words("".join(parts))
+            yield from in_words("".join(parts))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from _in_words(node.value)
+            yield from in_words(node.value)
 
 
-def _in_words(text: str) -> Iterator[str]:
+def in_words(text: str) -> Iterator[str]:
     """Of a sentence: from the command to the end of the clause."""
     yield from re.findall(r"\bsayso (\w+ [^,;:()`\"…]*)", " ".join(text.split()))
 
@@ -170,3 +175,31 @@ def test_the_recipes_say_what_they_miss(tmp_path: Path, stand_in: dict[str, str]
     assert run("lee2023_tiny.sh", ["study"], stand_in, tmp_path).returncode == 0
     for line in (tmp_path / "said").read_text().splitlines():
         refuse_wrong(line)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.name)
+def test_what_is_filled_into_a_command_is_quoted(source: Path) -> None:
+    """A study's folder may have a space in its name; so may a run."""
+    text = source.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        for said, value in itertools.pairwise(node.values):
+            in_command = isinstance(said, ast.Constant) and re.search(
+                rf"\bsayso ({'|'.join(COMMANDS)}) (?!STUDY)([^;,:()]* )?$", str(said.value)
+            )
+            if in_command and isinstance(value, ast.FormattedValue):
+                filled = ast.unparse(value.value)
+                quoted = filled.startswith("quoted(") or f"    {filled} = quoted(" in text
+                assert quoted, f"{source} line {node.lineno}: {filled}"
+
+
+def test_a_command_for_a_folder_with_a_space_can_be_typed(tmp_path: Path) -> None:
+    study = random_study(tmp_path / "my studies")
+    with pytest.raises(UserError) as refused:
+        align(study, AlignConfig())
+    (line,) = in_words(str(refused.value))
+    assert shlex.split(line) == ["generate", str(study.path), "--model", "base"]
+    with pytest.raises(UserError) as refused:
+        Study.open(tmp_path / "no; study")
+    assert str(refused.value).endswith(f"sayso new '{tmp_path}/no; study'")

@@ -29,7 +29,17 @@ from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
 from sayso.study.generations import Generations
 from sayso.study.study import Study
-from sayso.votes.counted import RULES, Purpose, Standing, counts, left_out, standing, why_not
+from sayso.votes.counted import (
+    RULES,
+    Purpose,
+    Standing,
+    counts,
+    in_words,
+    left_out,
+    standing,
+    standing_of,
+    why_not,
+)
 from sayso.votes.rater_report import comparison_sections, rating_section
 from sayso.web.work.opening import open_task
 from sayso.web.work.tasks import TaskOptions
@@ -126,6 +136,11 @@ def test_why_a_vote_is_left_out():
     assert why_not(Standing(), "check") == "ordinary"
     votes = [Standing(), Standing(decision=True), Standing(excluded=True), Standing(excluded=True)]
     assert left_out(votes, "ballot") == {"decision": 1, "excluded": 2}
+    assert in_words(left_out(votes, "ballot")) == (
+        "1 reviewers' decisions, which are labels, 2 of raters whom an admin has excluded"
+    )
+    assert in_words({}) == ""
+    assert standing_of({}, "good") == Standing()
 
 
 # the same in SQL

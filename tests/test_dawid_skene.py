@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
+from scipy import stats
 
 from sayso.base.types import Prompt, Rating
 from sayso.votes.agreement import Ballot, Votes, collect
-from sayso.votes.dawid_skene import RIGHT, WRONG, dawid_skene
+from sayso.votes.dawid_skene import RIGHT, WRONG, DawidSkene, dawid_skene
 from sayso.votes.rater_report import label_quality, rating_section
 from sayso.votes.rater_table import rater_table
 
@@ -228,3 +229,108 @@ def test_section_names_the_careless_rater_and_the_groups() -> None:
     assert section.estimation is not None
     assert section.estimation["converged"]
     assert rating_section(ratings, prompt_of, "fidelity") is None
+
+
+# step by step, by its definition
+
+
+def test_skill_is_the_mean_of_beta_posteriors_by_hand() -> None:
+    """A row of k right and m wrong answers is Beta(4 + k, 1 + m); skill is linear in its mean."""
+    votes = np.array([[[6.0, 2.0], [1.0, 5.0]]])
+    confusion = np.array([[[10 / 13, 3 / 13], [2 / 11, 9 / 11]]])
+    unused = np.zeros((1, 2)), np.ones(2) / 2
+    value, deviation = DawidSkene(*unused, confusion, votes, (), True).skill()
+    rows = [stats.beta(10, 3), stats.beta(9, 2)]
+    assert value == pytest.approx([sum(r.mean() for r in rows) - 1])
+    assert deviation == pytest.approx([np.sqrt(sum(r.var() for r in rows))])
+
+
+def test_skill_among_three_classes() -> None:
+    votes = np.array([np.diag([5.0, 3, 1]), np.diag([0.0, 0, 9])])
+    table = votes + 0.5 + 3.5 * np.eye(3)
+    confusion = table / table.sum(2, keepdims=True)
+    unused = np.zeros((1, 3)), np.ones(3) / 3
+    value, deviation = DawidSkene(*unused, confusion, votes, (), True).skill()
+    rows = [[stats.beta(4 + v, 1) for v in rater] for rater in ((5, 3, 1), (0, 0, 9))]
+    assert value == pytest.approx([(sum(b.mean() for b in r) - 1) / 2 for r in rows])
+    assert deviation == pytest.approx([np.sqrt(sum(b.var() for b in r)) / 2 for r in rows])
+
+
+def slow_tables(votes: Votes, truth: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+    """Shares, expected votes and confusion, vote by vote; 4 votes are right before, 1 wrong."""
+    n_raters, n_classes = len(votes.raters), len(votes.classes)
+    expected = np.zeros((n_raters, n_classes, n_classes))
+    for item, rater, value in zip(votes.item, votes.rater, votes.value, strict=True):
+        for t in range(n_classes):
+            expected[rater, t, value] += truth[item, t]
+    judged = sorted(set(votes.item.tolist()))
+    shares = np.array([1 + sum(truth[i, t] for i in judged) for t in range(n_classes)])
+    table = expected + np.where(np.eye(n_classes) > 0, 4.0, 1 / (n_classes - 1))
+    return shares / shares.sum(), expected, table / table.sum(2, keepdims=True)
+
+
+def slow_truth(votes: Votes, shares: ndarray, confusion: ndarray) -> tuple[ndarray, float]:
+    """Bayes' rule item by item, and the log posterior of shares and tables."""
+    n_classes = len(shares)
+    truth, total = np.zeros((len(votes.items), n_classes)), 0.0
+    for i in range(len(votes.items)):
+        mine = np.flatnonzero(votes.item == i)
+        joint = [
+            shares[t] * np.prod([confusion[votes.rater[v], t, votes.value[v]] for v in mine])
+            for t in range(n_classes)
+        ]
+        truth[i] = np.array(joint) / sum(joint)
+        total += np.log(sum(joint)) if len(mine) else 0.0
+    for table in confusion:
+        for t, row in enumerate(table):
+            weights = [4.0 if t == v else 1 / (n_classes - 1) for v in range(n_classes)]
+            total += sum(w * np.log(p) for w, p in zip(weights, row, strict=True))
+    return truth, total + float(np.log(shares).sum())
+
+
+@pytest.mark.parametrize("classes", ["ab", "abc"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_its_steps_are_those_of_the_definition(classes: str, steps: int) -> None:
+    """Items of 0 to 4 votes; one was skipped by all."""
+    rng = np.random.default_rng(len(classes))
+    ballots = [
+        Ballot(f"i{i}", "p", f"r{r}", str(rng.choice([*classes])))
+        for i in range(12)
+        for r in rng.choice(4, int(rng.integers(1, 5)), replace=False)
+    ]
+    ballots.append(Ballot("none", "p", "r0", "skip"))
+    votes = collect(ballots, (*classes, "skip")).without("skip")
+    model = dawid_skene(votes, max_iterations=steps)
+    truth = np.array([(row + 1 / len(row)) / (row.sum() + 1) for row in votes.counts()])
+    history = []
+    for _ in range(steps):
+        shares, _, confusion = slow_tables(votes, truth)
+        truth, log_posterior = slow_truth(votes, shares, confusion)
+        history.append(log_posterior)
+    assert model.probabilities == pytest.approx(truth)
+    assert model.log_posterior == pytest.approx(history)
+    shares, expected, confusion = slow_tables(votes, truth)
+    assert model.shares == pytest.approx(shares)
+    assert model.votes == pytest.approx(expected)
+    assert model.confusion == pytest.approx(confusion)
+    assert not model.converged
+
+
+def test_it_stops_when_no_probability_moves_any_more() -> None:
+    ballots, _ = crowd(4, items=30)
+    judged, model = fitted(ballots)
+    n = len(model.log_posterior)
+    short, long = (dawid_skene(judged, max_iterations=m) for m in (n - 1, n))
+    assert (short.converged, long.converged, model.converged) == (False, True, True)
+    assert np.abs(model.probabilities - short.probabilities).max() < 1e-8
+    before = dawid_skene(judged, max_iterations=n - 2)
+    assert np.abs(short.probabilities - before.probabilities).max() >= 1e-8
+
+
+def test_a_last_rater_who_never_gives_the_last_answer() -> None:
+    rows = [Ballot(f"i{i}", "p", r, v) for i in range(3) for r, v in zip("ab", "xy", strict=True)]
+    rows = [b._replace(value="x") if b.rater == "b" else b._replace(value="y") for b in rows]
+    votes = collect(rows, ("x", "y"))
+    model = dawid_skene(votes, max_iterations=1)
+    assert model.votes.sum((1, 2)) == pytest.approx([3, 3])
+    assert model.votes[1, :, 1] == pytest.approx([0, 0])

@@ -41,7 +41,9 @@ def test_one_comparison(value: str, left: str, right: str) -> None:
 
 
 def test_wins_less_losses_decide() -> None:
-    """a wins 2 of 3, b wins 1 of 2, c wins 1 of 3, d ties and wins."""
+    draw = [compared("a", "b", "left"), compared("a", "b", "right")]
+    assert derived(*draw) == {"a": "skip", "b": "skip"}
+    # a wins 2 of 3, b wins 1 of 2, c wins 1 of 3, d ties and wins
     votes = [compared("a", "b", "left"), compared("c", "a", "right"), compared("b", "c", "left"),
              compared("c", "a", "left", id="again"), compared("d", "e", "tie"),
              compared("d", "f", "left")]  # fmt: skip

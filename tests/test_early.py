@@ -124,10 +124,10 @@ def test_align_says_how_many_captions_are_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = rated_study(tmp_path)
-    monkeypatch.setattr("sayso.data.rows.encode_texts", lambda *_: 1 / 0)
+    monkeypatch.setattr("sayso.stages._training_data.open_conditions", lambda *_: 1 / 0)
     monkeypatch.setattr("sayso.stages.align._rewards", lambda *_: [0.5] * 12)
     natural = (torch.zeros(2, 4, 16, 16), ["a cat", LONG])
-    monkeypatch.setattr("sayso.data.rows.pretraining_rows", lambda *_: natural)
+    monkeypatch.setattr("sayso.stages._training_data.encoded_pretraining", lambda *_: natural)
     with pytest.raises(ZeroDivisionError):
         align(study, AlignConfig(max_steps=1, batch_size=4, reward="clip_score"))
     said = " ".join(capsys.readouterr().err.split())
@@ -160,3 +160,15 @@ def test_another_model_is_not_the_moved_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="owner/name is not on this machine"):
         moved(study, MovedConfig(base_model="owner/name"))
     assert Study.open(study.path).info == study.info
+
+
+def test_the_native_size_of_a_hub_id_is_read_from_the_local_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's client leaves a model there; nothing is fetched."""
+    cached = tmp_path / "hub/models--owner--name"
+    tiny_pipeline(cached / "snapshots/0123abcd")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert native_size_px("owner/name") == 32

@@ -14,6 +14,7 @@ from sayso.base.errors import UserError
 from sayso.base.types import Comparison, Prompt
 from sayso.data import features
 from sayso.metrics import evaluation
+from sayso.metrics import quality as metrics
 from sayso.metrics.evaluation import Scored
 from sayso.stages import _scoring as scoring
 from sayso.stages.evaluate import EvaluateConfig, evaluate, plan
@@ -105,6 +106,123 @@ def test_reward_that_rises_while_truth_falls_is_suspect(after_true: float, suspe
     found = evaluation.optimisation(scores, evaluation.paired(base, aligned))
     assert found["reward_gain"] == pytest.approx(0.4)
     assert found["suspect"] is suspect
+
+
+def test_shares_say_how_many_images_and_prompts_of_each_part() -> None:
+    """Prompts p0 … p7 in turn seen and unseen; the marks of the unseen ones are all true."""
+    rows = [row(i, i // 2 % 2 == 1 or i % 8 == 0) for i in range(16)]
+    found = evaluation.shares(rows)
+    assert list(found) == ["count", "seen", "unseen", "all", "count/seen", "count/unseen"]
+    assert {n: (s["value"], s["n"], s["n_prompts"]) for n, s in found.items()} == {
+        "count": (10 / 16, 16, 8), "seen": (2 / 8, 8, 4), "unseen": (1.0, 8, 4),
+        "all": (10 / 16, 16, 8), "count/seen": (2 / 8, 8, 4), "count/unseen": (1.0, 8, 4),
+    }  # fmt: skip
+    assert evaluation.shares([row(0, None)]) == {
+        "skipped": "no image is marked true or false: no judge, and no ratings of these images"
+    }
+
+
+def test_pairs_say_what_they_lack() -> None:
+    base, aligned = [row(0, True), row(1, None)], [row(0, None, "runs/a"), row(1, True, "runs/a")]
+    assert evaluation.paired(base, aligned) == {
+        "skipped": "no pair of images of the same prompt and seed is marked in both models"
+    }
+    with pytest.raises(ValueError, match="shorter"):
+        evaluation.paired(base, aligned[:1])
+    one = evaluation.paired(base[:1], [row(0, False, "runs/a")])["all"]
+    assert one["difference"] == {"skipped": "1 prompt; an interval over prompts needs at least 2"}
+    two = evaluation.paired([row(0, True), row(2, False)], [row(0, False), row(2, False)])["all"]
+    assert two["difference"]["value"] == -0.5
+
+
+def test_mean_scores_by_hand() -> None:
+    rows = [replace(row(i, True), reward=r) for i, r in enumerate((0.2, 0.4, None))]
+    assert evaluation.mean_scores(rows) == {
+        "reward": {"mean": pytest.approx(0.3), "deviation": pytest.approx(0.1), "n": 2},
+        "clip_score": {"skipped": "no scores"},
+        "n": 3,
+    }
+    clip = evaluation.mean_scores([replace(row(0, None), clip=0.5)])["clip_score"]
+    assert clip == {"mean": 0.5, "deviation": 0.0, "n": 1}
+
+
+def test_reward_quality_of_seen_and_unseen_prompts_by_hand() -> None:
+    marks = [True, False, True, True, False, True, False, False]
+    rewards = [0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.1, 0.55]
+    clips = [0.3, 0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.0]
+    rows = [
+        replace(row(i, m), reward=r, clip=c)
+        for i, (m, r, c) in enumerate(zip(marks, rewards, clips, strict=True))
+    ]
+    found = evaluation.reward_quality([*rows, row(8, True)], calibrated=True)
+    assert list(found) == ["seen", "unseen", "all"]
+    seen, unseen = found["seen"], found["unseen"]
+    table = seen.pop("calibration")
+    # p0: 0.9 over 0.2, p2: 0.3 below 0.7; both rightly by CLIP
+    assert seen == {
+        "n": 4, "n_true": 2, "pair_accuracy": 1 / 2, "n_pairs": 2, "clip_pair_accuracy": 1.0,
+        "auc": 3 / 4, "clip_auc": 3 / 4, "accuracy": 2 / 4,
+        "brier": pytest.approx((0.01 + 0.04 + 0.49 + 0.49) / 4),
+        "calibration_error": pytest.approx((0.1 + 0.2 + 0.7 + 0.7) / 4),
+    }  # fmt: skip
+    assert [line["n"] for line in table] == [0, 0, 1, 1, 0, 0, 0, 1, 0, 1]
+    assert all(("target_low" in line) == bool(line["n"]) for line in table)
+    lone = {"skipped": "no prompt has both a true and a false image"}
+    assert (unseen["pair_accuracy"], unseen["clip_pair_accuracy"]) == (lone, lone)
+    assert (unseen["n_pairs"], unseen["auc"], unseen["clip_auc"]) == (0, 1.0, 2 / 4)
+    assert (found["all"]["n"], found["all"]["n_true"]) == (8, 4)
+    assert evaluation.reward_quality([row(0, True)], calibrated=True) == {
+        "skipped": "no image of the base model has both a reward and a mark true or false"
+    }
+    plain = evaluation.reward_quality(rows, calibrated=False)["all"]
+    assert plain["calibration"] == {"skipped": "the reward is not a probability in [0, 1]"}
+
+
+def test_calibration_has_limits_over_prompts() -> None:
+    """Three prompts in the bin from 0.6: two of their four images are true."""
+    rows = [replace(row(i, i % 2 == 0), reward=0.65, clip=0.1) for i in (0, 1, 2, 5)]
+    rows.append(replace(row(6, True), reward=0.05, clip=0.1))
+    table = evaluation.reward_quality(rows, calibrated=True)["all"]["calibration"]
+    limits = metrics.share_over_prompts(np.array([1, 0, 1, 0]), ["p0", "p0", "p1", "p2"])
+    expected = {"low": 0.6, "high": 0.7, "n": 4, "score": 0.65, "target": 0.5}
+    expected |= {"target_low": limits.low, "target_high": limits.high}
+    assert table[6] == pytest.approx(expected)
+    # one prompt tells nothing of the others
+    assert (table[0]["target_low"], table[0]["target_high"]) == (None, None)
+
+
+def scores(base: float | None, aligned: float | None) -> dict[str, evaluation.Section]:
+    return {
+        role: {"reward": {"skipped": "no scores"} if mean is None else {"mean": mean}}
+        for role, mean in (("base", base), ("aligned", aligned))
+    }
+
+
+def fall(high: float | None) -> evaluation.Section:
+    return {"all": {"n": 8, "difference": {"value": -0.25, "low": -0.5, "high": high}}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "high", "suspect"),
+    [(0.4, 0.6, -0.1, True), (0.4, 0.4, -0.1, False), (0.4, 0.2, -0.1, False),
+     (0.4, 0.6, 0.0, False), (0.4, 0.6, None, False)],
+)  # fmt: skip
+def test_only_a_sure_fall_of_truth_under_a_rising_reward_is_suspect(
+    before: float, after: float, high: float | None, suspect: bool
+) -> None:
+    assert evaluation.optimisation(scores(before, after), fall(high)) == {
+        "reward_gain": pytest.approx(after - before), "truth_gain": -0.25, "n": 8,
+        "suspect": suspect,
+    }  # fmt: skip
+
+
+def test_reward_and_truth_of_both_models_are_needed() -> None:
+    lacking = {"skipped": "needs a reward and a mark true or false on both models"}
+    assert evaluation.optimisation(scores(0.4, None), fall(0.0)) == lacking
+    assert evaluation.optimisation(scores(None, 0.4), fall(0.0)) == lacking
+    assert evaluation.optimisation(scores(0.4, 0.5), {"skipped": "no pair"}) == lacking
+    alone = {"all": {"n": 2, "difference": {"skipped": "1 prompt"}}}
+    assert evaluation.optimisation(scores(0.4, 0.5), alone) == lacking
 
 
 def vote(prompt: str, left: str, right: str, value: str, i: int, simulated: bool) -> Comparison:

@@ -65,7 +65,7 @@ def test_a_folder_that_is_replaced_is_never_missing_for_long(tmp_path: Path) -> 
 
 def test_every_rename_of_the_package_is_in_files() -> None:
     """A file that is renamed without being synced can be empty after a power cut."""
-    package = Path(files.__file__).parent
+    package = Path(files.__file__).parents[1]
     odd = [
         str(path.relative_to(package))
         for path in package.rglob("*.py")
@@ -122,7 +122,8 @@ def test_a_limit_on_file_sizes_leaves_the_file_as_it_was(tmp_path: Path) -> None
     files.append_lines(path, ROWS)
     before = path.read_bytes()
     script = (
-        "import sys; from pathlib import Path; from sayso.base import files; from sayso.cli import commands as cli\n"
+        "import sys; from pathlib import Path\n"
+        "from sayso.base import files; from sayso.cli import commands as cli\n"
         "def work(*_): files.append_lines(Path(sys.argv[1]), [{'long': 'x' * 9000}])\n"
         "cli.run = work; cli.main(['generate'])"
     )

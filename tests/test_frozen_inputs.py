@@ -186,7 +186,7 @@ def test_inputs_that_are_gone_are_made_again_only_if_they_are_the_same(
 
 def test_own_plugin_that_was_edited_is_named(study: Study, tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
-    source = Path(train.__file__).with_name("aligners") / "sft.py"
+    source = Path(train.__file__).parents[1] / "aligners/sft.py"
     mine.write_text(source.read_text())
     config = dataclasses.replace(CONFIG, name="own", aligner=str(mine))
 

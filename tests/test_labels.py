@@ -77,8 +77,12 @@ def test_dawid_skene_needs_two_marks_of_some_image() -> None:
     with pytest.raises(UserError, match="no image has marks of two"):
         soft_labels(alone, "dawid-skene")
     assert soft_labels([], "dawid-skene") == {}
-    with pytest.raises(UserError, match="did you mean 'majority'"):
+    with pytest.raises(UserError, match=r"labels 'majorty'.*did you mean 'majority'"):
         labels.check_method("majorty")
+    two = soft_labels([mark(i, r, v) for i, v in (("a", "good"), ("b", "bad")) for r in "xy"],
+                      "dawid-skene")  # fmt: skip
+    assert two["a"] > 0.9
+    assert two["b"] < 0.1
 
 
 @pytest.mark.parametrize("method", labels.METHODS)
@@ -100,6 +104,16 @@ def test_good_is_preferred_over_bad_of_the_same_prompt() -> None:
     assert [(p.prompt_id, p.chosen_id, p.rejected_id) for p in found] == [("p", "a", "c")]
     assert found[0].certainty == pytest.approx(2 / 3)
     assert found[0].simulated
+
+
+def test_certainty_is_the_chance_that_both_labels_are_right() -> None:
+    """An image of label 1/2 is neither good nor bad, and one without a label nothing."""
+    names = {"a": 0.8, "b": 0.25, "half": 0.5}
+    samples = [sample(n, "p") for n in (*names, "unlabelled")]
+    (found,) = labels.preferences(names, samples, False, "fidelity")
+    assert (found.chosen_id, found.rejected_id) == ("a", "b")
+    assert found.certainty == pytest.approx(0.8 * 0.75)
+    assert (found.simulated, found.question) == (False, "fidelity")
 
 
 def test_every_pair_of_a_prompt_is_there_once() -> None:

@@ -1,7 +1,9 @@
 """Numbers that cannot work are refused when they are given, and nothing is left behind."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -9,7 +11,8 @@ from sayso.base.errors import SEED_END, UserError, check_seed
 from sayso.cli import commands as cli
 from sayso.stages.align import AlignConfig
 from sayso.stages.align import plan as align_plan
-from sayso.stages.generate import GenerateConfig
+from sayso.stages.generate import GenerateConfig, generate
+from sayso.stages.generate import plan as generate_plan
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
 from sayso.stages.rate import RateConfig
@@ -64,5 +67,35 @@ LIMITS: dict[str, Callable[[Study], object]] = {
 
 @pytest.mark.parametrize("says", LIMITS)
 def test_numbers_out_of_range(study: Study, says: str):
-    with pytest.raises(UserError, match=rf"{says} is (not possible|too small); give"):
+    with pytest.raises(UserError, match=rf"{says} is (not possible|too small|too large); give"):
         LIMITS[says](study)
+
+
+def test_every_count_of_the_command_line_has_an_upper_limit(study: Study):
+    """A typo of many zeros ends in one line, before anything is made."""
+    tried = []
+    for name, command in cli.COMMANDS.items():
+        config = getattr(importlib.import_module(command.module), command.config)
+        kinds = get_type_hints(config)
+        counts = [n for n, kind in kinds.items() if int in (kind, *get_args(kind))]
+        for count in (n for n in counts if n not in ("seed", "port")):
+            flag = f"--{count.replace('_', '-')}={10**9}"
+            where = str(study.path.with_name("n") if name in cli.FOLDER_COMMANDS else study.path)
+            with pytest.raises(UserError, match=f"{count} {10**9} is too large; give"):
+                cli.run([name, where, flag])
+            tried.append(count)
+    assert len(tried) > 25
+    assert not study.runs("generate")
+    assert not study.path.with_name("n").exists()
+
+
+def test_more_images_than_a_study_holds(study: Study):
+    for config in (
+        GenerateConfig(per_prompt=10**9),
+        GenerateConfig(per_prompt=1, best_of=10**9, reward="clip_score"),
+    ):
+        with pytest.raises(UserError, match=r"1000000000 images for each of 8 prompts .* 1250000"):
+            generate(study, config)
+        with pytest.raises(UserError, match="more than a study holds"):
+            generate_plan(study, config)
+    assert not study.runs("generate")

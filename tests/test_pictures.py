@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+import sayso.base.pictures
 from sayso.base.errors import UserError
-from sayso.base.pictures import UnreadablePicture, read_picture, to_rgb
+from sayso.base.pictures import UnreadablePicture, picture_size, read_picture, to_rgb
 from sayso.base.types import Sample, Sampler
 from sayso.data.clip import to_pixels
 from sayso.data.pretraining_images import _square
@@ -117,6 +118,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "WebP that moves": (lambda: frames("WEBP"), "2 frames"),
     "pages": (lambda: frames("TIFF"), "2 frames"),
     "cut off PNG": (lambda: saved(halves())[:-40], "."),
+    "a checksum that is wrong": (
+        lambda: saved(halves())[:-16] + b"abcd" + saved(halves())[-12:],
+        ".",
+    ),
     "cut off JPEG": (lambda: saved(Image.effect_noise((64, 64), 90), "JPEG")[:-500], "truncated"),
     "no picture": (lambda: b"<html>404</html>", "no picture"),
     "empty": (lambda: b"", "no picture"),
@@ -188,3 +193,22 @@ def test_pictures_in_memory():
     assert to_pixels(clear("RGBA"))[:, 8, 24].tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(UnreadablePicture, match="mode F"):
         to_rgb(Image.new("F", (8, 8)))
+
+
+def test_nothing_else_opens_pictures():
+    """Another way in would show, rate or train on other pixels."""
+    sources = Path(sayso.base.pictures.__file__).parents[1].rglob("*.py")
+    opened = [p.name for p in sources if "Image.open(" in p.read_text(encoding="utf-8")]
+    assert opened == ["pictures.py"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_picture_read(orientation: int, tmp_path: Path):
+    content = turned(orientation, "JPEG", quality=95)
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert picture_size(content) == picture_size(tmp_path / "a.jpg") == read_picture(content).size
+
+
+def test_damaged_metadata_means_none():
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
+    assert read_picture(saved(halves(), "JPEG", quality=95, exif=exif)).size == (32, 16)

@@ -140,6 +140,17 @@ def test_texts_of_prompts_and_options_are_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;bold" in html
 
 
+def test_prompts_keep_their_direction_and_language(study: Study, html: str) -> None:
+    """As on the rating page: any language reads in its own direction, and none is translated."""
+    prompts = {prompt.text for prompt in study.prompts("test")}
+    heads = re.findall(r"<h3([^>]*)>([^<]*)</h3>", html)
+    shown = [attributes for attributes, text in heads if text in prompts]
+    assert len(shown) > 4
+    assert set(shown) == {' dir="auto" translate="no"'}
+    for attributes in re.findall(r"<figure[^>]*><img([^>]*)>", html):
+        assert ' dir="auto" translate="no"' in attributes
+
+
 def test_page_has_both_themes_and_print(html: str) -> None:
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html

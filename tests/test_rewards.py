@@ -11,8 +11,15 @@ import torch
 from clips import colour_study, rate_all, tiny_clip
 
 from sayso.base.errors import UserError
-from sayso.data.clip import to_pixels
-from sayso.rewards import RatedSamples, Reward, load_reward, load_trainable_reward
+from sayso.data.clip import ClipEncoder, to_pixels
+from sayso.rewards import (
+    RatedSamples,
+    Reward,
+    load_reward,
+    load_trainable_reward,
+    reward_folders,
+)
+from sayso.rewards._contract import BATCH_SIZE
 from sayso.rewards.clip_head import (
     COSINES,
     ClipHead,
@@ -204,7 +211,77 @@ def test_a_reward_that_is_nan_names_the_sample(study: Study) -> None:
         broken.score_samples(study, samples, [""] * len(samples))
 
 
+@dataclass
+class Reads(Reward):
+    """The number that the text says, times the image's brightness; in double precision."""
+
+    def score(self, images, prompts):
+        assert len(images) == len(prompts) <= BATCH_SIZE
+        numbers = torch.tensor([float(text) for text in prompts], dtype=torch.float64)
+        return (numbers * images.mean((1, 2, 3))).requires_grad_()
+
+
+def test_each_sample_is_scored_with_its_own_text_in_portions(study: Study) -> None:
+    samples = study.samples()[: BATCH_SIZE + 6]
+    scores = Reads().score_samples(study, samples, [str(i) for i in range(len(samples))])
+    means = torch.stack([to_pixels(study.image(s)).mean() for s in samples])
+    torch.testing.assert_close(scores, torch.arange(len(samples)) * means)
+    assert scores.dtype == torch.float32
+    assert not scores.requires_grad
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1)])
+def test_a_reward_without_one_score_for_each_image_is_refused(
+    study: Study, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(Reads, "score", lambda self, images, prompts: torch.ones(shape))
+    with pytest.raises(UserError, match=r"Reads gave scores of shape \[.* for 2 images"):
+        Reads().score_samples(study, study.samples()[:2], ["1", "2"])
+
+
 # names
+
+
+def test_the_folders_that_a_reward_reads(study: Study, clip: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from dataclasses import dataclass\nfrom sayso.rewards import Reward\n\n\n"
+        "@dataclass\nclass One(Reward):\n    def score(self, images, prompts): ...\n"
+    )
+    weights = study.find_run("fit-clip_head").weights
+    assert reward_folders(study, "clip_score") == [clip]
+    assert reward_folders(study, "runs/fit-clip_head") == [clip, weights]
+    assert reward_folders(study, str(own)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "weights"),
+    [("clip_score", ClipScore, False), ("runs/fit-clip_head", ClipHead, True)],
+)
+def test_a_reward_is_prepared_on_the_device_asked_for(
+    study: Study, monkeypatch: pytest.MonkeyPatch, name: str, kind: type, weights: bool
+) -> None:
+    seen, folder = [], study.find_run("fit-clip_head").weights
+
+    def prepare(self, study, device, weights=None) -> None:
+        seen.append((study, device, weights))
+
+    monkeypatch.setattr(kind, "prepare", prepare)
+    assert isinstance(load_reward(study, name, "meta"), kind)
+    found = load_reward(study, name)
+    assert seen == [(study, device, folder if weights else None) for device in ("meta", "cpu")]
+    if isinstance(found, ClipHead):
+        # with the options that it was fitted with
+        assert found == ClipHead(**QUICK)
+
+
+def test_clip_is_loaded_to_the_device_asked_for(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(ClipEncoder, "load", lambda *which: seen.append(which))
+    ClipScore().prepare(study, "meta")
+    assert seen == [(study.info.clip_model, "meta")]
 
 
 def test_unknown_reward_names_the_nearest(study: Study) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from models import tiny_pipeline
+from studies import random_study
 
 from sayso import tinyworld
 from sayso.base.errors import UserError
@@ -17,6 +18,7 @@ from sayso.base.samplers import checked
 from sayso.base.types import Sampler
 from sayso.families._schedulers import ACCEPTED
 from sayso.families.stable_diffusion import StableDiffusion
+from sayso.stages.generate import GenerateConfig, plan
 
 # the pipeline says that the files are old; that is what is tested
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -154,3 +156,30 @@ def test_one_picture_is_written_one_way() -> None:
     assert json.dumps(dataclasses.asdict(odd)) == json.dumps(
         dataclasses.asdict(Sampler(6, 3.0, 0.0, 32, "a blue sea"))
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("HeunDiscreteScheduler", 11), ("PNDMScheduler", 7), ("DDIMScheduler", 6)]
+)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_plan_counts_network_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, steps: int, guidance: float
+) -> None:
+    study = random_study(tmp_path)
+    # Stable Diffusion's own PNDM leaves out the Runge-Kutta steps
+    skip = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    folder = with_scheduler(tmp_path / "model", tmp_path / "other", name, **skip)
+    study = study.with_models(base_model=str(folder))
+    policy, asked = StableDiffusion.load(folder, CPU), []
+    forward = policy.network.forward
+
+    def counted(noisy: torch.Tensor, *args: object, **options: object) -> object:
+        asked.append(len(noisy))
+        return forward(noisy, *args, **options)
+
+    monkeypatch.setattr(policy.network, "forward", counted)
+    sampler = dataclasses.replace(SAMPLER, guidance_scale=guidance, negative_prompt="")
+    drawn(policy, sampler)
+    config = GenerateConfig(num_inference_steps=6, guidance_scale=guidance, prompts="seen")
+    planned = plan(study, config)["network evaluations per image"]
+    assert planned == sum(asked) / len(SEEDS) == steps * (2 if guidance > 1 else 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sayso.aligners import Batch, Work
 from sayso.aligners.rwr import RewardWeighted
+from sayso.base import files
 from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
 from sayso.study.run import Run, open_run
@@ -327,7 +329,9 @@ def half(path: Path, steps: int = 3) -> _Loop:
 def test_a_resumed_run_measures_its_own_speed(tmp_path: Path) -> None:
     """And equals the whole one to the bit."""
     half(tmp_path / "cut")
+    started = time.perf_counter()
     cut, run = train_at(tmp_path / "cut")
+    assert 0 < run.result["seconds"] < time.perf_counter() - started
     whole, other = train_at(tmp_path / "whole")
     assert differences(list(cut.network.parameters()), list(whole.network.parameters())) == 0
     assert run.result["steps"] == 5
@@ -352,6 +356,18 @@ def test_a_resumed_run_refuses_other_inputs_and_an_end_already_passed(tmp_path: 
 def test_a_checkpoint_of_the_frozen_inputs_is_resumed(tmp_path: Path) -> None:
     run_at(tmp_path / "r").freeze({"reward": "one"})
     half(tmp_path / "r")
+    loop = loop_at(tmp_path / "r")
+    loop.resume()
+    assert loop.step == 3
+
+
+def test_a_checkpoint_from_before_inputs_were_noted_is_resumed(tmp_path: Path) -> None:
+    run_at(tmp_path / "r").freeze({"reward": "one"})
+    latest = half(tmp_path / "r").run.latest_checkpoint
+    assert latest is not None
+    state = files.read_json(latest / "state.json")
+    del state["inputs"]
+    files.write_json(latest / "state.json", state)
     loop = loop_at(tmp_path / "r")
     loop.resume()
     assert loop.step == 3
@@ -422,6 +438,6 @@ def test_advice_fits_the_step_and_the_format(
     tmp_path: Path, step: int, precision: str, advice: str
 ) -> None:
     log = loop_at(tmp_path / "r", precision).log
-    with pytest.raises(UserError, match=advice):
+    with pytest.raises(UserError, match=f"; {advice}.* under another --name$"):
         log._check(step, {"loss": math.nan, "grad_norm": 1.0})
     log._check(step, {"loss": 1.0, "grad_norm": 1.0})

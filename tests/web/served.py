@@ -1,6 +1,7 @@
 """The real server in a process of its own."""
 
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -49,8 +50,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(study: Path, *options: object, port: int = 0) -> Served:
-    """Start the server and wait until it answers."""
+def start(
+    study: Path, *options: object, port: int = 0, files: tuple[int, int] | None = None
+) -> Served:
+    """Start the server and wait until it answers.
+
+    Args:
+        files: soft and hard limit on its open files; None is this process's own.
+    """
     port = port or free_port()
     command = [
         sys.executable,
@@ -64,8 +71,9 @@ def start(study: Path, *options: object, port: int = 0) -> Served:
         *options,
     ]
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, files)) if files else None,
+    )  # fmt: skip
     server = Served(study, port, process)
     server.wait()
     assert process.stdout is not None

@@ -21,8 +21,9 @@ def submit(rater: Rater, path: str, **fields: object) -> Any:
 def office(tmp_path: Path) -> Office:
     study = make_study(tmp_path, per_prompt=5)
     gold: Any = {s.id: "good" for s in study.samples(BASE)[:2]}
-    shares = {"gold_share": 0.2, "attention_share": 0.2}
-    options = TaskOptions(overlap=2, gold=gold, per_prompt=3, **shares)
+    options = TaskOptions(
+        overlap=2, gold=gold, gold_share=0.2, attention_share=0.2, per_prompt=3
+    )  # fmt: skip
     return Office(study, options, names=("ann", "bob", "eve", "boss"))
 
 

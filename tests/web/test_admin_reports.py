@@ -38,8 +38,8 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def office(tmp_path: Path) -> Office:
-    options = TaskOptions(overlap=4, attention_share=0.5)
-    return Office(make_study(tmp_path, 4, per_prompt=2), options, names=NAMES)
+    options = TaskOptions(overlap=4, attention_share=0.5, per_prompt=2)
+    return Office(make_study(tmp_path, 4, per_prompt=3), options, names=NAMES)
 
 
 @pytest.fixture

@@ -40,10 +40,12 @@ def test_a_comparison_is_set_up_in_a_line_and_stopped_with_ctrl_c(local: Served)
     assert session["task"]["kind"] == "compare"
     assert (session["overlap"], session["progress"]["project_total"]) == (9, 2 * 2 * 9)
     assert "no sign-in, this machine only" in local.said
-    taken = run("rate", local.study, "--port", local.port)
+    # images of models in a study whose attention checks nobody can make, on a port that is taken
+    taken = run("rate", local.study, "--port", local.port, "--attention-share", 0.3)
     assert taken.returncode == 2
-    said = taken.stderr.splitlines()[-1]
-    assert re.search(rf"port {local.port} is in use; give another, such as --port \d+", said)
+    says = rf"sayso: error: port {local.port} is in use; give another, such as --port \d+\n"
+    assert re.fullmatch(says, taken.stderr), "nothing else is said or warned of"
+    assert taken.stdout == ""
     local.process.send_signal(signal.SIGINT)
     assert local.process.wait(20) in (0, 130, -signal.SIGINT)
 

@@ -1,6 +1,7 @@
 """Connections that ask nothing, or too slowly, or are too many, keep nobody out."""
 
 import logging
+import re
 import resource
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -20,7 +22,7 @@ from served import start
 
 from sayso.base.errors import UserError
 from sayso.web import serving
-from sayso.web.connections import Limits
+from sayso.web.connections import Door, Limits
 from sayso.web.serving import server_options
 
 HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -66,6 +68,76 @@ def test_half_open_connections_keep_nobody_out(tmp_path: Path, caplog: pytest.Lo
             line.close()
     said = [r for r in caplog.records if "closed" in r.message]
     assert len(said) == 1
+
+
+class Line:
+    """A connection as the door sees it."""
+
+    def __init__(self, busy: bool = False) -> None:
+        self.is_idle, self.ended = not busy, False
+
+    def end(self, _why: str) -> None:
+        self.ended = True
+
+
+def test_one_address_has_so_many_connections_and_no_more():
+    door: Any = Door(Limits(in_all=100, per_address=3))
+    mine = [Line(busy=True), Line(), Line()]
+    others = [Line() for _ in range(3)]
+    here = [Line() for _ in range(10)]
+    for line in mine:
+        door.enter(line, "203.0.113.7")
+    for line in others:
+        door.enter(line, "203.0.113.8")
+    for line in here:
+        door.enter(line, "127.0.0.1")
+    assert not any(line.ended for line in [*mine, *others, *here])
+    fourth = Line()
+    door.enter(fourth, "203.0.113.7")
+    assert [line.ended for line in [*mine, fourth]] == [False, True, False, False]
+    door.leave(mine[1])
+    door.leave(mine[2])
+    door.enter(Line(), "203.0.113.7")
+    assert not any(line.ended for line in [mine[0], mine[2], fourth, *others, *here])
+
+
+def test_whose_requests_are_all_at_work_gets_no_more_of_them():
+    door: Any = Door(Limits(in_all=100, per_address=2))
+    for line in (Line(busy=True), Line(busy=True)):
+        door.enter(line, "203.0.113.7")
+    new, other = Line(), Line()
+    door.enter(new, "203.0.113.7")
+    door.enter(other, "203.0.113.8")
+    assert new.ended
+    assert not other.ended
+
+
+def test_1100_half_open_connections_with_1024_files(tmp_path: Path):
+    """The file limit is raised to 1024, a rater works meanwhile, and the log has one line."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    lines: list[socket.socket] = []
+    server = start(make_study(tmp_path).path, files=(256, 1024))
+    try:
+        for _ in range(1100):
+            lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            lines[-1].sendall(HALF)
+        asked = time.monotonic()
+        with server.browser() as browser:
+            browser.get("/").raise_for_status()
+            token = {"X-CSRF-Token": browser.get("/api/session").json()["csrf"]}
+            answer = browser.post("/api/next", json={"have": [], "n": 1}, headers=token)
+            assert len(answer.json()["pages"]) == 1
+        assert time.monotonic() - asked < 5
+        assert sum(not is_closed(line, 0.001) for line in lines) > 300, "the limit was raised"
+    finally:
+        server.process.terminate()
+        said, _ = server.process.communicate(timeout=30)
+        for line in lines:
+            line.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(said.splitlines()) == 1, said
+    assert re.search("closed [0-9]+ connections", said)
 
 
 def _answer(line: socket.socket) -> bytes:

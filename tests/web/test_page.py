@@ -227,19 +227,6 @@ def test_a_jump_of_the_wall_clock_changes_no_latency(start: Start) -> None:
         assert 0 <= vote["shown"]["latency_ms"] < 60_000
 
 
-def test_a_break_is_proposed_after_rating_without_a_pause(start: Start) -> None:
-    _, _, page = start()
-    due = page.evaluate("""async () => {
-      const { BreakTimer } = await import('/static/clock.js');
-      const timer = new BreakTimer(30);
-      const at = (minutes) => timer.answered(minutes * 60_000);
-      const steady = []; for (let m = 0; m <= 62; m += 2) steady.push(at(m));
-      const pause = [at(90), at(92), at(110)];
-      return [steady.map((due, i) => due ? 2 * i : 0).filter(Boolean), pause];
-    }""")
-    assert due == [[30, 60], [False, False, False]]
-
-
 def test_a_screen_reader_hears_what_is_saved(start: Start) -> None:
     _, _, page = start(n=40)
     answer(page, "j")

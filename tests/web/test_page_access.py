@@ -4,16 +4,18 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Watched, answer, ready, saved, scrolls_sideways, violations
 from page_actions import browser_fixture
-from page_server import Served, serve
+from page_server import Served, running, serve
 from playwright.sync_api import Browser, Dialog, Page
-from rating_studies import TUNED
+from rating_studies import BASE, TUNED, Office, make_study
 from sqlalchemy import update
 
 from sayso.feedback import work_tables
+from sayso.web.work.tasks import TaskOptions
 
 __all__ = ["browser_fixture"]
 
@@ -138,6 +140,46 @@ def test_no_page_of_admins_scrolls_sideways_on_a_phone(
     page.goto(f"{served.url}/admin{'' if path == 'overview' else '/' + path}")
     assert not scrolls_sideways(page)
     assert page.evaluate("document.body.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("kind", ["rate", "compare"])
+def test_admins_see_pictures_large_enough_to_judge(
+    stack: ExitStack, browser: Browser, tmp_path: Path, kind: str
+) -> None:
+    models = (BASE, TUNED) if kind == "compare" else (BASE,)
+    study = make_study(tmp_path, 4, 8, models)
+    task: dict[str, Any] = {"kind": kind, "prompts": "train", "attention_share": 0.5}
+    more: Any = {"right": TUNED, "set_size": 4} if kind == "compare" else {
+        "gold": {study.samples(BASE)[0].id: "good"}, "gold_share": 0.2, "per_prompt": 4,
+    }  # fmt: skip
+    office = Office(study, TaskOptions(**task, **more), names=("ann", "boss"))
+    office.client().work(lambda _: "left" if kind == "compare" else "good")
+    url = stack.enter_context(running(office.app))
+    watched = Watched(browser)
+    stack.callback(watched.context.close)
+    page = watched.open(f"{url}/in/{office.links['boss']}")
+    for width, height, least in ((1366, 768, 240), (390, 844, 140)):
+        page.set_viewport_size({"width": width, "height": height})
+        for path in ("gold", "raters/answers?name=ann"):
+            page.goto(f"{url}/admin/{path}")
+            widths = page.eval_on_selector_all(
+                ".pictures img", "all => all.map((img) => img.getBoundingClientRect().width)"
+            )
+            assert widths, path
+            assert min(widths) >= least, path
+            assert page.locator("main img").count() == len(widths)
+            assert not scrolls_sideways(page)
+    page.click(".pictures a >> nth=0")
+    box = page.locator(".zoom img").bounding_box()
+    assert box
+    assert (box["width"], box["height"]) == (390, 844)
+    page.wait_for_function("() => document.querySelector('.zoom img').naturalWidth === 16")
+    page.click(".zoom img")
+    assert page.locator(".zoom img").bounding_box()["width"] == 16, "the original"  # pyright: ignore
+    check(page)
+    page.keyboard.press("Escape")
+    assert not page.is_visible(".zoom")
+    assert watched.errors == []
 
 
 def test_the_answers_of_one_rater_and_the_page_of_decisions(worked: tuple[Served, Page]) -> None:

@@ -164,12 +164,6 @@ def test_pictures_beyond_all_size_are_set_aside(office: Office):
     assert office.table("select count(*) from items where broken") == [(1,)]
 
 
-@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_where_warnings_are_errors_a_great_picture_is_set_aside(office: Office):
-    (office.study.path / office.study.samples()[3].path).write_bytes(empty_png(GREAT))
-    assert office.client().work() == 11
-
-
 def test_a_png_without_pixels_is_broken():
     with pytest.raises(BrokenPicture):
         as_png(empty_png((16, 16)))

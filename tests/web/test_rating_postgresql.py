@@ -67,7 +67,7 @@ def second_worker(one: Office) -> Office:
 def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
     """Four raters at two servers of one database, all at once."""
     names = ("ann", "bob", "cem", "dan")
-    options = TaskOptions(overlap=2, attention_share=0.1)
+    options = TaskOptions(overlap=2, attention_share=0.3)  # some meet each rater soon
     one = Office(make_study(tmp_path, per_prompt=5), options, url, names=names)
     two = second_worker(one)
     raters = [office.client(name) for office, name in zip((one, two) * 2, names, strict=True)]

@@ -7,6 +7,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ _DAMAGED = (
 _PLAIN = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 _STILLS = {"MPO"}
 """Formats whose further frames are no animation but other views that a camera put there."""
+_ORIENTATION, _SIDEWAYS = 0x0112, range(5, 9)
 
 
 class UnreadablePicture(ValueError):  # noqa: N818 - it is a finding about a file
@@ -30,22 +33,53 @@ def read_picture(source: Path | bytes) -> Image.Image:
     """The picture of a file or of its content, decoded whole.
 
     Its EXIF orientation is applied, transparent parts stand on white, the colours of a profile in
-    the file become sRGB, and 16-bit grey is scaled to 8 bits.
+    the file become sRGB, and 16-bit grey is scaled to 8 bits. Damaged metadata means none.
 
     Raises:
         UnreadablePicture: if it is damaged, an animation, of float or 32-bit values, in a colour
             space without RGB, or larger than Pillow opens.
         FileNotFoundError: if there is no such file.
     """
+    content = verified(source)
+    with _unreadable(), Image.open(io.BytesIO(content)) as image:
+        _refuse_frames(image)
+        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        upright.format = image.format
+        return to_rgb(upright)
+
+
+def verified(source: Path | bytes) -> bytes:
+    """The content of a file, after its checksums, which decoding leaves out.
+
+    Raises: as `read_picture`, for what can be seen without decoding.
+    """
     content = source.read_bytes() if isinstance(source, Path) else source
+    with _unreadable(), Image.open(io.BytesIO(content)) as image:
+        image.verify()
+    return content
+
+
+def picture_size(source: Path | bytes) -> tuple[int, int]:
+    """Width and height in pixels as shown, from the head of the file.
+
+    Raises: as `verified`.
+    """
+    with (
+        source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
+        _unreadable(),
+        Image.open(file) as image,
+    ):
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    """Whatever Pillow raises within is one exception, which says what is the matter."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                _refuse_frames(image)
-                upright = ImageOps.exif_transpose(image)
-                upright.format = image.format
-                return to_rgb(upright)
+            yield
     except UnreadablePicture:
         raise
     except Image.DecompressionBombError:
@@ -55,6 +89,16 @@ def read_picture(source: Path | bytes) -> Image.Image:
         raise UnreadablePicture("no picture that Pillow knows") from None
     except _DAMAGED as error:
         raise UnreadablePicture(str(error).partition("\n")[0] or type(error).__name__) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the picture lies, as its file says; 1 is upright, and what damaged metadata means."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode all of it to look for more
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, struct.error):
+        return 1
 
 
 def _refuse_frames(image: Image.Image) -> None:

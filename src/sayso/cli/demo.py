@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.files import read_json
 from sayso.base.progress import console
 from sayso.study.study import Study
@@ -111,7 +111,7 @@ def demo(path: Path, config: DemoConfig) -> None:
         console.print(f"The demo in {path} is finished; delete the folder to run it anew.")
     else:
         _refuse_foreign(path, config)
-        for line in commands(shlex.quote(str(path)), config):
+        for line in commands(quoted(path), config):
             if line.startswith("new ") and (path / "study.json").exists():
                 continue
             console.print(f"\n[bold]$ sayso {line}[/bold]", highlight=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from sayso.base.errors import UserError, unknown_name
+from sayso.base.errors import UserError, check_counts, unknown_name
 from sayso.base.user_files import read_json
 from sayso.study.identity import with_loop_options
 
@@ -42,6 +42,8 @@ def parse(name: str, config: type, plugin: str, arguments: list[str]) -> Parsed:
     arguments_class = _arguments_class(name, parts)
     found, unknown = _tyro(arguments_class, name, arguments)
     _refuse(unknown, parts)
+    for part in parts:
+        check_counts(getattr(found, part))
     return Parsed(found.study, found.config, getattr(found, "options", None), found.dry_run)
 
 

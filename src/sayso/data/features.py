@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sayso.base.devices import make_accelerator
+from sayso.base.errors import quoted
 from sayso.base.finite import refuse_not_finite
 from sayso.base.types import Sample, Sampler
 from sayso.base.worlds import find_world
@@ -77,7 +78,8 @@ def fidelity(
     if not shared:
         return _skipped(
             f"no images for the fidelity prompts of both base and {model}; draw them with: sayso "
-            f"generate {study.path} --prompts fidelity --per-prompt 1 --model {model}"
+            f"generate {quoted(study.path)} --prompts fidelity --per-prompt 1 "
+            f"--model {quoted(model)}"
         )
     order = [key for key in by_role["base"] if key in shared]
     chosen = {role: [samples[key] for key in order] for role, samples in by_role.items()}

@@ -128,7 +128,11 @@ class Joined:
 
 
 def encoded_pretraining(
-    study: Study, policy: Policy, n: int, precision: AbstractContextManager[Any] | None = None
+    study: Study,
+    policy: Policy,
+    n: int,
+    precision: AbstractContextManager[Any] | None = None,
+    image_size_px: int = 0,
 ) -> tuple[Latents, list[str]]:
     """Latents and captions of the first `n` pre-training images; encoded once, kept in the cache.
 
@@ -140,10 +144,11 @@ def encoded_pretraining(
         policy: its autoencoder encodes them.
         n: how many, at most.
         precision: autocast context to encode in; None = fp32.
+        image_size_px: width and height that they are brought to; 0 = those of the study.
     Raises: UserError: if the study has no usable pre-training images, or their latents are not
         finite.
     """
-    images = open_pretraining(study)
+    images = open_pretraining(study, image_size_px)
     captions = images.train_captions(n)
     with precision or nullcontext():
         computed = [number_format(policy.device), policy.device.type, base_identity(study), "fp16"]

@@ -90,6 +90,15 @@ class Policy(OlderSelves, ABC):
         Returns: a folder that `load` reads.
         """
 
+    @classmethod
+    def evaluations(cls, path: Path, num_inference_steps: int) -> int:  # noqa: ARG003
+        """How often the network is asked for a picture drawn in so many steps, without guidance.
+
+        Args:
+            path: the model's folder; only its small files are read.
+        """
+        return num_inference_steps
+
     @abstractmethod
     def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of a square image.

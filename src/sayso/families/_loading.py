@@ -8,9 +8,11 @@ import torch
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
 from sayso.base.plugins import load_plugin, plugin_names
+from sayso.base.types import Sampler
 from sayso.base.weights import VARIANTS
 from sayso.base.worlds import find_world, or_world
 from sayso.families import PARTS, Policy
+from sayso.study.identity import model_folder
 from sayso.study.study import Study
 
 
@@ -90,6 +92,15 @@ def load_policy(
     for weights in runs:
         policy.load_weights(weights)
     return policy
+
+
+def evaluations(study: Study, sampler: Sampler) -> int | None:
+    """Network evaluations for a picture; None if the base is not on this machine."""
+    folder = model_folder(study.info.base_model, "pipeline")
+    if folder is None:
+        return None
+    once = family(folder).evaluations(folder, sampler.num_inference_steps)
+    return once * (2 if sampler.guidance_scale > 1 else 1)
 
 
 def model_folders(study: Study, model: str) -> list[Path]:

@@ -104,6 +104,14 @@ class StableDiffusion(Policy):
         for name in ("network", "unet") if part == "network" else (part,):
             setattr(self, name, None)
 
+    @classmethod
+    def evaluations(cls, path: Path, num_inference_steps: int) -> int:
+        index = read_json(path / "model_index.json")
+        scheduler = load_scheduler(path, class_name(index, "scheduler", path))
+        # Heun's asks twice for all steps but the last, PNDM's twice for one
+        scheduler.set_timesteps(num_inference_steps)
+        return len(scheduler.timesteps)
+
     # text and images
 
     def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:

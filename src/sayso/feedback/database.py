@@ -1,11 +1,9 @@
 """The database of a study: SQLite or PostgreSQL, opened at first use, brought up to date. No torch.
 
-One writer a process: writing transactions wait for each other on a lock, take the database's write
-lock at once, and are on disk when the block has ended.
+One writer a process: writing transactions take turns (`writers.py`), take the database's write lock
+at once, and are on disk when the block has ended.
 """
 
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,6 +19,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from sayso.base.errors import UserError
 from sayso.base.extras import install
 from sayso.feedback import vote_tables as tables
+from sayso.feedback.writers import MOST, NoTurn, Writers
 
 BUSY_TIMEOUT_S = 10.0
 _UNNOTICED_S = 0.1
@@ -55,7 +54,8 @@ class Database:
         self.url = _parse(url)
         self._busy_timeout_s = busy_timeout_s
         self._keep_open = keep_open
-        self._writer = threading.Lock()
+        # PostgreSQL's writers in other processes wait for locks on rows until the commit
+        self._writers = Writers(self._begin, MOST if self.file is not None else 1)
         self._current = False
 
     @contextmanager
@@ -70,30 +70,29 @@ class Database:
                 yield db
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, shares: bool = False) -> Iterator[Connection]:
         """A writing transaction: after the block it is committed and on disk, or undone.
 
+        Args:
+            shares: for short ones, of which many come at a time: they may be committed together.
         Raises:
             ConflictError: if the constraints refuse a row.
             StoreError: whatever the machine refuses.
         """
         with self._user_errors():
             self._bring_up_to_date()
-            with self._turn() as left_s:
-                options = self.engine.execution_options(immediate=True, left_s=left_s)
-                with options.begin() as db:
-                    yield db
+            with self._writers.transaction(self._busy_timeout_s, shares) as db:
+                yield db
 
-    @contextmanager
-    def _turn(self) -> Iterator[float]:
-        """Be the only writer of this process: how long to wait for other programs, in seconds."""
-        began = time.monotonic()
-        if not self._writer.acquire(timeout=self._busy_timeout_s):
-            raise StoreError(_explain(self.name, "locked"))
+    def _begin(self, left_s: float) -> Connection:
+        """Begin to write, waiting for other programs for `left_s` seconds at most."""
+        db = self.engine.execution_options(immediate=True, left_s=left_s).connect()
         try:
-            yield self._busy_timeout_s - (time.monotonic() - began)
-        finally:
-            self._writer.release()
+            db.begin()
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     @property
     def file(self) -> Path | None:
@@ -202,6 +201,8 @@ class Database:
             raise  # a bug of ours, not of the machine
         except DatabaseError as error:
             raise StoreError(_explain(self.name, _first_line(error))) from None
+        except NoTurn:
+            raise StoreError(_explain(self.name, "locked")) from None
         except PoolTimeout:
             raise StoreError(_explain(self.name, "busy")) from None
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import sqlite3
 from collections.abc import Callable, Collection
 from contextlib import closing
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 
 
 def refuse_misplaced(own: Path, samples: Callable[[], Collection[str]]) -> None:
@@ -27,7 +26,7 @@ def refuse_misplaced(own: Path, samples: Callable[[], Collection[str]]) -> None:
     other = _pasted(own)
     if other is None or not _has_votes(other, samples()):
         return
-    place, copy = shlex.quote(str(own)), shlex.quote(str(other))
+    place, copy = quoted(own), quoted(other)
     raise UserError(
         f"votes on images of this study lie in {other}, where an earlier version of sayso put "
         f"them; take them over with: cp {copy} {place} (or begin without them: touch {place})"

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.files import JsonObject, read_lines
 from sayso.base.types import Comparison, Rating
 from sayso.study.generations import Generations
@@ -201,7 +201,8 @@ class Material:
     @cached_property
     def missing(self) -> dict[str, str]:
         """Part of the report → what is not there yet and the command that makes it."""
-        path, model = self.study.path, self.align_run.name if self.align_run else "runs/align-rwr"
+        path = quoted(self.study.path)
+        model = quoted(self.align_run.name) if self.align_run else "runs/align-rwr"
         simulated = " --simulated" if self.study.info.base_model == "tinyworld" else ""
         compare = f"sayso rate {path}{simulated} --task compare --left base --right {model}"
         lacks = {

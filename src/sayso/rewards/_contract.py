@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sayso.base.errors import UserError, unknown_name
+from sayso.base.errors import UserError, quoted, unknown_name
 from sayso.base.plugins import is_plugin, load_plugin, plugin_names
 from sayso.base.types import Prompt, Sample
 from sayso.data.clip import ClipEncoder, embed_samples, resolve_clip, stacked
@@ -57,13 +57,18 @@ class Reward(ABC):
     ) -> Float[Tensor, " n"]:
         """Score stored samples against their texts, on the CPU, without gradients.
 
-        Raises: UserError: if a score is not finite (the first sample is named) or an image is
-            missing or damaged.
+        Raises: UserError: if there is not one score for each, a score is not finite (the first
+            sample is named) or an image is missing or damaged.
         """
         if not samples:
             return torch.zeros(0)
         with torch.no_grad():
             scores = self._score_stored(study, samples, texts).float().cpu()
+        if scores.shape != (len(samples),):
+            raise UserError(
+                f"reward {type(self).__name__} gave scores of shape {list(scores.shape)} for "
+                f"{len(samples)} images; let its score return one number for each"
+            )
         for sample, finite in zip(samples, scores.isfinite().tolist(), strict=True):
             if not finite:
                 raise UserError(
@@ -158,8 +163,8 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     kind: type[Any] = load_plugin("reward", name, Reward)
     if issubclass(kind, TrainableReward):
         raise UserError(
-            f"reward {name!r} has to learn first: run sayso fit --reward {name}, then give "
-            f"runs/fit-{Path(name).stem}"
+            f"reward {name!r} has to learn first: run sayso fit --reward {quoted(name)}, then "
+            f"give runs/fit-{Path(name).stem}"
         )
     reward = kind()
     reward.prepare(study, device)

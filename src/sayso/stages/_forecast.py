@@ -1,6 +1,5 @@
 """What a run of `align` will take of disk and memory, known before it is begun."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,7 @@ from sayso.data.conditions import LARGEST_TABLE_BYTES, Kept, row_bytes
 from sayso.data.pretraining_images import open_pretraining
 from sayso.families import Policy
 from sayso.families._loading import load_policy
+from sayso.stages._training_data import Samples
 from sayso.study.identity import model_folder
 from sayso.study.study import Study
 from sayso.training.checkpoint import KEPT
@@ -25,12 +25,12 @@ WEIGHT_BYTES = 4
 
 
 def forecast(
-    study: Study, config: "AlignConfig", texts: Sequence[str], pretraining_images: int, kept: Kept
+    study: Study, config: "AlignConfig", images: Samples, pretraining_images: int, kept: Kept
 ) -> dict[str, str]:
     """Sizes on the disk and in memory, each with what it is of.
 
     Args:
-        texts: of the samples, one each.
+        images: the samples.
         pretraining_images: how many are asked for, at most.
         kept: where conditions come from.
     """
@@ -40,15 +40,15 @@ def forecast(
     if config.lora_rank:
         policy.add_lora(config.lora_rank, 0)
     n = open_pretraining(study).train_count(pretraining_images) if pretraining_images else 0
-    c, h, w = policy.latent_shape(study.info.sampler.image_size_px)
+    c, h, w = policy.latent_shape(images.samples[0].sampler.image_size_px)
     image = c * h * w * LATENT_BYTES
     trained = sum(p.numel() for p in policy.trainable().values()) * WEIGHT_BYTES
     average = trained if config.ema_decay else 0
     checkpoint = 3 * trained + average
     return {
-        "disk, latents of the samples": decimal(len(texts) * image),
+        "disk, latents of the samples": decimal(len(images.samples) * image),
         "disk, latents of pre-training images": f"{decimal(n * image)} of {n} images",
-        "disk, conditions": _conditions(policy, len({"", *texts}) + n, kept),
+        "disk, conditions": _conditions(policy, len({"", *images.texts}) + n, kept),
         "disk, checkpoints at most": decimal((KEPT + 1) * checkpoint),
         "memory, weights": decimal(_weights(policy)),
         "memory, gradients": decimal(trained),

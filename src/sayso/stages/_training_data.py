@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sayso.aligners import Aligner, Work
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import Sample
@@ -49,7 +49,7 @@ def samples_of(study: Study, model: str, method: LabelMethod, *, simulated: bool
     if not samples:
         raise UserError(
             f"there are no images of {model!r} for train prompts; make some with: "
-            f"sayso generate {study.path} --model {model}"
+            f"sayso generate {quoted(study.path)} --model {quoted(model)}"
         )
     imported = sum(not sample.latents for sample in samples)
     if imported:
@@ -87,7 +87,9 @@ def open_rows(
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     more = None
     if pretraining_images:
-        more = encoded_pretraining(study, policy, pretraining_images, precision)
+        # of one size with the samples, which may be another than the study's
+        size = images.samples[0].sampler.image_size_px
+        more = encoded_pretraining(study, policy, pretraining_images, precision, size)
         _say_cut(policy, more[1])
 
     def opened(policy: Policy, texts: Sequence[str]) -> Conditions:

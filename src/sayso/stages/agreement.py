@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
 from sayso.base.types import QUESTIONS, Comparison, Prompt, Rating, Sample
 from sayso.study.generations import Generations
@@ -115,7 +115,9 @@ def _gather(study: Study, config: AgreementConfig) -> _Votes:
             prompts = {prompt.id: prompt for prompt in study.prompts()}
             return _Votes(kind, ratings, comparisons, left_out, generations.by_id, prompts)
     who = {"people": "people", "simulated": "simulated raters"}.get(config.raters, "anybody")
-    raise UserError(f"there are no votes by {who} yet; collect some with: sayso rate {study.path}")
+    raise UserError(
+        f"there are no votes by {who} yet; collect some with: sayso rate {quoted(study.path)}"
+    )
 
 
 def _result(study: Study, config: AgreementConfig, votes: _Votes) -> dict[str, Any]:

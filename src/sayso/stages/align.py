@@ -106,7 +106,7 @@ def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     images = _images(study, config, aligner)
     own, seen = len(images.samples), config.max_steps * config.batch_size
     kept = _conditions(config, aligner, len(set(images.texts)))
-    sizes = forecast(study, config, images.texts, _n_pretraining(config, aligner), kept)
+    sizes = forecast(study, config, images, _n_pretraining(config, aligner), kept)
     return {
         "learning_rate": config.learning_rate,
         "pretraining_weight": config.pretraining_weight,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sayso.base import files
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
 from sayso.base.types import Comparison, Prompt, Sample, Sampler, digest
 from sayso.study.generations import IDENTITY, Generations, own_name, say
@@ -145,7 +145,8 @@ def _gather(study: Study, config: EvaluateConfig) -> _Material:
         if model not in by_model:
             raise UserError(
                 f"there are no images of {model} for {config.prompts} prompts; draw some with: "
-                f"sayso generate {study.path} --model {model} --prompts {config.prompts}"
+                f"sayso generate {quoted(study.path)} --model {quoted(model)} "
+                f"--prompts {config.prompts}"
             )
     fidelity = {p.id for p in study.prompts("fidelity")}
     drawn = _by_model((s for s in present if s.model in ("base", config.model)), fidelity)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sayso.base import files
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
 from sayso.formats.exports import ExportOptions, load_format, need_pyarrow
 from sayso.study.study import Study
@@ -79,7 +79,7 @@ def _simulated(study: Study, config: ExportConfig) -> bool:
     if there[simulated] is None:
         who = {"auto": "anybody", "simulated": "simulated raters"}.get(config.raters, "people")
         raise UserError(
-            f"{study.path} has no votes of {who}; collect some with sayso rate {study.path}"
+            f"{study.path} has no votes of {who}; collect some with sayso rate {quoted(study.path)}"
         )
     return simulated
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sayso.families import Cond, Policy
     from sayso.rewards import Reward
 
+MOST_IMAGES = 10_000_000
+"""Of one plan; the records of more would not fit the memory."""
 Drawing = tuple[Prompt, Sample]
 """One image to draw: its prompt and the record it will have."""
 
@@ -113,6 +115,8 @@ class GenerateConfig:
 
 def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
     """What would be done: images, those there already, network evaluations, disk."""
+    from sayso.families._loading import evaluations
+
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
     missing = sum(len(batch) for batch in _missing(study, config, drawings))
@@ -121,8 +125,7 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
         "images": len(drawings),
         "still to draw": missing,
         "images at once": config.batch_size,
-        "network evaluations per image": sampler.num_inference_steps
-        * (2 if sampler.guidance_scale > 1 else 1),
+        "network evaluations per image": evaluations(study, sampler),
         "disk, at most, MB": round(missing * 3 * sampler.image_size_px**2 / 1e6, 1),
     }
 
@@ -240,6 +243,11 @@ def _drawings(study: Study, config: GenerateConfig, identity: str) -> list[Drawi
     sampler = config.sampler(study)
     per_prompt = config.best_of or config.per_prompt
     numbers = {} if per_prompt else _numbers_of_the_set(study, prompts)
+    if per_prompt * len(prompts) > MOST_IMAGES:
+        raise UserError(
+            f"{per_prompt} images for each of {len(prompts)} prompts are more than a study holds; "
+            f"give --per-prompt or --best-of {MOST_IMAGES // len(prompts)} or less"
+        )
     return [
         (prompt, _record(study, prompt, config.model, seed, sampler, identity))
         for prompt in prompts

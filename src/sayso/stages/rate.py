@@ -81,15 +81,18 @@ def rate(study: Study, config: RateConfig) -> int:
     """
     config = canonical_config(study, config)
     _check(config)
+    from sayso.web.serving import Listening, prepare, refuse_taken, serve
+
+    listening = Listening(config.host, config.port, config.workers, config.browser)
+    if not config.simulated:
+        # before anything is said: a start that fails warns of nothing else
+        refuse_taken(listening)
     say(study, _models(config))
     if config.through_app:
         return _programs(study).collect_through_app(study, config, _task(config))
     if config.simulated:
         return _programs(study).collect(study, config)
-    from sayso.web.serving import Listening, prepare, serve
-
     site = prepare(study, config.db, _task(config), config.root_path)
-    listening = Listening(config.host, config.port, config.workers, config.browser)
     serve(site, listening)
     return 0
 

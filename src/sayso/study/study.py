@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sayso.base import files
-from sayso.base.errors import UserError, unknown_name
+from sayso.base.errors import UserError, quoted, unknown_name
 from sayso.base.records import from_row
 from sayso.base.types import SPLITS, Prompt, Sample, Sampler
 from sayso.base.worlds import DEFAULT
@@ -82,7 +82,7 @@ class Study:
         if path.is_file():
             raise UserError(f"{path} is a file; give the study's folder")
         if not (path / "study.json").is_file():
-            raise UserError(f"no study at {path}; make one with: sayso new {path}")
+            raise UserError(f"no study at {path}; make one with: sayso new {quoted(path)}")
         return cls(path, _parse_info(path, files.read_json(path / "study.json")))
 
     def with_models(self, **places: str) -> "Study":
@@ -101,7 +101,7 @@ class Study:
         rows = files.read_lines(self.path / "prompts.jsonl")
         if not rows:
             raise UserError(
-                f"{self.path} has no prompts; make some with: sayso prompts {self.path}"
+                f"{self.path} has no prompts; make some with: sayso prompts {quoted(self.path)}"
             )
         where = self.path / "prompts.jsonl"
         prompts = [from_row(Prompt, row, f"{where} line {n}") for n, row in enumerate(rows, 1)]
@@ -189,11 +189,10 @@ class Study:
 
         Raises: UserError: as `image`.
         """
-        from PIL import Image
+        from sayso.base.pictures import verified
 
-        with self._refusing(sample) as path, Image.open(path) as image:
-            image.verify()
-        return path.read_bytes()
+        with self._refusing(sample) as path:
+            return verified(path)
 
     def image_hash(self, sample: Sample) -> str:
         """The SHA-256 of the image's file, in hex digits. Raises: UserError: if it is gone."""

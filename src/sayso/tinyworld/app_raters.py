@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, select
 
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.pictures import read_picture
 from sayso.base.progress import progress
 from sayso.base.types import digest
@@ -100,7 +100,8 @@ def _link(db: Connection, name: str, study: Study) -> str:
         return people.add(db, name, "rater", simulated=True)
     if not known["active"]:
         raise UserError(
-            f"{name} is switched off; let it rate with: sayso raters {study.path} on {name}"
+            f"{name} is switched off; let it rate with: sayso raters {quoted(study.path)} on "
+            f"{quoted(name)}"
         )
     return people.new_link(db, name)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.progress import progress
 from sayso.base.types import QUESTIONS, Comparison, Prompt, Question, Rating, Sample, digest
 from sayso.study.study import PromptChoice, Study
@@ -161,7 +161,8 @@ def _images(study: Study, config: "RaterOptions") -> list[tuple[Sample, Prompt]]
     if not found:
         raise UserError(
             f"there are no images of model {config.model!r} for {config.prompts or 'train'} "
-            f"prompts; draw some with: sayso generate {study.path} --model {config.model}"
+            f"prompts; draw some with: sayso generate {quoted(study.path)} "
+            f"--model {quoted(config.model)}"
         )
     return found
 
@@ -291,5 +292,5 @@ def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: i
     if have < need:
         raise UserError(
             f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
-            f"with: sayso generate {study.path} --model {model} --per-prompt {need}"
+            f"with: sayso generate {quoted(study.path)} --model {quoted(model)} --per-prompt {need}"
         )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sayso.aligners import Aligner
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.rewards import is_differentiable
 from sayso.study.study import Study
 from sayso.training.options import TrainOptions
@@ -39,7 +39,8 @@ def check_needs(
     if "pairs" in needs and not pairs:
         raise UserError(
             f"aligner {name} needs preferences, and no prompt has an image rated good beside one "
-            f"rated bad, nor two that were compared; rate more images: sayso rate {study.path}"
+            "rated bad, nor two that were compared; rate more images: sayso rate "
+            f"{quoted(study.path)}"
         )
     if "reward" in needs and reward.startswith("runs/"):
         _ = study.find_run(reward).result
@@ -65,5 +66,5 @@ def _check_labels(study: Study, model: str, name: str, labels: Sequence[float]) 
         if not count:
             raise UserError(
                 f"aligner {name} needs ratings of both kinds, and no image of {model!r} is "
-                f"rated {word}; rate more images: sayso rate {study.path}"
+                f"rated {word}; rate more images: sayso rate {quoted(study.path)}"
             )

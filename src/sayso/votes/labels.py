@@ -37,8 +37,7 @@ def soft_labels(ratings: Iterable[Rating], method: LabelMethod) -> dict[str, flo
     ratings = list(ratings)
     marks = judgements(ratings)
     values = METHODS[method](marks) if len(marks) else []
-    seen = set(marks.item.tolist())
-    labels = {name: values[i] for i, name in enumerate(marks.items) if i in seen}
+    labels = dict(zip(marks.items, values, strict=True))
     return labels | {name: float(said == "good") for name, said in decisions(ratings).items()}
 
 
@@ -68,7 +67,7 @@ def judgements(ratings: Iterable[Rating]) -> "Votes":
 
 def _share(marks: "Votes") -> list[float]:
     counts = marks.counts()
-    return (counts[:, 0] / counts.sum(1).clip(min=1)).tolist()
+    return (counts[:, 0] / counts.sum(1)).tolist()
 
 
 def _majority(marks: "Votes") -> list[float]:
@@ -152,7 +151,7 @@ def preferences(
     """
     by_prompt: dict[str, list[Sample]] = {}
     for sample in samples:
-        if labels.get(sample.id, 0.5) != 0.5:
+        if sample.id in labels:
             by_prompt.setdefault(sample.prompt_id, []).append(sample)
     return [
         Preference(

@@ -222,5 +222,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if isinstance(value, float):
-        return finite(value) if not math.isfinite(value) else value
+        return finite(value)
     return value

@@ -211,7 +211,7 @@ def _row(
         rater=name,
         votes=n,
         seconds=median(times) if times else None,
-        shares={c: sum(b.value == c for b in counted) / n if n else math.nan for c in classes},
+        shares={c: sum(b.value == c for b in counted) / n for c in classes},
         shared=beside.shared,
         agreement=beside.agreement,
         kappa=beside.kappa,

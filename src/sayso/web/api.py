@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from sayso.feedback import work_tables as work
 from sayso.feedback.database import ConflictError
@@ -59,6 +59,13 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"model": ErrorAnswer, "description": _WHY[s]} for s in (*always, *statuses)}
 
 
+_TASK = select(work.tasks).where(work.tasks.c.id == bindparam("of_task"))
+_given = work.assignments.c
+_PICTURE = (
+    select(work.items.c.id, work.items.c.images, _given.swapped)
+    .join_from(work.assignments, work.items, work.items.c.id == _given.item)
+    .where(_given.key == bindparam("by_key"), _given.rater == bindparam("by_rater"))
+)
 _STATUS = {"unknown_item": 404, "vote_conflict": 409, "invalid": 422}
 Token = Annotated[str, Header(alias="X-CSRF-Token", description="`csrf` of GET /api/session")]
 
@@ -94,7 +101,7 @@ def api(site: Site) -> APIRouter:
     def next_pages(request: Request, body: NextBody, token: Token = "") -> NextAnswer:
         """Lease pages: those that the rater holds and the browser lost first, then new ones."""
         asker = changing(request, token)
-        with site.write() as db:
+        with site.write(shares=True) as db:
             task = _open_task(site, db, asker.person)
             pages, gave_up = hand_out(
                 db, task, asker.person, body.have, body.n, site.clock(), site.usable
@@ -140,7 +147,7 @@ def api(site: Site) -> APIRouter:
 def _store_vote(site: Site, asker: Asker, vote: Vote) -> tuple[VoteAnswer, bool]:
     around = Circumstances(asker.session.id, site.app_version, site.clock())
     try:
-        with site.write() as db:
+        with site.write(shares=True) as db:
             receipt = cast_vote(db, asker.person, vote, around)
             progress = _progress(db, receipt.task, asker.person)
     except VoteRefused as refused:
@@ -167,7 +174,7 @@ def _session(site: Site, asker: Asker) -> SessionAnswer:
 
 
 def _task(db: Connection, task: str) -> Row:
-    return db.execute(select(work.tasks).where(work.tasks.c.id == task)).mappings().one()
+    return db.execute(_TASK, {"of_task": task}).mappings().one()
 
 
 def _task_body(site: Site, db: Connection, task: Row, person: Person) -> TaskBody:
@@ -251,13 +258,7 @@ def _images(site: Site, entry: Entry) -> list[list[ImageBody]]:
 
 def picture_path(db: Connection, rater: str, key: str, place: int) -> tuple[str, str] | None:
     """The item and the path of a picture that was handed to this rater."""
-    table = work.assignments
-    query = (
-        select(work.items.c.id, work.items.c.images, table.c.swapped)
-        .join_from(table, work.items, work.items.c.id == table.c.item)
-        .where(table.c.key == key, table.c.rater == rater)
-    )
-    row = db.execute(query).mappings().first()
+    row = db.execute(_PICTURE, {"by_key": key, "by_rater": rater}).mappings().first()
     if row is None:
         return None
     sides = row["images"][:: -1 if row["swapped"] else 1]

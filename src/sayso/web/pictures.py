@@ -2,16 +2,15 @@
 
 import hashlib
 import io
-import struct
 import threading
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from sayso.base.pictures import to_rgb
+from sayso.base.pictures import UnreadablePicture, picture_size, read_picture
 
 STEPS = (256, 384, 512, 768, 1024, 1536, 2048)
 """Longest sides in pixels in which pictures are served; whoever asks for more gets the original."""
@@ -21,12 +20,6 @@ CACHED_BYTES = 128 * 2**20
 """What a server process keeps of pictures made ready, at most."""
 
 _QUALITY = 95
-_UNREADABLE = (
-    OSError, SyntaxError, ValueError, IndexError,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
-"""What Pillow raises for files that are no pictures, or larger than any that it opens."""
-_ORIENTATION, _SIDEWAYS = 0x0112, range(5, 9)
 
 
 class BrokenPicture(Exception):  # noqa: N818 - it is a finding, not a failure
@@ -43,30 +36,13 @@ class Served(NamedTuple):
 def plain(content: bytes) -> Image.Image:
     """The pixels of a picture as `sayso.base.pictures` reads them; no metadata.
 
-    Metadata that is damaged does no harm here: the pixels are whole.
-
     Raises: BrokenPicture: if it is not whole, or cannot be shown without a guess.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()  # the checksums, which decoding leaves out
-        with Image.open(io.BytesIO(content)) as image:
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            upright.format = image.format
-            rgb = to_rgb(upright)
-    except _UNREADABLE as error:
+        rgb = read_picture(content)
+    except UnreadablePicture as error:
         raise BrokenPicture(str(error)) from None
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
-
-
-def _orientation(image: Image.Image) -> int:
-    """How the picture lies, as its file says; 1 is upright, and what damaged metadata means."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # Pillow would decode all of it to look for more
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except (SyntaxError, ValueError, TypeError, struct.error):
-        return 1
 
 
 def as_png(content: bytes) -> Served:
@@ -150,19 +126,16 @@ def read(path: Path) -> bytes:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height in pixels as shown, from the head of the file.
+    """Width and height in pixels as shown.
 
     Raises: BrokenPicture: if the file is gone, no picture, or too large for Pillow.
     """
     try:
-        modified = path.stat().st_mtime_ns
-        return _size(path, modified)
-    except _UNREADABLE as error:
+        return _size(path, path.stat().st_mtime_ns)
+    except (OSError, UnreadablePicture) as error:
         raise BrokenPicture(str(error)) from None
 
 
 @lru_cache(maxsize=20_000)
 def _size(path: Path, _modified: int) -> tuple[int, int]:
-    with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+    return picture_size(path)

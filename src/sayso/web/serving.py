@@ -100,11 +100,13 @@ def serve(site: Site, listening: Listening) -> None:
     Raises: UserError: for an address that is in use or not for this mode.
     """
     check(site.local, site.database, listening)
-    address = f"http://{_shown(listening.host)}:{listening.port}{site.root_path}/"
-    _say(site, address)
-    if listening.browser and site.local:
-        threading.Thread(target=_browse, args=(address,), daemon=True).start()
-    _run(site, listening)
+    # bound first: a start that fails says nothing else
+    with _listener(listening.host, listening.port) as listener:
+        address = f"http://{_shown(listening.host)}:{listening.port}{site.root_path}/"
+        _say(site, address)
+        if listening.browser and site.local:
+            threading.Thread(target=_browse, args=(address,), daemon=True).start()
+        _run(site, listening, listener)
 
 
 def check(local: bool, database: Database, listening: Listening) -> None:
@@ -122,6 +124,11 @@ def check(local: bool, database: Database, listening: Listening) -> None:
             f"--workers {listening.workers} is not possible with SQLite, which one process writes; "
             "give --workers 1, or --db postgresql+psycopg://USER@HOST/NAME"
         )
+    refuse_taken(listening)
+
+
+def refuse_taken(listening: Listening) -> None:
+    """Raises: UserError: if the port is in use, with a free one."""
     if not _is_free(listening.host, listening.port):
         raise UserError(
             f"port {listening.port} is in use; give another, such as --port "
@@ -213,25 +220,23 @@ def server_options(limits: Limits | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run(site: Site, listening: Listening) -> None:
+def _run(site: Site, listening: Listening, listener: socket.socket) -> None:
     import uvicorn
 
     common = {"host": listening.host, "port": listening.port, **server_options()}
     if listening.workers == 1:
-        with _listener(listening.host, listening.port) as listener:
-            server = uvicorn.Server(uvicorn.Config(create_app(site), **common))
-            with suppress(KeyboardInterrupt):
-                server.run(sockets=[listener])
+        server = uvicorn.Server(uvicorn.Config(create_app(site), **common))
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
         return
     url = site.database.url.render_as_string(hide_password=False)
     served = _Served(str(site.study.path), url, site.task, site.local, site.split_tie,
                      site.root_path)  # fmt: skip
     os.environ[_ENVIRONMENT] = json.dumps(asdict(served))
     site.database.close()
-    with _listener(listening.host, listening.port) as listener:
-        app = f"{__name__}:app_of_worker"
-        workers = {"factory": True, "workers": listening.workers, "fd": listener.fileno()}
-        uvicorn.run(app, **common, **workers)
+    app = f"{__name__}:app_of_worker"
+    workers = {"factory": True, "workers": listening.workers, "fd": listener.fileno()}
+    uvicorn.run(app, **common, **workers)
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -3,7 +3,10 @@
 import hmac
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from itsdangerous import BadData, Signer, URLSafeTimedSerializer
 
 LIFETIME_S = 30 * 24 * 3600.0
 
@@ -18,56 +21,56 @@ class Session:
 
     id: str
     rater: str
-    until: float
     epoch: int = 0
+    until: float = field(default_factory=lambda: time.time() + LIFETIME_S, compare=False)
 
     @property
     def is_half_over(self) -> bool:
-        """Whether the cookie should be renewed."""
+        """Whether the cookie should be signed anew, which begins its time again."""
         return self.until - time.time() < LIFETIME_S / 2
 
 
 def begin(rater: str, epoch: int = 0) -> Session:
     """A new session of a rater."""
-    return Session(secrets.token_hex(12), rater, float(round(time.time() + LIFETIME_S)), epoch)
-
-
-def renewed(session: Session) -> Session:
-    """The same session with a later end."""
-    return replace(session, until=float(round(time.time() + LIFETIME_S)))
+    return Session(secrets.token_hex(12), rater, epoch)
 
 
 def sign(secret: bytes, session: Session) -> str:
-    """The value of the cookie."""
-    text = f"{session.id}.{session.rater}.{session.until:.0f}.{session.epoch}"
-    return f"{text}.{_mac(secret, 'session', text)}"
+    """The value of a cookie that holds for `LIFETIME_S` from now."""
+    signed = _cookies(secret).dumps([session.id, session.rater, session.epoch])
+    return signed if isinstance(signed, str) else signed.decode()
 
 
 def verify(secret: bytes, cookie: str) -> Session | None:
     """The session of a cookie; None if it is forged, damaged or over."""
-    text, _, mac = cookie.rpartition(".")
-    if not hmac.compare_digest(mac.encode(), _mac(secret, "session", text).encode()):
+    try:
+        (key, rater, epoch), signed_at = _cookies(secret).loads(
+            cookie, max_age=round(LIFETIME_S), return_timestamp=True
+        )
+    except BadData:
         return None
-    session_id, rater, until, *epoch = text.split(".")
-    if float(until) <= time.time():
-        return None
-    return Session(session_id, rater, float(until), int(epoch[0]) if epoch else 0)
+    return Session(key, rater, epoch, signed_at.timestamp() + LIFETIME_S)
 
 
 def form_token(secret: bytes, session: Session | None) -> str:
     """What a page of ours sends with every change, and no foreign page knows."""
-    return _mac(secret, "form", session.id if session else "")
+    return _forms(secret).get_signature(session.id if session else "").decode()
 
 
 def is_form_token(secret: bytes, session: Session | None, token: str) -> bool:
     """Whether `token` belongs to this session."""
-    return hmac.compare_digest(token.encode(), form_token(secret, session).encode())
+    return _forms(secret).verify_signature(session.id if session else "", token)
+
+
+def _cookies(secret: bytes) -> URLSafeTimedSerializer:
+    how = {"key_derivation": "hmac", "digest_method": sha256}
+    return URLSafeTimedSerializer(secret, salt="session", signer_kwargs=how)
+
+
+def _forms(secret: bytes) -> Signer:
+    return Signer(secret, salt="form", key_derivation="hmac", digest_method=sha256)
 
 
 def public_id(secret: bytes, name: str) -> str:
     """A name that raters may see for one that they must not: no hash that they could check."""
-    return _mac(secret, "name", name)[:16]
-
-
-def _mac(secret: bytes, purpose: str, text: str) -> str:
-    return hmac.new(secret, f"{purpose}\n{text}".encode(), "sha256").hexdigest()
+    return hmac.new(secret, f"name\n{name}".encode(), "sha256").hexdigest()[:16]

@@ -96,8 +96,8 @@ class Site:
     def read(self) -> AbstractContextManager[Connection]:
         return self.database.read()
 
-    def write(self) -> AbstractContextManager[Connection]:
-        return self.database.write()
+    def write(self, shares: bool = False) -> AbstractContextManager[Connection]:
+        return self.database.write(shares)
 
     # people
 
@@ -134,7 +134,7 @@ class Site:
             known = sessions.verify(self.secret, request.cookies[self.cookie])
             if known == asker.session:
                 return
-        self.set_cookie(request, response, sessions.renewed(asker.session))
+        self.set_cookie(request, response, asker.session)
 
     def set_cookie(self, request: Request, response: Response, session: Session) -> None:
         response.set_cookie(

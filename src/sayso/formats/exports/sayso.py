@@ -1,7 +1,6 @@
 """Our own tables: every vote with everything that was recorded, the images, the labels."""
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from PIL import Image
 
+from sayso.base.pictures import picture_size
 from sayso.base.types import Sample
 from sayso.formats import labels
 from sayso.formats.content import Material
@@ -60,8 +59,7 @@ def _write_images(material: Material, path: Path) -> int:
 
 def _image_row(material: Material, sample: Sample, content: bytes) -> dict[str, Any]:
     prompt = material.prompts[sample.prompt_id]
-    with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
+    width, height = picture_size(content)
     return {
         "sample_id": sample.id,
         "sha256": hashlib.sha256(content).hexdigest(),

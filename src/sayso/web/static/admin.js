@@ -44,3 +44,35 @@ for (const form of document.querySelectorAll("form[data-unsaved]")) {
   form.addEventListener("submit", () => (unsaved = false));
   window.addEventListener("beforeunload", (event) => unsaved && event.preventDefault());
 }
+
+// a picture in the whole window; a click on it shows the original pixels, arrow keys the next one
+const zoom = document.createElement("dialog");
+zoom.className = "zoom";
+zoom.setAttribute("aria-label", "The picture in full");
+zoom.innerHTML = '<button type="button" class="button">Close</button><img alt="">';
+document.body.append(zoom);
+const [close, large] = zoom.children;
+let links = [], at = 0;
+
+function show(i) {
+  at = (i + links.length) % links.length;
+  large.src = links[at].href;
+  large.alt = links[at].querySelector("img").alt;
+  large.removeAttribute("data-original");
+}
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest(".pictures a");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  links = [...link.closest(".pictures").querySelectorAll("a")];
+  show(links.indexOf(link));
+  zoom.showModal();
+});
+close.addEventListener("click", () => zoom.close());
+large.addEventListener("click", () => large.toggleAttribute("data-original"));
+zoom.addEventListener("close", () => links[at]?.focus());
+zoom.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (step && !large.hasAttribute("data-original")) show(at + step);
+});

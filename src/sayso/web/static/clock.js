@@ -40,24 +40,3 @@ export class Stopwatch {
     }
   }
 }
-
-const LONG_PAUSE_MS = 5 * 60_000;
-
-/** Says when it is time for a break: after `minutes` of rating without a long pause. */
-export class BreakTimer {
-  #since = null;
-  #last = 0;
-
-  constructor(minutes) {
-    this.minutes = minutes;
-  }
-
-  /** Note an answer; true if a break is due. */
-  answered(now = performance.now()) {
-    if (this.#since === null || now - this.#last > LONG_PAUSE_MS) this.#since = now;
-    this.#last = now;
-    const due = this.minutes > 0 && now - this.#since >= this.minutes * 60_000;
-    if (due) this.#since = now;
-    return due;
-  }
-}

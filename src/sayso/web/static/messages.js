@@ -15,7 +15,7 @@ export function tell(name, run = {}, waiting = 0, said = "") {
   showMessage(symbol, title, text, actions);
 }
 
-/** Show a notice: others (how many of their answers wait), break (minutes rated), forgetful or broken. */
+/** Show a notice: others (how many of their answers wait), forgetful or broken. */
 export function note(name, n) {
   notice(name, ...NOTES[name](n));
 }
@@ -25,7 +25,6 @@ const NOTES = {
     const answers = n === 1 ? "1 answer of somebody else waits" : `${n} answers of somebody else wait`;
     return ["lock", `${answers} on this device for their sign-in.`];
   },
-  break: (n) => ["cup", `You have rated for ${n} minutes. A short break keeps your eye fresh.`],
   forgetful: () => [
     "warn",
     "This browser keeps nothing: an answer that is not saved yet is lost when you close this tab.",

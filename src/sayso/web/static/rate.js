@@ -1,7 +1,6 @@
 // The rating page: starts the parts and joins them.
 
 import { Api, ROOT } from "./api.js";
-import { BreakTimer } from "./clock.js";
 import { Help, RefusedList, askToRead, openGuideline } from "./dialogs.js";
 import { History } from "./history.js";
 import { Keys, TOOLS } from "./keys.js";
@@ -9,7 +8,7 @@ import { note, tell } from "./messages.js";
 import { Outbox } from "./outbox.js";
 import { Queue } from "./queue.js";
 import { Rating, itemsOf } from "./rating.js";
-import { bindSettings, breakMinutes } from "./settings.js";
+import { bindSettings } from "./settings.js";
 import { wantedPx } from "./stage.js";
 import { Status, stateOf } from "./status.js";
 import { openStore } from "./store.js";
@@ -57,7 +56,6 @@ class App {
     this.task = session.task;
     this.keys = new Keys();
     this.zoom = new Zoom($("stage"), $("tool-zoom"));
-    this.pause = new BreakTimer(breakMinutes());
     this.history = new History(store, `${owner}/${this.task?.id}`);
     this.outbox = new Outbox(store, api, owner, () => this.outboxChanged());
     this.status = new Status(this.outbox);
@@ -160,7 +158,6 @@ class App {
 
   answered() {
     this.drawStrip();
-    if (this.pause.answered()) note("break", this.pause.minutes);
   }
 
   empty(coming) {
@@ -249,7 +246,7 @@ class App {
   }
 
   bind() {
-    bindSettings(this.pause);
+    bindSettings();
     for (const name of TOOLS) {
       $(`tool-${name}`).onclick = () => this.act(name);
     }

@@ -7,7 +7,7 @@ from sayso.feedback.vote_queries import counting
 from sayso.feedback.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.feedback.work_tables import Row
 from sayso.web.work.assigned import locked_task_of
-from sayso.web.work.elsewhere import bar, on_item
+from sayso.web.work.elsewhere import bar, of_item, on_item
 from sayso.web.work.item_pictures import sees_swapped
 from sayso.web.work.people import Person
 from sayso.web.work.queue import Newest
@@ -58,25 +58,26 @@ def _newest(db: Connection, kind: str, item: Row, reviewer: Person) -> Newest | 
     """The reviewer's newest decision on what the item shows, or how it was taken back."""
     table = VOTE_TABLES[kind]
     later = table.alias()
-    mine = and_(on_item(kind, item), table.c.rater == reviewer.name, table.c.decision == true())
+    mine = and_(on_item(table), table.c.rater == reviewer.name, table.c.decision == true())
     newest = ~select(later.c.seq).where(later.c.supersedes == table.c.id).exists()
-    row = db.execute(select(table.c.id, table.c.value).where(mine, newest)).first()
+    query = select(table.c.id, table.c.value).where(mine, newest)
+    row = db.execute(query, of_item(kind, item)).first()
     return Newest(row.id, row.value == RETRACTED) if row else None
 
 
 def _refuse_late(db: Connection, kind: str, item: Row, reviewer: Person) -> None:
     """Refuse what was settled while the page was open."""
     table = VOTE_TABLES[kind]
-    here = on_item(kind, item)
+    here, values = on_item(table), of_item(kind, item)
     own = and_(here, table.c.rater == reviewer.name, counting(table, "answer"))
-    if db.execute(select(table.c.id).where(own)).first():
+    if db.execute(select(table.c.id).where(own), values).first():
         raise VoteRefused(
             "judged",
             "You have judged this yourself as a rater, so another reviewer decides on it; this "
             "decision was not kept.",
         )
     decided = and_(here, table.c.rater != reviewer.name, counting(table, "decision"))
-    if db.execute(select(table.c.id).where(decided)).first():
+    if db.execute(select(table.c.id).where(decided), values).first():
         raise VoteRefused(
             "decided", "Another reviewer has decided this meanwhile; this decision was not kept."
         )

@@ -9,8 +9,10 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     Table,
     and_,
+    bindparam,
     false,
     insert,
     literal,
@@ -93,25 +95,45 @@ def newest_vote(db: Connection, kind: str, item: Row, rater: Person) -> str | No
     """
     if item["control"] == "attention":
         return None
-    table = VOTE_TABLES[kind]
-    first = and_(
-        on_item(kind, item), table.c.rater == rater.name, table.c.supersedes.is_(None),
-        table.c.attention == false(), table.c.decision == false(),
-    )  # fmt: skip
-    vote, later = db.scalar(select(table.c.id).where(first)), None
+    which = {"by_rater": rater.name, **of_item(kind, item)}
+    vote, later = db.scalar(_FIRST[kind], which), None
     while vote is not None:
-        later, vote = vote, db.scalar(select(table.c.id).where(table.c.supersedes == vote))
+        later, vote = vote, db.scalar(_LATER[kind], {"of_vote": vote})
     return later
 
 
-def on_item(kind: str, item: Row) -> ColumnElement[bool]:
-    """Whether a vote is about what an item shows and asks, whichever task put it."""
-    table = VOTE_TABLES[kind]
-    if kind == "rate":
-        shown = table.c.sample_id == item["samples"][0][0]
+def on_item(table: Table) -> ColumnElement[bool]:
+    """Whether a vote is about what an item shows and asks (`of_item`), whichever task put it."""
+    if "sample_id" in table.c:
+        shown = table.c.sample_id == bindparam("of_sample")
     else:
-        shown = and_(table.c.prompt_id == item["prompt_id"], table.c.pair == item["pair"])
-    return and_(shown, table.c.question == item["question"])
+        shown = and_(
+            table.c.prompt_id == bindparam("of_prompt"), table.c.pair == bindparam("of_pair")
+        )
+    return and_(shown, table.c.question == bindparam("of_question"))
+
+
+def of_item(kind: str, item: Row) -> dict[str, str]:
+    """The values for `on_item`."""
+    if kind == "rate":
+        return {"of_question": item["question"], "of_sample": item["samples"][0][0]}
+    return {
+        "of_question": item["question"], "of_prompt": item["prompt_id"], "of_pair": item["pair"],
+    }  # fmt: skip
+
+
+def _first(table: Table) -> Select[Any]:
+    return select(table.c.id).where(
+        on_item(table), table.c.rater == bindparam("by_rater"), table.c.supersedes.is_(None),
+        table.c.attention == false(), table.c.decision == false(),
+    )  # fmt: skip
+
+
+_FIRST = {kind: _first(table) for kind, table in VOTE_TABLES.items()}
+_LATER = {
+    kind: select(table.c.id).where(table.c.supersedes == bindparam("of_vote"))
+    for kind, table in VOTE_TABLES.items()
+}
 
 
 def follow(db: Connection, item: Row, rater: Person, replaced: str, vote: str, ends: bool) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Integer,
     and_,
@@ -39,6 +38,7 @@ from sayso.web.work.queue import (
 _items, _assigned = work.items.c, work.assignments.c
 
 
+_LOCKED_TASK = select(work.tasks).where(work.tasks.c.id == bindparam("of_task")).with_for_update()
 _LOOKED_AT = 1000  # items set aside, when nothing else is left
 MOST_BROKEN = 20
 """Items with unreadable pictures that one request sets aside before it gives up."""
@@ -69,8 +69,7 @@ Usable = Callable[[Row], bool]
 
 def locked_task(db: Connection, task: str) -> Row:
     """The row of a task, locked until the transaction ends: who writes about a task takes turns."""
-    query = select(work.tasks).where(work.tasks.c.id == task).with_for_update()
-    return db.execute(query).mappings().one()
+    return db.execute(_LOCKED_TASK, {"of_task": task}).mappings().one()
 
 
 def hand_out(
@@ -135,6 +134,7 @@ _seats = work.participants.c
 _SEAT = and_(_seats.task == bindparam("of_task"), _seats.rater == bindparam("by_rater"))
 _TAKE_SEAT = select(work.participants).where(_SEAT)
 _LEAVE = update(work.participants).where(_SEAT)
+_LEASE = insert(work.assignments)
 _SET_LEASE = update(work.assignments).where(
     _assigned.rater == bindparam("by_rater"),
     _assigned.item.in_(bindparam("of_items", expanding=True)),
@@ -147,6 +147,7 @@ _BALANCE = (
     .join_from(work.assignments, work.items, _items.id == _assigned.item)
     # an answer taken over from another task was not handed out here
     .where(_items.task == bindparam("of_task"), _assigned.position >= 0)
+    .where(_items.id == bindparam("of_item"))
 )
 
 
@@ -183,7 +184,7 @@ class _Desk:
             "cursor": self._cursor, "handed_out": self._handed_out, "leaning": self._leaning,
             "seen_at": self._now,
         }  # fmt: skip
-        self._db.execute(_LEAVE.values(seen), self._who)
+        self._db.execute(_LEAVE, {**seen, **self._who})
 
     # pages leased before
 
@@ -206,7 +207,7 @@ class _Desk:
     def _set_lease(self, items: Sequence[str], state: str, until: float) -> None:
         if items:
             these = {"by_rater": self._rater.id, "of_items": items}
-            self._db.execute(_SET_LEASE.values(state=state, until=until), these)
+            self._db.execute(_SET_LEASE, {**these, "state": state, "until": until})
 
     # new pages
 
@@ -286,7 +287,7 @@ class _Desk:
         }  # fmt: skip
         if item["my_key"]:  # given back earlier
             again = {"by_rater": self._rater.id, "of_items": [item["id"]]}
-            self._db.execute(_SET_LEASE.values(lease), again)
+            self._db.execute(_SET_LEASE, {**lease, **again})
             return _entry(item)._replace(position=self._handed_out)
         key, swapped = secrets.token_urlsafe(16), self._side(item)
         self._new.append({
@@ -309,7 +310,7 @@ class _Desk:
 
     def _write_leases(self) -> None:
         if self._new:
-            self._db.execute(insert(work.assignments), self._new)
+            self._db.execute(_LEASE, self._new)
             self._new = []
 
     def _side(self, item: Row) -> bool:
@@ -317,15 +318,15 @@ class _Desk:
         if not item["pair"]:
             return False
         self._write_leases()  # they count
-        same = _items.id == item["id"]
         drawn = generator(self._task["seed"], "side", self._rater.name, item["id"]).random()
-        swapped = swap_sides(self._leaning, self._balance(same), drawn)
+        swapped = swap_sides(self._leaning, self._balance(item["id"]), drawn)
         self._leaning += 1 if swapped else -1
         return swapped
 
-    def _balance(self, which: ColumnElement[bool]) -> int:
-        """Swapped minus unswapped assignments of this task."""
-        row = self._db.execute(_BALANCE.where(which), self._who).mappings().one()
+    def _balance(self, item: str) -> int:
+        """Swapped minus unswapped assignments of an item."""
+        which = {"of_task": self._task["id"], "of_item": item}
+        row = self._db.execute(_BALANCE, which).mappings().one()
         return 2 * row["swapped"] - row["total"]
 
     def _page(self, entries: list[Entry]) -> HandedPage:

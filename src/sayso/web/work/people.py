@@ -4,9 +4,9 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, false, func, insert, select, true, update
+from sqlalchemy import Connection, Select, bindparam, false, func, insert, select, true, update
 
 from sayso.base.errors import UserError
 from sayso.feedback import work_tables as work
@@ -18,6 +18,24 @@ ROLES: tuple[Role, ...] = get_args(Role)
 _NEXT = work.raters.c.epoch + 1
 LOCAL_NAME = "local"
 """The rater of a server without sign-in."""
+
+# built once, because every request asks for them
+_raters, _texts, _read = work.raters.c, work.guidelines.c, work.acceptances.c
+_PERSON = select(work.raters, is_excluded(_raters.name).label("excluded"))
+_ACTIVE = _PERSON.where(_raters.active == true())
+_BY_ID = _ACTIVE.where(_raters.id == bindparam("of_id"))
+_BY_LINK = _ACTIVE.where(_raters.link == bindparam("of_link"))
+_BY_NAME = _PERSON.where(_raters.name == bindparam("of_name"))
+_OTHERS = (
+    select(func.count())
+    .select_from(work.raters)
+    .where(_raters.name != LOCAL_NAME, _raters.simulated == false())
+)
+_GUIDELINES = select(work.guidelines).order_by(_texts.version.desc())
+_NEWEST_GUIDELINE = _GUIDELINES.limit(1)
+_HAS_ACCEPTED = select(_read.version).where(
+    _read.rater == bindparam("by_rater"), _read.version == bindparam("of_version")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,34 +135,30 @@ def everyone(db: Connection) -> list[Row]:
 
 def must_sign_in(db: Connection) -> bool:
     """Whether people were added, so that the server cannot take everyone for the local one."""
-    table = work.raters.c
-    others = select(func.count()).where(table.name != LOCAL_NAME, table.simulated == false())
-    return bool(db.scalar(others.select_from(work.raters)))
+    return bool(db.scalar(_OTHERS))
 
 
 def local_person(db: Connection) -> Person:
     """The one rater of a server without sign-in, made if missing."""
     if find(db, LOCAL_NAME) is None:
         add(db, LOCAL_NAME, "admin")
-    person = _one(db, work.raters.c.name == LOCAL_NAME)
+    person = _one(db, _BY_NAME, of_name=LOCAL_NAME)
     assert person is not None
     return person
 
 
 def by_link(db: Connection, secret: str) -> Person | None:
     """Who a sign-in link belongs to."""
-    chosen = work.raters.c.link == _hash(secret)
-    return _one(db, chosen, work.raters.c.active == true())
+    return _one(db, _BY_LINK, of_link=_hash(secret))
 
 
 def by_id(db: Connection, rater: str) -> Person | None:
     """The active rater of this id."""
-    return _one(db, work.raters.c.id == rater, work.raters.c.active == true())
+    return _one(db, _BY_ID, of_id=rater)
 
 
-def _one(db: Connection, *chosen: ColumnElement[bool]) -> Person | None:
-    known = select(work.raters, is_excluded(work.raters.c.name).label("excluded"))
-    row = db.execute(known.where(*chosen)).mappings().first()
+def _one(db: Connection, query: Select[Any], **which: str) -> Person | None:
+    row = db.execute(query, which).mappings().first()
     if row is None:
         return None
     return Person(**{field.name: row[field.name] for field in fields(Person)})
@@ -169,16 +183,12 @@ class Guideline:
 
 def guidelines(db: Connection) -> list[Guideline]:
     """Every version, newest first."""
-    table = work.guidelines
-    rows = db.execute(select(table).order_by(table.c.version.desc())).mappings()
-    return [Guideline(**row) for row in rows]
+    return [Guideline(**row) for row in db.execute(_GUIDELINES).mappings()]
 
 
 def guideline(db: Connection) -> Guideline:
     """The newest version."""
-    table = work.guidelines
-    newest = select(table).order_by(table.c.version.desc()).limit(1)
-    row = db.execute(newest).mappings().first()
+    row = db.execute(_NEWEST_GUIDELINE).mappings().first()
     return Guideline(**row) if row else Guideline(0, "")
 
 
@@ -216,6 +226,5 @@ def accept(db: Connection, rater: str, version: int) -> None:
 
 def has_accepted(db: Connection, rater: str, version: int) -> bool:
     """Whether a rater has read a version; of none there is nothing to read."""
-    table = work.acceptances
-    found = select(table.c.version).where(table.c.rater == rater, table.c.version == version)
-    return version == 0 or db.execute(found).first() is not None
+    which = {"by_rater": rater, "of_version": version}
+    return version == 0 or db.execute(_HAS_ACCEPTED, which).first() is not None

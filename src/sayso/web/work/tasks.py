@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted
 from sayso.base.types import QUESTIONS, Prompt, Question, Sample, Value, digest
 from sayso.base.user_files import read_json_lines
 from sayso.study.generations import Generations
@@ -124,7 +124,7 @@ def _rated(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> lis
     if not pages:
         raise UserError(
             f"there are no images of model {options.model!r} for {options.prompts} prompts; "
-            f"draw some with: sayso generate {study.path} --model {options.model}"
+            f"draw some with: sayso generate {quoted(study.path)} --model {quoted(options.model)}"
         )
     _refuse_unknown_gold(options.gold, pages)
     return sorted(pages, key=lambda page: bool(page[0].control))
@@ -195,5 +195,5 @@ def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: i
     if have < need:
         raise UserError(
             f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
-            f"with: sayso generate {study.path} --model {model} --per-prompt {need}"
+            f"with: sayso generate {quoted(study.path)} --model {quoted(model)} --per-prompt {need}"
         )

@@ -25,6 +25,7 @@ _STORED = union_all(*(
     select(t.c.id, t.c.body, t.c.rater, t.c.surplus, t.c.shown).where(t.c.id == bindparam("of_id"))
     for t in VOTE_TABLES.values()
 ))  # fmt: skip
+_INSERT = {kind: insert(table) for kind, table in VOTE_TABLES.items()}
 
 
 def offered(kind: str, split_tie: bool) -> list[str]:
@@ -207,7 +208,7 @@ def store(
         "task_id": task["id"], "item_id": item["id"], "body": _body(vote), "surplus": surplus,
         **flags(made),
     }  # fmt: skip
-    db.execute(insert(VOTE_TABLES[task["kind"]]), {**vote_row(made), **more, "value": vote.value})
+    db.execute(_INSERT[task["kind"]], {**vote_row(made), **more, "value": vote.value})
 
 
 def _shown(
