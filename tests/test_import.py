@@ -17,14 +17,16 @@ from voted_images import images_of, mark, voted_study
 
 from sayso.base.errors import UserError
 from sayso.base.types import Comparison
-from sayso.feedback.store import Recorded, check_feedback
+from sayso.feedback.derived_ratings import ratings_from_comparisons
+from sayso.feedback.store import Recorded
 from sayso.stages import align
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
 from sayso.stages.import_ import ImportConfig, import_table
 from sayso.stages.prompts import PromptsConfig, prompts
-from sayso.study.study import Study, StudyInfo
-from sayso.votes.derived_ratings import ratings_from_comparisons
+from sayso.study.checks import check_feedback
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 WHEN = datetime(2023, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 

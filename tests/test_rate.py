@@ -10,10 +10,10 @@ from PIL import Image
 import sayso.tinyworld.rating as stage
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample, sample_id
-from sayso.feedback.store import check_feedback
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, prompts
 from sayso.stages.rate import RateConfig, plan, rate
+from sayso.study.checks import check_feedback
 from sayso.study.study import Study
 from sayso.tinyworld.reading import Verdict
 

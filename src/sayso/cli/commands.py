@@ -43,6 +43,7 @@ COMMANDS = {
         "sayso.stages.agreement",
         "agreement",
         "AgreementConfig",
+        "judge",
     ),
     "raters": Command(
         "add people who rate, print their links", "sayso.stages.raters", "raters", "RatersConfig"
@@ -63,7 +64,8 @@ COMMANDS = {
         "sayso.stages.evaluate",
         "evaluate",
         "EvaluateConfig",
-        needs="train",
+        "judge",
+        "train",
     ),
     "report": Command(
         "write report.html and summary.json", "sayso.stages.report", "report", "ReportConfig"

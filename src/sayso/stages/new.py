@@ -8,8 +8,9 @@ from sayso.base.progress import console
 from sayso.base.samplers import checked
 from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT, find_world, or_world
+from sayso.study.info import StudyInfo
 from sayso.study.model_files import model_name, native_size_px
-from sayso.study.study import Study, StudyInfo
+from sayso.study.study import Study
 
 CLIP = "openai/clip-vit-large-patch14"
 """The reward's encoder in the paper, and the default for every model that brings none."""
