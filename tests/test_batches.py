@@ -121,9 +121,9 @@ def test_at_the_edges_t_stays_below_1_and_no_prompt_is_dropped_unasked(edge: flo
     batch = context.denoising_batch(own, torch.ones(10), context.generator(0), 0.0)
     assert ((batch.t >= 0) & (batch.t < 1)).all()
     assert batch.t.max() == pytest.approx(0.9 + edge / 10, abs=2e-6)
-    texts = context.rows.conditions["number"][context.rows.text[own]]
+    texts = context.rows.cond(context.rows.text[own])["number"]
     assert torch.equal(batch.cond["number"], texts)
     # at p = 1 each is dropped, whatever is drawn
     none = context.denoising_batch(own, torch.ones(10), context.generator(0), 1.0)
-    empty = context.rows.conditions["number"][EMPTY]
+    empty = context.rows.cond(torch.tensor([EMPTY]))["number"]
     assert (none.cond["number"] == empty).all()
