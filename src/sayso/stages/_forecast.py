@@ -1,7 +1,5 @@
 """What a run of `align` will take of disk and memory, known before it is begun."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from rich.filesize import decimal
 from torch import nn
@@ -14,9 +12,7 @@ from sayso.stages._training_data import Samples
 from sayso.study.identity import model_folder
 from sayso.study.study import Study
 from sayso.training.checkpoint import KEPT
-
-if TYPE_CHECKING:
-    from sayso.stages.align import AlignConfig
+from sayso.training.options import TrainOptions
 
 LATENT_BYTES = 2
 """Latents are kept in fp16."""
@@ -25,25 +21,32 @@ WEIGHT_BYTES = 4
 
 
 def forecast(
-    study: Study, config: "AlignConfig", images: Samples, pretraining_images: int, kept: Kept
+    study: Study,
+    options: TrainOptions,
+    model: str,
+    lora_rank: int,
+    images: Samples,
+    pretraining_images: int,
+    kept: Kept,
 ) -> dict[str, str]:
     """Sizes on the disk and in memory, each with what it is of.
 
     Args:
+        model, lora_rank: what is trained.
         images: the samples.
         pretraining_images: how many are asked for, at most.
         kept: where conditions come from.
     """
     if model_folder(study.info.base_model, "pipeline") is None:
         return {"disk and memory": f"not known until {study.info.base_model} is fetched"}
-    policy = load_policy(study, config.model, torch.device("cpu"))
-    if config.lora_rank:
-        policy.add_lora(config.lora_rank, 0)
+    policy = load_policy(study, model, torch.device("cpu"))
+    if lora_rank:
+        policy.add_lora(lora_rank, 0)
     n = open_pretraining(study).train_count(pretraining_images) if pretraining_images else 0
     c, h, w = policy.latent_shape(images.samples[0].sampler.image_size_px)
     image = c * h * w * LATENT_BYTES
     trained = sum(p.numel() for p in policy.trainable().values()) * WEIGHT_BYTES
-    average = trained if config.ema_decay else 0
+    average = trained if options.ema_decay else 0
     checkpoint = 3 * trained + average
     return {
         "disk, latents of the samples": decimal(len(images.samples) * image),

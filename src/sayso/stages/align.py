@@ -106,7 +106,8 @@ def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     images = _images(study, config, aligner)
     own, seen = len(images.samples), config.max_steps * config.batch_size
     kept = _conditions(config, aligner, len(set(images.texts)))
-    sizes = forecast(study, config, images, _n_pretraining(config, aligner), kept)
+    natural = _n_pretraining(config, aligner)
+    sizes = forecast(study, config, config.model, config.lora_rank, images, natural, kept)
     return {
         "learning_rate": config.learning_rate,
         "pretraining_weight": config.pretraining_weight,
