@@ -13,7 +13,7 @@ from studies import SAMPLER, TEXTS, UNET, finished_align, finished_fit, random_s
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt
-from sayso.data.rows import load_latents
+from sayso.data.latents import load_latents
 from sayso.prompts.grammar import images_per_prompt
 from sayso.rewards import Reward
 from sayso.stages import _drawing

@@ -28,7 +28,7 @@ OWN = '''
 
 from dataclasses import dataclass
 
-from sayso.judges import Judge, Verdict
+from sayso import Judge, Verdict
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from studies import rated_study
 
-from sayso.data.rows import load_latents
+from sayso.data.latents import load_latents
 from sayso.study.study import Study
 
 WORK = """

@@ -26,7 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "new": Command("make a study folder", "sayso.stages.new", "new", "NewConfig"),
     "prompts": Command(
-        "write the study's prompts", "sayso.stages.prompts", "prompts", "PromptsConfig"
+        "write the study's prompts", "sayso.stages.prompts", "write_prompts", "PromptsConfig"
     ),
     "generate": Command(
         "draw images, or keep the best of n",

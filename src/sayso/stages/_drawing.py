@@ -130,7 +130,7 @@ def _keep(
     """Keep what is new of a batch; what is `there`, by id, stays as it is, its latents too."""
     from PIL import Image
 
-    from sayso.data.rows import load_latents
+    from sayso.data.latents import load_latents
 
     shard = {s.id: row.clone() for (_, s), row in zip(batch, latents, strict=True)}
     if old := [there[sample_id] for sample_id in shard if sample_id in there]:

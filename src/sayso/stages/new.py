@@ -47,7 +47,7 @@ class NewConfig:
     """Database of the votes, such as postgresql://user@host/name; default: SQLite in the study."""
 
 
-def new(path: Path, config: NewConfig | None = None) -> Study:
+def new(path: str | Path, config: NewConfig | None = None) -> Study:
     """Make the study folder.
 
     Raises: UserError: if there is something at `path`, or an option is out of range.
@@ -59,7 +59,7 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     world = config.base_model if find_world(config.base_model) else ""
     clip = config.clip_model or world or CLIP
     info = StudyInfo(
-        name=config.name or path.resolve().name,
+        name=config.name or Path(path).resolve().name,
         seed=config.seed,
         base_model=base,
         clip_model=model_name(clip, "CLIP model", "config.json"),

@@ -33,11 +33,12 @@ class Study:
         self.info = info
 
     @classmethod
-    def create(cls, path: Path, info: StudyInfo) -> "Study":
+    def create(cls, path: str | Path, info: StudyInfo) -> "Study":
         """Make a new study folder.
 
         Raises: UserError: if there is something at `path` already.
         """
+        path = Path(path)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; a study is a folder: choose another path")
         if path.exists() and any(path.iterdir()):
@@ -47,11 +48,12 @@ class Study:
         return cls(path, info)
 
     @classmethod
-    def open(cls, path: Path) -> "Study":
+    def open(cls, path: str | Path) -> "Study":
         """Open an existing study folder.
 
         Raises: UserError: if there is none, it is a file, or of a newer format.
         """
+        path = Path(path)
         if path.is_file():
             raise UserError(f"{path} is a file; give the study's folder")
         if not (path / "study.json").is_file():
