@@ -21,8 +21,8 @@ from sayso.judges.people import People
 from sayso.reporting.page import render
 from sayso.reporting.report_data import ReportData
 from sayso.reporting.summary import summarise
+from sayso.stages._training_data import samples_of
 from sayso.stages.agreement import agreement
-from sayso.stages.align import AlignConfig, _marks
 from sayso.stages.evaluate import _compared, _Gathered
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
@@ -64,7 +64,7 @@ NONE = {"attention", "struck attention", "excluded", "taken back", "simulated"}
 """Kinds that count in no statistic and for no label."""
 OWN = {"ordinary", "skip", "surplus", "gold", "struck gold", "superseded"}
 """A rater's own word: a superseded vote counts through the one that took its place."""
-MARKS = OWN - {"skip"}
+LABELS = OWN - {"skip"}
 
 
 def make(kind: str, make_vote: Callable[..., Any], value: str) -> list[Any]:
@@ -109,7 +109,7 @@ def test_every_trait_speaks_in_some_purpose_and_no_vote_counts_twice_over():
 
 
 TABLE: dict[Purpose, set[str]] = {
-    "label": MARKS | {"simulated"},
+    "label": LABELS | {"simulated"},
     "decision": {"decision"},
     "vote": OWN | {"simulated"},
     "check": {"gold", "attention"},
@@ -258,31 +258,29 @@ def side_by_side(case: Case, part: str) -> object:
 
 READERS: dict[str, tuple[Callable[[Case], object], set[str]]] = {
     "labels": (lambda c: c.study.feedback.counts(False), OWN | {"decision"}),
-    "share": (lambda c: c.study.feedback.soft_labels(False), MARKS | {"decision"}),
+    "share": (lambda c: c.study.feedback.soft_labels(False), LABELS | {"decision"}),
     "dawid-skene": (
         lambda c: c.study.feedback.soft_labels(False, method="dawid-skene"),
-        MARKS | {"decision"},
+        LABELS | {"decision"},
     ),
     "label table": (lambda c: c.study.feedback.label_table(False), OWN | {"decision"}),
     "preferences": (
         lambda c: c.study.feedback.preferences(c.study.samples(), False),
-        MARKS | {"decision"},
+        LABELS | {"decision"},
     ),
-    "fit": (lambda c: collect(c.study, FitConfig(raters="people")).labels, MARKS | {"decision"}),
+    "fit": (lambda c: collect(c.study, FitConfig(raters="people")).labels, LABELS | {"decision"}),
     "align": (
-        lambda c: _marks(
-            c.study, c.study.samples(BASE), AlignConfig(labels="share", raters="people")
-        ),
-        MARKS | {"decision"},
+        lambda c: samples_of(c.study, BASE, "share", simulated=False).labels,
+        LABELS | {"decision"},
     ),
-    "evaluate by people": (judged_by_people, MARKS | {"decision"}),
+    "evaluate by people": (judged_by_people, LABELS | {"decision"}),
     "agreement": (lambda c: section(c).groups["all"].rates, OWN),
     "rater table": (lambda c: [r.votes for r in section(c).raters], OWN),
     "rater table's checks": (checks, OWN | {"gold"}),
     "report": (lambda c: ratings_of(ReportData(c.study).feedback), OWN),
     "summary": (lambda c: ratings_of(summarise(ReportData(c.study))["feedback"]), OWN),
     "export's labels": (lambda c: exported(c, "sayso"), OWN | {"decision"}),
-    "export for KTO": (lambda c: exported(c, "kto"), MARKS | {"decision"}),
+    "export for KTO": (lambda c: exported(c, "kto"), LABELS | {"decision"}),
     "comparisons' agreement": (lambda c: sections_of_sides(c), OWN),
     "side by side": (lambda c: side_by_side(c, "comparisons"), OWN),
     "standings": (lambda c: side_by_side(c, "bradley_terry"), OWN),

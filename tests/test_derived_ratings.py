@@ -67,7 +67,7 @@ def test_what_the_mark_tells() -> None:
     assert len({r.id for r in again}) == 3
 
 
-def test_raters_questions_and_programs_have_marks_of_their_own() -> None:
+def test_raters_questions_and_programs_have_ratings_of_their_own() -> None:
     vote = compared("a", "b", "left")
     others = [replace(vote, rater="bob"), replace(vote, question="fidelity"),
               replace(vote, simulated=True)]  # fmt: skip
@@ -104,7 +104,7 @@ def test_an_earlier_mark_is_replaced_when_the_balance_has_changed() -> None:
     assert fresh[0].id != made[0].id, "a rating that replaces another is another"
 
 
-def test_marks_that_are_no_answers_are_not_there() -> None:
+def test_ratings_that_do_not_count_are_not_there() -> None:
     gone = Recorded(a_rating("a", "bad", {}), live=False)
     check = Recorded(a_rating("a", "bad", {"attention": "good"}))
     vote = Recorded(compared("a", "b", "left"))

@@ -32,7 +32,7 @@ def row(i: int, true: bool | None, model: str = "base", **more: object) -> Score
 # the numbers
 
 
-def test_shares_by_group_count_what_is_marked() -> None:
+def test_shares_by_group_count_what_is_judged() -> None:
     rows = [row(i, i % 4 == 0) for i in range(16)] + [row(16, None)]
     found = evaluation.shares(rows)
     assert found["all"]["value"] == 4 / 16
@@ -43,7 +43,7 @@ def test_shares_by_group_count_what_is_marked() -> None:
     assert "colour" not in found
 
 
-def test_shares_without_marks_say_why() -> None:
+def test_shares_without_verdicts_say_why() -> None:
     assert "no image is judged" in evaluation.shares([row(0, None)])["skipped"]
 
 

@@ -107,7 +107,7 @@ def test_pickapic_becomes_comparisons_of_single_images(study: Study, tmp_path: P
     assert result["images"] == len(samples) == 6
 
 
-def test_marks_follow_from_comparisons(study: Study, tmp_path: Path):
+def test_ratings_follow_from_comparisons(study: Study, tmp_path: Path):
     taken(study, table(tmp_path / "t.parquet", PREFERENCES))
     votes = study.feedback.comparisons()
     [dog, loser], winner = [*votes[0].left_ids, *votes[0].right_ids], votes[1].right_ids[0]
@@ -193,7 +193,7 @@ def test_comparisons_alone_when_asked(study: Study, tmp_path: Path):
     assert len(study.feedback.comparisons()) == 5
 
 
-def test_own_marks_are_left_alone():
+def test_own_ratings_are_left_alone():
     vote = Comparison(
         "c", "p", ("a",), ("b",), "m", "m", "ann", "alignment", "left", False, 0.0, 1.0,
         {"imported_from": "pickapic"},

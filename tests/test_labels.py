@@ -10,7 +10,8 @@ import voted
 from sayso.base.errors import UserError
 from sayso.base.types import Comparison, Rating, Sample, Sampler
 from sayso.feedback.store import Feedback
-from sayso.stages.align import AlignConfig, _own_images
+from sayso.stages._training_data import samples_of
+from sayso.stages.align import AlignConfig
 from sayso.stages.fit import FitConfig, _heldout, collect
 from sayso.votes import item_votes, labels
 from sayso.votes.labels import LabelMethod, soft_labels
@@ -72,7 +73,7 @@ def test_a_reviewers_decision_is_the_label_and_not_a_vote() -> None:
     assert len(item_votes.of_ratings([*RATINGS, *decided], prompts)) == len(RATINGS)
 
 
-def test_dawid_skene_needs_two_marks_of_some_image() -> None:
+def test_dawid_skene_needs_two_ratings_of_some_image() -> None:
     alone = [a_rating("a", "x", "good"), a_rating("b", "y", "bad"), a_rating("b", "z", "skip")]
     with pytest.raises(UserError, match="no image has ratings by two"):
         soft_labels(alone, "dawid-skene")
@@ -197,11 +198,12 @@ def test_the_reward_learns_the_labels_asked_for(tmp_path: Path) -> None:
     assert held[0] == held[1] == held[2]
 
 
-def test_training_on_marks_takes_the_labels_asked_for(tmp_path: Path) -> None:
+def test_training_takes_the_labels_asked_for(tmp_path: Path) -> None:
     study = voted.make_study(tmp_path / "s", prompts=12)
     voted.add_ratings(study)
-    share = _own_images(study, AlignConfig()).labels
-    estimate = _own_images(study, AlignConfig(labels="dawid-skene")).labels
+    simulated = study.feedback.kind_in_use()
+    share = samples_of(study, "base", "share", simulated=simulated).labels
+    estimate = samples_of(study, "base", "dawid-skene", simulated=simulated).labels
     assert len(share) == len(estimate) == 6 * 8
     assert {round(y, 3) for y in share if y == y} <= {0.0, 0.333, 0.5, 0.667, 1.0}
     assert all(0 < y < 1 for y in estimate if y == y)

@@ -75,7 +75,7 @@ def test_every_train_image_once(study: Study):
     assert {drawn[v.sample_id] for v in votes} == train
 
 
-def test_marks_follow_the_judge(study: Study):
+def test_ratings_follow_the_judge(study: Study):
     rate(study, simulated(raters=3))
     rate(study, simulated(raters=3, model=TUNED))
     models = {s.id: s.model for s in study.samples()}
