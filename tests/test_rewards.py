@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from clips import colour_study, rate_all, tiny_clip
+from safetensors.torch import load_file, save_file
 
 from sayso.base.errors import UserError
 from sayso.data.clip import ClipEncoder, to_pixels
@@ -334,12 +335,19 @@ def test_reward_of_another_clip_is_refused(clip: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_weights_are_refused(clip: Path, tmp_path: Path) -> None:
+    """Cut short, or of a head of another shape; either way it says what to do."""
     study = colour_study(tmp_path / "study", clip, train=4)
     rate_all(study)
     run = fit(study, FitConfig(), ClipHead(**QUICK))
     weights = run.weights / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    with pytest.raises(UserError, match=r"cannot be loaded.*; delete the run and fit again"):
+        load_reward(study, run.name)
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    save_file({n: t for n, t in tensors.items() if n != "layers.0.bias"}, weights)
+    with pytest.raises(UserError, match=r"layers\.0\.bias.*; delete the run and fit again"):
         load_reward(study, run.name)
 
 
