@@ -44,7 +44,7 @@ def rated(study: Study) -> RatedSamples:
     data = collect(study, FitConfig())
     heldout = [p.id == data.prompts[-1].id for p in data.prompts]
     assert sum(heldout) == 4
-    return RatedSamples(data.samples, data.prompts, data.targets, heldout)
+    return RatedSamples(data.samples, data.prompts, data.labels, heldout)
 
 
 RUNS: Iterator[int] = iter(range(1000))
@@ -88,7 +88,7 @@ def test_what_is_learned_from_is_the_rows_as_given(
     fitting = learning(study, prepared, rated, learning_rate=0.02, weight_decay=0.3)
     texts = prepared.clip.texts([p.text for p in rated.prompts])
     torch.testing.assert_close(fitting.texts, texts)
-    assert fitting.targets.tolist() == rated.targets
+    assert fitting.labels.tolist() == rated.labels
     assert fitting.heldout.tolist() == rated.heldout
     assert len(fitting.images) == len(rated.samples)
     assert fitting.prompts == rated.prompts
@@ -149,7 +149,7 @@ def test_each_update_starts_from_its_own_gradient(
     fitting.optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
     for rows in (torch.tensor([0, 3, 5]), torch.tensor([1, 2])):
         scores = by_hand(fitting.images[rows], fitting.texts[rows])
-        loss = ((fitting.targets[rows] - scores) ** 2).mean()
+        loss = ((fitting.labels[rows] - scores) ** 2).mean()
         gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
         logged = fitting._update(rows)
         assert logged == pytest.approx({"squared_error": loss.item()})
@@ -180,9 +180,9 @@ def test_altered_prompts_are_scored_with_their_own_image(
                 continue
             alone = head(fitting.images[row : row + 1], clip.texts([others[i][k]]))
             torch.testing.assert_close(found[i, k : k + 1], alone)
-    fitting.targets = torch.full_like(fitting.targets, 0.5)
+    fitting.labels = torch.full_like(fitting.labels, 0.5)
     assert fitting._losses(rows).keys() == {"squared_error"}
-    fitting.targets[rows[2]] = 0.51
+    fitting.labels[rows[2]] = 0.51
     own = head(fitting.images[rows[2:]], fitting.texts[rows[2:]])
     odds = (torch.cat([own, found[2]]) / 0.7).softmax(0)
     loss = fitting._losses(rows)["prompt_classification_loss"]
@@ -224,7 +224,7 @@ def test_the_heldout_error_is_the_mean_over_the_rows_held_out(
     fitting = learning(study, prepared, rated)
     rows = torch.tensor([i for i, held in enumerate(rated.heldout) if held])
     scores = fitting.reward.head(fitting.images[rows], fitting.texts[rows])
-    expected = ((scores - fitting.targets[rows]) ** 2).mean().item()
+    expected = ((scores - fitting.labels[rows]) ** 2).mean().item()
     assert fitting._heldout_error() == pytest.approx(expected)
 
 
@@ -300,7 +300,7 @@ def test_everything_lies_where_clip_computes(
     reward = dataclasses.replace(prepared)
     reward.clip = Elsewhere()  # type: ignore[assignment]
     fitting = _Fit(reward, study, rated, study.run("fit", f"r{next(RUNS)}", {}))
-    tensors = [fitting.images, fitting.texts, fitting.targets, *reward.head.parameters()]
+    tensors = [fitting.images, fitting.texts, fitting.labels, *reward.head.parameters()]
     assert {t.device.type for t in tensors} == {"meta"}
 
 

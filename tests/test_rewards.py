@@ -110,18 +110,18 @@ def test_a_step_of_learning_follows_both_terms(
     reward = ClipHead(**QUICK, prompt_classification_weight=weight, mixed_precision="no")
     reward.prepare(study, "cpu")
     data = collect(study, FitConfig())
-    rated = RatedSamples(data.samples, data.prompts, data.targets, [False] * len(data.samples))
+    rated = RatedSamples(data.samples, data.prompts, data.labels, [False] * len(data.samples))
     learning = _Fit(reward, study, rated, study.run("fit", f"step-{weight}", {}))
     others = ["a red colored sea", "a blue colored sea", "a white colored sea", "a pink sea"]
     monkeypatch.setattr(learning, "_altered", lambda prompt: others)
     head = reward.head.requires_grad_(True)
     learning.optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
     before = copy.deepcopy(head)
-    rows = torch.tensor([data.targets.index(1.0), data.targets.index(0.0), 1, 2, 3])
+    rows = torch.tensor([data.labels.index(1.0), data.labels.index(0.0), 1, 2, 3])
     logged = learning._update(rows)
     moved = [a.detach() - b for a, b in zip(before.parameters(), head.parameters(), strict=True)]
 
-    images, target = learning.images[rows], torch.tensor(data.targets)[rows]
+    images, target = learning.images[rows], torch.tensor(data.labels)[rows]
     texts = reward.clip.texts([data.prompts[row].text for row in rows])
     mse = ((target - before(images, texts)) ** 2).mean()
     good = images[target > 0.5]
