@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from browser import answer, ready, saved, shown
 from page_actions import Start, browser_fixture, start_fixture
-from rating_studies import BASE, TUNED, Office, make_study
+from rating_studies import BASE, TUNED, RatingApp, make_study
 
 from sayso.web.work.tasks import TaskOptions
 
@@ -18,7 +18,7 @@ OPTIONS = TaskOptions(kind="compare", right=TUNED, set_size=1, attention_share=0
 @pytest.mark.parametrize("split", [False, True])
 def test_what_is_offered_and_stored(tmp_path: Path, split: bool):
     study = make_study(tmp_path, 4, 1, (BASE, TUNED))
-    ann = Office(study, replace(OPTIONS, split_tie=split)).client()
+    ann = RatingApp(study, replace(OPTIONS, split_tie=split)).client()
     ties = ["both_good", "both_bad"] if split else ["tie"]
     offered = ann.session()["task"]["answers"]
     assert offered == ["left", "right", *ties, "skip"]
@@ -31,7 +31,7 @@ def test_what_is_offered_and_stored(tmp_path: Path, split: bool):
 
 
 def test_a_skipped_comparison_is_not_asked_again_and_fills_its_place(tmp_path: Path):
-    ann = Office(make_study(tmp_path, 2, 1, (BASE, TUNED)), OPTIONS).client()
+    ann = RatingApp(make_study(tmp_path, 2, 1, (BASE, TUNED)), OPTIONS).client()
     assert ann.work(lambda _: "skip") == 4
     assert ann.next()["done"]
 

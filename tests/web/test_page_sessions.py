@@ -107,7 +107,7 @@ def test_undo_goes_back_to_no_answer_of_another_task(start: Start) -> None:
     served, _, page = start()
     rated = answer(page, "j")
     saved(page)
-    site, study = served.office.site, served.office.study
+    site, study = served.app.site, served.app.study
     add_images(study, TUNED, 4)
     rating_task, options = site.task, TaskOptions("compare", right=TUNED, attention_share=0.0)
     site.task = open_task(site.database, study, options)
@@ -152,7 +152,7 @@ def more_may_come(route: Route) -> None:
 
 def test_work_that_others_hold_is_waited_for_and_comes_by_itself(start: Start) -> None:
     def take_three(served: Served, watched: Watched) -> None:
-        bob.append(served.office.client("bob"))
+        bob.append(served.app.client("bob"))
         assert len(bob[0].pages(3)) == 3
         watched.context.route("**/api/next", more_may_come)
 

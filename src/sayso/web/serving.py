@@ -184,7 +184,7 @@ def _say_checks(site: Site, address: str) -> None:
     )
     warning = checks.warning(task["kind"], n)
     if warning:
-        print(f"Warning: {warning} ({address}admin/gold)", file=sys.stderr, flush=True)
+        print(f"Warning: {warning} ({address}admin/checks)", file=sys.stderr, flush=True)
 
 
 def _browse(address: str) -> None:

@@ -19,6 +19,7 @@ from sayso.study.study import Study
 from sayso.web import sessions
 from sayso.web.pictures import BrokenPicture, Pictures, size_of
 from sayso.web.sessions import Session
+from sayso.web.slow_counts import SlowCounts
 from sayso.web.work import people
 from sayso.web.work.people import Person, Role
 
@@ -59,6 +60,7 @@ class Site:
         root_path: under which a proxy serves the site, such as "/sayso"; "" is none.
         split_tie: comparisons offer "both good" and "both bad" in place of a tie.
         clock: seconds since the epoch.
+        unseen: reviewer and item, by their ids, whose pictures the reviewer's browser cannot show.
     """
 
     study: Study
@@ -70,6 +72,8 @@ class Site:
     split_tie: bool = False
     root_path: str = ""
     pictures: Pictures = field(default_factory=Pictures)
+    counts: SlowCounts = field(default_factory=SlowCounts)
+    unseen: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     @cached_property
     def secret(self) -> bytes:

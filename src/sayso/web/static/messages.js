@@ -48,7 +48,7 @@ const MESSAGES = {
   noTask: () => ["done", "Nothing to rate now", "There is no open task for you."],
   almost: () => ["sync", "Almost done", "Your last answers are being saved."],
   starved: () => [
-    "cup",
+    "pause",
     "Nothing free at the moment",
     "Others are working on the rest. This page asks again by itself.",
   ],

@@ -53,7 +53,7 @@ class Vote:
 
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
+class Context:
     """What a vote is stored with and the page does not decide; `now` in seconds since the epoch."""
 
     session: str
@@ -63,8 +63,8 @@ class Circumstances:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """What was stored, and the task after it.
+class Stored:
+    """A vote that was stored, and its task after it.
 
     `closed`: the task takes no more votes, this one is kept as surplus. `repeated`: it was stored
     before.
@@ -85,7 +85,7 @@ class VoteRefused(Exception):  # noqa: N818 - it is an answer, not a failure
         self.code = code
 
 
-def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) -> Receipt:
+def cast_vote(db: Connection, rater: Person, vote: Vote, context: Context) -> Stored:
     """Store a vote in the open writing transaction; the same vote again changes nothing.
 
     Raises: VoteRefused: for an unknown item, an id stored with another body, a second live vote,
@@ -96,9 +96,9 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) 
         raise VoteRefused("unknown_item", "This page is unknown here; reload to go on.")
     # after the lock on the task: the counters of the item must be the newest
     item = given(db, task["kind"], vote.item_id, rater.id)
-    receipt = repeated(db, vote, rater, task)
-    if receipt is not None:
-        return receipt
+    stored = repeated(db, vote, rater, task)
+    if stored is not None:
+        return stored
     if item is None:
         raise VoteRefused("unknown_item", "This page was not given to you; reload to go on.")
     check(vote, item, task)
@@ -108,29 +108,29 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) 
     replaced = replaced_by(vote, newest)
     if item["my_vote"] is None:
         replaced = newest_vote(db, task["kind"], item, rater)
-    counted = _counts(db, item, task, rater, around)
-    store(db, rater, vote, around, Asked(item, task), replaced, surplus=not counted)
-    change = _follow_up(db, item, rater, vote, around.now, counted)
+    counted = _counts(db, item, task, rater, context)
+    store(db, rater, vote, context, Asked(item, task), replaced, surplus=not counted)
+    change = _follow_up(db, item, rater, vote, context.now, counted)
     if replaced is not None:
         follow(db, item, rater, replaced, vote.id, ends=vote.value == RETRACTED)
     after = {**task, **{counter: task[counter] + more for counter, more in change.items()}}
-    return Receipt(vote.id, after, not counted, task["state"] == "closed")
+    return Stored(vote.id, after, not counted, task["state"] == "closed")
 
 
-def repeated(db: Connection, vote: Vote, rater: Person, task: Row) -> Receipt | None:
-    """The receipt of a vote that is stored already; None for a new one.
+def repeated(db: Connection, vote: Vote, rater: Person, task: Row) -> Stored | None:
+    """The vote if it is stored already; None for a new one.
 
     Raises: VoteRefused: if the id is stored with another body.
     """
-    stored = db.execute(_STORED, {"of_id": vote.id}).mappings().first()
-    if stored is None:
+    row = db.execute(_STORED, {"of_id": vote.id}).mappings().first()
+    if row is None:
         return None
-    if stored["body"] != _body(vote) or stored["rater"] != rater.name:
+    if row["body"] != _body(vote) or row["rater"] != rater.name:
         raise VoteRefused(
-            "vote_conflict", "An answer with this id is stored already, with another content."
+            "vote_conflict", "A vote with this id is stored already, with other content."
         )
-    closed = bool(stored["shown"].get("closed"))
-    return Receipt(stored["id"], task, stored["surplus"], closed, repeated=True)
+    closed = bool(row["shown"].get("closed"))
+    return Stored(row["id"], task, row["surplus"], closed, repeated=True)
 
 
 def _body(vote: Vote) -> str:
@@ -157,7 +157,7 @@ def replaced_by(vote: Vote, newest: Newest | None) -> str | None:
         ) from None
 
 
-def _counts(db: Connection, item: Row, task: Row, rater: Person, around: Circumstances) -> bool:
+def _counts(db: Connection, item: Row, task: Row, rater: Person, context: Context) -> bool:
     """Whether the vote is one of those that the overlap asks for; a change stays what it was.
 
     Not counted are votes on an item that has its raters already, and votes after the task was
@@ -168,10 +168,10 @@ def _counts(db: Connection, item: Row, task: Row, rater: Person, around: Circums
     answers_again = item["my_vote"] is not None and not item["my_surplus"]
     if task["state"] == "closed" and not answers_again:
         return False
-    if item["my_state"] == "leased" and is_reserved(item["my_until"], around.now):
+    if item["my_state"] == "leased" and is_reserved(item["my_until"], context.now):
         # a lease that did not hold while a clock was wrong may have gone to another, who answered
         return has_room(item["overlap"], item["votes"], 0)
-    others = reserved(db, item["id"], rater.id, around.now)
+    others = reserved(db, item["id"], rater.id, context.now)
     return has_room(item["overlap"], item["votes"], others)
 
 
@@ -186,12 +186,12 @@ class Asked(NamedTuple):
 
 
 def store(
-    db: Connection, rater: Person, vote: Vote, around: Circumstances, asked: Asked,
+    db: Connection, rater: Person, vote: Vote, context: Context, asked: Asked,
     replaced: str | None, surplus: bool = False,
 ) -> None:  # fmt: skip
     """Put the row of a vote in; nothing else follows from it here."""
     item, task = asked
-    shown = _shown(vote, around, item, task, surplus)
+    shown = _shown(vote, context, item, task, surplus)
     # a retraction is a row of the table but no Rating: its value is put in last
     answer = ANSWERS[task["kind"]][0] if vote.value == RETRACTED else vote.value
     common: dict[str, Any] = {
@@ -211,22 +211,20 @@ def store(
     db.execute(_INSERT[task["kind"]], {**vote_row(made), **more, "value": vote.value})
 
 
-def _shown(
-    vote: Vote, around: Circumstances, item: Row, task: Row, surplus: bool
-) -> dict[str, object]:
+def _shown(vote: Vote, context: Context, item: Row, task: Row, surplus: bool) -> dict[str, object]:
     shown: dict[str, object] = {
         "task": task["id"], "item": item["id"], "page": item["page"], "slot": item["slot"],
         "position": item["my_position"], "page_position": vote.position,
         "images_per_page": task["images_per_page"], "latency_ms": vote.latency_ms,
-        "hidden_ms": vote.hidden_ms, "session": around.session, "overlap_target": item["overlap"],
+        "hidden_ms": vote.hidden_ms, "session": context.session, "overlap_target": item["overlap"],
         "surplus": surplus, "guideline_version": vote.guideline_version,
-        "app_version": around.app_version, "received_at": around.now, "prompt": item["prompt"],
+        "app_version": context.app_version, "received_at": context.now, "prompt": item["prompt"],
         "prompt_id": item["prompt_id"], "reason": vote.reason,
     }  # fmt: skip
     if item["control"] and item["expected"]:
         expected = item["expected"]
         shown[item["control"]] = opposite(expected) if item["my_swapped"] else expected
-    if around.adjudication:
+    if context.adjudication:
         shown[ADJUDICATION] = True
     if task["state"] == "closed":
         shown["closed"] = True

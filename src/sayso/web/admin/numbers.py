@@ -15,6 +15,7 @@ from sayso.feedback.vote_queries import counting, is_excluded, is_struck
 from sayso.feedback.vote_tables import VOTE_TABLES, exclusions
 from sayso.feedback.work_tables import Row
 from sayso.votes.counted import Purpose, counts, is_right, standing_of
+from sayso.web.work.item_pictures import items_by_id
 from sayso.web.work.people import LOCAL_NAME, everyone
 from sayso.web.work.queue import LEASE_S
 
@@ -248,15 +249,6 @@ def _check_row(item: Row, votes: list[Row], check: str) -> dict[str, Any]:
         "right": right,
         "answers": [{"value": value, "n": k} for value, k in answers.most_common()],
     }
-
-
-def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
-    """Rows of items."""
-    wanted, found = list(ids), {}
-    for i in range(0, len(wanted), 500):
-        query = select(work.items).where(work.items.c.id.in_(wanted[i : i + 500]))
-        found |= {row["id"]: row for row in db.execute(query).mappings()}
-    return found
 
 
 def whole_number(text: str) -> int:
