@@ -136,8 +136,8 @@ def test_a_list_of_names_adds_all_and_says_what_was_refused(app: RatingApp):
     assert page.status_code == 200
     links = re.findall(r"https://rate\.example\.org/x/in/[\w-]{32}", page.text)
     assert len(set(links)) == 3
-    assert "there is a rater &#39;ann&#39; already" in page.text
-    assert "For the study “meadow”" in page.text
+    assert "rater &#39;ann&#39; already exists" in page.text
+    assert "Study “meadow”" in page.text
     for name in ("lou", "mia", "simulated-9"):
         assert f'aria-label="Sign-in link of {name}"' in page.text
         assert f'aria-label="QR code of the sign-in link of {name}"' in page.text
@@ -185,7 +185,7 @@ def test_the_audit_tells_who_changed_what(app: RatingApp):
         ("boss", "guideline", "as version 1"),
     ]  # fmt: skip
     page = boss.http.get("/admin/audit").text
-    assert "made a new sign-in link of zoe" in page
+    assert "made a new sign-in link for zoe" in page
     assert page.index("excluded the votes of ann") < page.index("paused the task")
     assert app.client("eve").http.get("/admin/audit").status_code == 403
 

@@ -83,11 +83,11 @@ def test_rules_that_raters_break_are_explained(worked: RatingApp):
 
 def test_agreement_before_there_is_any(app: RatingApp):
     eve = app.client("eve")
-    assert "No answers yet" in text_of(eve.http.get("/admin/agreement"))
+    assert "No votes yet" in text_of(eve.http.get("/admin/agreement"))
     app.client().work()
     page = text_of(eve.http.get("/admin/agreement"))
-    assert "Nothing was judged by two" in page
-    assert "No answers yet" not in page
+    assert "Nothing has two raters yet" in page
+    assert "No votes yet" not in page
 
 
 def test_agreement_of_comparisons_names_the_models(tmp_path: Path):

@@ -27,7 +27,7 @@ from sayso.votes import counted
 from sayso.votes.ballots import of_comparisons
 from sayso.web import serving
 from sayso.web.admin import numbers
-from sayso.web.work import checks
+from sayso.web.work import checks, foreign_prompts
 from sayso.web.work.excluding import set_excluded
 from sayso.web.work.tasks import TaskOptions, draft, read_gold
 
@@ -74,7 +74,7 @@ def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
     assert len(asked) > 4
     for check in asked:
         shown, drawn = check.shown["prompt_id"], samples[check.sample_id]  # type: ignore[union-attr]
-        assert checks.is_surely_foreign(prompts[drawn], prompts[str(shown)])
+        assert foreign_prompts.is_surely_foreign(prompts[drawn], prompts[str(shown)])
     labelled = set(study.feedback.labels(simulated=False))
     assert len(labelled) == 8 * 3
     assert not labelled & {check.sample_id for check in asked}  # type: ignore[union-attr]
@@ -213,8 +213,8 @@ def test_who_works_alone_reads_that_no_check_comes(
     monkeypatch.setattr(serving, "_run", lambda *_: None)
     serving.serve(app.site, serving.Listening(port=free_port(), browser=False))
     said = capsys.readouterr()
-    assert "8 in use (8 of them after others have judged the picture), 0 proposed" in said.out
-    assert "to nobody who works alone" in said.err
+    assert "8 in use (8 of them after others have rated the picture), 0 proposed" in said.out
+    assert "never for somebody who works alone" in said.err
     assert "8 of them after others" in app.client("boss").http.get("/admin/checks").text
     assert app.client().work() == 24
     assert checks_of(study) == []
@@ -369,14 +369,14 @@ def prompt(text: str, **slots: str) -> Prompt:
     ],
 )  # fmt: skip
 def test_which_prompts_are_surely_foreign(picture: Prompt, text: Prompt, surely: bool):
-    assert checks.is_surely_foreign(picture, text) is surely
+    assert foreign_prompts.is_surely_foreign(picture, text) is surely
 
 
 def test_words_that_all_prompts_share_tell_none_from_another():
     things = ("a castle", "cherries", "an old castle", "sand", "rain", "a boat", "ice", "wine",
               "a clown", "books", "a violin")  # fmt: skip
     photos = [prompt(f"a photo of {thing}") for thing in things]
-    fits = checks.Fits(photos)
+    fits = foreign_prompts.Fits(photos)
     assert fits.first_foreign(photos[0], photos[2:3], lambda p: p) is None
     assert fits.first_foreign(photos[0], photos[1:], lambda p: p) == (photos[1], "proposed")
 

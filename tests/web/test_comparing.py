@@ -42,7 +42,7 @@ def test_split_ties_make_a_task_of_their_own():
 
 def test_the_page_skips_a_comparison_with_a_reason(start: Start) -> None:
     served, _, page = start(kind="compare", right=TUNED, set_size=1)
-    assert page.locator(".answer").evaluate_all("all => all.map(b => b.dataset.answer)") == [
+    assert page.locator(".choice").evaluate_all("all => all.map(b => b.dataset.value)") == [
         "left", "tie", "right", "skip",
     ]  # fmt: skip
     answer(page, "s")
@@ -58,7 +58,7 @@ def test_the_page_skips_a_comparison_with_a_reason(start: Start) -> None:
 
 def test_the_page_offers_two_kinds_of_tie(start: Start) -> None:
     served, _, page = start(kind="compare", right=TUNED, set_size=1, split_tie=True)
-    assert page.locator(".answer .label").all_inner_texts() == [
+    assert page.locator(".choice .label").all_inner_texts() == [
         "Left", "Both good", "Both bad", "Right", "Skip",
     ]  # fmt: skip
     page.keyboard.press("t")  # there is no plain tie
@@ -67,4 +67,4 @@ def test_the_page_offers_two_kinds_of_tie(start: Start) -> None:
     answer(page, "b")
     saved(page)
     assert [row["value"] for row in served.rows()] == ["both_good", "both_bad"]
-    assert page.locator("#strip .mark").count() == 2
+    assert page.locator("#strip .value").count() == 2

@@ -142,7 +142,7 @@ def test_no_page_of_admins_scrolls_sideways_on_a_phone(
 
 
 @pytest.mark.parametrize("kind", ["rate", "compare"])
-def test_admins_see_pictures_large_enough_to_judge(
+def test_admins_see_pictures_large_enough_to_rate(
     stack: ExitStack, browser: Browser, tmp_path: Path, kind: str
 ) -> None:
     models = (BASE, TUNED) if kind == "compare" else (BASE,)
@@ -159,7 +159,7 @@ def test_admins_see_pictures_large_enough_to_judge(
     page = watched.open(f"{url}/in/{app.links['boss']}")
     for width, height, least in ((1366, 768, 240), (390, 844, 140)):
         page.set_viewport_size({"width": width, "height": height})
-        for path in ("gold", "raters/votes?name=ann"):
+        for path in ("checks", "raters/votes?name=ann"):
             page.goto(f"{url}/admin/{path}")
             widths = page.eval_on_selector_all(
                 ".pictures img", "all => all.map((img) => img.getBoundingClientRect().width)"

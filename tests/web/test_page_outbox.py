@@ -123,7 +123,7 @@ def test_one_tab_rates_the_other_stands_aside(start: Start) -> None:
     second = watched.open(first.url)
     second.wait_for_selector("text=Open in another tab")
     answer(first, "j")
-    second.click("text=Rate here instead")
+    second.click("text=Rate here")
     ready(second)
     first.wait_for_selector("text=Open in another tab")
     first.keyboard.press("f")
@@ -171,7 +171,7 @@ def test_done_paused_and_closed_are_said(start: Start) -> None:
     for _ in range(9):
         answer(page, "j")
     page.keyboard.press("j")
-    page.wait_for_selector("text=All done, thank you")
+    page.wait_for_selector("text=All done. Thank you!")
     assert len(served.live()) == 10
     page.keyboard.press("Backspace")
     ready(page)

@@ -191,7 +191,7 @@ def test_a_rewritten_host_is_said_to_raters_and_once_in_the_log(
         assert "busy" not in said
         page.click("text=Try again")
         page.wait_for_timeout(500)
-    told = [r for r in caplog.records if "must hand on Host" in r.getMessage()]
+    told = [r for r in caplog.records if "must pass on Host" in r.getMessage()]
     assert len(told) == 1
 
 

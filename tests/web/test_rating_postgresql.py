@@ -203,7 +203,7 @@ def test_the_page_keeps_answers_while_the_database_is_down(
         server.stop()
         rate(page, watched, ["bad", "skip"], expected)
         page.wait_for_selector('#saved[data-state="unavailable"]')
-        assert page.inner_text("#saved").startswith("2 waiting: the server cannot store now")
+        assert page.inner_text("#saved").startswith("2 waiting: the server cannot store votes now")
         server.start()
         page.click("#saved-retry")
         saved(page)

@@ -111,22 +111,24 @@ def _refuse_request(site: Site, request: Request) -> Response | None:
     if outside and _is_local(site):
         return error_json(400, "invalid", outside)
     if "\0" in request.scope["path"]:
-        return error_json(400, "invalid", "An address cannot hold the character NUL.")
+        return error_json(400, "invalid", "An address must not contain the character NUL.")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > MOST_BYTES:
-        return error_json(413, "too_large", f"A request may have {MOST_BYTES} bytes.")
+        return error_json(413, "too_large", f"Requests are limited to {MOST_BYTES} bytes.")
     return None
 
 
 def _from_outside(request: Request) -> str:
-    """Why a server without sign-in does not answer; "" for requests of this machine's own."""
+    """Why a server without sign-in refuses a request; "" for requests of this machine's own."""
     if not is_loopback(_host(request)):
         # a foreign name that leads here would let a foreign page speak as the local rater
-        return "This server answers only to localhost and the other names of this machine's own."
+        return (
+            "This server accepts requests only at localhost and the other names of its own machine."
+        )
     if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in request.headers):
         return (
-            "This server asks nobody to sign in, so it answers no proxy; "
-            "add the raters first: sayso raters STUDY add NAME."
+            "This server does not ask anyone to sign in, so it accepts no requests from a proxy. "
+            "Add raters first: sayso raters STUDY add NAME."
         )
     return ""
 

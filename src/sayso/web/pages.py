@@ -98,7 +98,7 @@ def worker() -> Response:
 
 @router.get("/healthz")
 def health(site: TheSite) -> JSONResponse:
-    """Whether the server and its database answer."""
+    """Whether the server and its database respond."""
     with site.read() as db:
         db.execute(select(work.store.c.id)).one()
     return JSONResponse({"ok": True})
@@ -138,7 +138,7 @@ def _sign_in(site: Site, request: Request, secret: str, then: str) -> Response:
     with site.read() as db:
         person = people.by_link(db, secret)
     if person is None:
-        error = "This link does not work; ask for a new one."
+        error = "This link does not work. Ask the organiser for a new one."
         return render(site, "sign_in.html", None, status=403, error=error, next=then)
     response = RedirectResponse(then, 303)
     site.set_cookie(request, response, sessions.begin(person.id, person.epoch))

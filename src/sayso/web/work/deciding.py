@@ -6,8 +6,8 @@ from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import counting
 from sayso.feedback.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.feedback.work_tables import Row
+from sayso.web.work.across_tasks import bar, of_item, on_item
 from sayso.web.work.assigned import locked_task_of
-from sayso.web.work.elsewhere import bar, of_item, on_item
 from sayso.web.work.item_pictures import sees_swapped
 from sayso.web.work.people import Person
 from sayso.web.work.queue import Newest

@@ -23,7 +23,7 @@ from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import counting, is_live
 from sayso.feedback.vote_tables import VOTE_TABLES
 from sayso.feedback.work_tables import Row
-from sayso.web.work.elsewhere import content_of
+from sayso.web.work.across_tasks import content_of
 from sayso.web.work.item_pictures import as_seen, items_by_id, picture_urls
 
 

@@ -25,7 +25,7 @@ def set_excluded(db: Connection, name: str, excluded: bool, author: str) -> bool
     if db.scalar(select(is_excluded(name))) == excluded:
         return False
     if find(db, name) is None and not _has_voted(db, name):
-        raise UserError(f"there is no rater {name!r}; see them with: sayso raters STUDY list")
+        raise UserError(f"there is no rater {name!r}; list them with: sayso raters STUDY list")
     if excluded:
         row = {"rater": name, "author": author, "created_at": time.time()}
         db.execute(insert(exclusions).values(row))

@@ -111,7 +111,7 @@ _BALANCE = (
         func.coalesce(func.sum(_assigned.swapped.cast(Integer)), 0).label("swapped"),
     )
     .join_from(work.assignments, work.items, _items.id == _assigned.item)
-    # an answer taken over from another task was not handed out here
+    # a vote taken over from another task was not handed out here
     .where(_items.task == bindparam("of_task"), _assigned.position >= 0)
     .where(_items.id == bindparam("of_item"))
 )
@@ -207,7 +207,7 @@ class _HandingOut:
             if not line:
                 break
             found.append(self._hand(line.popleft(), is_check=line is not ordinary))
-        if len(found) < n and not ordinary:  # what stands beside gold, and must be answered too
+        if len(found) < n and not ordinary:  # what stands beside gold, and must be rated too
             beside = self._free("gold", self._start, n - len(found), also_known=False)
             found += [self._hand(page, is_check=True) for page in beside]
         return found

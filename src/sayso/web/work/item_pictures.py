@@ -38,7 +38,7 @@ def sides(item: Row, seed: int) -> list[list[str]]:
 
 
 def as_seen(vote: Row, item: Row, seed: int) -> str:
-    """The answer of a vote, with left and right as reviewers see them."""
+    """The value of a vote, with left and right as reviewers see them."""
     value = vote["value"]
     if value not in ("left", "right"):
         return value

@@ -25,9 +25,9 @@ from sayso.feedback import vote_tables as votes
 from sayso.feedback import work_tables as work
 from sayso.feedback.database import Database
 from sayso.study.study import Study
+from sayso.web.work.across_tasks import take_over_votes
 from sayso.web.work.checks import draft_with_checks
 from sayso.web.work.counting import count_anew, set_check_share
-from sayso.web.work.elsewhere import take_over_votes
 from sayso.web.work.leases import locked_task
 from sayso.web.work.queue import shuffled
 from sayso.web.work.tasks import Draft, Page, TaskOptions, task_identity

@@ -11,13 +11,13 @@ from sayso.feedback.store import flags, vote_row
 from sayso.feedback.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.feedback.work_tables import Row
 from sayso.votes.counted import ADJUDICATION
+from sayso.web.work.across_tasks import follow, newest_vote
 from sayso.web.work.assigned import given, locked_task_of, reserved
 from sayso.web.work.counting import assign, count
-from sayso.web.work.elsewhere import follow, newest_vote
 from sayso.web.work.people import Person
 from sayso.web.work.queue import LEASE_S, Newest, has_room, is_reserved, opposite, superseded
 
-ANSWERS: Mapping[str, tuple[str, ...]] = {"rate": get_args(Value), "compare": get_args(Choice)}
+VALUES: Mapping[str, tuple[str, ...]] = {"rate": get_args(Value), "compare": get_args(Choice)}
 """What is stored; a page offers one tie or both kinds of it."""
 
 
@@ -29,14 +29,14 @@ _INSERT = {kind: insert(table) for kind, table in VOTE_TABLES.items()}
 
 
 def offered(kind: str, split_tie: bool) -> list[str]:
-    """The answers that a page offers."""
+    """The values that a page offers."""
     hidden = ("tie",) if split_tie else ("both_good", "both_bad")
-    return [answer for answer in ANSWERS[kind] if answer not in hidden]
+    return [value for value in VALUES[kind] if value not in hidden]
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """An answer as the page sends it; times in milliseconds, absolute ones by the page's clock."""
+    """A vote as the page sends it; times in milliseconds, absolute ones by the page's clock."""
 
     id: str
     item_id: str
@@ -77,7 +77,7 @@ class Stored:
     repeated: bool = False
 
 
-class VoteRefused(Exception):  # noqa: N818 - it is an answer, not a failure
+class VoteRefused(Exception):  # noqa: N818 - it is a reply, not a failure
     """Why a vote is not stored: a code of the API and a sentence for the rater."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -89,7 +89,7 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, context: Context) -> St
     """Store a vote in the open writing transaction; the same vote again changes nothing.
 
     Raises: VoteRefused: for an unknown item, an id stored with another body, a second live vote,
-        or an answer that does not fit the question.
+        or a value that does not fit the question.
     """
     task = locked_task_of(db, vote.item_id)
     if task is None:
@@ -138,12 +138,14 @@ def _body(vote: Vote) -> str:
 
 
 def check(vote: Vote, item: Row, task: Row) -> None:
-    """Refuse what is no answer to the question. Raises: VoteRefused."""
-    allowed = (*ANSWERS[task["kind"]], RETRACTED)
+    """Refuse a vote that does not fit the question. Raises: VoteRefused."""
+    allowed = (*VALUES[task["kind"]], RETRACTED)
     if vote.question != item["question"]:
         raise VoteRefused("invalid", f"This page asks for {item['question']}.")
     if vote.value not in allowed:
-        raise VoteRefused("invalid", f"{vote.value!r} is no answer; allowed: {', '.join(allowed)}.")
+        raise VoteRefused(
+            "invalid", f"{vote.value!r} is not a possible vote; allowed: {', '.join(allowed)}."
+        )
 
 
 def replaced_by(vote: Vote, newest: Newest | None) -> str | None:
@@ -153,7 +155,7 @@ def replaced_by(vote: Vote, newest: Newest | None) -> str | None:
     except ValueError as error:
         message = str(error)
         raise VoteRefused(
-            "vote_conflict", f"{message[0].upper()}{message[1:]}; the first answer stands."
+            "vote_conflict", f"{message[0].upper()}{message[1:]}; the first vote stands."
         ) from None
 
 
@@ -161,15 +163,15 @@ def _counts(db: Connection, item: Row, task: Row, rater: Person, context: Contex
     """Whether the vote is one of those that the overlap asks for; a change stays what it was.
 
     Not counted are votes on an item that has its raters already, and votes after the task was
-    closed but for what is answered again.
+    closed unless it is rated again.
     """
     if item["my_state"] == "answered":
         return not item["my_surplus"]
-    answers_again = item["my_vote"] is not None and not item["my_surplus"]
-    if task["state"] == "closed" and not answers_again:
+    again = item["my_vote"] is not None and not item["my_surplus"]
+    if task["state"] == "closed" and not again:
         return False
     if item["my_state"] == "leased" and is_reserved(item["my_until"], context.now):
-        # a lease that did not hold while a clock was wrong may have gone to another, who answered
+        # a lease that did not hold while a clock was wrong may have gone to another, who voted
         return has_room(item["overlap"], item["votes"], 0)
     others = reserved(db, item["id"], rater.id, context.now)
     return has_room(item["overlap"], item["votes"], others)
@@ -193,9 +195,9 @@ def store(
     item, task = asked
     shown = _shown(vote, context, item, task, surplus)
     # a retraction is a row of the table but no Rating: its value is put in last
-    answer = ANSWERS[task["kind"]][0] if vote.value == RETRACTED else vote.value
+    value = VALUES[task["kind"]][0] if vote.value == RETRACTED else vote.value
     common: dict[str, Any] = {
-        "id": vote.id, "rater": rater.name, "question": vote.question, "value": answer,
+        "id": vote.id, "rater": rater.name, "question": vote.question, "value": value,
         "simulated": rater.simulated, "shown_at": vote.shown_at / 1000,
         "answered_at": vote.answered_at / 1000, "shown": shown, "supersedes": replaced,
     }  # fmt: skip
@@ -246,7 +248,7 @@ def _follow_up(
 ) -> dict[str, int]:
     """Bring the assignment and the counters in line with the vote: the change of the task's.
 
-    A counted answer that is taken back keeps its place for the rater; an uncounted one had none.
+    A counted vote that is taken back keeps its place for the rater; an uncounted one had none.
     """
     retracts = vote.value == RETRACTED
     state, until = "answered", 0.0
