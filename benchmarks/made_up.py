@@ -21,7 +21,8 @@ from sqlalchemy import Connection, select, text, update
 from sayso.base import files
 from sayso.base.types import Prompt, Sample, Sampler, digest
 from sayso.feedback import work_tables as work
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 from sayso.web.work import people
 from sayso.web.work.tasks import QUESTIONS_OF
 

@@ -5,15 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sayso.base.plugins import plugin_names
 from sayso.cli.commands import COMMANDS, overview
 
 WIDTH = "100"
 
 
-def help_of(command: str) -> str:
+def help_of(command: str, *options: str) -> str:
     """The help text of one command as a terminal of fixed width shows it."""
     environment = {**os.environ, "COLUMNS": WIDTH, "NO_COLOR": "1", "TERM": "dumb"}
-    arguments = [sys.executable, "-m", "sayso", command, "--help"]
+    arguments = [sys.executable, "-m", "sayso", command, *options, "--help"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
     return "\n".join(line.rstrip() for line in done.stdout.splitlines()).strip()
 
@@ -24,6 +25,10 @@ def reference() -> str:
     parts.append(f"```\n{overview()}\n```\n")
     for command in COMMANDS:
         parts.append(f"## sayso {command}\n\n```\n{help_of(command)}\n```\n")
+    for name in plugin_names("judge"):
+        _, title, options = help_of("evaluate", "--judge", name).partition("╭─ options options")
+        if title:
+            parts.append(f"### --judge {name}\n\n```\n{title}{options}\n```\n")
     return "\n".join(parts)
 
 

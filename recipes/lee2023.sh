@@ -59,7 +59,7 @@ compare() {
 measure() {
   # What the raters say, how far they agree, fidelity, and all of it on one page. There is no judge of
   # truth for photographs.
-  sayso evaluate "$STUDY" --model runs/align-rwr --judge none
+  sayso evaluate "$STUDY" --model runs/align-rwr --judge people
   sayso agreement "$STUDY"
   sayso report "$STUDY"
 }

@@ -11,7 +11,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from sayso.base.types import Prompt, Rating, Sample, Sampler, digest, sample_id
 from sayso.prompts.grammar import load_grammar, make_prompts, share_out
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 MAX_TOKENS = 48

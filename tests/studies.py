@@ -9,7 +9,8 @@ from models import tiny_pipeline
 from sayso.base.types import Prompt, Rating, Sampler, digest
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.identity import base_identity
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 TEXTS = ("a dog", "two cats", "red sea")
 UNET = "unet/diffusion_pytorch_model.safetensors"

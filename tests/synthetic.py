@@ -12,7 +12,8 @@ from sayso.base import files
 from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, digest, sample_id
 from sayso.prompts.grammar import load_grammar, make_prompts, share_out
 from sayso.stages.evaluate import EvaluateConfig
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import BACKGROUNDS, COLOURS, Scene
 

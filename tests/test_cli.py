@@ -1,11 +1,13 @@
 """The command line as a user meets it: help, unknown names, one-line errors, light imports."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import sayso as sayso_package
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
 
@@ -42,6 +44,44 @@ def test_raters_laptop_needs_no_torch() -> None:
     stages = "sayso.stages.report, sayso.stages.rate, sayso.stages.agreement"
     modules = f"sayso.study.study, sayso.prompts.grammar, sayso.feedback.store, {stages}"
     assert not loaded_after(f"import {modules}") & set(HEAVY)
+
+
+def test_the_public_names_are_imported_when_they_are_used() -> None:
+    script = (
+        "import sayso, sys\n"
+        "assert {'align', 'Judge'} <= set(dir(sayso))\n"
+        "print(*[m for m in sys.modules if m.startswith('sayso.')])\n"
+        "from sayso import Rating, Study, Verdict, report\n"
+        "print(*[m for m in sys.modules if m.split('.')[0] in " + repr(HEAVY) + "])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, []), done
+
+
+@pytest.mark.parametrize("name", sayso_package.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    found = getattr(sayso_package, name)
+    assert name in (found.__name__, getattr(found, "_name", ""))
+    assert found.__doc__
+
+
+def test_the_public_names_are_the_same_to_type_checkers() -> None:
+    tree = ast.parse(Path(sayso_package.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {
+        node.module.removeprefix("sayso."): tuple(alias.name for alias in node.names)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    assert typed == sayso_package._HOMES
+    assert sorted(name for names in typed.values() for name in names) == sorted(
+        sayso_package.__all__
+    )
+
+
+def test_a_name_that_is_not_public_is_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'alignn'"):
+        _ = sayso_package.alignn
 
 
 def test_unknown_command_names_the_nearest() -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from sayso.base.errors import UserError
 from sayso.base.types import Choice, Comparison, Outcome, outcome
+from sayso.feedback.derived_ratings import ratings_from_comparisons
 from sayso.feedback.store import Recorded
 from sayso.stages.rate import RateConfig, rate
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 from sayso.votes.balance import balance
 from sayso.votes.ballots import of_comparisons
-from sayso.votes.derived_ratings import ratings_from_comparisons
 from sayso.votes.rater_report import comparison_sections
 from sayso.votes.side_by_side import side_by_side
 from sayso.votes.standings import standings

@@ -17,11 +17,10 @@ from sayso.base.types import Comparison, Rating
 from sayso.feedback import vote_tables, work_tables
 from sayso.feedback.store import vote_row
 from sayso.feedback.vote_queries import counting
-from sayso.metrics.evaluation import Scored
+from sayso.judges.people import People
 from sayso.reporting.material import Material
 from sayso.reporting.page import render
 from sayso.reporting.summary import summarise
-from sayso.stages._scoring import _rated
 from sayso.stages.agreement import agreement
 from sayso.stages.align import AlignConfig, _marks
 from sayso.stages.evaluate import _compared, _Material
@@ -220,8 +219,9 @@ def place(case: Case) -> object:
 
 
 def judged_by_people(case: Case) -> object:
-    row = Scored(case.image, BASE, "p0", 0, "train", "colour")
-    return _rated(case.study, [row])
+    [sample] = [s for s in case.study.samples() if s.id == case.image]
+    [prompt] = [p for p in case.study.prompts() if p.id == sample.prompt_id]
+    return People().judge_samples(case.study, [sample], [prompt])
 
 
 def section(case: Case) -> Any:
@@ -250,7 +250,9 @@ def side_by_side(case: Case, part: str) -> object:
     models = {"base": BASE, "aligned": TUNED}
     samples = {role: case.study.samples(model) for role, model in models.items()}
     generations = Generations(case.study)
-    found = _compared(case.study, _Material(models, samples, {}, prompts, generations, {}))[part]
+    judged = ("people", People())
+    material = _Material(models, samples, {}, prompts, generations, {}, *judged)
+    found = _compared(case.study, material)[part]
     return [r for r in found if not r["simulated"]]
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from sayso.base.types import Comparison, Rating
+from sayso.feedback.derived_ratings import ratings_from_comparisons
 from sayso.feedback.store import Recorded
-from sayso.votes.derived_ratings import ratings_from_comparisons
 
 IMPORTED = {"imported_from": "table"}
 DERIVED = {"derived_from": "comparisons"}

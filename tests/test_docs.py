@@ -32,8 +32,10 @@ def test_command_reference_is_current() -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / "recipes").glob("*.sh")], ids=lambda p: p.name)
 def test_documented_commands_and_flags_exist(page: Path) -> None:
-    sections = REFERENCE.read_text().split("## sayso ")
+    commands, _, judges = REFERENCE.read_text().partition("### --judge")
+    sections = commands.split("## sayso ")
     helps = {section.split()[0]: section for section in sections[1:]}
+    helps |= {name: helps[name] + judges for name in ("agreement", "evaluate")}
     for words in command_lines(page.read_text()):
         assert words[0] in COMMANDS, f"{page.name}: sayso {words[0]}"
         for flag in (w.split("=")[0] for w in words if w.startswith("--")):

@@ -16,7 +16,7 @@ from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.stages.moved import MovedConfig, moved
 from sayso.stages.new import NewConfig, new
-from sayso.stages.prompts import PromptsConfig, prompts
+from sayso.stages.prompts import PromptsConfig, write_prompts
 from sayso.study.model_files import native_size_px
 from sayso.study.study import Study
 
@@ -97,11 +97,11 @@ def test_long_held_out_captions_are_said_when_prompts_are_made(tmp_path: Path, m
         rf"natural/metadata\.jsonl, held out, has \d texts .* '{LONG}' with 60 tokens; it reads 38"
     )
     with pytest.raises(UserError, match=says):
-        prompts(study, PromptsConfig(train=8, test=4, fidelity=2))
+        write_prompts(study, PromptsConfig(train=8, test=4, fidelity=2))
     # so they can still be mended
     metadata = tmp_path / "natural/metadata.jsonl"
     metadata.write_text(metadata.read_text().replace(LONG, "a cat"))
-    made = prompts(study, PromptsConfig(train=8, test=4, fidelity=2))
+    made = write_prompts(study, PromptsConfig(train=8, test=4, fidelity=2))
     assert made.result["fidelity"] == 2
 
 
@@ -110,14 +110,14 @@ def test_long_prompts_of_a_file_too(tmp_path: Path, model: Path) -> None:
     (tmp_path / "mine.txt").write_text(f"a cat\n{LONG}\n")
     config = PromptsConfig(file=str(tmp_path / "mine.txt"), fidelity=0)
     with pytest.raises(UserError, match=f"has 1 texts .* '{LONG}' with 60 tokens; it reads 38"):
-        prompts(study, config)
+        write_prompts(study, config)
     assert not study.has_prompts
 
 
 def test_without_the_tokenizer_it_is_said_later(tmp_path: Path) -> None:
     study = new(tmp_path / "s", NewConfig(base_model="owner/not-fetched"))
     (tmp_path / "mine.txt").write_text(f"a cat\n{LONG}\n")
-    assert prompts(study, PromptsConfig(file=str(tmp_path / "mine.txt"), fidelity=0)).finished
+    assert write_prompts(study, PromptsConfig(file=str(tmp_path / "mine.txt"), fidelity=0)).finished
 
 
 def test_align_says_how_many_captions_are_cut(

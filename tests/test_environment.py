@@ -8,8 +8,9 @@ from accelerate import PartialState
 
 from sayso.base.devices import OVERRIDES, PATIENCE, make_accelerator
 from sayso.base.errors import UserError
+from sayso.study.info import StudyInfo
 from sayso.study.provenance import computed_on
-from sayso.study.study import Study, StudyInfo
+from sayso.study.study import Study
 
 
 def test_accelerates_variables_do_not_change_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from sayso.stages import _scoring as scoring
 from sayso.stages.evaluate import EvaluateConfig, evaluate, plan
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.tinyworld.reading import Detection, Reading
 from sayso.votes.side_by_side import side_by_side
 
 
@@ -264,14 +263,6 @@ def test_distances_refuse_too_few_images_for_the_features() -> None:
     assert "skipped" in features.ratio({"frechet": {"skipped": ""}}, {"frechet": 2.0})
 
 
-def test_what_the_judge_saw_in_words() -> None:
-    cats = [Detection("cat", "red", 1, 1, 1, 0, 0)] * 2 + [Detection("cat", "blue", 1, 1, 1, 0, 0)]
-    assert scoring.in_words(Reading(tuple(cats), "on the moon", 1.0)) == (
-        "2 × red cat, 1 × blue cat, on the moon"
-    )
-    assert scoring.in_words(Reading((), "in the sea", 1.0)) == "nothing, in the sea"
-
-
 # the stage
 
 
@@ -315,7 +306,7 @@ def test_the_stage_measures_and_keeps_every_image(study: Study) -> None:
     assert len(result["comparisons"]) == 6
     assert all(c["n_prompts"] == 16 and c["simulated"] for c in result["comparisons"])
     assert "no fidelity prompts" in result["fidelity"]["skipped"]
-    assert result["judge"] == "ratings of people"
+    assert (result["judge"], result["judged"]) == ("people", "rated by people")
 
 
 def test_repeating_gives_the_same_numbers(study: Study) -> None:
@@ -339,7 +330,7 @@ def test_only_seeds_of_both_models_are_compared(study: Study) -> None:
 
 def test_plan_counts_the_images(study: Study) -> None:
     assert plan(study, CONFIG) == {
-        "judge": "ratings of people", "prompts": 16, "images of base": 64,
+        "judge": "people", "prompts": 16, "images of base": 64,
         f"images of {syn.BEST}": 64, f"images of {syn.ALIGNED}": 64,
     }  # fmt: skip
 
@@ -403,7 +394,7 @@ def test_mistakes_are_named_before_anything_is_written(
 def test_a_judge_that_does_not_know_the_prompt_is_refused(study: Study) -> None:
     own = [replace(p, slots={"object": "zebra"}) for p in study.prompts()]
     study.write_prompts(own)
-    with pytest.raises(UserError, match="does not know"):
+    with pytest.raises(UserError, match="does not understand"):
         evaluate(study, replace(CONFIG, judge="tinyworld"))
     assert plan(study, replace(CONFIG, judge="auto"))["judge"] != "tinyworld"
 

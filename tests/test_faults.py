@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from sayso.base.types import Rating
 from sayso.cli import commands as cli
-from sayso.stages import generate
+from sayso.stages import _drawing
 from sayso.study.study import Study
 from sayso.training import loop as train
 
@@ -80,7 +80,7 @@ def half(folder: Path) -> Path:
         with pytest.raises(Killed):
             sayso(study, COMMANDS[3])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "_keep", killing(generate._keep, after=1))
+        patch.setattr(_drawing, "_keep", killing(_drawing._keep, after=1))
         with pytest.raises(Killed):
             sayso(study, DRAW)
     assert len(list((study / "runs/align-rwr/checkpoints").iterdir())) == 2

@@ -16,6 +16,7 @@ from sayso.base.types import Prompt
 from sayso.data.rows import load_latents
 from sayso.prompts.grammar import images_per_prompt
 from sayso.rewards import Reward
+from sayso.stages import _drawing
 from sayso.stages import generate as stage
 from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.identity import canonical_model
@@ -70,19 +71,19 @@ def test_interrupted_run_resumes_to_the_same_files(
     config = GenerateConfig(per_prompt=4, batch_size=5)
     generate(other, config)
 
-    keep, kept = stage._keep, []
+    keep, kept = _drawing._keep, []
 
     def failing(*args: object) -> None:
         if len(kept) == 1:
             raise KeyboardInterrupt
         kept.append(keep(*args))
 
-    monkeypatch.setattr(stage, "_keep", failing)
+    monkeypatch.setattr(_drawing, "_keep", failing)
     with pytest.raises(KeyboardInterrupt):
         generate(study, config)
     assert len(study.samples()) == 5
     assert plan(study, config)["still to draw"] == 7
-    monkeypatch.setattr(stage, "_keep", keep)
+    monkeypatch.setattr(_drawing, "_keep", keep)
     assert generate(study, config).finished
     assert study.samples() == other.samples()
     ours, theirs = latents_by_id(study), latents_by_id(other)

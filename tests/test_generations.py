@@ -203,7 +203,7 @@ def test_a_reward_made_anew_is_another_reward(
     assert Material(study).evaluate_run.name == "runs/evaluate-r"  # type: ignore[union-attr]
     write_weights(study, b"another head", "fit-clip_head")
     assert Material(study).evaluate_run.name == "runs/evaluate-align-rwr"  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="was of an earlier model or reward"):
+    with pytest.raises(UserError, match="was of an earlier model, reward or judge"):
         evaluate(study, config)
 
 

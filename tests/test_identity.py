@@ -17,7 +17,8 @@ from sayso.base.errors import UserError
 from sayso.base.files import write_json
 from sayso.base.hashes import file_digest, folder_digest
 from sayso.study import identity
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 
 @pytest.fixture(scope="module")

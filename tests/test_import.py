@@ -17,14 +17,16 @@ from voted_images import images_of, mark, voted_study
 
 from sayso.base.errors import UserError
 from sayso.base.types import Comparison
-from sayso.feedback.store import Recorded, check_feedback
+from sayso.feedback.derived_ratings import ratings_from_comparisons
+from sayso.feedback.store import Recorded
 from sayso.stages import align
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
 from sayso.stages.import_ import ImportConfig, import_table
-from sayso.stages.prompts import PromptsConfig, prompts
-from sayso.study.study import Study, StudyInfo
-from sayso.votes.derived_ratings import ratings_from_comparisons
+from sayso.stages.prompts import PromptsConfig, write_prompts
+from sayso.study.checks import check_feedback
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 WHEN = datetime(2023, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 
@@ -242,9 +244,9 @@ def test_prompts_of_the_study_keep_their_split(tmp_path: Path):
 def test_prompts_stage_can_be_repeated_after_an_import(study: Study, tmp_path: Path):
     (tmp_path / "mine.txt").write_text("a bus\na train\n")
     config = PromptsConfig(file=str(tmp_path / "mine.txt"), fidelity=0)
-    prompts(study, config)
+    write_prompts(study, config)
     taken(study, table(tmp_path / "t.parquet", PREFERENCES))
-    prompts(study, config)
+    write_prompts(study, config)
     assert len(study.prompts()) == 4
 
 

@@ -14,7 +14,8 @@ from sayso.base.errors import UserError
 from sayso.formats.table_splits import file_splits
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.import_ import ImportConfig, plan
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 TYPES = {
     "caption": pa.string(), "jpg_0": pa.binary(), "jpg_1": pa.binary(), "label_0": pa.float64(),

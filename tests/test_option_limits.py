@@ -14,7 +14,7 @@ from sayso.stages.align import plan as align_plan
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.stages.generate import plan as generate_plan
 from sayso.stages.new import NewConfig, new
-from sayso.stages.prompts import PromptsConfig, prompts
+from sayso.stages.prompts import PromptsConfig, write_prompts
 from sayso.stages.rate import RateConfig
 from sayso.stages.rate import plan as rate_plan
 from sayso.study.study import Study
@@ -23,7 +23,7 @@ from sayso.study.study import Study
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     made = new(tmp_path / "study", NewConfig(num_inference_steps=2))
-    prompts(made, PromptsConfig(train=8, test=4, fidelity=0))
+    write_prompts(made, PromptsConfig(train=8, test=4, fidelity=0))
     return made
 
 
@@ -32,7 +32,7 @@ def test_a_seed_that_would_fail_later(tmp_path: Path, study: Study, seed: int):
     where, says = tmp_path / "other", f"seed {seed} is not possible; give 0 to 9223372036854775807"
     for refuse in (
         lambda: new(where, NewConfig(seed=seed)),
-        lambda: prompts(Study.open(study.path), PromptsConfig(seed=seed)),
+        lambda: write_prompts(Study.open(study.path), PromptsConfig(seed=seed)),
         lambda: rate_plan(study, RateConfig(seed=seed)),
         lambda: align_plan(study, AlignConfig(seed=seed)),
         lambda: cli.run(["demo", str(where), f"--seed={seed}"]),
@@ -45,7 +45,7 @@ def test_a_seed_that_would_fail_later(tmp_path: Path, study: Study, seed: int):
 def test_the_largest_seed_goes_all_the_way(tmp_path: Path):
     check_seed(SEED_END - 1)
     study = new(tmp_path / "study", NewConfig(seed=SEED_END - 1))
-    prompts(study, PromptsConfig(train=8, test=4, fidelity=4))
+    write_prompts(study, PromptsConfig(train=8, test=4, fidelity=4))
     assert len(study.prompts("fidelity")) == 4
     assert Study.open(study.path).info.seed == SEED_END - 1
 
@@ -61,7 +61,7 @@ LIMITS: dict[str, Callable[[Study], object]] = {
     "shared_overlap -1": lambda s: rate_plan(s, RateConfig(shared_overlap=-1)),
     "checkpoint_every 0": lambda s: align_plan(s, AlignConfig(checkpoint_every=0)),
     "batch_size 0": lambda s: align_plan(s, AlignConfig(batch_size=0)),
-    "fidelity -1": lambda s: prompts(new(s.path / "n"), PromptsConfig(fidelity=-1)),
+    "fidelity -1": lambda s: write_prompts(new(s.path / "n"), PromptsConfig(fidelity=-1)),
 }
 
 

@@ -15,7 +15,8 @@ from sayso.base.types import Sample, Sampler
 from sayso.data.clip import to_pixels
 from sayso.data.pretraining_images import _square
 from sayso.formats.imports import decode
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

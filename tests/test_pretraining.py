@@ -12,7 +12,7 @@ from sayso.base.types import Prompt, digest
 from sayso.data.pretraining_images import HELDOUT_SHARE, _Folder, is_held_out, open_pretraining
 from sayso.prompts.grammar import make_prompt
 from sayso.stages.new import NewConfig, new
-from sayso.stages.prompts import PromptsConfig, prompts
+from sayso.stages.prompts import PromptsConfig, write_prompts
 from sayso.study.study import Study
 
 
@@ -242,6 +242,6 @@ def test_a_folder_that_holds_nothing_out(tmp_path: Path, capsys: pytest.CaptureF
     own = tmp_path / "p.txt"
     own.write_text("a dog\n")
     with pytest.raises(UserError, match=r"none of the pictures .* is held out"):
-        prompts(study, PromptsConfig(file=str(own), fidelity=4))
-    prompts(study, PromptsConfig(file=str(own)))
+        write_prompts(study, PromptsConfig(file=str(own), fidelity=4))
+    write_prompts(study, PromptsConfig(file=str(own)))
     assert "0 fidelity prompts, as many as" in capsys.readouterr().err

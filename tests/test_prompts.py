@@ -18,7 +18,7 @@ from sayso.prompts.grammar import (
     share_out,
 )
 from sayso.stages.new import NewConfig, new
-from sayso.stages.prompts import PromptsConfig, prompts
+from sayso.stages.prompts import PromptsConfig, write_prompts
 from sayso.study.study import Study
 from sayso.tinyworld import scenes
 
@@ -183,17 +183,17 @@ def test_own_grammar(tmp_path: Path):
 
 
 def test_stage_writes_once_and_refuses_other_prompts(study: Study):
-    run = prompts(study, PromptsConfig(fidelity=4))
+    run = write_prompts(study, PromptsConfig(fidelity=4))
     assert run.result == {"train": 160, "seen": 32, "unseen": 32, "fidelity": 4}
     before = (study.path / "prompts.jsonl").read_bytes()
-    prompts(study, PromptsConfig(fidelity=4))
+    write_prompts(study, PromptsConfig(fidelity=4))
     with pytest.raises(UserError, match="has prompts already"):
-        prompts(study, PromptsConfig(fidelity=4, train=100))
+        write_prompts(study, PromptsConfig(fidelity=4, train=100))
     assert (study.path / "prompts.jsonl").read_bytes() == before
 
 
 def test_stage_with_numbers(study: Study):
-    run = prompts(study, PromptsConfig(train=24, test=16, fidelity=0))
+    run = write_prompts(study, PromptsConfig(train=24, test=16, fidelity=0))
     assert run.result == {"train": 24, "seen": 8, "unseen": 8, "fidelity": 0}
     assert {p.category for p in study.prompts("train")} == set(CATEGORIES)
 
@@ -201,7 +201,7 @@ def test_stage_with_numbers(study: Study):
 def test_own_text_file(study: Study, tmp_path: Path):
     file = tmp_path / "mine.txt"
     file.write_text("a red  hat\n\na blue hat\na red hat\na green hat\n")
-    prompts(study, PromptsConfig(file=str(file), test=1, fidelity=0))
+    write_prompts(study, PromptsConfig(file=str(file), test=1, fidelity=0))
     texts = {p.text for p in study.prompts("all")}
     assert texts == {"a red hat", "a blue hat", "a green hat"}
     assert len(study.prompts("seen")) == 1
@@ -215,7 +215,7 @@ def test_own_jsonl_file(study: Study, tmp_path: Path):
         {"text": "a hat", "split": "unseen"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts(study, PromptsConfig(file=str(file), fidelity=0))
+    write_prompts(study, PromptsConfig(file=str(file), fidelity=0))
     first, second = study.prompts()
     assert (first.text, first.category, first.slots["count"]) == ("two red hats", "both", 2)
     assert second.split == "unseen"
@@ -237,7 +237,7 @@ def test_bad_lines_are_named(study: Study, tmp_path: Path, row: dict[str, object
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps({"text": "first"}) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(UserError, match=says):
-        prompts(study, PromptsConfig(file=str(file), fidelity=0))
+        write_prompts(study, PromptsConfig(file=str(file), fidelity=0))
     assert not study.has_prompts
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 import sayso.tinyworld.rating as stage
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample, sample_id
-from sayso.feedback.store import check_feedback
 from sayso.stages.new import NewConfig, new
-from sayso.stages.prompts import PromptsConfig, prompts
+from sayso.stages.prompts import PromptsConfig, write_prompts
 from sayso.stages.rate import RateConfig, plan, rate
+from sayso.study.checks import check_feedback
 from sayso.study.study import Study
 from sayso.tinyworld.reading import Verdict
 
@@ -51,7 +51,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
     monkeypatch.setattr(stage, "_load_judge", lambda: judge)
     study = new(tmp_path / "study", NewConfig())
-    prompts(study, PromptsConfig(train=12, test=16, fidelity=0))
+    write_prompts(study, PromptsConfig(train=12, test=16, fidelity=0))
     draw(study, BASE, 4, red=50)
     draw(study, TUNED, 4, red=250)
     return study
@@ -189,7 +189,7 @@ def test_damaged_image_stores_nothing(
 def test_own_prompts_need_people(tmp_path: Path):
     study, file = new(tmp_path / "study", NewConfig()), tmp_path / "mine.txt"
     file.write_text("a dream of summer\n")
-    prompts(study, PromptsConfig(file=str(file), fidelity=0))
+    write_prompts(study, PromptsConfig(file=str(file), fidelity=0))
     draw(study, BASE, 1, red=50)
     with pytest.raises(UserError, match="a dream of summer"):
         rate(study, simulated())

@@ -16,6 +16,7 @@ from sayso.base.bootstrap import Interval
 from sayso.base.errors import UserError
 from sayso.base.types import Rating
 from sayso.cli import commands as cli
+from sayso.judges import Verdict
 from sayso.reporting import charts, words
 from sayso.reporting.material import Material
 from sayso.reporting.summary import summarise
@@ -282,16 +283,16 @@ def test_the_judge_is_asked_about_shared_images_alone(
 ) -> None:
     asked = []
 
-    def read(study: Study, samples, prompts) -> list[bool]:
+    def read(judge, study: Study, samples, prompts) -> list[Verdict]:
         asked.extend(samples)
-        return [voted.truth(s.id) for s in samples]
+        return [Verdict(voted.truth(s.id)) for s in samples]
 
     rows = files.read_lines(small.path / "prompts.jsonl")
     for row in rows:
         row["slots"] = {"object": "cat"}
     (small.path / "prompts.jsonl").unlink()
     files.append_lines(small.path / "prompts.jsonl", rows)
-    monkeypatch.setattr("sayso.stages.agreement._read", read)
+    monkeypatch.setattr("sayso.judges.Judge.judge_samples", read)
     result = agreement(small, replace(QUICK, judge="tinyworld")).result
     assert len(asked) == result["labels"]["images"]
     quality = result["labels"]["truth"]["tinyworld"]
@@ -307,7 +308,7 @@ def test_the_judge_is_asked_about_shared_images_alone(
 def test_peoples_labels_are_never_held_against_the_judge(
     small: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sayso.stages.agreement._read", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("sayso.judges.Judge.judge_samples", lambda *_: pytest.fail("asked"))
     small.info = replace(small.info, base_model="tinyworld")
     voted.add_ratings(small, raters=4, overlap=2, simulated=False, seed=5)
     assert agreement(small, QUICK).result["labels"]["truth"] == {}
@@ -424,7 +425,7 @@ def test_summary_tells_of_agreement_strengths_and_balance(whole: Study) -> None:
 def test_report_names_the_careless_rater(whole: Study) -> None:
     html = report(whole).read_text()
     assert "How far the raters agree" in html
-    assert f"Careless by the rules: <strong>{voted.CARELESS}</strong>" in html
+    assert f'Careless by the rules: <strong><bdi translate="no">{voted.CARELESS}</bdi>' in html
     assert html.count('<tr class="careless">') == 1
     assert "20 simulated raters marked" in html
     assert "All models in one order" in html

@@ -19,7 +19,8 @@ from sayso.reporting.material import Material
 from sayso.reporting.summary import summarise
 from sayso.stages.evaluate import EvaluateConfig, evaluate
 from sayso.stages.report import ReportConfig, report
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 GROUPS = [*CATEGORIES, "seen", "unseen", "all"]
 

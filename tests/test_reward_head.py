@@ -17,7 +17,7 @@ from sayso.base.devices import best_precision
 from sayso.base.errors import UserError
 from sayso.prompts.grammar import load_grammar
 from sayso.rewards import RatedSamples
-from sayso.rewards.clip_head import ClipHead, Head, _Fit, _grammar, prompt_classification_loss
+from sayso.rewards.clip_head import ClipHead, _Fit, _grammar, _Head, prompt_classification_loss
 from sayso.stages.fit import FitConfig, collect
 from sayso.study.study import Study
 
@@ -68,7 +68,7 @@ def unit(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("interaction", [False, True])
 def test_head_is_what_is_written_out_by_hand(interaction: bool) -> None:
     torch.manual_seed(0)
-    head = Head(4, 6, interaction=interaction).eval()
+    head = _Head(4, 6, interaction=interaction).eval()
     for mean in (head.image_mean, head.text_mean, head.cosine_mean):
         assert (mean == 0).all()
         mean.copy_(torch.randn_like(mean) / 4)
@@ -93,13 +93,13 @@ def test_head_is_what_is_written_out_by_hand(interaction: bool) -> None:
 
 
 def test_head_leaves_hidden_units_out_only_if_asked() -> None:
-    drops = [m.p for m in Head(4, 6, interaction=False, dropout=0.3).layers if hasattr(m, "p")]
+    drops = [m.p for m in _Head(4, 6, interaction=False, dropout=0.3).layers if hasattr(m, "p")]
     assert drops == [0.3, 0.3]
-    assert [m.p for m in Head(4, 6, interaction=False).layers if hasattr(m, "p")] == [0.0, 0.0]
+    assert [m.p for m in _Head(4, 6, interaction=False).layers if hasattr(m, "p")] == [0.0, 0.0]
 
 
 def test_a_score_in_half_precision_is_finer_than_its_format() -> None:
-    head = Head(4, 6, interaction=True).to(torch.bfloat16)
+    head = _Head(4, 6, interaction=True).to(torch.bfloat16)
     scores = head(torch.randn(3, 4).bfloat16(), torch.randn(3, 4).bfloat16())
     assert scores.dtype == torch.float32
 

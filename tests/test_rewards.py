@@ -23,8 +23,8 @@ from sayso.rewards._contract import BATCH_SIZE
 from sayso.rewards.clip_head import (
     COSINES,
     ClipHead,
-    Head,
     _Fit,
+    _Head,
     prompt_classification_loss,
     squared_error,
 )
@@ -89,7 +89,7 @@ def test_true_and_altered_prompts_both_carry_gradient() -> None:
 @pytest.mark.parametrize("interaction", [False, True])
 def test_head_sees_directions_not_lengths(interaction: bool) -> None:
     torch.manual_seed(0)
-    head = Head(8, 16, interaction=interaction)
+    head = _Head(8, 16, interaction=interaction)
     images, texts = torch.randn(5, 8), torch.randn(5, 8)
     scores = head(images, texts)
     assert ((scores > 0) & (scores < 1)).all()

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sayso.base.errors import UserError
+from sayso.study.info import StudyInfo
 from sayso.study.run_lock import lock
-from sayso.study.study import Study, StudyInfo
+from sayso.study.study import Study
 
 WORK = """
 import sys, time

@@ -12,8 +12,9 @@ from sayso.base.types import Sampler
 from sayso.cli import commands as cli
 from sayso.stages.align import AlignConfig
 from sayso.stages.generate import GenerateConfig
+from sayso.study.info import StudyInfo
 from sayso.study.run import Run
-from sayso.study.study import Study, StudyInfo
+from sayso.study.study import Study
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from sayso.stages.export import ExportConfig, export
 from sayso.stages.import_ import ImportConfig, import_table
 from sayso.stages.new import NewConfig, new
 from sayso.stages.raters import RatersConfig, raters
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 NAMES = [
     "better? cats", "run %41", "50%", "a#b", "a&b=c", "?uri=true", "file:x", "猫 und Ümlaut",

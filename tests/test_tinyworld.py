@@ -19,7 +19,7 @@ from sayso.tinyworld.factory.judge_training import JudgeTraining, _bumps, mixed_
 from sayso.tinyworld.judge import Judge, as_images, judge_features
 from sayso.tinyworld.judge_check import ATTRIBUTES, accuracy, load_autoencoder, reconstruct
 from sayso.tinyworld.raters import SimulatedRater, decision_rng, make_raters
-from sayso.tinyworld.reading import Detection, Reading, Verdict, is_true, verdict
+from sayso.tinyworld.reading import Detection, Reading, Verdict, in_words, is_true, verdict
 from sayso.tinyworld.render import compose, render, render_with_centres
 from sayso.tinyworld.scenes import (
     BACKGROUNDS,
@@ -161,6 +161,14 @@ def test_other_sizes_show_the_same_picture() -> None:
 
 
 # The judge
+
+
+def test_what_the_judge_saw_in_words() -> None:
+    cats = [Detection("cat", "red", 1, 1, 1, 0, 0)] * 2 + [Detection("cat", "blue", 1, 1, 1, 0, 0)]
+    assert in_words(Reading(tuple(cats), "on the moon", 1.0)) == (
+        "2 × red cat, 1 × blue cat, on the moon"
+    )
+    assert in_words(Reading((), "in the sea", 1.0)) == "nothing, in the sea"
 
 
 def _reading(*objects: tuple[str, str], background: str = "in the sea", **scores: float) -> Reading:

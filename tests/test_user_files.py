@@ -15,7 +15,7 @@ from sayso.cli.options import parse
 from sayso.data.pretraining_images import open_pretraining
 from sayso.prompts.grammar import load_grammar
 from sayso.stages.new import NewConfig, new
-from sayso.stages.prompts import PromptsConfig, prompts
+from sayso.stages.prompts import PromptsConfig, write_prompts
 from sayso.study.study import Study
 from sayso.web.work.tasks import read_gold
 
@@ -42,7 +42,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def own(study: Study, path: Path, **more: object) -> list[str]:
-    prompts(study, PromptsConfig(file=str(path), fidelity=0, **more))  # type: ignore[arg-type]
+    write_prompts(study, PromptsConfig(file=str(path), fidelity=0, **more))  # type: ignore[arg-type]
     return [p.text for p in study.prompts()]
 
 

@@ -15,7 +15,8 @@ from sayso.base.errors import UserError
 from sayso.data.clip import ClipEncoder
 from sayso.families.stable_diffusion import LORA_FILE, StableDiffusion
 from sayso.rewards.clip_head import ClipHead
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 from sayso.tinyworld.judge import WEIGHTS, Judge
 
 CPU = torch.device("cpu")

@@ -7,7 +7,8 @@ import numpy as np
 
 from sayso.base import files
 from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 CARELESS = "simulated-07"
 MODELS = ("base", "base@best-of-4", "runs/align-rwr")

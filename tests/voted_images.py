@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, digest, sample_id
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 SAMPLER = Sampler(num_inference_steps=4, guidance_scale=3.5, eta=0.25, image_size_px=16)
 PROMPTS = [

@@ -13,10 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sayso.aligners import NEEDS, Aligner, Batch, Context
-from sayso.base.types import Sampler
+from sayso.base.types import Sample, Sampler
 from sayso.data.rows import TrainingRows, make_rows
 from sayso.families import Cond, Policy, take
+from sayso.judges import Judge, Verdict
 from sayso.rewards import Reward
+from sayso.study.study import Study
 
 
 class ToyPolicy(Policy):
@@ -222,3 +224,30 @@ def check_reward(reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequ
         reward.score(pixels, prompts).sum().backward()
         assert pixels.grad is not None, "a differentiable reward must pass gradients to the images"
         assert pixels.grad.abs().sum() > 0, "the gradient to the images is 0"
+
+
+def check_judge(judge: Judge, study: Study, samples: Sequence[Sample]) -> None:
+    """Check a prepared judge on stored samples whose prompts it understands.
+
+    It says who judged; there is a verdict or None for each sample, certainty is in [0, 1], verdicts
+    repeat, and no verdict depends on the other samples.
+    """
+    prompts = {prompt.id: prompt for prompt in study.prompts()}
+    own = [prompts[sample.prompt_id] for sample in samples]
+    assert judge.title, "title must say who judged"
+    for prompt in own:
+        assert judge.understands(prompt) is True, f"understands({prompt.text!r}) must be True here"
+    verdicts = judge.judge_samples(study, samples, own)
+    assert len(verdicts) == len(samples), f"{len(verdicts)} verdicts on {len(samples)} samples"
+    for verdict in (v for v in verdicts if v is not None):
+        assert isinstance(verdict.true, bool), f"true is {verdict.true!r}; it must be a bool"
+        assert 0 <= verdict.certainty <= 1, f"certainty {verdict.certainty} is not in [0, 1]"
+        assert isinstance(verdict.why, str), f"why is {verdict.why!r}; it must be text"
+    again = judge.judge_samples(study, samples, own)
+    assert _truths(again) == _truths(verdicts), "verdicts must repeat"
+    alone = [judge.judge_samples(study, [s], [p])[0] for s, p in zip(samples, own, strict=True)]
+    assert _truths(alone) == _truths(verdicts), "a verdict depended on the other samples"
+
+
+def _truths(verdicts: Sequence[Verdict | None]) -> list[bool | None]:
+    return [verdict.true if verdict else None for verdict in verdicts]

@@ -31,7 +31,8 @@ from sqlalchemy import text
 
 from sayso.base.types import Prompt, Sample, Sampler, digest
 from sayso.feedback.database import Database
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 from sayso.web import sessions
 from sayso.web.work import people
 

@@ -14,7 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from sayso.base.types import Prompt, Sample, Sampler, sample_id
 from sayso.feedback.database import Database
-from sayso.study.study import Study, StudyInfo
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 from sayso.web.app import create_app
 from sayso.web.site import Site
 from sayso.web.work import people

@@ -1,10 +1,11 @@
-"""Plug-ins by file name: aligners, rewards, families, table formats; one file each, also yours."""
+"""Plug-ins by file name: aligners, rewards, families, judges, table formats; yours too."""
 
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar
@@ -12,11 +13,12 @@ from typing import Any, Literal, TypeVar
 from sayso.base.errors import UserError, unknown_name
 
 T = TypeVar("T")
-Kind = Literal["aligner", "reward", "family", "export", "import"]
+Kind = Literal["aligner", "reward", "family", "judge", "export", "import"]
 FOLDERS = {
     "aligner": "aligners",
     "reward": "rewards",
     "family": "families",
+    "judge": "judges",
     "export": "formats.exports",
     "import": "formats.imports",
 }
@@ -47,6 +49,20 @@ def load_plugin(kind: Kind, name: str, base: type[T]) -> type[T]:
             f"{base.__name__}; it must define exactly one"
         )
     return found[0]
+
+
+def refuse_bad_options(kind: Kind, plugin: type) -> None:
+    """Refuse a plug-in whose fields cannot be options.
+
+    Raises: UserError: if the class is no dataclass itself, or a field has no default.
+    """
+    if "__dataclass_fields__" not in vars(plugin) or not is_dataclass(plugin):
+        raise UserError(f"{kind} {plugin.__name__} is not a dataclass; write @dataclass above it")
+    for field in fields(plugin):
+        if field.init and field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(
+                f"option {field.name} of {kind} {plugin.__name__} has no default; give it one"
+            )
 
 
 def _is_plugin(value: Any, base: type, module: ModuleType) -> bool:

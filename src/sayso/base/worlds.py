@@ -31,6 +31,10 @@ class World(ABC):
     """Folder in diffusers' layout."""
     clip_model: ClassVar[Path]
     """Folder in transformers' layout."""
+    judge: ClassVar[str]
+    """Name of the judge that reads its pictures, a file of judges/."""
+    reader_weights: ClassVar[Path]
+    """Folder of the weights of `reader`."""
 
     @abstractmethod
     def grammar(self) -> Any:
@@ -45,8 +49,12 @@ class World(ABC):
         """Whether the world's judge and raters understand the prompt."""
 
     @abstractmethod
-    def judge(self, device: Any) -> Any:
-        """Reads a picture and says whether its prompt is true."""
+    def reader(self, device: Any) -> Any:
+        """What the world's judge and raters read pictures with.
+
+        It has `verdicts(images, prompts)`, each with true, certainty and why, and
+        `features(images)`.
+        """
 
     @abstractmethod
     def raters(self) -> Any:

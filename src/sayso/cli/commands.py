@@ -26,7 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "new": Command("make a study folder", "sayso.stages.new", "new", "NewConfig"),
     "prompts": Command(
-        "write the study's prompts", "sayso.stages.prompts", "prompts", "PromptsConfig"
+        "write the study's prompts", "sayso.stages.prompts", "write_prompts", "PromptsConfig"
     ),
     "generate": Command(
         "draw images, or keep the best of n",
@@ -43,6 +43,7 @@ COMMANDS = {
         "sayso.stages.agreement",
         "agreement",
         "AgreementConfig",
+        "judge",
     ),
     "raters": Command(
         "add people who rate, print their links", "sayso.stages.raters", "raters", "RatersConfig"
@@ -63,7 +64,8 @@ COMMANDS = {
         "sayso.stages.evaluate",
         "evaluate",
         "EvaluateConfig",
-        needs="train",
+        "judge",
+        "train",
     ),
     "report": Command(
         "write report.html and summary.json", "sayso.stages.report", "report", "ReportConfig"

@@ -37,7 +37,9 @@ def parse(name: str, config: type, plugin: str, arguments: list[str]) -> Parsed:
     parts = {"config": _default(config, {k: v for k, v in saved.items() if k != "options"})}
     if plugin:
         chosen = early.plugin or saved.get(plugin) or getattr(parts["config"], plugin)
-        parts["options"] = _default(_plugin_class(plugin, chosen), saved.get("options", {}))
+        if kind := _plugin_class(plugin, chosen):
+            _refuse_same_names(plugin, kind, config)
+            parts["options"] = _default(kind, saved.get("options", {}))
     arguments_class = _arguments_class(name, parts)
     found, unknown = _tyro(arguments_class, name, arguments)
     _refuse(unknown, parts)
@@ -85,15 +87,32 @@ def _default(kind: type, saved: dict[str, Any]) -> Any:
     return kind(**saved)
 
 
-def _plugin_class(plugin: str, name: str) -> type:
-    """The dataclass behind `--aligner` or `--reward`; its fields are its hyper-parameters."""
+def _plugin_class(plugin: str, name: str) -> type | None:
+    """The dataclass behind `--aligner`, `--reward` or `--judge`; its fields are its options.
+
+    None for a judge that the study decides on, or none at all.
+    """
     if plugin == "aligner":
         from sayso.aligners import load_aligner
 
         return load_aligner(name)
-    from sayso.rewards import load_trainable_reward
+    if plugin == "reward":
+        from sayso.rewards import load_trainable_reward
 
-    return load_trainable_reward(name)
+        return load_trainable_reward(name)
+    from sayso.judges import load_judge
+
+    return None if name in ("auto", "none") else load_judge(name)
+
+
+def _refuse_same_names(plugin: str, kind: type, config: type) -> None:
+    """Refuse a plug-in with an option that is called as one of the command's."""
+    own, others = ({field.name for field in dataclasses.fields(part)} for part in (kind, config))
+    for name in sorted(own & (others | {"study", "dry_run", "config"})):
+        raise UserError(
+            f"{plugin} {kind.__name__} has an option {name}, and so has the command; rename it, "
+            f"such as {plugin}_{name}"
+        )
 
 
 def _arguments_class(name: str, parts: dict[str, Any]) -> type:

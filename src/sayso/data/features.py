@@ -45,7 +45,7 @@ class FeatureSpace:
 def feature_space(study: Study, device: torch.device) -> FeatureSpace:
     """The features of a world's judge, which no reward uses; else those of the study's CLIP."""
     if world := find_world(study.info.pretraining):
-        return FeatureSpace(f"{world.title}'s judge", world.judge(device).features, "kid")
+        return FeatureSpace(f"{world.title}'s judge", world.reader(device).features, "kid")
     encoder = ClipEncoder.load(study.info.clip_model, device)
     name = f"CLIP {study.info.clip_model}, which the reward may see too"
     return FeatureSpace(name, encoder.images, "cmmd")

@@ -11,7 +11,8 @@ from sayso.base.progress import console
 from sayso.base.types import digest
 from sayso.base.user_files import read_json_lines
 from sayso.base.worlds import find_world
-from sayso.study.study import HeldOut, Study
+from sayso.study.info import HeldOut
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,7 @@ whoever writes.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from sqlalchemy import Connection, Engine, Table, insert, or_, select
 
@@ -28,9 +28,6 @@ from sayso.votes.labels import (
     preferences,
     soft_labels,
 )
-
-if TYPE_CHECKING:
-    from sayso.study.study import Study
 
 _STREAM_CHUNK = 10_000  # rows in memory while all votes are read
 _CHUNK = 500  # ids in one query; SQLite allows some thousands of variables
@@ -321,22 +318,3 @@ def _fields(kind: type[Rating] | type[Comparison], row: Mapping[str, Any]) -> di
     if row[counted.STRUCK]:
         plain["shown"] = {**plain["shown"], counted.STRUCK: True}
     return plain
-
-
-# against the study
-
-
-def check_feedback(study: "Study") -> None:
-    """Refuse ratings of images that are gone.
-
-    Raises: UserError: naming the first rating whose sample has no record or no image file.
-    """
-    paths = {sample.id: sample.path for sample in study.samples()}
-    for rating in study.feedback.ratings(excluded=True):
-        path = paths.get(rating.sample_id)
-        if path is None or not (study.path / path).is_file():
-            what = f"{study.path / path}" if path else f"sample {rating.sample_id}"
-            raise UserError(
-                f"rating {rating.id} by {rating.rater} is for an image that is gone: {what}; "
-                "restore it from a backup of the study"
-            )

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
-from sayso.formats.exports import ExportOptions
 from sayso.formats.labels import Count, count_labels
+from sayso.formats.options import ExportOptions
 from sayso.formats.pairs import Pair, compared, count_sets, from_ratings
 from sayso.formats.snapshot import Pseudonyms, read_votes, write_votes
 from sayso.study.generations import Generations

@@ -26,7 +26,7 @@ class Scored:
     """One test image with all that is known of it.
 
     `true`: the prompt is true of the image (None: nobody said); `certainty` of that in [0, 1];
-    `saw`: what the judge read off the picture, in words.
+    `why`: the judge's reason, in words.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Scored:
     category: str
     true: bool | None = None
     certainty: float | None = None
-    saw: str = ""
+    why: str = ""
     reward: float | None = None
     clip: float | None = None
 

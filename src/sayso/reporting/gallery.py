@@ -21,12 +21,12 @@ _LARGE_PX = 256
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image on the page: data URL, width in pixels, the judge's word and what it saw."""
+    """One image on the page: data URL, width in pixels, the judge's verdict and its reason."""
 
     url: str
     width_px: int
     true: bool | None
-    saw: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,8 @@ def _rows(
 
 def _picture(study: Study, sample: Sample, score: JsonObject) -> Picture:
     url, width_px = data_url(study, sample)
-    return Picture(url, width_px, score.get("true"), str(score.get("saw", "")))
+    why = score.get("why", score.get("saw", ""))  # "saw" in evaluations of earlier versions
+    return Picture(url, width_px, score.get("true"), str(why))
 
 
 def data_url(study: Study, sample: Sample) -> tuple[str, int]:

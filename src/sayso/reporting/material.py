@@ -10,6 +10,8 @@ from typing import Any
 from sayso.base.errors import UserError, quoted
 from sayso.base.files import JsonObject, read_lines
 from sayso.base.types import Comparison, Rating
+from sayso.base.worlds import find_world
+from sayso.judges import changed_judge
 from sayso.study.generations import Generations
 from sayso.study.run import Run
 from sayso.study.study import Study
@@ -45,13 +47,13 @@ class Material:
             _ = run.result
             if not run.path.name.startswith("evaluate"):
                 raise UserError(f"{run.name} is no run of evaluate; name one, such as evaluate-rwr")
-            if changed := self.generations.changed_since(run):
+            if changed := self._changed_since(run):
                 raise UserError(
                     f"{run.name} measured an earlier {' and '.join(changed)} than there is now; "
                     "evaluate again, or name another evaluation"
                 )
             return run
-        found = [r for r in self._finished("evaluate") if not self.generations.changed_since(r)]
+        found = [r for r in self._finished("evaluate") if not self._changed_since(r)]
         return found[-1] if found else None
 
     @cached_property
@@ -67,6 +69,13 @@ class Material:
     @cached_property
     def generations(self) -> Generations:
         return Generations(self.study)
+
+    def _changed_since(self, evaluation: Run) -> list[str]:
+        """Of what an evaluation measured and who judged it, what is another by now."""
+        return [
+            *self.generations.changed_since(evaluation),
+            *changed_judge(self.study, evaluation),
+        ]
 
     def _finished(self, stage: str) -> list[Run]:
         return [r for r in self.runs if r.path.name.split("-")[0] == stage and r.finished]
@@ -195,7 +204,7 @@ class Material:
         runs = self._finished("evaluate")
         if not runs:
             return "Not evaluated yet"
-        changed = " and ".join(self.generations.changed_since(runs[-1]))
+        changed = " and ".join(self._changed_since(runs[-1]))
         return f"{runs[-1].name} measured an earlier {changed} than there is now"
 
     @cached_property
@@ -203,7 +212,7 @@ class Material:
         """Part of the report → what is not there yet and the command that makes it."""
         path = quoted(self.study.path)
         model = quoted(self.align_run.name) if self.align_run else "runs/align-rwr"
-        simulated = " --simulated" if self.study.info.base_model == "tinyworld" else ""
+        simulated = " --simulated" if find_world(self.study.info.base_model) else ""
         compare = f"sayso rate {path}{simulated} --task compare --left base --right {model}"
         lacks = {
             "images": (not self.images, f"No images yet: sayso generate {path}"),

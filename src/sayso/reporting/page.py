@@ -41,6 +41,7 @@ def render(material: Material, summary: dict[str, Any], prompts_shown: int) -> s
         missing=material.missing,
         headline=words.headline(material),
         lead=words.lead(material),
+        judged=words.judged(material.result),
         facts=words.facts(summary),
         limits=words.limits(material),
         roles=_roles(material),

@@ -16,10 +16,6 @@ KINDS = {"good": "win", "bad": "lose", "skip": "undecided", "first": "win", "sec
 SHOWN = 15
 """Raters shown at once; the rest is folded."""
 METHODS = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
-TRUTHS = {
-    "gold": "items with a known answer",
-    "tinyworld": "the hidden truth, what the tiny world's judge reads off the pictures",
-}
 
 
 def raters_part(page: Environment, material: Material) -> Markup:
@@ -133,10 +129,13 @@ def _labels(labels: Mapping[str, Any]) -> dict[str, Any] | None:
     """The labels of several raters against each truth that is known."""
     if not labels or "skipped" in labels:
         return None
+    truths = labels.get("truths", {})
     tables: Sequence[dict[str, Any]] = [
         {
-            "source": TRUTHS[source].split(",")[0],
-            "verdict": _verdict(TRUTHS[source], methods["dawid-skene"], methods["majority"]),
+            "source": truths.get(source, source),
+            "verdict": _verdict(
+                truths.get(source, source), methods["dawid-skene"], methods["majority"]
+            ),
             "rows": [(name, methods[method]) for method, name in METHODS.items()],
         }
         for source, methods in labels["truth"].items()
@@ -153,7 +152,7 @@ def _verdict(truth: str, estimate: Mapping[str, Any], majority: Mapping[str, Any
     errors = " against ".join(words.fixed(m["squared_error"], 4) for m in (estimate, majority))
     sure = not gain["low"] <= 0 <= gain["high"]
     how = "farther from" if gain["value"] > 0 else "nearer to"
-    said = f"are {how} {truth}, than" if sure else f"are not clearly nearer to {truth}, than"
+    said = f"are {how} {truth} than" if sure else f"are not clearly nearer to {truth} than"
     return (
         f"Dawid–Skene labels {said} the majority's: squared error {errors}, a difference of "
         f"{words.fixed(gain['value'], 4)} (95\u00a0% interval {low} to {high}, prompts drawn anew)."

@@ -133,18 +133,25 @@ def headline(material: Material) -> dict[str, str]:
     return {"text": "Not evaluated yet", "before": "", "after": ""}
 
 
+def judged(result: dict[str, Any]) -> str:
+    """Who said whether the images are true to their prompts: "rated by people"."""
+    if "judged" in result:
+        return str(result["judged"])
+    name = result.get("judge", "")
+    return "rated by people" if name == "ratings of people" else f"read by the judge {name}"
+
+
 def lead(material: Material) -> str:
     """One or two sentences under the headline: on what, how sure, and who judged."""
     change, result = material.result.get("paired", {}).get("all"), material.result
     if not change:
         return "What the study holds so far, and the commands that go on from here."
-    who = "read by the tiny world's judge" if result["judge"] == "tinyworld" else "marked by people"
     spread = change["difference"]
     across = f"{points(spread.get('value'))} percentage points (95 % interval {interval(spread)})"
     return (
         f"Over all {change['n']} test images from {change['n_prompts']} prompts never used in "
-        f"training – same prompts, same seeds, {who} – the share drawn right changed by {across}; "
-        f"p {p_value(change['p_value'])} ({method(result, 'p_value')})."
+        f"training – same prompts, same seeds, {judged(result)} – the share drawn right "
+        f"changed by {across}; p {p_value(change['p_value'])} ({method(result, 'p_value')})."
         + (" That is too few images to show an effect." if change["n"] < _FEW_IMAGES else "")
     )
 
@@ -184,17 +191,14 @@ def limits(material: Material) -> list[str]:
     result, found = material.result, []
     if material.simulated:
         found.append(
-            "Where it says simulated, no person was asked: programs read the tiny world's pictures "
-            "and err on purpose, at rates of their own."
+            "Where it says simulated, no person was asked: programs read the pictures and err on "
+            "purpose, at rates of their own."
         )
     change = result.get("paired", {}).get("all", {})
     if change and change["n"] < _FEW_IMAGES:
         found.append(f"{change['n']} test images prove that the path works; they show no effect.")
-    if result.get("judge") == "tinyworld":
-        found.append(
-            "The judge reads pictures of the tiny world and is wrong on a few in a hundred; it "
-            "shares no weights with the reward. Elsewhere only people can take its place."
-        )
+    if result.get("caveat"):
+        found.append(result["caveat"])
     fidelity = result.get("fidelity", {})
     if fidelity.get("features", "").startswith("CLIP"):
         found.append("Fidelity is measured on CLIP features, of which the reward is made too.")

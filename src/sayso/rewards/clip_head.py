@@ -54,7 +54,7 @@ COSINES = 16
 """How many inputs of the head carry the cosine with `interaction`."""
 
 
-class Head(nn.Module):
+class _Head(nn.Module):
     """Two hidden layers and a sigmoid over a joined pair of CLIP embeddings.
 
     Each embedding is scaled to length √d, so that its numbers are about 1 in size whatever CLIP's
@@ -191,7 +191,7 @@ class ClipHead(ClipReward, TrainableReward):
             torch.manual_seed(seed)
             interaction = self.joining == "interaction"
             width, dropout = self.clip.width, self.dropout
-            head = Head(width, self.hidden_width, interaction=interaction, dropout=dropout)
+            head = _Head(width, self.hidden_width, interaction=interaction, dropout=dropout)
         self.head = head.to(self.clip.device).requires_grad_(False).eval()
 
     def fit(self, study: Study, data: RatedSamples, run: Run) -> dict[str, object]:

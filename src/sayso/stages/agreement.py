@@ -9,7 +9,9 @@ from typing import Any, Literal, NamedTuple
 from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
 from sayso.base.types import QUESTIONS, Comparison, Prompt, Rating, Sample
+from sayso.judges import Judge, load_judge, world_judge
 from sayso.study.generations import Generations
+from sayso.study.identity import canonical_config
 from sayso.study.run import Run
 from sayso.study.study import Study
 from sayso.votes.ballots import fingerprint
@@ -38,10 +40,11 @@ class AgreementConfig:
     mixed."""
     resamples: int = 999
     """How often raters and prompts are drawn anew for the intervals; 0 leaves the intervals out."""
-    judge: Literal["auto", "tinyworld", "none"] = "auto"
-    """What else than gold items to hold the labels of several simulated raters against: the tiny
-    world's judge. auto is tinyworld in a study of the tiny world where torch is installed. People's
-    labels are never held against it."""
+    judge: str = "auto"
+    """What else than gold items to hold the labels of several simulated raters against: a file of
+    judges/, or your own, such as ./mine.py. auto: the judge of the world that the base model
+    belongs to, where torch is installed; none: gold items alone. People's labels are never held
+    against a judge."""
 
 
 class _Votes(NamedTuple):
@@ -63,22 +66,26 @@ class _Votes(NamedTuple):
         return fingerprint([*self.ratings, *self.comparisons])
 
 
-def agreement(study: Study, config: AgreementConfig | None = None) -> Run:
+def agreement(
+    study: Study, config: AgreementConfig | None = None, judge: Judge | None = None
+) -> Run:
     """Measure agreement and write runs/agreement-<name>/result.json.
 
     It holds a section for each question on single images and for each pair of models: alpha, kappa
     and rates by category with intervals, a row for each rater, and how Dawid and Skene's labels
     differ from the majority's.
 
+    Args:
+        judge: the judge that `config.judge` names with its options; None = with its defaults.
     Raises: UserError: if there are no votes, an option is out of range, or the named run tells of
         other votes.
     """
-    config = config or AgreementConfig()
+    config = canonical_config(study, config or AgreementConfig())
     votes = _gather(study, config)
-    run = study.run("agreement", config.name or f"{votes.kind}-{votes.digest[:8]}", config)
+    run = study.run("agreement", config.name or f"{votes.kind}-{votes.digest[:8]}", config, judge)
     if not run.finished:
         started = time.perf_counter()
-        result = _result(study, config, votes)
+        result = _result(study, config, votes, judge)
         run.finish({**result, "seconds": time.perf_counter() - started})
     elif run.result["votes"] != votes.digest:
         raise UserError(
@@ -99,8 +106,8 @@ def plan(study: Study, config: AgreementConfig) -> dict[str, object]:
 def _gather(study: Study, config: AgreementConfig) -> _Votes:
     if config.raters not in ("auto", "people", "simulated"):
         raise UserError(f"raters {config.raters!r}; choose auto, people or simulated")
-    if config.judge not in ("auto", "tinyworld", "none"):
-        raise UserError(f"judge {config.judge!r}; choose auto, tinyworld or none")
+    if config.judge not in ("auto", "none"):
+        load_judge(config.judge)
     if config.resamples < 0:
         raise UserError(f"resamples {config.resamples} is negative; give 0 or more, 999 is usual")
     store = study.feedback
@@ -120,7 +127,9 @@ def _gather(study: Study, config: AgreementConfig) -> _Votes:
     )
 
 
-def _result(study: Study, config: AgreementConfig, votes: _Votes) -> dict[str, Any]:
+def _result(
+    study: Study, config: AgreementConfig, votes: _Votes, judge: Judge | None
+) -> dict[str, Any]:
     options = {"resamples": config.resamples, "seed": study.info.seed}
     marks = [
         rating_section(votes.ratings, votes.prompt_of, question, **options)
@@ -134,7 +143,7 @@ def _result(study: Study, config: AgreementConfig, votes: _Votes) -> dict[str, A
         "left_out": votes.left_out,
         "careless": _careless(found),
         "sections": [plain(section) for section in found],
-        "labels": _labels(study, config, votes),
+        "labels": _labels(study, config, votes, judge),
     }
 
 
@@ -146,7 +155,9 @@ def _careless(sections: Sequence[Section]) -> list[str]:
 # labels of several raters, against each other and against the truth
 
 
-def _labels(study: Study, config: AgreementConfig, votes: _Votes) -> dict[str, Any]:
+def _labels(
+    study: Study, config: AgreementConfig, votes: _Votes, judge: Judge | None
+) -> dict[str, Any]:
     ratings = [r for r in votes.ratings if r.question == "alignment"]
     marks = judgements(ratings)
     per_image = marks.counts().sum(1)
@@ -156,14 +167,16 @@ def _labels(study: Study, config: AgreementConfig, votes: _Votes) -> dict[str, A
     values = {method: make(marks) for method, make in METHODS.items()}
     labels = {method: {name: v[i] for name, i in shared.items()} for method, v in values.items()}
     majority, estimate = labels["majority"], labels["dawid-skene"]
+    truths = _truths(study, votes, ratings, list(shared), _judge(study, config, votes.kind, judge))
     return {
         "images": len(shared),
         "undecided_by_majority": sum(y == 0.5 for y in majority.values()),
         "changed": sum((majority[i] - 0.5) * (estimate[i] - 0.5) < 0 for i in shared),
         "truth": {
-            source: _against(truth, labels, votes, config, study.info.seed)
-            for source, truth in _truths(study, config, votes, ratings, list(shared)).items()
+            source: _against(truth.known, labels, votes, config, study.info.seed)
+            for source, truth in truths.items()
         },
+        "truths": {source: truth.title for source, truth in truths.items()},
     }
 
 
@@ -186,66 +199,63 @@ def _against(
     return found
 
 
+class _Truth(NamedTuple):
+    """What is known of images beside the votes: sample id → good, and how it is known."""
+
+    title: str
+    known: dict[str, bool]
+
+
 def _truths(
     study: Study,
-    config: AgreementConfig,
     votes: _Votes,
     ratings: Sequence[Rating],
     images: Sequence[str],
-) -> dict[str, Mapping[str, bool]]:
-    """What is known of the images beside the votes: source → sample id → good."""
+    judge: tuple[str, Judge] | None,
+) -> dict[str, _Truth]:
+    """Each truth by its source: "gold", or the judge's name."""
     gold = {
         r.sample_id: r.shown[GOLD] == "good"
         for r in ratings
         if GOLD in r.shown and is_for(r, "check")
     }
-    known = [votes.samples[i] for i in images if i in votes.samples]
-    found: dict[str, Mapping[str, bool]] = {"gold": gold} if gold else {}
-    if _judged(study, config, votes.kind):
-        found["tinyworld"] = _judge(study, known, votes.prompts)
+    found = {"gold": _Truth("the known answers of gold items", gold)} if gold else {}
+    if judge:
+        name, reads = judge
+        known = [votes.samples[i] for i in images if i in votes.samples]
+        said = _read(study, reads, known, votes.prompts)
+        found[name] = _Truth(f"the truth as {reads.title}", said)
     return found
-
-
-def _judged(study: Study, config: AgreementConfig, kind: str) -> bool:
-    torch = importlib.util.find_spec("torch") is not None
-    if kind == "people":
-        if config.judge == "tinyworld":
-            raise UserError(
-                "the judge is a program and no truth for people's labels; leave --judge out, or "
-                "give --raters simulated"
-            )
-        return False
-    if config.judge == "tinyworld" and not torch:
-        raise UserError("the judge needs torch; install sayso[train], or give --judge none")
-    wanted = config.judge == "auto" and study.info.base_model == "tinyworld"
-    return torch and (wanted or config.judge == "tinyworld")
 
 
 def _judge(
-    study: Study, samples: Sequence[Sample], prompts: Mapping[str, Prompt]
+    study: Study, config: AgreementConfig, kind: str, judge: Judge | None
+) -> tuple[str, Judge] | None:
+    """The judge to hold the labels against and its name, or None."""
+    if kind == "people":
+        if config.judge not in ("auto", "none"):
+            raise UserError(
+                "a judge is a program and no truth for people's labels; leave --judge out, or "
+                "give --raters simulated"
+            )
+        return None
+    if config.judge != "auto":
+        name = "" if config.judge == "none" else config.judge
+    else:
+        name = world_judge(study) if importlib.util.find_spec("torch") else ""
+    return (name, judge or load_judge(name)()) if name else None
+
+
+def _read(
+    study: Study, judge: Judge, samples: Sequence[Sample], prompts: Mapping[str, Prompt]
 ) -> dict[str, bool]:
-    """What the tiny world's judge reads off the pictures; prompts it does not know are left out."""
-    from sayso.tinyworld.scenes import OBJECTS
+    """What the judge says of the images; those whose prompts it does not understand are left out.
 
-    known = [s for s in samples if prompts[s.prompt_id].slots.get("object") in OBJECTS]
-    verdicts = _read(study, known, [prompts[s.prompt_id] for s in known]) if known else []
-    return {s.id: true for s, true in zip(known, verdicts, strict=True)}
-
-
-_BATCH = 256
-
-
-def _read(study: Study, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[bool]:
-    import numpy as np
-
-    from sayso.base.progress import progress
-    from sayso.tinyworld.judge import Judge, as_images
-
-    judge, found = Judge.load(), []
-    with progress("judging images", len(samples)) as advance:
-        for i in range(0, len(samples), _BATCH):
-            pictures = [np.asarray(study.image(s)) for s in samples[i : i + _BATCH]]
-            verdicts = judge.verdicts(as_images(pictures), prompts[i : i + _BATCH])
-            found += [verdict.true for verdict in verdicts]
-            advance(len(pictures))
-    return found
+    Those it cannot tell are left out too.
+    """
+    known = [s for s in samples if judge.understands(prompts[s.prompt_id])]
+    if not known:
+        return {}
+    judge.prepare(study)
+    verdicts = judge.judge_samples(study, known, [prompts[s.prompt_id] for s in known])
+    return {s.id: v.true for s, v in zip(known, verdicts, strict=True) if v}

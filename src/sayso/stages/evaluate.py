@@ -6,16 +6,18 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sayso.base import files
 from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
 from sayso.base.types import Comparison, Prompt, Sample, Sampler, digest
+from sayso.judges import Judge, judge_identities, load_judge, without_judge, world_judge
 from sayso.study.generations import IDENTITY, Generations, own_name, say
 from sayso.study.identity import IMPORTED, canonical_config, chosen_from, reward_identity
+from sayso.study.info import PromptChoice
 from sayso.study.run import Run
-from sayso.study.study import PromptChoice, Study
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from sayso.metrics.evaluation import Scored
@@ -31,9 +33,10 @@ class EvaluateConfig:
     """Name of the run; default: that of the model."""
     reward: str = "runs/fit-clip_head"
     """The learned reward: a run of fit, or a reward plug-in; an empty name leaves it out."""
-    judge: Literal["auto", "tinyworld", "none"] = "auto"
-    """Who says whether a prompt is true of an image: the tiny world's judge, or with none the
-    people who rated the test images. auto is tinyworld in a study of the tiny world."""
+    judge: str = "auto"
+    """Who says whether a prompt is true of an image: people, who rated the test images, reward, a
+    reward with a threshold, another file of judges/, or your own, such as ./mine.py. auto: the
+    judge of the world that the base model belongs to if it understands the prompts, else people."""
     prompts: PromptChoice = "test"
     """Which prompts; test is seen and unseen objects together."""
     best_of: str = ""
@@ -45,7 +48,7 @@ class _Material:
     """What is measured: role → model, each model's images on the test prompts, and for fidelity.
 
     All of them were drawn with one sampler, but for imported ones. `identities` has what stands
-    behind the names, of each role and of the reward.
+    behind the names, of each role, of the reward and of the judge.
     """
 
     models: dict[str, str]
@@ -54,38 +57,43 @@ class _Material:
     prompts: dict[str, Prompt]
     generations: Generations
     identities: dict[str, str]
+    judge_name: str
+    judge: Judge
 
     @property
     def sampler(self) -> Sampler:
         return self.samples["base"][0].sampler
 
 
-def evaluate(study: Study, config: EvaluateConfig) -> Run:
+def evaluate(study: Study, config: EvaluateConfig, judge: Judge | None = None) -> Run:
     """Measure alignment, the reward, fidelity and the comparisons; keep the score of every image.
 
     Writes runs/evaluate-<name>/scores.jsonl (a line an image) and result.json. What lacks
     something stands in the result as {"skipped": reason}.
 
+    Args:
+        study: its images of the models on the chosen prompts are measured.
+        config: what to measure.
+        judge: the judge that `config.judge` names with its options; None = with its defaults.
     Raises: UserError: if the model or its images are missing, no seed is shared with the base, or
-        the judge does not know the prompts.
+        the judge does not understand the prompts.
     """
     config = canonical_config(study, config)
-    material = _gather(study, config)
-    judge = _judge_name(study, config, material)
+    material = _gather(study, config, judge)
     name, started = _own_name(study, config, material), time.perf_counter()
     # before the run is opened: what a reward or CLIP refuses must leave no run behind
     begun = study.begun("evaluate", name)
-    rows = None if begun else _score(study, config, material, judge)
-    run = study.run("evaluate", name, config)
+    rows = None if begun else _score(study, config, material)
+    run = study.run("evaluate", name, config, judge)
     if run.finished:
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run
     say(study, material.models.values())
-    _note_environment(study, config, material, judge, run)
-    rows = rows or _score(study, config, material, judge)
+    _note_environment(study, config, material, run)
+    rows = rows or _score(study, config, material)
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     files.write_bytes(run.path / "scores.jsonl", ("\n".join(lines) + "\n").encode())
-    result = _result(study, config, material, judge, rows)
+    result = _result(study, config, material, rows)
     run.finish(result | {"seconds": time.perf_counter() - started})
     return run
 
@@ -95,42 +103,48 @@ def _own_name(study: Study, config: EvaluateConfig, material: _Material) -> str:
     there = study.path / "runs" / f"evaluate-{config.name or default}" / "result.json"
     same = there.exists() and not material.generations.changed_since(Run(there.parent))
     identity = digest(material.identities)
-    return own_name(study, "evaluate", config.name, default, identity, unrecorded=same)
+    return own_name(
+        study,
+        "evaluate",
+        config.name,
+        default,
+        identity,
+        unrecorded=same,
+        former=digest(without_judge(material.identities)),
+    )
 
 
-def _note_environment(
-    study: Study, config: EvaluateConfig, material: _Material, judge: str, run: Run
-) -> None:
+def _note_environment(study: Study, config: EvaluateConfig, material: _Material, run: Run) -> None:
     from sayso.base.devices import make_accelerator
     from sayso.rewards import reward_folders
     from sayso.study.provenance import computed_on, loaded
-    from sayso.tinyworld import paths
 
     rewards = reward_folders(study, config.reward) if config.reward else []
-    folders = [*rewards, *([paths().judge] if judge else [])]
+    folders = dict.fromkeys([*rewards, *material.judge.folders(study)])
     facts = {IDENTITY: digest(material.identities), "loaded": loaded(folders)}
     run.add_environment({**computed_on(make_accelerator("no")), **facts})
 
 
 def plan(study: Study, config: EvaluateConfig) -> dict[str, object]:
-    """How many images of each model are measured."""
-    config = canonical_config(study, config)
-    material = _gather(study, config)
-    judge = _judge_name(study, config, material) or "ratings of people"
+    """How many images of each model are measured, and who judges them."""
+    material = _gather(study, canonical_config(study, config), None)
     counts = {f"images of {model}": len(found) for model, found in material.samples.items()}
-    return {"judge": judge, "prompts": len(material.prompts), **counts}
+    return {"judge": material.judge_name, "prompts": len(material.prompts), **counts}
 
 
 # what is there to measure
 
 
-def _gather(study: Study, config: EvaluateConfig) -> _Material:
+def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Material:
     prompts = {p.id: p for p in study.prompts(config.prompts)}
     if not prompts:
         raise UserError(f"{study.path} has no {config.prompts} prompts to evaluate on")
     if config.model == "base" or "@" in config.model:
         raise UserError(f"--model {config.model} is not a tuned model; give a run of align")
     study.find_run(config.model)
+    judge_name = _judge_name(study, config, prompts.values())
+    judge = judge or load_judge(judge_name)()
+    _refuse_unknown_prompts(judge_name, judge, prompts.values())
     generations = Generations(study)
     generations.now(config.model)
     present = [s for s in generations.samples if generations.is_present(s)]
@@ -156,8 +170,9 @@ def _gather(study: Study, config: EvaluateConfig) -> _Material:
     if config.reward:
         _find_reward(study, config.reward)
         identities["reward"] = reward_identity(study, config.reward)
+    identities |= judge_identities(study, judge_name, judge)
     samples = {model: by_model[model] for model in models.values()}
-    return _Material(models, samples, drawn, prompts, generations, identities)
+    return _Material(models, samples, drawn, prompts, generations, identities, judge_name, judge)
 
 
 def _by_model(samples: Iterable[Sample], prompts: Container[str]) -> dict[str, list[Sample]]:
@@ -218,38 +233,38 @@ def _find_reward(study: Study, name: str) -> None:
         study.find_run(name)
 
 
-def _judge_name(study: Study, config: EvaluateConfig, material: _Material) -> str:
-    from sayso.tinyworld.scenes import OBJECTS
+def _judge_name(study: Study, config: EvaluateConfig, prompts: Iterable[Prompt]) -> str:
+    """The plug-in that judges: the one named, or the world's if it understands, or people."""
+    if config.judge == "none":  # how earlier versions called people's ratings
+        return "people"
+    if config.judge != "auto":
+        return config.judge
+    world = world_judge(study)
+    return world if world and all(map(load_judge(world)().understands, prompts)) else "people"
 
-    if config.judge == "none" or (config.judge == "auto" and study.info.base_model != "tinyworld"):
-        return ""
-    for prompt in material.prompts.values():
-        if prompt.slots.get("object") not in OBJECTS:
-            if config.judge == "auto":
-                return ""
+
+def _refuse_unknown_prompts(name: str, judge: Judge, prompts: Iterable[Prompt]) -> None:
+    for prompt in prompts:
+        if not judge.understands(prompt):
             raise UserError(
-                f"the tiny world's judge does not know {prompt.text!r}; use --judge none, which "
-                "counts people's ratings"
+                f"judge {name} does not understand {prompt.text!r}; choose another --judge, such "
+                "as people, who rate the images with sayso rate"
             )
-    return "tinyworld"
 
 
-def _score(study: Study, config: EvaluateConfig, material: _Material, judge: str) -> "list[Scored]":
-    """One line an image: the mark of the judge or of people, the reward, CLIP similarity."""
+def _score(study: Study, config: EvaluateConfig, material: _Material) -> "list[Scored]":
+    """One line an image: the judge's verdict, the reward, CLIP similarity."""
     from sayso.base.devices import make_accelerator
     from sayso.stages._scoring import score
 
     samples = [s for model in material.models.values() for s in material.samples[model]]
     prompts = [material.prompts[s.prompt_id] for s in samples]
-    return score(study, samples, prompts, judge, config.reward, make_accelerator("no").device)
+    device = make_accelerator("no").device
+    return score(study, samples, prompts, material.judge, config.reward, device)
 
 
 def _result(
-    study: Study,
-    config: EvaluateConfig,
-    material: _Material,
-    judge: str,
-    rows: "list[Scored]",
+    study: Study, config: EvaluateConfig, material: _Material, rows: "list[Scored]"
 ) -> dict[str, Any]:
     from sayso.data.features import fidelity
     from sayso.metrics import evaluation
@@ -264,7 +279,9 @@ def _result(
     return {
         "models": material.models,
         "identities": material.identities,
-        "judge": judge or "ratings of people",
+        "judge": material.judge_name,
+        "judged": material.judge.title,
+        "caveat": material.judge.caveat,
         "prompts": len({row.prompt_id for row in by_role["base"]}),
         "images": {role: len(part) for role, part in by_role.items()},
         "sampler": asdict(material.sampler),

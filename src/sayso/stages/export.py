@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from sayso.base import files
 from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
-from sayso.formats.exports import ExportOptions, load_format, need_pyarrow
+from sayso.formats.exports import load_format, need_pyarrow
+from sayso.formats.options import ExportOptions
 from sayso.study.study import Study
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import Prompt, Sample
-from sayso.feedback.store import Label, check_feedback
+from sayso.feedback.store import Label
+from sayso.study.checks import check_feedback
 from sayso.study.identity import canonical_config, fitted_identity
 from sayso.study.inputs import (
     picture_digest,

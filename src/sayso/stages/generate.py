@@ -1,23 +1,23 @@
 """Stage `generate`: draw images for prompts, or keep the best of many by a reward."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sayso.base import files
 from sayso.base.devices import (
     MixedPrecision,
-    enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
 )
 from sayso.base.errors import UserError
-from sayso.base.progress import console, progress
+from sayso.base.progress import console
 from sayso.base.samplers import checked
 from sayso.base.types import Prompt, Sample, Sampler, digest, sample_id
 from sayso.prompts.grammar import images_per_prompt
+from sayso.stages._drawing import Drawing, draw_all
+from sayso.study.checks import refuse_damaged
 from sayso.study.generations import IDENTITY, Generations, own_name, say
 from sayso.study.identity import (
     NotHereError,
@@ -28,21 +28,18 @@ from sayso.study.identity import (
     parse_selection,
     reward_name,
 )
+from sayso.study.info import PromptChoice
 from sayso.study.run import Run
-from sayso.study.stored import refuse_damaged
-from sayso.study.study import PromptChoice, Study
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import Tensor
 
-    from sayso.families import Cond, Policy
+    from sayso.families import Policy
     from sayso.rewards import Reward
 
 MOST_IMAGES = 10_000_000
 """Of one plan; the records of more would not fit the memory."""
-Drawing = tuple[Prompt, Sample]
-"""One image to draw: its prompt and the record it will have."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,8 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     started = time.perf_counter()
     drawn = sum(map(len, batches))
     if drawer:
-        _draw_all(study, config, batches, *drawer)
+        there = study.samples(config.model)
+        draw_all(study, batches, there, *drawer, batch_size=config.batch_size)
     if not is_main_process():
         return run
     drawing_s = time.perf_counter() - started
@@ -319,103 +317,6 @@ def _load(
     policy.check_prompts([*texts, sampler.negative_prompt])
     policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
     return policy, accelerator
-
-
-def _draw_all(
-    study: Study,
-    config: GenerateConfig,
-    batches: list[list[Drawing]],
-    policy: "Policy",
-    accelerator: "Accelerator",
-) -> None:
-    """Draw the batches, one per process at a time; the main process writes them in order."""
-    from accelerate.utils import gather_object
-
-    there = {sample.id: sample for sample in study.samples(config.model)}
-    with progress(f"drawing {config.model}", sum(map(len, batches))) as advance:
-        for together in _chunks(batches, accelerator.num_processes):
-            mine = together[accelerator.process_index : accelerator.process_index + 1]
-            with enough_memory("--batch-size", config.batch_size):
-                drawn = [_draw(policy, batch, accelerator) for batch in mine]
-            for batch, done in zip(together, gather_object(drawn), strict=True):
-                if accelerator.is_main_process:
-                    _keep(study, batch, there, *done)
-                advance(len(batch))
-    # whoever goes on must find the last batch written
-    accelerator.wait_for_everyone()
-
-
-def _chunks(batches: list[list[Drawing]], size: int) -> Iterator[list[list[Drawing]]]:
-    for start in range(0, len(batches), size):
-        yield batches[start : start + size]
-
-
-def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator") -> Any:
-    """Latents in fp16, as they are kept, and pixels of a batch, on the CPU; all finite."""
-    import torch
-
-    from sayso.base.finite import refuse_not_finite
-
-    sampler = batch[0][1].sampler
-    texts = list(dict.fromkeys(prompt.text for prompt, _ in batch))
-    rows = torch.tensor([texts.index(prompt.text) for prompt, _ in batch])
-    drawn = [f"prompt {prompt.text!r}, seed {sample.seed}" for prompt, sample in batch]
-    with torch.inference_mode(), accelerator.autocast():
-        cond = {key: v[rows] for key, v in _encoded(policy, texts).items()}
-        uncond = _encoded(policy, [sampler.negative_prompt])
-        latents = policy.sample(cond, uncond, [sample.seed for _, sample in batch], sampler)
-        network = f"the {policy.network_kind} of {policy.name}"
-        refuse_not_finite(latents, drawn, network)
-        kept = latents.half()
-        refuse_not_finite(kept, drawn, f"keeping in fp16 the latents of {network}")
-        size = policy.portion(sampler.image_size_px)
-        pixels = [
-            _pixels(policy, latents[i : i + size], drawn[i : i + size])
-            for i in range(0, len(batch), size)
-        ]
-    return kept.cpu(), torch.cat(pixels)
-
-
-def _encoded(policy: "Policy", texts: Sequence[str]) -> "Cond":
-    from sayso.base.finite import refuse_not_finite
-
-    cond = policy.encode_prompts(texts)
-    for value in cond.values():
-        named = [f"prompt {text!r}" for text in texts]
-        refuse_not_finite(value, named, f"the text encoder of {policy.name}")
-    return cond
-
-
-def _pixels(policy: "Policy", latents: "Tensor", drawn: Sequence[str]) -> "Tensor":
-    """Pictures of a portion of a batch, uint8 [b, H, W, 3] on the CPU."""
-    import torch
-
-    from sayso.base.finite import refuse_not_finite
-
-    images = policy.decode(latents)
-    refuse_not_finite(images, drawn, f"the VAE decoder of {policy.name}")
-    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-
-
-def _keep(
-    study: Study,
-    batch: Sequence[Drawing],
-    there: Mapping[str, Sample],
-    latents: "Tensor",
-    pixels: "Tensor",
-) -> None:
-    """Keep what is new of a batch; what is `there`, by id, stays as it is, its latents too."""
-    from PIL import Image
-
-    from sayso.data.rows import load_latents
-
-    shard = {s.id: row.clone() for (_, s), row in zip(batch, latents, strict=True)}
-    if old := [there[sample_id] for sample_id in shard if sample_id in there]:
-        stored = load_latents(study, old)
-        shard |= {s.id: row.clone() for s, row in zip(old, stored, strict=True)}
-    new = [i for i, (_, sample) in enumerate(batch) if sample.id not in there]
-    images = [Image.fromarray(pixels[i].numpy()) for i in new]
-    study.add_samples([batch[i][1] for i in new], images, shard)
 
 
 def _keep_best(

@@ -257,7 +257,7 @@ def _keep_images(study: Study, part: "list[Entry]", samples: set[str]) -> None:
 
 
 def _derive(study: Study) -> int:
-    from sayso.votes.derived_ratings import ratings_from_comparisons
+    from sayso.feedback.derived_ratings import ratings_from_comparisons
 
     votes = (found for kind in (False, True) for found in study.feedback.stream(kind))
     ratings = ratings_from_comparisons(votes)

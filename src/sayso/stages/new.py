@@ -8,8 +8,9 @@ from sayso.base.progress import console
 from sayso.base.samplers import checked
 from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT, find_world, or_world
+from sayso.study.info import StudyInfo
 from sayso.study.model_files import model_name, native_size_px
-from sayso.study.study import Study, StudyInfo
+from sayso.study.study import Study
 
 CLIP = "openai/clip-vit-large-patch14"
 """The reward's encoder in the paper, and the default for every model that brings none."""
@@ -46,7 +47,7 @@ class NewConfig:
     """Database of the votes, such as postgresql://user@host/name; default: SQLite in the study."""
 
 
-def new(path: Path, config: NewConfig | None = None) -> Study:
+def new(path: str | Path, config: NewConfig | None = None) -> Study:
     """Make the study folder.
 
     Raises: UserError: if there is something at `path`, or an option is out of range.
@@ -58,7 +59,7 @@ def new(path: Path, config: NewConfig | None = None) -> Study:
     world = config.base_model if find_world(config.base_model) else ""
     clip = config.clip_model or world or CLIP
     info = StudyInfo(
-        name=config.name or path.resolve().name,
+        name=config.name or Path(path).resolve().name,
         seed=config.seed,
         base_model=base,
         clip_model=model_name(clip, "CLIP model", "config.json"),

@@ -41,7 +41,7 @@ class PromptsConfig:
     """Seed of the choice; default: the study's."""
 
 
-def prompts(study: Study, config: PromptsConfig) -> Run:
+def write_prompts(study: Study, config: PromptsConfig) -> Run:
     """Write the study's prompts.
 
     Raises: UserError: if the study has other prompts already, or the file or the numbers are bad.

@@ -8,7 +8,8 @@ from sayso.base.errors import UserError, check_seed
 from sayso.base.worlds import default_world, find_world
 from sayso.study.generations import say
 from sayso.study.identity import canonical_config
-from sayso.study.study import PromptChoice, Study
+from sayso.study.info import PromptChoice
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from sayso.web.work.tasks import TaskOptions

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
 
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject, read_lines
@@ -22,10 +21,8 @@ from sayso.study.identity import (
     model_identity,
     reward_identity,
 )
-
-if TYPE_CHECKING:
-    from sayso.study.run import Run
-    from sayso.study.study import Study
+from sayso.study.readable import ReadableStudy
+from sayso.study.run import Run
 
 IDENTITY = "identity"
 """Key of env.json: the identity of what a run drew with or measured."""
@@ -34,7 +31,7 @@ IDENTITY = "identity"
 class Generations:
     """The images of a study by the identity of their models, as both are when this is made."""
 
-    def __init__(self, study: "Study") -> None:
+    def __init__(self, study: ReadableStudy) -> None:
         self.study = study
         self.now = cache(self._now)
         self._unrecorded_are_present = cache(self._are_unrecorded_present)
@@ -108,8 +105,11 @@ class Generations:
                 )
         return found
 
-    def changed_since(self, evaluation: "Run") -> list[str]:
-        """Of what a finished run of evaluate measured, what is another under the same name now."""
+    def changed_since(self, evaluation: Run) -> list[str]:
+        """Of what a finished run of evaluate measured, what is another under the same name now.
+
+        The models and the reward; `sayso.judges.changed_judge` tells of the judge.
+        """
         result = evaluation.result
         recorded = result.get("identities")
         if recorded is None:
@@ -117,7 +117,11 @@ class Generations:
             measured = [s for s in self.samples if s.id in ids]
             return sorted({s.model for s in measured if not self.is_present(s)})
         names = {**result["models"], "reward": evaluation.config["reward"]}
-        return [names[r] for r, was in recorded.items() if self._is_another(r, names[r], was)]
+        return [
+            names[role]
+            for role, was in recorded.items()
+            if role in names and self._is_another(role, names[role], was)
+        ]
 
     def _is_another(self, role: str, name: str, recorded: str) -> bool:
         try:
@@ -172,13 +176,13 @@ class Generations:
         fits = [fit for reward in rewards if (fit := self._run(reward))]
         return self._all_loaded(runs, [weight_hashes(fit.weights) for fit in fits])
 
-    def _all_loaded(self, runs: Sequence["Run"], now: list[dict[str, str]]) -> bool | None:
+    def _all_loaded(self, runs: Sequence[Run], now: list[dict[str, str]]) -> bool | None:
         found = [env["loaded"] for run in runs if (env := run.environment).get("loaded")]
         if not found or not now:
             return None
         return all(_among(weights, loaded) for loaded in found for weights in now)
 
-    def _draws(self, model: str) -> "list[Run]":
+    def _draws(self, model: str) -> list[Run]:
         """The runs of generate on the model that recorded no identity."""
         runs = [run for run in self.study.runs("generate") if run.config.get("model")]
         named = [r for r in runs if canonical_model(self.study, r.config["model"]) == model]
@@ -195,14 +199,14 @@ class Generations:
         below = self._weights(canonical_model(self.study, run.config.get("model", "base")))
         return [*below, weight_hashes(run.weights)] if below else []
 
-    def _run(self, name: str) -> "Run | None":
+    def _run(self, name: str) -> Run | None:
         try:
             return self.study.find_run(name) if name.startswith("runs/") else None
         except UserError:
             return None
 
 
-def _drew(run: "Run") -> bool:
+def _drew(run: Run) -> bool:
     """Whether the run loaded the model; one that chose among images may not have."""
     return not run.config.get("best_of") or (run.finished and run.result.get("drawn", 0) > 0)
 
@@ -212,7 +216,7 @@ def _among(weights: dict[str, str], loaded: Iterable[JsonObject]) -> bool:
     return any(row["sha256"] and row["sha256"].items() <= weights.items() for row in loaded)
 
 
-def say(study: "Study", models: Iterable[str]) -> None:
+def say(study: ReadableStudy, models: Iterable[str]) -> None:
     """Print the remarks on the models' images, if there are any."""
     from sayso.base.progress import console
 
@@ -221,7 +225,14 @@ def say(study: "Study", models: Iterable[str]) -> None:
 
 
 def own_name(
-    study: "Study", stage: str, name: str, default: str, identity: str, *, unrecorded: bool
+    study: ReadableStudy,
+    stage: str,
+    name: str,
+    default: str,
+    identity: str,
+    *,
+    unrecorded: bool,
+    former: str = "",
 ) -> str:
     """The name of a run on what has this identity: `name`, or else `default`.
 
@@ -230,6 +241,7 @@ def own_name(
 
     Args:
         unrecorded: whether a finished run that records no identity is taken as of this one.
+        former: the identity as an earlier version computed it, if it did so in another way.
     Raises: UserError: if `name` is given and that run was of something else.
     """
     path = study.path / "runs" / f"{stage}-{name or default}"
@@ -237,10 +249,11 @@ def own_name(
         return name or default
     run = study.find_run(path.name)
     recorded = run.environment.get(IDENTITY)
-    if recorded == identity or (recorded is None and (unrecorded or not run.finished)):
+    if recorded in (identity, former) or (recorded is None and (unrecorded or not run.finished)):
         return name or default
     if name:
         raise UserError(
-            f"{run.name} was of an earlier model or reward of the same name; choose another --name"
+            f"{run.name} was of an earlier model, reward or judge of the same name; choose another "
+            "--name"
         )
     return f"{default}-{identity[:8]}"

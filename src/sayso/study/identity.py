@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
@@ -18,10 +18,8 @@ from sayso.base.hashes import file_digest, folder_digest, weights_digest
 from sayso.base.plugins import Kind, is_plugin, plugin_names
 from sayso.base.types import digest
 from sayso.base.worlds import find_world
-
-if TYPE_CHECKING:
-    from sayso.study.run import Run
-    from sayso.study.study import Study
+from sayso.study.readable import ReadableStudy
+from sayso.study.run import Run
 
 C = TypeVar("C", bound=Any)
 IMPORTED = "imported/"
@@ -35,7 +33,7 @@ class NotHereError(UserError):
 # names
 
 
-def canonical_run(study: "Study", name: str) -> str:
+def canonical_run(study: ReadableStudy, name: str) -> str:
     """`runs/<run>`, whether the run was named so, by its folder's name or by any path to it.
 
     Raises: UserError: for a path that leads out of the study's runs.
@@ -53,14 +51,14 @@ def canonical_plugin(name: str) -> str:
     return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
 
 
-def canonical_reward(study: "Study", name: str) -> str:
+def canonical_reward(study: ReadableStudy, name: str) -> str:
     """A run of fit as `runs/<run>`, a plug-in as `canonical_plugin`; "" stays."""
     if not name or is_plugin("reward", name):
         return canonical_plugin(name)
     return canonical_run(study, name)
 
 
-def canonical_model(study: "Study", name: str) -> str:
+def canonical_model(study: ReadableStudy, name: str) -> str:
     """The one form of a model's name; "" and models of imported images stay as they are.
 
     A selection may be named `<model>@best-of-<n>` as long as only one of that n was made.
@@ -75,7 +73,7 @@ def canonical_model(study: "Study", name: str) -> str:
     return _selection_meant(study, f"{drawn}@{selection}")
 
 
-def canonical_options(study: "Study", options: JsonObject) -> JsonObject:
+def canonical_options(study: ReadableStudy, options: JsonObject) -> JsonObject:
     """The options of a run that is there, in canonical form as far as they can be read so."""
     found = dict(options)
     for name in FORMS.keys() & options.keys():
@@ -85,7 +83,7 @@ def canonical_options(study: "Study", options: JsonObject) -> JsonObject:
     return found
 
 
-def canonical_config(study: "Study", config: C) -> C:
+def canonical_config(study: ReadableStudy, config: C) -> C:
     """The options of a stage with every model, reward and plug-in of one's own in canonical form.
 
     Raises: UserError: as `canonical_run` and `canonical_model`.
@@ -95,7 +93,7 @@ def canonical_config(study: "Study", config: C) -> C:
     return config if forms.items() <= rows.items() else replace(config, **forms)
 
 
-def stored_model(study: "Study", name: str) -> str:
+def stored_model(study: ReadableStudy, name: str) -> str:
     """The canonical form of a name in a record, which may be of before there was one form."""
     drawn, at, selection = name.partition("@")
     run = f"runs/{Path(drawn).name}"
@@ -104,7 +102,7 @@ def stored_model(study: "Study", name: str) -> str:
     return f"{run}{at}{selection}" if there else name
 
 
-def _selection_meant(study: "Study", short: str) -> str:
+def _selection_meant(study: ReadableStudy, short: str) -> str:
     """The selection that `<model>@best-of-<n>` means."""
     drawn = {sample.model for sample in study.samples()}
     found = sorted(m for m in drawn if (s := parse_selection(m)) and s.short == short)
@@ -115,10 +113,10 @@ def _selection_meant(study: "Study", short: str) -> str:
     return found[0]
 
 
-FORMS: dict[str, Callable[["Study", str], str]] = {
+FORMS: dict[str, Callable[[ReadableStudy, str], str]] = {
     **dict.fromkeys(("model", "left", "right", "best_of"), canonical_model),
     "reward": canonical_reward,
-    "aligner": lambda _, name: canonical_plugin(name),
+    **dict.fromkeys(("aligner", "judge"), lambda _, name: canonical_plugin(name)),
 }
 """Option of a stage → the canonical form of what it names."""
 
@@ -183,7 +181,7 @@ def plugin_digest(kind: Kind, name: str) -> str:
         ) from None
 
 
-def model_identity(study: "Study", model: str) -> str:
+def model_identity(study: ReadableStudy, model: str) -> str:
     """A hash of all that decides what the model draws, 16 hex digits.
 
     Of the base: of its folder. Of an align run: of its weights and of the model they are laid over,
@@ -211,23 +209,23 @@ def model_identity(study: "Study", model: str) -> str:
     return weights_identity(study, run)
 
 
-def weights_identity(study: "Study", run: "Run") -> str:
+def weights_identity(study: ReadableStudy, run: Run) -> str:
     """The identity of the model that a run of align has written the weights of."""
     below = model_identity(study, canonical_model(study, run.config.get("model", "base")))
     return digest([_weights(run), below])
 
 
-def base_identity(study: "Study") -> str:
+def base_identity(study: ReadableStudy) -> str:
     """A hash of the base model's folder. Raises: NotHereError: if it is not on this machine."""
     return _folder_identity(study.info.base_model, "pipeline", "base model")
 
 
-def clip_identity(study: "Study") -> str:
+def clip_identity(study: ReadableStudy) -> str:
     """A hash of the CLIP's folder. Raises: NotHereError: if it is not on this machine."""
     return _folder_identity(study.info.clip_model, "clip", "CLIP")
 
 
-def reward_identity(study: "Study", reward: str) -> str:
+def reward_identity(study: ReadableStudy, reward: str) -> str:
     """A hash of all that decides a reward's scores, 16 hex digits.
 
     Of a run of fit: of its weights and options, of one's own source, and of the CLIP; of a plug-in:
@@ -248,7 +246,7 @@ def reward_identity(study: "Study", reward: str) -> str:
     return fitted_identity(study, run)
 
 
-def fitted_identity(study: "Study", run: "Run") -> str:
+def fitted_identity(study: ReadableStudy, run: Run) -> str:
     """The identity of the reward that a run of fit has written the weights of."""
     plugin = run.config.get("reward", "clip_head")
     source = plugin_digest("reward", plugin) or plugin
@@ -262,14 +260,14 @@ def _reward_of(short: str) -> str:
     return short if short in plugin_names("reward") else f"runs/{short}"
 
 
-def _run(study: "Study", name: str) -> "Run":
+def _run(study: ReadableStudy, name: str) -> Run:
     try:
         return study.find_run(name)
     except UserError as error:
         raise NotHereError(str(error)) from None
 
 
-def _weights(run: "Run") -> str:
+def _weights(run: Run) -> str:
     if not run.weights.is_dir():
         raise NotHereError(f"{run.weights} is not there; restore it, or make the run anew")
     return weights_digest(run.weights)

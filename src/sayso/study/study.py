@@ -4,17 +4,18 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from sayso.base import files
 from sayso.base.errors import UserError, quoted, unknown_name
 from sayso.base.records import from_row
 from sayso.base.types import SPLITS, Prompt, Sample, Sampler
-from sayso.base.worlds import DEFAULT
+from sayso.study.generations import Generations
 from sayso.study.identity import canonical_options, canonical_run, stored_model
+from sayso.study.info import PromptChoice, StudyInfo, parse_info
 from sayso.study.run import Run, open_run
 from sayso.study.run_options import asked
 
@@ -22,34 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sayso.feedback.store import Feedback
-
-PromptChoice = Literal["train", "seen", "unseen", "test", "fidelity", "all"]
-"""How stages name a part of the prompts; "test" is seen and unseen together."""
-
-HeldOut = Literal["first tenth", "by name"]
-"""Which pictures of a pre-training folder are held out: the first tenth of all, in the order of the
-hashes of their names, as in studies of before; or each by the hash of its own name."""
-
-HELD_OUT_BEFORE: HeldOut = "first tenth"
-"""The rule of a study.json that names none."""
-
-FORMAT = 1
-"""Version of the study folder's format that this package writes; newer ones are refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class StudyInfo:
-    """What study.json holds. Models are a world's name, a folder, or a hub id."""
-
-    name: str
-    seed: int = 0
-    base_model: str = DEFAULT
-    clip_model: str = DEFAULT
-    pretraining: str = DEFAULT
-    sampler: Sampler = field(default_factory=Sampler)
-    feedback_url: str = ""
-    held_out: HeldOut = HELD_OUT_BEFORE
-    format: int = FORMAT
 
 
 class Study:
@@ -60,11 +33,12 @@ class Study:
         self.info = info
 
     @classmethod
-    def create(cls, path: Path, info: StudyInfo) -> "Study":
+    def create(cls, path: str | Path, info: StudyInfo) -> "Study":
         """Make a new study folder.
 
         Raises: UserError: if there is something at `path` already.
         """
+        path = Path(path)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; a study is a folder: choose another path")
         if path.exists() and any(path.iterdir()):
@@ -74,16 +48,17 @@ class Study:
         return cls(path, info)
 
     @classmethod
-    def open(cls, path: Path) -> "Study":
+    def open(cls, path: str | Path) -> "Study":
         """Open an existing study folder.
 
         Raises: UserError: if there is none, it is a file, or of a newer format.
         """
+        path = Path(path)
         if path.is_file():
             raise UserError(f"{path} is a file; give the study's folder")
         if not (path / "study.json").is_file():
             raise UserError(f"no study at {path}; make one with: sayso new {quoted(path)}")
-        return cls(path, _parse_info(path, files.read_json(path / "study.json")))
+        return cls(path, parse_info(path, files.read_json(path / "study.json")))
 
     def with_models(self, **places: str) -> "Study":
         """Write other places of `base_model` or `clip_model` into study.json."""
@@ -131,8 +106,6 @@ class Study:
         Raises: UserError: if the model is a run that is not finished.
         """
         if model is not None:
-            from sayso.study.generations import Generations
-
             return Generations(self).of(model)
         rows = files.read_lines(self.path / "samples.jsonl")
         return [self._sample(row, n) for n, row in enumerate(rows, 1)]
@@ -331,19 +304,3 @@ class Study:
         """Write report.html and say where."""
         files.write_bytes(self.path / "report.html", html.encode())
         return self.path / "report.html"
-
-
-def _parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
-    version = row.get("format")
-    if not isinstance(version, int):
-        raise UserError(f"{path / 'study.json'} has no format number; restore it")
-    if version > FORMAT:
-        raise UserError(
-            f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
-        )
-    where = path / "study.json"
-    sampler = from_row(Sampler, row.get("sampler", {}), f"sampler in {where}")
-    known, held_out = get_args(HeldOut), row.get("held_out", HELD_OUT_BEFORE)
-    if held_out not in known:
-        raise UserError(f"held_out in {where} is {held_out!r}; give {' or '.join(known)}")
-    return from_row(StudyInfo, row | {"sampler": sampler}, where)

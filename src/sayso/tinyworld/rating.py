@@ -10,7 +10,8 @@ import numpy as np
 from sayso.base.errors import UserError, quoted
 from sayso.base.progress import progress
 from sayso.base.types import QUESTIONS, Comparison, Prompt, Question, Rating, Sample, digest
-from sayso.study.study import PromptChoice, Study
+from sayso.study.info import PromptChoice
+from sayso.study.study import Study
 
 if TYPE_CHECKING:
     from sayso.tinyworld.raters import SimulatedRater

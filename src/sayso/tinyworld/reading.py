@@ -55,12 +55,14 @@ class Verdict(NamedTuple):
 
     `certainty` weighs only what the prompt asks for; `cleanness` is how clear the picture is,
     whatever was asked. Both in [0, 1]. `on_subject`: an object of the kind asked for is there.
+    `why`: what the judge saw, in words.
     """
 
     true: bool
     certainty: float
     cleanness: float = 1.0
     on_subject: bool = True
+    why: str = ""
 
 
 def is_true(reading: Reading, slots: Mapping[str, str | int]) -> bool:
@@ -86,7 +88,14 @@ def verdict(reading: Reading, slots: Mapping[str, str | int]) -> Verdict:
     faults = [certainty for right, certainty in answers if not right]
     certainty = max(faults) if faults else min(certainty for _, certainty in answers)
     on_subject = any(found.object == slots["object"] for found in reading.objects)
-    return Verdict(not faults, certainty, reading.certainty, on_subject)
+    return Verdict(not faults, certainty, reading.certainty, on_subject, in_words(reading))
+
+
+def in_words(reading: Reading) -> str:
+    """What the judge saw, such as "2 × red cat, 1 × blue cat, on the moon"."""
+    kinds = [f"{found.colour} {found.object}" for found in reading.objects]
+    parts = [f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)]
+    return ", ".join([*(parts or ["nothing"]), reading.background])
 
 
 def _answers(reading: Reading, slots: Mapping[str, str | int]) -> list[tuple[bool, float]]:

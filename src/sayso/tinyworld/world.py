@@ -17,6 +17,8 @@ class TinyWorld(World):
     sampler: ClassVar[Sampler] = SAMPLER
     base_model: ClassVar = paths().pipeline
     clip_model: ClassVar = paths().clip
+    judge: ClassVar = "tinyworld"
+    reader_weights: ClassVar = paths().judge
 
     def grammar(self) -> Any:
         from sayso.tinyworld.grammar import grammar
@@ -31,7 +33,7 @@ class TinyWorld(World):
     def knows(self, prompt: Prompt) -> bool:
         return prompt.slots.get("object") in OBJECTS
 
-    def judge(self, device: Any) -> Any:
+    def reader(self, device: Any) -> Any:
         from sayso.tinyworld.judge import Judge
 
         return Judge.load(device=device)

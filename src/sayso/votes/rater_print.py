@@ -13,7 +13,6 @@ from sayso.votes.counted import in_words
 from sayso.votes.rater_table import RULES, in_order
 
 METHOD_NAMES = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
-TRUTHS = {"gold": "gold items", "tinyworld": "the hidden truth"}
 _HEADS = {"gold": "gold", "attention": "atten-\ntion"}
 
 
@@ -113,7 +112,9 @@ def _show_labels(labels: Mapping[str, Any]) -> None:
     )
     for source, methods in labels["truth"].items():
         heads = ("right", "squared\nerror", "minus the\nmajority's", "images")
-        table = _table(f"against {TRUTHS[source]}", *heads)
+        known = labels.get("truths", {}).get(source, source)
+        console.print(f"Against {known}:", highlight=False)
+        table = _table("labels", *heads)
         for method, name in METHOD_NAMES.items():
             row = methods[method]
             error, gain = _number(row["squared_error"], 4), row.get("against_majority")

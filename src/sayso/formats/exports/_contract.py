@@ -1,43 +1,15 @@
-"""What an export format must offer, what it may ask for, and how one is found by name."""
+"""What an export format must offer, and how one is found by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from sayso.base.errors import UserError
 from sayso.base.extras import need
 from sayso.base.plugins import load_plugin
-from sayso.base.types import Question
 
 if TYPE_CHECKING:
     from sayso.formats.content import Material
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What goes into a table; a format reads those that concern it."""
-
-    question: Question = "alignment"
-    """Which question's votes become labels and pairs."""
-    pairs: Literal["auto", "comparisons", "ratings"] = "auto"
-    """Formats of pairs: where they come from. comparisons: votes on two single images; ratings:
-    good over bad of the same prompt, by the majority of the raters; auto: comparisons if there are
-    any, else ratings."""
-    pairs_per_prompt: int = 0
-    """Pairs from ratings: at most this many of a prompt, drawn by a hash; 0 = all."""
-    keep: Literal["all", "good"] = "all"
-    """imagefolder and webdataset: all rated images, or only those that most raters call good."""
-    image_format: Literal["png", "jpg"] = "png"
-    """Images as they are (png), or encoded anew as JPEG of quality 95, which loses detail."""
-
-    def check(self) -> None:
-        """Raises: UserError: naming the first option that is out of range."""
-        if self.pairs_per_prompt < 0:
-            raise UserError(
-                f"pairs_per_prompt {self.pairs_per_prompt} is too small; give 0 or more"
-            )
 
 
 class ExportFormat(ABC):

@@ -169,8 +169,8 @@ def warning(kind: str, n: Tally) -> str:
     if n.used:
         return (
             "every attention check shows an image that is also rated, so it comes up only after "
-            "others have rated the image, and never for somebody who works alone; draw more images, "
-            "such as with: sayso generate --prompts test, or rate fewer (--per-prompt)"
+            "others have rated the image, and never for somebody who works alone; draw more "
+            "images, such as with: sayso generate --prompts test, or rate fewer (--per-prompt)"
         )
     none = "no attention check is in use"
     if n.proposed:

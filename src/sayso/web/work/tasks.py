@@ -9,7 +9,8 @@ from sayso.base.errors import UserError, quoted
 from sayso.base.types import QUESTIONS, Prompt, Question, Sample, Value, digest
 from sayso.base.user_files import read_json_lines
 from sayso.study.generations import Generations
-from sayso.study.study import PromptChoice, Study
+from sayso.study.info import PromptChoice
+from sayso.study.study import Study
 from sayso.web.work.queue import Control, Standing, overlap_of
 
 QUESTIONS_OF: Mapping[str, tuple[Question, ...]] = {"rate": QUESTIONS[:1], "compare": QUESTIONS}

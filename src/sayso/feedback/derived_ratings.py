@@ -2,13 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from sayso.base.types import Comparison, Question, Rating, Value, digest
+from sayso.feedback.store import Recorded
 from sayso.votes.counted import counts
-
-if TYPE_CHECKING:
-    from sayso.feedback.store import Recorded
 
 ORIGIN = "comparisons"
 Key = tuple[str, str, Question, bool]
@@ -25,7 +22,7 @@ class _Record:
     rating: Rating | None = field(default=None)
 
 
-def ratings_from_comparisons(votes: "Iterable[Recorded]") -> list[Rating]:
+def ratings_from_comparisons(votes: Iterable[Recorded]) -> list[Rating]:
     """One mark per rater and image: good if it won more of the rater's comparisons than it lost.
 
     Bad if it won fewer, skip if as many. The share of good of an image, which `fit` learns, is

@@ -1,4 +1,4 @@
-"""Whether the files of drawn images are whole, without decoding them."""
+"""Whether the files of a study are there and whole, without decoding them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +25,22 @@ def refuse_damaged(study: Study, samples: Iterable[Sample]) -> None:
             )
     for shard in {sample.latents for sample in samples if sample.latents}:
         _refuse_damaged_shard(study.path / shard)
+
+
+def check_feedback(study: Study) -> None:
+    """Refuse ratings of images that are gone.
+
+    Raises: UserError: naming the first rating whose sample has no record or no image file.
+    """
+    paths = {sample.id: sample.path for sample in study.samples()}
+    for rating in study.feedback.ratings(excluded=True):
+        path = paths.get(rating.sample_id)
+        if path is None or not (study.path / path).is_file():
+            what = f"{study.path / path}" if path else f"sample {rating.sample_id}"
+            raise UserError(
+                f"rating {rating.id} by {rating.rater} is for an image that is gone: {what}; "
+                "restore it from a backup of the study"
+            )
 
 
 def _whole_png(path: Path) -> bool:

@@ -1,0 +1,69 @@
+"""What people's ratings of an image come to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sayso.base.errors import UserError
+from sayso.base.types import Prompt, Sample
+from sayso.feedback.store import Label
+from sayso.judges import Judge, Verdict
+from sayso.study.study import Study
+from sayso.votes.labels import LabelMethod
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass
+class People(Judge):
+    """The people who rated the images; those nobody rated, or whose raters are split, stay open.
+
+    The prompt is true if the image's label is above 1/2. Simulated raters are not asked.
+    """
+
+    labels: LabelMethod = "share"
+    """What several raters' ratings of an image come to: share or majority (the same verdict, with
+    another certainty), or dawid-skene, which weighs raters by how reliable they are."""
+
+    @property
+    def title(self) -> str:
+        return "rated by people"
+
+    def verdicts(
+        self,
+        images: "Float[Tensor, 'b 3 h w']",
+        prompts: Sequence[Prompt],  # noqa: ARG002 (refused)
+    ) -> list[Verdict]:
+        """Refused: people have rated stored images, and are not asked about others.
+
+        Raises: UserError: always.
+        """
+        raise UserError(
+            f"people cannot be asked about {len(images)} images that are in no study; collect "
+            "ratings with sayso rate, or choose another judge"
+        )
+
+    def judge_samples(
+        self,
+        study: Study,
+        samples: Sequence[Sample],
+        prompts: Sequence[Prompt],  # noqa: ARG002 (raters saw them)
+    ) -> list[Verdict | None]:
+        """What the ratings of each sample come to, or a reviewer's decision.
+
+        Raises: UserError: for an unknown way to make labels, or dawid-skene where no image has
+            ratings of two people.
+        """
+        labels = study.feedback.soft_labels(simulated=False, method=self.labels)
+        votes = study.feedback.labels(simulated=False)
+        return [_verdict(labels[s.id], votes[s.id]) if s.id in labels else None for s in samples]
+
+
+def _verdict(label: float, votes: Label) -> Verdict | None:
+    if label == 0.5:
+        return None
+    why = f"{votes.good} of {votes.good + votes.bad} said good"
+    decided = ", a reviewer decided" if votes.decided else ""
+    return Verdict(label > 0.5, max(label, 1 - label), why + decided)

@@ -1,0 +1,55 @@
+"""What study.json holds."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from sayso.base import files
+from sayso.base.errors import UserError
+from sayso.base.records import from_row
+from sayso.base.types import Sampler
+from sayso.base.worlds import DEFAULT
+
+PromptChoice = Literal["train", "seen", "unseen", "test", "fidelity", "all"]
+"""How stages name a part of the prompts; "test" is seen and unseen together."""
+
+HeldOut = Literal["first tenth", "by name"]
+"""Which pictures of a pre-training folder are held out: the first tenth of all, in the order of the
+hashes of their names, as in studies of before; or each by the hash of its own name."""
+
+HELD_OUT_BEFORE: HeldOut = "first tenth"
+"""The rule of a study.json that names none."""
+
+FORMAT = 1
+"""Version of the study folder's format that this package writes; newer ones are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyInfo:
+    """What study.json holds. Models are a world's name, a folder, or a hub id."""
+
+    name: str
+    seed: int = 0
+    base_model: str = DEFAULT
+    clip_model: str = DEFAULT
+    pretraining: str = DEFAULT
+    sampler: Sampler = field(default_factory=Sampler)
+    feedback_url: str = ""
+    held_out: HeldOut = HELD_OUT_BEFORE
+    format: int = FORMAT
+
+
+def parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
+    version = row.get("format")
+    if not isinstance(version, int):
+        raise UserError(f"{path / 'study.json'} has no format number; restore it")
+    if version > FORMAT:
+        raise UserError(
+            f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
+        )
+    where = path / "study.json"
+    sampler = from_row(Sampler, row.get("sampler", {}), f"sampler in {where}")
+    known, held_out = get_args(HeldOut), row.get("held_out", HELD_OUT_BEFORE)
+    if held_out not in known:
+        raise UserError(f"held_out in {where} is {held_out!r}; give {' or '.join(known)}")
+    return from_row(StudyInfo, row | {"sampler": sampler}, where)
