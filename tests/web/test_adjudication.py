@@ -107,7 +107,7 @@ def test_a_decision_is_sent_again_changed_and_taken_back(app: RatingApp):
     assert eve.decide("x", "good").status_code == 404
 
 
-def test_who_has_judged_an_item_anywhere_is_not_asked_to_decide_it(app: RatingApp):
+def test_who_has_rated_an_item_anywhere_is_not_asked_to_decide_it(app: RatingApp):
     """Also in another task than the one whose disagreement it is; and it is no bare refusal."""
     old = app.site.task
     app.site.task = another_task(app, overlap=5)
@@ -168,7 +168,7 @@ def test_nobody_else_may_decide(app: RatingApp):
     assert Reviewer(app, "eve", "nope").session().status_code == 404
 
 
-def test_the_page_is_blind_before_and_tells_the_answers_after(app: RatingApp):
+def test_the_page_is_blind_before_and_tells_the_votes_after(app: RatingApp):
     eve = Reviewer(app)
     html = eve.rater.http.get("/admin/decide").text
     session, pages = eve.session(), eve.next()

@@ -150,7 +150,7 @@ def test_a_list_of_names_adds_all_and_says_what_was_refused(app: RatingApp):
         "/admin/raters").text  # fmt: skip
 
 
-def test_an_admin_excludes_a_rater_and_looks_at_the_answers(app: RatingApp):
+def test_an_admin_excludes_a_rater_and_looks_at_the_votes(app: RatingApp):
     app.client().work(lambda _: "bad")
     boss = app.client("boss")
     answers = boss.http.get("/admin/raters/votes?name=ann").text

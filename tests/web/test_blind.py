@@ -309,7 +309,7 @@ def test_no_counter_tells_which_pages_are_checks(tmp_path: Path, overlap: int):
     assert Counter(map(bool, control.values()))[True] > 8
 
 
-def test_answers_taken_over_do_not_tilt_the_sides(tmp_path: Path):
+def test_votes_taken_over_do_not_tilt_the_sides(tmp_path: Path):
     study = make_study(tmp_path, prompts=40, per_prompt=1, models=(BASE, TUNED))
     prompts = study.prompts()
     options = TaskOptions(kind="compare", right=TUNED, set_size=1, attention_share=0.0)

@@ -64,7 +64,7 @@ def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
     assert all(c.shown["attention"] == "bad" for c in asked)
 
 
-def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
+def test_votes_on_attention_checks_are_no_labels(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=5)
     app = RatingApp(study, TaskOptions(attention_share=0.3, per_prompt=3))
     app.client().work()
@@ -260,7 +260,7 @@ def test_pairs_of_plain_prompts_wait_for_an_admin(
     assert checks_of(study) == []
 
 
-def test_answers_to_struck_checks_count_as_no_checks(tmp_path: Path):
+def test_votes_on_struck_checks_count_as_no_checks(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=5)
     options = TaskOptions(attention_share=0.3, per_prompt=3)
     app = RatingApp(study, options, names=("ann", "boss", "eve"))

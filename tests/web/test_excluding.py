@@ -45,7 +45,7 @@ def test_places_open_again_and_votes_come_back(app: RatingApp):
     assert sorted(label.good for label in counted) == [1] * 7 + [2] * 5
 
 
-def test_what_an_excluded_rater_answers_fills_no_place(app: RatingApp):
+def test_what_an_excluded_rater_votes_fills_no_place(app: RatingApp):
     ann = app.client()
     exclude(app, "ann")
     item = ann.pages()[0]["items"][0]["item_id"]

@@ -32,7 +32,7 @@ def numbers(app: RatingApp, task: str) -> tuple[int, int]:
     return votes, of_items
 
 
-def test_pages_of_an_older_task_are_answered_and_nobody_is_asked_again(app: RatingApp):
+def test_pages_of_an_older_task_are_rated_and_nobody_is_asked_again(app: RatingApp):
     ann = app.client()
     held = ann.pages(5)
     gold = {app.study.samples(BASE)[0].id: "good"}
@@ -46,7 +46,7 @@ def test_pages_of_an_older_task_are_answered_and_nobody_is_asked_again(app: Rati
     assert numbers(app, app.site.task)[0] == 11, "the gold one is not among those wanted"
 
 
-def test_the_newest_answer_stands_whichever_task_it_came_from(app: RatingApp):
+def test_the_newest_vote_stands_whichever_task_it_came_from(app: RatingApp):
     ann = app.client()
     page = ann.pages()[0]
     open_another(app, seed=9)
@@ -56,7 +56,7 @@ def test_the_newest_answer_stands_whichever_task_it_came_from(app: RatingApp):
     assert len(app.study.feedback.ratings()) == 12
 
 
-def test_an_answer_taken_back_in_one_task_is_asked_for_in_the_other(app: RatingApp):
+def test_a_vote_taken_back_in_one_task_is_asked_for_in_the_other(app: RatingApp):
     ann = app.client()
     item = items_of(ann.pages()[0])[0]
     ann.vote(item, id="first")

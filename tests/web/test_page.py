@@ -18,7 +18,7 @@ def test_the_next_pages_are_there_before_they_are_wanted(start: Start) -> None:
     assert asked == []
 
 
-def test_a_held_key_answers_once(start: Start) -> None:
+def test_a_held_key_votes_once(start: Start) -> None:
     served, _, page = start()
     before = shown(page)
     for _ in range(8):
@@ -49,7 +49,7 @@ PRESS_AT_ONCE = """async () => {
 }"""
 
 
-def test_a_press_right_after_a_new_picture_does_not_answer_it(start: Start) -> None:
+def test_a_press_right_after_a_new_picture_does_not_rate_it(start: Start) -> None:
     served, _, page = start()
     now, later = page.evaluate(PRESS_AT_ONCE)
     assert now == later
@@ -57,7 +57,7 @@ def test_a_press_right_after_a_new_picture_does_not_answer_it(start: Start) -> N
     assert len(served.rows()) == 1
 
 
-def test_a_double_click_answers_once(start: Start) -> None:
+def test_a_double_click_votes_once(start: Start) -> None:
     served, _, page = start()
     before = shown(page)
     page.dblclick('.choice[data-value="good"]', delay=100)
@@ -111,7 +111,7 @@ def test_a_skip_with_a_reason_is_one_key(start: Start) -> None:
     ]
 
 
-def test_three_pictures_are_answered_one_after_the_other(start: Start) -> None:
+def test_three_pictures_are_rated_one_after_the_other(start: Start) -> None:
     served, watched, page = start(n=90, images_per_page=3)
     expected: dict[str, str] = {}
     assert page.locator('.select[aria-current="true"]').count() == 1
@@ -138,7 +138,7 @@ def test_a_reload_in_the_middle_of_a_group_goes_on_there(start: Start) -> None:
     assert list(served.live().values()) == ["bad", "bad", "bad"]
 
 
-def test_any_of_the_last_answers_can_be_taken_back(start: Start) -> None:
+def test_any_of_the_last_votes_can_be_taken_back(start: Start) -> None:
     served, watched, page = start()
     expected: dict[str, str] = {}
     seen = [shown(page)]
@@ -239,7 +239,7 @@ def test_a_screen_reader_hears_what_is_saved(start: Start) -> None:
 NEVER_OPENS = "IDBFactory.prototype.open = function () { return {} }"
 
 
-def test_a_browser_database_that_never_opens_is_said_and_answers_are_stored(start: Start) -> None:
+def test_a_browser_database_that_never_opens_is_said_and_votes_are_stored(start: Start) -> None:
     served, _, page = start(lambda _, watched: watched.context.add_init_script(NEVER_OPENS))
     assert "This browser keeps nothing" in page.inner_text("#notices")
     answer(page, "j")

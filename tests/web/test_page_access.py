@@ -73,7 +73,7 @@ def test_rating_three_pictures(stack: ExitStack, browser: Browser, tmp_path: Pat
     check(page)
 
 
-def test_comparing_and_refused_answers(stack: ExitStack, browser: Browser, tmp_path: Path) -> None:
+def test_comparing_and_refused_votes(stack: ExitStack, browser: Browser, tmp_path: Path) -> None:
     _, page = opened(stack, browser, tmp_path, kind="compare", right=TUNED)
     check(page)
     body = '{"error": {"code": "vote_conflict", "message": "Already answered."}}'
@@ -181,7 +181,7 @@ def test_admins_see_pictures_large_enough_to_rate(
     assert watched.errors == []
 
 
-def test_the_answers_of_one_rater_and_the_page_of_decisions(worked: tuple[Served, Page]) -> None:
+def test_the_votes_of_one_rater_and_the_page_of_decisions(worked: tuple[Served, Page]) -> None:
     served, page = worked
     page.goto(f"{served.url}/admin/raters/votes?name=ann")
     check(page)

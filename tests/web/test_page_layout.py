@@ -79,7 +79,7 @@ def test_pictures_are_large(
     assert answers["y"] + answers["height"] <= size[1], "the answers are on screen"
 
 
-def test_a_comparison_is_answered_when_all_of_it_was_on_screen(
+def test_a_comparison_is_rated_when_all_of_it_was_on_screen(
     pages: dict[str, tuple[Served, Page]],
 ) -> None:
     served, page = pages["sets"]

@@ -49,7 +49,7 @@ def test_fifty_pictures_three_undone_ten_offline(start: Start) -> None:
     assert page.inner_text("#mine-text").startswith("62 of ")
 
 
-def test_a_busy_server_keeps_answers_over_a_reload(start: Start) -> None:
+def test_a_busy_server_keeps_votes_over_a_reload(start: Start) -> None:
     served, watched, page = start()
     watched.context.route("**/api/votes", fails_with(503))
     expected: dict[str, str] = {}
@@ -84,7 +84,7 @@ def test_an_expired_session_drops_nothing(start: Start) -> None:
     assert served.live() == expected
 
 
-def test_a_refused_answer_is_kept_and_can_be_sent_again(start: Start) -> None:
+def test_a_refused_vote_is_kept_and_can_be_sent_again(start: Start) -> None:
     served, watched, page = start()
     watched.context.route("**/api/votes", fails_with(409, "vote_conflict", "Already answered."))
     expected: dict[str, str] = {}
@@ -106,7 +106,7 @@ def test_a_refused_answer_is_kept_and_can_be_sent_again(start: Start) -> None:
     assert served.live() == expected
 
 
-def test_leaving_with_unsent_answers_warns(start: Start) -> None:
+def test_leaving_with_unsent_votes_warns(start: Start) -> None:
     _, watched, page = start()
     watched.context.route("**/api/votes", fails_with(503))
     answer(page, "j")
@@ -209,7 +209,7 @@ def test_a_new_guideline_in_mid_session_is_read_and_nothing_is_lost(start: Start
     assert versions == [0] * 5 + [2] * 2
 
 
-def test_a_task_closed_in_mid_session_keeps_what_is_answered(start: Start) -> None:
+def test_a_task_closed_in_mid_session_keeps_what_is_rated(start: Start) -> None:
     served, watched, page = start()
     expected: dict[str, str] = {}
     rate(page, watched, ["good"], expected)

@@ -40,7 +40,7 @@ def answer_as_somebody_else(
     assert page.inner_text("#saved") == "1 waiting: another rater has signed in"
 
 
-def test_no_answer_goes_out_in_the_name_of_somebody_else(start: Start) -> None:
+def test_no_vote_goes_out_in_the_name_of_somebody_else(start: Start) -> None:
     served, watched, page = start(names=BOTH)
     expected: dict[str, str] = {}
     answer_as_somebody_else(served, watched, page, expected)
@@ -103,7 +103,7 @@ def test_a_picture_refused_without_the_session_is_no_broken_picture(
     assert len(served.live()) == 1
 
 
-def test_undo_goes_back_to_no_answer_of_another_task(start: Start) -> None:
+def test_undo_goes_back_to_no_vote_of_another_task(start: Start) -> None:
     served, _, page = start()
     rated = answer(page, "j")
     saved(page)

@@ -178,7 +178,7 @@ def test_the_coin_lands_on_its_edge():
     assert not queue.swap_sides(-1, 2, 0.26)
 
 
-def test_swapped_answers():
+def test_swapped_votes():
     swapped = {v: queue.opposite(v) for v in ("left", "right", "tie", "both_good", "skip")}
     assert swapped.pop("left") == "right"
     assert swapped.pop("right") == "left"

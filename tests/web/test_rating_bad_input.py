@@ -243,7 +243,7 @@ def test_a_guideline_comes_before_the_work(app: RatingApp):
     assert app.study.feedback.ratings()[0].shown["guideline_version"] == 1
 
 
-def test_a_bug_is_answered_and_told_nothing(app: RatingApp, monkeypatch: pytest.MonkeyPatch):
+def test_a_bug_gets_a_reply_that_tells_nothing(app: RatingApp, monkeypatch: pytest.MonkeyPatch):
     ann = app.client()
     monkeypatch.setattr("sayso.web.api.hand_out", lambda *_: 1 / 0)
     assert error(ann.post("/api/next", {})) == (500, "bug", True)

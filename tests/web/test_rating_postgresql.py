@@ -26,7 +26,7 @@ from sayso.web.site import Site
 from sayso.web.work import people
 from sayso.web.work.opening import open_task
 from sayso.web.work.tasks import TaskOptions
-from sayso.web.work.voting import Circumstances, Vote, cast_vote
+from sayso.web.work.voting import Context, Vote, cast_vote
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_task_opened_again_waits_for_votes_being_cast(tmp_path: Path, url: str
     app = RatingApp(make_study(tmp_path), options, url)
     item = items_of(app.client().pages()[0])[0]
     vote = Vote("v1", item, "alignment", "good", 1.0, 2.0, 1.0, 0.0, 0)
-    around = Circumstances("session", "version", app.clock.now)
+    around = Context("session", "version", app.clock.now)
     other = Database(url)
     with ThreadPoolExecutor(1) as pool:
         with other.write() as db:
@@ -187,9 +187,7 @@ def test_the_database_goes_down_in_mid_session(tmp_path: Path, server: Server, u
     app.site.database.close()
 
 
-def test_the_page_keeps_answers_while_the_database_is_down(
-    tmp_path: Path, server: Server, url: str
-):
+def test_the_page_keeps_votes_while_the_database_is_down(tmp_path: Path, server: Server, url: str):
     options = TaskOptions(attention_share=0.0)
     study = make_study(tmp_path, per_prompt=5)
     app = RatingApp(study, options, url, WallClock(), busy_timeout_s=2.0)  # type: ignore[arg-type]

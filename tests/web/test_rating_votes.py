@@ -92,7 +92,7 @@ def test_repeating_is_harmless_and_another_body_is_refused(app: RatingApp):
     assert app.table("select value from ratings") == [("good",)]
 
 
-def test_one_live_vote_supersede_retract_and_answer_again(app: RatingApp):
+def test_one_live_vote_supersede_retract_and_vote_again(app: RatingApp):
     ann = app.client()
     page = ann.pages()[0]
     item = items_of(page)[0]

@@ -212,7 +212,7 @@ def test_admin_changes_need_role_and_token(app: RatingApp):
     assert app.table("select state from tasks") == [("open",)]
 
 
-def test_headers_of_every_kind_of_answer(app: RatingApp):
+def test_headers_of_every_kind_of_response(app: RatingApp):
     ann = app.client()
     url = ann.pages()[0]["items"][0]["image"]["url"]
     for path in ("/", "/api/session", url, "/nothing", "/static/style.css", "/healthz", "/admin"):
@@ -223,7 +223,7 @@ def test_headers_of_every_kind_of_answer(app: RatingApp):
     assert "http" not in HEADERS["Content-Security-Policy"]
 
 
-def test_local_server_answers_only_to_its_own_name(tmp_path: Path):
+def test_local_server_responds_only_to_its_own_name(tmp_path: Path):
     app = RatingApp(make_study(tmp_path), names=(), local=True)
     for host in ("127.0.0.1:8321", "localhost", "[::1]:8321"):
         answer = stranger(app).get("/api/session", headers={"Host": host})
@@ -257,7 +257,7 @@ def test_loopback(host: str, inside: bool):
      ("127.0.0.1.evil.example", 400), ("[::1].evil.example", 400), ("192.168.1.5", 400),
      ("", 400), ("[::1", 400)],
 )  # fmt: skip
-def test_a_local_server_answers_to_names_of_this_machine(tmp_path: Path, host: str, status: int):
+def test_a_local_server_responds_to_names_of_this_machine(tmp_path: Path, host: str, status: int):
     local = RatingApp(make_study(tmp_path), names=(), local=True)
     assert stranger(local).get("/api/session", headers={"Host": host}).status_code == status
 
@@ -396,7 +396,7 @@ def test_a_stolen_session_ends_at_once_on_every_worker(
     "header",
     ["Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Real-IP"],
 )
-def test_a_server_without_sign_in_answers_no_proxy(tmp_path: Path, header: str):
+def test_a_server_without_sign_in_refuses_proxies(tmp_path: Path, header: str):
     local = RatingApp(make_study(tmp_path), names=(), local=True)
     for path in ("/", "/api/session", "/admin"):
         answer = stranger(local).get(path, headers={header: "1.2.3.4"})
@@ -437,7 +437,7 @@ def test_no_redirect_names_the_host_that_a_request_claims(app: RatingApp):
         assert "evil.example" not in answer.headers.get("location", "")
 
 
-def test_head_is_answered_as_get_without_a_body(app: RatingApp):
+def test_head_is_handled_as_get_without_a_body(app: RatingApp):
     for path in ("/", "/healthz", "/api/session", "/static/style.css"):
         browser = app.client().http
         head, get = browser.head(path), browser.get(path)

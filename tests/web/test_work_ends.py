@@ -86,7 +86,7 @@ def test_the_shared_tenth_stays_what_it_was_when_images_join(tmp_path: Path):
     assert before <= set(app.table(shared))
 
 
-def test_the_total_of_a_rater_is_what_was_answered_in_the_end(tmp_path: Path):
+def test_the_total_of_a_rater_is_what_was_rated_in_the_end(tmp_path: Path):
     app = RatingApp(make_study(tmp_path), replace(PLAIN, overlap=3, gold_share=0.0))
     ann = app.client()
     totals = {ann.next()["progress"]["mine_total"]}
@@ -109,7 +109,7 @@ def test_a_clock_that_was_wrong_for_a_while_exceeds_no_overlap(tmp_path: Path):
     assert app.table("select votes from items") == [(1,)]
 
 
-def test_an_answer_given_again_after_closing_counts(tmp_path: Path):
+def test_a_vote_given_again_after_closing_counts(tmp_path: Path):
     app = RatingApp(make_study(tmp_path), PLAIN)
     ann = app.client()
     item = items_of(ann.pages()[0])[0]
