@@ -61,7 +61,7 @@ def show_votes(view: AdminView, name: str, page: int = 1) -> Response:
         rows = _votes(db, table, mine, view.task, (page - 1) * PAGE_SIZE)
         excluded = db.scalar(select(exclusions.c.rater).where(exclusions.c.rater == name))
     return view.page(
-        "votes", whose=name, rows=rows, n=n, page=page, pages_total=pages,
+        "votes", nav="raters", whose=name, rows=rows, n=n, page=page, pages_total=pages,
         excluded=excluded is not None,
     )  # fmt: skip
 
