@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 test-mutants check format test-kill bench-rating bench-intervals bench-demo recipe docs clean
+.PHONY: demo test test-avx2 test-mutants check format test-kill test-scale bench-rating bench-intervals bench-demo recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -40,6 +40,9 @@ test-mutants: $(INSTALLED)  ## faults planted in the method's core: which does n
 test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600
 	$(BIN)/python -m pytest tests/kill/test_votes.py --vote-kills 1000 --timeout 7200 -rP
+
+test-scale: $(INSTALLED)  ## align on 100,000 samples and as many captions within 3 GiB
+	$(BIN)/python -m pytest tests/scale --scale-rows 100000 --timeout 3600 -rP
 
 BENCHMARKS := rating_page rating_load rating_open export
 

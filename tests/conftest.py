@@ -24,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--vote-kills", type=int, default=30, help="how often the rating app is killed under load"
     )
+    parser.addoption(
+        "--scale-rows", type=int, default=0, help="samples and captions of the test of scale"
+    )
 
 
 def run_sayso(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -2,23 +2,32 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from rich.filesize import decimal
 from safetensors.torch import load_file
 from studies import random_study, rated_study
 
+from sayso.aligners import load_aligner
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
-from sayso.data.rows import pretraining_rows
+from sayso.data.conditions import EncodedConditions, open_conditions
+from sayso.data.latents import encoded_pretraining
+from sayso.data.rows import in_memory
+from sayso.data.shards import Shards
 from sayso.families._loading import load_policy
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.rewards import Reward
 from sayso.stages.align import AlignConfig, align, plan
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.study import Study
+from sayso.testing import check_aligner
+from sayso.tinyworld.pretraining_images import Scenes
 
 QUICK = AlignConfig(max_steps=3, batch_size=8, pretraining_images=6, checkpoint_every=2)
 MARKS = RewardWeighted(weight="mark")
@@ -30,7 +39,7 @@ from typing import ClassVar
 
 import torch
 
-from sayso.aligners import Aligner, Batch, Context
+from sayso.aligners import Aligner, Batch, Work
 
 
 @dataclass(frozen=True)
@@ -42,18 +51,54 @@ class Mine(Aligner):
     bad_weight: float = 0.1
     """Weight of images that people called bad."""
 
-    def batches(self, ctx: Context) -> Iterator[Batch]:
-        mark = ctx.rows.mark[: ctx.rows.n_own]
-        rated = ctx.rows.own[mark.isfinite()]
-        for step in ctx.steps:
-            generator = ctx.generator(step)
-            rows = rated[torch.randint(len(rated), (ctx.batch_size,), generator=generator)]
-            weight = torch.where(mark[rows] > 0.5, 1.0, self.bad_weight)
-            yield ctx.denoising_batch(rows, weight, generator)
+    def batches(self, work: Work) -> Iterator[Batch]:
+        label = work.data.label[: work.data.n_own]
+        rated = work.data.own[label.isfinite()]
+        for step in work.steps:
+            generator = work.generator(step)
+            rows = rated[torch.randint(len(rated), (work.batch_size,), generator=generator)]
+            weight = torch.where(label[rows] > 0.5, 1.0, self.bad_weight)
+            batch = work.denoising_batch(rows, generator, weight=weight)
+            yield batch.plus(t=batch["t"] / 2)
 
-    def loss(self, policy, batch):
-        error = policy.denoising_error(batch.latents, batch.cond, batch.t / 2, batch.noise)
-        return (batch.weight * error).mean(), {"error": error.mean()}
+    def loss(self, work: Work, batch: Batch):
+        error = work.error(batch)
+        return (batch["weight"] * error).mean(), {"error": error.mean()}
+'''
+
+PAIRS = '''
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.nn import functional as F
+
+from sayso.aligners import Aligner, Batch, Work, stratified
+
+
+@dataclass(frozen=True)
+class Hinge(Aligner):
+    """The chosen image of a pair should be predicted better than the other, by a margin."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    margin: float = 0.1
+    """How much better, as a mean squared error."""
+
+    @property
+    def unit(self) -> int:
+        return 2
+
+    def batches(self, work: Work) -> Iterator[Batch]:
+        for step in work.steps:
+            generator = work.generator(step)
+            pairs = stratified(work.pairs.even, work.batch_size // 2, generator)
+            yield work.denoising_batch(work.pairs.rows[pairs].flatten(), generator, unit=2)
+
+    def loss(self, work: Work, batch: Batch):
+        chosen, rejected = work.error(batch).reshape(-1, 2).unbind(1)
+        loss = F.relu(self.margin + chosen - rejected).mean()
+        return loss, {"agrees": (chosen < rejected).float().mean()}
 '''
 
 
@@ -134,6 +179,74 @@ def test_own_aligner_in_a_file_trains_through_the_command_line(
     assert moved(study, run.name) > 0
 
 
+def test_own_aligner_of_pairs(study: Study, tmp_path: Path) -> None:
+    mine = tmp_path / "hinge.py"
+    mine.write_text(PAIRS)
+    assert len(PAIRS.strip().splitlines()) <= 40
+    command = ["align", str(study.path), "--aligner", str(mine), "--max-steps", "2"]
+    cli.run([*command, "--batch-size", "4"])
+    run = study.find_run("runs/align-hinge")
+    assert run.inputs is not None
+    assert len(run.inputs["pairs"]) == run.result["pairs"] > 0
+    assert moved(study, run.name) > 0
+    check_aligner(load_aligner(str(mine)))
+    with pytest.raises(UserError, match=r"keeps 2 rows together, and batch_size 5 .* 4 or 6"):
+        cli.run([*command, "--batch-size", "5", "--name", "odd"])
+
+
+def test_dpo_trains_through_the_command_line(study: Study) -> None:
+    cli.run([
+        "align", str(study.path), "--aligner", "dpo", "--max-steps", "3", "--batch-size", "4",
+        "--beta", "50", "--kl-weight", "0.1", "--norm-guard", "0.1", "--checkpoint-every", "2",
+    ])  # fmt: skip
+    run = study.find_run("runs/align-dpo")
+    assert run.config["learning_rate"] == 1e-4
+    assert run.config["pretraining_weight"] == 0
+    first = run.history()[0]
+    assert first["margin"] == 0
+    assert first["kl"] == 0
+    assert moved(study, run.name) > 0
+    good = {s.id for i, s in enumerate(study.samples()) if i % 2 == 0}
+    pairs = (run.inputs or {})["pairs"]
+    assert all(chosen in good and rejected not in good for chosen, rejected, _ in pairs)
+
+
+def test_preferences_are_needed_for_dpo(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="DirectPreference needs preferences"):
+        align(rated_study(tmp_path, good_every=1), dataclasses.replace(QUICK, aligner="dpo"))
+
+
+def test_grpo_draws_and_trains_through_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bright(Reward):
+        def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            assert set(prompts) <= {"a dog", "two cats", "red sea"}
+            return images.mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr("sayso.stages._training_data.load_reward", lambda *_: Bright())
+    study = random_study(tmp_path)
+    command = [
+        "align", str(study.path), "--aligner", "grpo", "--reward", "clip_score", "--max-steps",
+        "5", "--images", "8", "--group-size", "4", "--batch-size", "4", "--checkpoint-every", "1",
+        "--steps-per-image", "1",
+    ]  # fmt: skip
+    cli.run(command)
+    run = study.find_run("runs/align-grpo")
+    assert not study.samples()
+    assert (run.inputs or {})["images"] == []
+    assert len((run.inputs or {})["prompts"]) == 3
+    ratios = [row["ratio"] for row in run.history()]
+    # each rollout is two updates: in the first the policy is still the one that drew
+    assert ratios[::2] == pytest.approx([1, 1, 1], abs=1e-6)
+    assert all(0 < row["reward"] < 1 for row in run.history())
+    assert moved(study, run.name) > 0
+    with pytest.raises(UserError, match=r"8 rows .* do not make whole batches of 5; use .* 4 or 8"):
+        cli.run([*command, "--batch-size", "5", "--name", "odd"])
+    with pytest.raises(UserError, match="of the 2 steps of drawing 1 have noise"):
+        cli.run([*command, "--steps-per-image", "2", "--name", "many"])
+
+
 def test_rewards_weigh_when_the_aligner_wants_them(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,8 +257,8 @@ def test_rewards_weigh_when_the_aligner_wants_them(
             return torch.zeros(len(images))
 
     monkeypatch.setattr("sayso.rewards.load_reward", lambda *a: seen.append(a[1]) or Fixed())
-    nothing = RewardWeighted(pretraining_weight=0.0)
-    run = align(study, dataclasses.replace(QUICK, reward="clip_score"), nothing)
+    config = dataclasses.replace(QUICK, reward="clip_score", pretraining_weight=0.0)
+    run = align(study, config, RewardWeighted())
     assert seen == ["clip_score"]
     assert moved(study, run.name) == 0
 
@@ -199,12 +312,13 @@ def test_missing_latents_are_named(study: Study) -> None:
 
 def test_pretraining_images_are_encoded_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load_policy(study, "base", torch.device("cpu"))
-    first, captions = pretraining_rows(study, policy, 5)
+    latents, captions = encoded_pretraining(study, policy, 5)
+    first = latents[torch.arange(5)]
     assert first.shape == (5, 4, 16, 16)
     assert len(captions) == 5
     monkeypatch.setattr(StableDiffusion, "encode_images", lambda *_: pytest.fail("encoded again"))
-    again, same = pretraining_rows(study, policy, 5)
-    assert torch.equal(first, again)
+    again, same = encoded_pretraining(study, policy, 5)
+    assert torch.equal(first, again[torch.arange(5)])
     assert captions == same
 
 
@@ -244,3 +358,82 @@ def test_natural_images_have_the_size_of_the_own_ones(tmp_path: Path) -> None:
     # the rows are made, or torch could not join them; an untrained CLIP's scores are negative
     with pytest.raises(UserError, match="smallest reward"):
         align(study, config)
+
+
+def test_dry_run_forecasts_disk_and_memory(study: Study) -> None:
+    """The paper's number of images, on a model whose sizes are counted by hand."""
+    config = dataclasses.replace(QUICK, pretraining_images=625_000, max_steps=10_000)
+    sizes = plan(study, config)
+    weights = sum(p.numel() for p in unet(study, "base").values()) * 4
+    mebibytes = {
+        "disk, latents of pre-training images": 625_000 * 4 * 16 * 16 * 2,
+        "memory, optimiser": 2 * weights,
+        "memory, EMA": weights,
+        "disk, checkpoints at most": 3 * 4 * weights,
+    }
+    for name, size in mebibytes.items():
+        assert str(sizes[name]).startswith(decimal(size)), name
+    # 3 texts of the samples, the empty one, and the captions: more than there are rows
+    table = (625_000 + 4) * 40 * 32 * 4
+    assert f"625004 texts would take {decimal(table)}" in str(sizes["disk, conditions"])
+    kept = plan(study, dataclasses.replace(config, conditions="table"))["disk, conditions"]
+    assert kept == f"{decimal(table)} at most, a table of 625004 texts"
+    lora = plan(study, dataclasses.replace(config, lora_rank=1, ema_decay=0.0))
+    assert lora["memory, EMA"] == decimal(0)
+    assert lora["memory, optimiser"] != sizes["memory, optimiser"]
+
+
+def test_conditions_from_a_table_and_encoded_are_the_same(study: Study) -> None:
+    policy = load_policy(study, "base", torch.device("cpu"))
+    texts = ["", *(f"{n} cats" for n in range(150))]
+    rows = torch.tensor([3, 150, 0, 64, 3, 63])
+    folder = study.cache / "conditions"
+    table = open_conditions(policy, texts, folder, "m", "table")
+    assert isinstance(table, Shards)
+    encoded = open_conditions(policy, texts, folder, "m", "encode")
+    assert isinstance(encoded, EncodedConditions)
+    held = in_memory(policy, texts)
+    assert torch.equal(table[rows]["states"], held[rows]["states"])
+    torch.testing.assert_close(encoded[rows], held[rows], rtol=1e-4, atol=1e-5)
+    assert table[rows]["states"].dtype == torch.float32
+
+
+def test_a_table_is_of_its_texts_and_its_model(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(study, "base", torch.device("cpu"))
+    texts, folder, rows = ["", "a dog"], study.cache / "conditions", torch.tensor([0, 1])
+    first = open_conditions(policy, texts, folder, "m")[rows]["states"]
+    made: list[str] = []
+    real = policy.encode_prompts
+    monkeypatch.setattr(policy, "encode_prompts", lambda t: made.extend(t) or real(t))
+    assert torch.equal(open_conditions(policy, texts, folder, "m")[rows]["states"], first)
+    assert made == [""], "only to know the size"
+    open_conditions(policy, ["", "a cat"], folder, "m")
+    open_conditions(policy, texts, folder, "another model")
+    assert made.count("a cat") == 1
+    assert made.count("a dog") == 1
+
+
+def test_encoding_goes_on_where_it_was_stopped(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(study, "base", torch.device("cpu"))
+    monkeypatch.setattr("sayso.data.latents.IMAGES_A_SHARD", 2)
+    whole = encoded_pretraining(study, policy, 7)[0][torch.arange(7)]
+    shutil.rmtree(study.cache)
+    real, drawn = Scenes.train_images, list[int]()
+
+    def until(scenes: Scenes, start: int, stop: int) -> Iterator[Image.Image]:
+        for number, image in enumerate(real(scenes, start, stop), start):
+            if number == 5 and 5 not in drawn:
+                drawn.append(5)
+                raise KeyboardInterrupt
+            drawn.append(number)
+            yield image
+
+    monkeypatch.setattr(Scenes, "train_images", until)
+    with pytest.raises(KeyboardInterrupt):
+        encoded_pretraining(study, policy, 7)
+    assert torch.equal(encoded_pretraining(study, policy, 7)[0][torch.arange(7)], whole)
+    assert drawn == [0, 1, 2, 3, 4, 5, 4, 5, 6]

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sayso.aligners import Context, load_aligner, stratified
+from sayso.aligners import Batch, Work, load_aligner, stratified
+from sayso.aligners.dpo import DirectPreference
 from sayso.aligners.rwr import (
     RewardWeighted,
     even_over_prompts,
     reward_weighted_loss,
-    row_weights,
 )
 from sayso.aligners.sft import GoodImages
 from sayso.base.errors import UserError
@@ -30,20 +30,13 @@ def rows_with(marks: list[float], rewards: list[float], n_pretraining: int = 0) 
     return make_rows(ToyPolicy(), (own, ["1"] * len(marks)), marks, rewards, natural)
 
 
-def context(rows: TrainingRows, **changes: int) -> Context:
-    return Context(rows, **{"batch_size": 8, "max_steps": 3, "seed": 0, **changes})
+def work_on(rows: TrainingRows, **changes: int) -> Work:
+    return Work(ToyPolicy(), rows, **{"batch_size": 8, "max_steps": 3, "seed": 0, **changes})
 
 
-def test_row_weights_by_hand() -> None:
-    # own mean: (0.5·4 + 1.0·2)/2 = 3 and natural mean: 0.3·4/2 = 0.6, over 4 rows
-    weight = row_weights(torch.tensor([0.5, 1.0]), 2, 0.3)
-    torch.testing.assert_close(weight, torch.tensor([1.0, 2.0, 0.6, 0.6]))
-    error = torch.tensor([4.0, 2.0, 1.0, 3.0])
-    loss = reward_weighted_loss(error, weight).mean()
-    torch.testing.assert_close(loss, torch.tensor((0.5 * 4 + 1 * 2) / 2 + 0.3 * (1 + 3) / 2))
-    assert row_weights(torch.tensor([0.5, 1.0]), 0, 0.3).tolist() == [0.5, 1.0]
-    # one of each kind: 0.5 · 2 and 0.3 · 2
-    torch.testing.assert_close(row_weights(torch.tensor([0.5]), 1, 0.3), torch.tensor([1.0, 0.6]))
+def test_weighted_loss_by_hand() -> None:
+    error, weight = torch.tensor([4.0, 2.0]), torch.tensor([0.5, 1.0])
+    assert reward_weighted_loss(error, weight).tolist() == [2.0, 2.0]
 
 
 def test_even_over_prompts_by_hand() -> None:
@@ -54,15 +47,18 @@ def test_even_over_prompts_by_hand() -> None:
     torch.testing.assert_close(even, torch.tensor([2.0, 0, 1, 1, 0.4, 0, 0, 0]))
 
 
-def test_batch_has_the_asked_share_of_pretraining_rows() -> None:
+def test_pretraining_rows_are_drawn_with_the_others() -> None:
     rows = rows_with([1.0, 0.0], [0.9, 0.1], n_pretraining=5)
-    for fraction, expected in [(0.5, 4), (0.125, 1), (0.01, 1)]:
-        batch = next(iter(RewardWeighted(pretraining_fraction=fraction).batches(context(rows))))
-        assert int((batch.latents[:, 0, 0, 0] == -1).sum()) == expected
-    for off in (RewardWeighted(pretraining_weight=0.0), RewardWeighted(pretraining_fraction=0.0)):
-        batch = next(iter(off.batches(context(rows))))
-        assert (batch.latents >= 0).all()
-        assert "pretraining" not in off.required()
+    batch = next(iter(RewardWeighted().batches(work_on(rows, n_pretraining=4))))
+    assert batch.pretraining is not None
+    assert len(batch) == 8
+    assert (batch["latents"] >= 0).all()
+    assert len(batch.pretraining) == 4
+    assert (batch.pretraining["latents"] == -1).all()
+    strata = torch.cat([batch["t"], batch.pretraining["t"]]).mul(12).long().sort().values
+    assert strata.tolist() == list(range(12)), "t is spread over both"
+    alone = next(iter(RewardWeighted().batches(work_on(rows))))
+    assert alone.pretraining is None
 
 
 @pytest.mark.parametrize(
@@ -85,13 +81,11 @@ def test_weights_of_own_images(options: dict[str, object], expected: dict[int, f
 @pytest.mark.parametrize(
     ("options", "required"),
     [
-        ({}, {"reward", "pretraining"}),
-        ({"unrated": False}, {"data", "reward", "pretraining"}),
-        ({"weight": "product"}, {"data", "reward", "pretraining"}),
-        ({"weight": "mark"}, {"data", "pretraining"}),
-        ({"weight": "mark", "unrated": False}, {"data", "pretraining"}),
-        ({"weight": "mark", "pretraining_weight": 0.0}, {"data"}),
-        ({"pretraining_fraction": 0.0}, {"reward"}),
+        ({}, {"reward"}),
+        ({"unrated": False}, {"data", "reward"}),
+        ({"weight": "product"}, {"data", "reward"}),
+        ({"weight": "mark"}, {"data"}),
+        ({"weight": "mark", "unrated": False}, {"data"}),
     ],
 )
 def test_what_is_needed_with_which_options(options: dict, required: set[str]) -> None:
@@ -99,10 +93,10 @@ def test_what_is_needed_with_which_options(options: dict, required: set[str]) ->
 
 
 def test_rewards_that_are_all_0_are_drawn_alike_and_weigh_nothing() -> None:
-    aligner = RewardWeighted(draw="reward", pretraining_weight=0.0)
-    batch = next(iter(aligner.batches(context(rows_with([NAN] * 8, [0.0] * 8)))))
-    assert sorted(batch.latents[:, 0, 0, 0].tolist()) == list(range(8))
-    assert (batch.weight == 0).all()
+    aligner = RewardWeighted(draw="reward")
+    batch = next(iter(aligner.batches(work_on(rows_with([NAN] * 8, [0.0] * 8)))))
+    assert sorted(batch["latents"][:, 0, 0, 0].tolist()) == list(range(8))
+    assert (batch["weight"] == 0).all()
 
 
 def test_drawing_by_reward_has_the_same_expected_loss_and_less_noise() -> None:
@@ -111,10 +105,10 @@ def test_drawing_by_reward_has_the_same_expected_loss_and_less_noise() -> None:
     error = torch.linspace(1, 2, 40)
     means, spreads = [], []
     for draw in ("uniform", "reward"):
-        aligner = RewardWeighted(draw=draw, pretraining_weight=0.0)
+        aligner = RewardWeighted(draw=draw)
         losses = torch.stack([
-            reward_weighted_loss(error[batch.latents[:, 0, 0, 0].long()], batch.weight).mean()
-            for batch in aligner.batches(context(rows, max_steps=3000))
+            reward_weighted_loss(error[batch["latents"][:, 0, 0, 0].long()], batch["weight"]).mean()
+            for batch in aligner.batches(work_on(rows, max_steps=3000))
         ])  # fmt: skip
         means.append(losses.mean())
         spreads.append(losses.std())
@@ -153,19 +147,21 @@ def test_stratified_refuses(bad: list[float]) -> None:
 
 
 def test_dropout_puts_the_empty_prompt() -> None:
-    rows = rows_with([NAN] * 10, [0.5] * 10)
-    ctx = context(rows, batch_size=4000)
-    batch = ctx.denoising_batch(torch.zeros(4000).long(), torch.ones(4000), ctx.generator(0), 0.25)
-    empty = (batch.cond["number"] == -1).float().mean()
-    assert empty == pytest.approx(0.25, abs=0.03)
-    whole = ctx.denoising_batch(torch.zeros(8).long(), torch.ones(8), ctx.generator(0))
+    work = work_on(rows_with([NAN] * 10, [0.5] * 10), batch_size=4000)
+    batch = work.denoising_batch(
+        torch.zeros(4000).long(), work.generator(0), prompt_dropout=0.25, unit=2
+    )
+    empty = batch.cond["number"] == -1
+    assert empty.float().mean() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(empty[::2], empty[1::2])
+    whole = work.denoising_batch(torch.zeros(8).long(), work.generator(0))
     assert (whole.cond["number"] == 1).all()
 
 
 def test_t_is_uniform_and_spread_over_the_batch() -> None:
-    ctx = context(rows_with([NAN], [0.5]))
+    work = work_on(rows_with([NAN], [0.5]))
     rows = torch.zeros(10).long()
-    ts = [ctx.denoising_batch(rows, torch.ones(10), ctx.generator(s)).t for s in range(500)]
+    ts = [work.denoising_batch(rows, work.generator(s))["t"] for s in range(500)]
     for t in ts:
         assert (t * 10).long().sort().values.tolist() == list(range(10))
     first = torch.stack(ts)[:, 0]
@@ -173,11 +169,60 @@ def test_t_is_uniform_and_spread_over_the_batch() -> None:
     assert first.std() == pytest.approx(12**-0.5, abs=0.03)
 
 
+def test_rows_of_a_unit_share_t_and_noise() -> None:
+    work = work_on(rows_with([1.0, 0.0], [0.9, 0.1]), batch_size=12)
+    batch = work.denoising_batch(torch.arange(12) % 2, work.generator(0), unit=3)
+    for name in ("t", "noise"):
+        units = batch[name].unflatten(0, (4, 3))
+        assert (units == units[:, :1]).all()
+        assert len(units[:, 0].flatten(1 if name == "noise" else 0).unique(dim=0)) == 4
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 12), st.integers(0, 20))
+def test_shares_make_up_the_whole(world: int, unit: int, units: int, extra: int) -> None:
+    """Own rows and pre-training rows are shared out so that every process has as many."""
+    share = -(-units // world) * unit + extra
+    n, natural = units * unit, share * world - units * unit
+    rows = rows_with([1.0] * 3, [0.5] * 3, n_pretraining=2)
+    parts = [work_on(rows, batch_size=n, n_pretraining=natural) for _ in range(world)]
+    parts = [dataclasses.replace(w, rank=r, world=world) for r, w in enumerate(parts)]
+    mine = [w.share(n, unit) for w in parts]
+    rest = [w._pretraining_share(n, unit) for w in parts]
+    assert [i for s in mine for i in range(n)[s]] == list(range(n))
+    assert [i for s in rest for i in range(s.start, s.stop)] == list(range(natural))
+    assert all((s.stop - s.start) % unit == 0 for s in mine)
+    assert {a.stop - a.start + b.stop - b.start for a, b in zip(mine, rest, strict=True)} == {share}
+
+
+def test_a_prediction_is_computed_once_per_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_on(rows_with([1.0, 0.0], [0.9, 0.1]))
+    work.policy.keep_reference()
+    batch = work.denoising_batch(torch.arange(8) % 2, work.generator(0))
+    predict, asked = work.policy.predict, list[int]()
+    monkeypatch.setattr(work.policy, "predict", lambda *a: asked.append(1) or predict(*a))
+    for _ in range(3):
+        work.error(batch)
+        work.prediction(batch, "reference")
+    assert len(asked) == 2
+    assert work.error(batch).requires_grad
+    assert not work.prediction(batch, "reference").requires_grad
+
+
+def test_guided_rows_are_predicted_as_the_policy_guides(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = ToyPolicy()
+    work = work_on(rows_with([1.0, 0.0], [0.9, 0.1]))
+    noisy, t = torch.randn(4, 2, 1, 1), torch.rand(4)
+    cond, uncond = policy.encode_prompts(["1", "2", "1", "0"]), policy.encode_prompts([""] * 4)
+    batch = Batch.of(cond, uncond, noisy=noisy, t=t, guidance=torch.full((4,), 3.0))
+    expected = work.policy.guided(noisy, t, cond, uncond, 3.0)
+    torch.testing.assert_close(work.prediction(batch), expected)
+
+
 def test_sft_trains_on_good_images_only() -> None:
     rows = rows_with([1.0, 0.0, 0.5, NAN, 0.75], [NAN] * 5)
-    batch = next(iter(GoodImages().batches(context(rows, batch_size=50))))
-    assert set(batch.latents[:, 0, 0, 0].tolist()) == {0.0, 4.0}
-    assert (batch.weight == 1).all()
+    batch = next(iter(GoodImages().batches(work_on(rows, batch_size=50))))
+    assert set(batch["latents"][:, 0, 0, 0].tolist()) == {0.0, 4.0}
 
 
 @pytest.mark.parametrize(
@@ -191,9 +236,13 @@ def test_rwr_refuses_rewards(rewards: list[float], message: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"prompt_dropout": 1.0}, {"pretraining_fraction": -0.1}, {"pretraining_weight": -1.0},
-     {"pretraining_weight": NAN}, {"reward_threshold": -0.5}, {"reward_threshold": math.inf}],
-)  # fmt: skip
+    [
+        {"prompt_dropout": 1.0},
+        {"reward_threshold": -0.5},
+        {"reward_threshold": NAN},
+        {"reward_threshold": math.inf},
+    ],
+)
 def test_bad_options_name_themselves(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         RewardWeighted(**options)
@@ -201,16 +250,10 @@ def test_bad_options_name_themselves(options: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, NAN])
 def test_a_dropout_outside_its_range_is_refused(dropout: float) -> None:
-    for kind in (RewardWeighted, GoodImages):
+    for kind in (RewardWeighted, GoodImages, DirectPreference):
         assert kind(prompt_dropout=0.0).prompt_dropout == 0
         with pytest.raises(UserError, match="prompt_dropout"):
             kind(prompt_dropout=dropout)
-
-
-def test_fraction_that_leaves_no_own_image_is_refused() -> None:
-    rows = rows_with([1.0, 0.0], [0.9, 0.1], n_pretraining=5)
-    with pytest.raises(UserError, match="leaves no own image"):
-        next(iter(RewardWeighted(pretraining_fraction=0.97).batches(context(rows))))
 
 
 @pytest.mark.parametrize(
@@ -227,9 +270,9 @@ def test_rwr_options_keep_the_contract(options: dict[str, object]) -> None:
 
 
 def test_the_example_in_the_docstring_is_an_aligner(tmp_path: Path) -> None:
-    import sayso.aligners._contract
+    from sayso.aligners import _contract
 
-    example = sayso.aligners._contract.__doc__.split("one's own:\n")[1]
+    example = _contract.__doc__.split("one's own:\n")[1]
     head = (
         "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\n"
         "from sayso.aligners import Aligner, stratified\n"
@@ -245,17 +288,17 @@ def test_the_example_in_the_docstring_is_an_aligner(tmp_path: Path) -> None:
 def test_contract_check_catches_a_broken_aligner() -> None:
     @dataclasses.dataclass(frozen=True)
     class Forgetful(GoodImages):
-        def batches(self, ctx):
-            for _ in ctx.steps:
-                yield ctx.denoising_batch(torch.arange(8), torch.rand(8), torch.Generator())
+        def batches(self, work):
+            for _ in work.steps:
+                yield work.denoising_batch(torch.randperm(8), work.generator(0))
 
     with pytest.raises(AssertionError, match="same seed must repeat"):
         check_aligner(Forgetful)
 
     @dataclasses.dataclass(frozen=True)
     class Summing(GoodImages):
-        def loss(self, policy, batch):
-            loss, scalars = super().loss(policy, batch)
+        def loss(self, work, batch):
+            loss, scalars = super().loss(work, batch)
             return loss * len(batch), scalars
 
     with pytest.raises(AssertionError, match="cutting a batch"):
@@ -264,5 +307,5 @@ def test_contract_check_catches_a_broken_aligner() -> None:
 
 def test_toy_rows_have_all_kinds() -> None:
     rows = toy_rows()
-    assert rows.mark[: rows.n_own].isnan().any()
+    assert rows.label[: rows.n_own].isnan().any()
     assert rows.reward[rows.pretraining].isnan().all()

@@ -4,44 +4,43 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Context, stratified
+from sayso.aligners import Aligner, Batch, stratified
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
 from sayso.data.rows import EMPTY
-from sayso.testing import ToyPolicy, toy_rows
+from sayso.testing import ToyPolicy, toy_work
 
 ALIGNERS = [RewardWeighted(), GoodImages()]
 
 
 def own_batch() -> Batch:
     """Six rows in which every number of every tensor is another one."""
-    numbers = iter(torch.arange(96).float().split([12, 6, 6, 12, 6, 6, 48]))
-    latents, cond, t, noise, weight, extra, _ = numbers
-    return Batch(
-        latents.view(6, 2, 1, 1), {"states": cond}, t, noise.view(6, 2, 1, 1), weight,
-        {"advantage": extra},
+    latents, cond, uncond, t, noise, extra = torch.arange(48).float().split([12, 6, 6, 6, 12, 6])
+    return Batch.of(
+        {"states": cond}, {"states": uncond}, latents=latents.view(6, 2, 1, 1), t=t,
+        noise=noise.view(6, 2, 1, 1), advantage=extra,
     )  # fmt: skip
 
 
-def tensors(batch: Batch) -> dict[str, Tensor]:
-    flat = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return {k: v for k, v in flat.items() if isinstance(v, Tensor)} | batch.cond | batch.extra
+NAMES = {"latents", "cond.states", "uncond.states", "t", "noise", "advantage"}
 
 
 def test_a_cut_batch_keeps_every_tensor_of_its_rows() -> None:
-    whole, part = tensors(own_batch()), tensors(own_batch().rows(slice(2, 5)))
-    assert part.keys() == whole.keys() == {"latents", "states", "t", "noise", "weight", "advantage"}
+    whole, part = own_batch().tensors, own_batch().rows(slice(2, 5)).tensors
+    assert part.keys() == whole.keys() == NAMES
+    assert len(own_batch()) == 6
+    assert torch.equal(own_batch().cond["states"], whole["cond.states"])
+    assert torch.equal(own_batch().uncond["states"], whole["uncond.states"])
     for name, value in whole.items():
         assert torch.equal(part[name], value[2:5])
 
 
 def test_a_moved_batch_moves_whole_and_stays_the_same() -> None:
-    whole, same = tensors(own_batch()), tensors(own_batch().to(torch.device("cpu")))
+    whole, same = own_batch().tensors, own_batch().to(torch.device("cpu")).tensors
     assert same.keys() == whole.keys()
     assert all(torch.equal(same[name], whole[name]) for name in whole)
-    moved = tensors(own_batch().to(torch.device("meta")))
+    moved = own_batch().to(torch.device("meta")).tensors
     assert {tensor.device.type for tensor in moved.values()} == {"meta"}
 
 
@@ -49,11 +48,11 @@ def test_a_moved_batch_moves_whole_and_stays_the_same() -> None:
 def test_every_draw_of_a_batch_comes_from_its_step(aligner: Aligner) -> None:
     """Whatever else was drawn before, so a resumed run goes on with the same rows and prompts."""
     aligner = dataclasses.replace(aligner, prompt_dropout=0.5)
-    context = Context(toy_rows(), batch_size=32, max_steps=2, seed=1)
+    work = toy_work(batch_size=32, max_steps=2)
     torch.manual_seed(0)
-    once = [tensors(batch) for batch in aligner.batches(context)]
+    once = [batch.tensors for batch in aligner.batches(work)]
     torch.manual_seed(1)
-    again = [tensors(batch) for batch in aligner.batches(context)]
+    again = [batch.tensors for batch in aligner.batches(work)]
     for one, other in zip(once, again, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert not torch.equal(once[0]["noise"], once[1]["noise"])
@@ -61,7 +60,7 @@ def test_every_draw_of_a_batch_comes_from_its_step(aligner: Aligner) -> None:
 
 
 def test_another_seed_is_another_draw() -> None:
-    one, other = (Context(toy_rows(), 8, 1, seed=seed).generator(0) for seed in (1, 2))
+    one, other = (toy_work(seed=seed).generator(0) for seed in (1, 2))
     assert one.initial_seed() != other.initial_seed()
 
 
@@ -69,7 +68,7 @@ def test_another_seed_is_another_draw() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_aligners_drop_prompts_as_often_as_asked(aligner: Aligner, dropout: float) -> None:
     aligner = dataclasses.replace(aligner, prompt_dropout=dropout)
-    batch = next(iter(aligner.batches(Context(toy_rows(), 4000, 1, seed=1))))
+    batch = next(iter(aligner.batches(toy_work(batch_size=4000))))
     empty = ToyPolicy().encode_prompts([""])["number"][0, 0]
     assert (batch.cond["number"] == empty).float().mean() == pytest.approx(dropout, abs=0.03)
 
@@ -78,15 +77,18 @@ def test_aligners_drop_prompts_as_often_as_asked(aligner: Aligner, dropout: floa
 def test_loss_is_the_weighted_mean_of_the_errors(aligner: Aligner) -> None:
     """Value and gradient: Σ weight · |predicted − noise|² / c, over the rows."""
     policy, by_hand = ToyPolicy(), ToyPolicy()
-    batch = next(iter(aligner.batches(Context(toy_rows(), 8, 1, seed=1))))
-    batch = dataclasses.replace(batch, weight=torch.linspace(0, 2, 8))
-    loss, scalars = aligner.loss(policy, batch)
+    batch = next(iter(aligner.batches(toy_work())))
+    weight = torch.ones(8)
+    if "weight" in batch:
+        weight = torch.linspace(0, 2, 8)
+        batch = batch.plus(weight=weight)
+    loss, scalars = aligner.loss(toy_work(policy), batch)
     loss.backward()
 
-    noisy = by_hand.add_noise(batch.latents, batch.noise, batch.t)
-    errors = (by_hand.predict(noisy, batch.t, batch.cond) - batch.noise).flatten(1)
+    noisy = by_hand.add_noise(batch["latents"], batch["noise"], batch["t"])
+    errors = (by_hand.predict(noisy, batch["t"], batch.cond) - batch["noise"]).flatten(1)
     errors = (errors[:, 0] ** 2 + errors[:, 1] ** 2) / 2
-    expected = sum(w * e for w, e in zip(batch.weight, errors, strict=True)) / 8
+    expected = sum(w * e for w, e in zip(weight, errors, strict=True)) / 8
     expected.backward()
     torch.testing.assert_close(loss, expected)
     assert scalars.keys() == {"error"}
@@ -116,14 +118,14 @@ def test_at_the_edges_no_row_of_weight_0_is_drawn(edge: float) -> None:
 
 
 def test_at_the_edges_t_stays_below_1_and_no_prompt_is_dropped_unasked(edge: float) -> None:
-    context = Context(toy_rows(), 10, 1, seed=0)
-    own = context.rows.own[:10]
-    batch = context.denoising_batch(own, torch.ones(10), context.generator(0), 0.0)
-    assert ((batch.t >= 0) & (batch.t < 1)).all()
-    assert batch.t.max() == pytest.approx(0.9 + edge / 10, abs=2e-6)
-    texts = context.rows.conditions["number"][context.rows.text[own]]
+    work = toy_work(batch_size=10)
+    own = work.data.own[:10]
+    batch = work.denoising_batch(own, work.generator(0), prompt_dropout=0.0)
+    assert ((batch["t"] >= 0) & (batch["t"] < 1)).all()
+    assert batch["t"].max() == pytest.approx(0.9 + edge / 10, abs=2e-6)
+    texts = work.data.cond(work.data.text[own])["number"]
     assert torch.equal(batch.cond["number"], texts)
     # at p = 1 each is dropped, whatever is drawn
-    none = context.denoising_batch(own, torch.ones(10), context.generator(0), 1.0)
-    empty = context.rows.conditions["number"][EMPTY]
+    none = work.denoising_batch(own, work.generator(0), prompt_dropout=1.0)
+    empty = work.data.cond(torch.tensor([EMPTY]))["number"]
     assert (none.cond["number"] == empty).all()

@@ -16,8 +16,8 @@ from PIL import Image
 from studies import random_study
 
 from sayso.data.clip import ClipEncoder, embed_samples
+from sayso.data.latents import encoded_pretraining
 from sayso.data.pretraining_images import open_pretraining
-from sayso.data.rows import pretraining_rows
 from sayso.families._loading import load_policy
 from sayso.study.study import Study
 from sayso.tinyworld import pretraining_images as scenes
@@ -42,7 +42,8 @@ def study(tmp_path: Path) -> Study:
 
 
 def rows(study: Study) -> tuple[torch.Tensor, list[str]]:
-    return pretraining_rows(study, load_policy(study, "base", CPU), 6)
+    latents, captions = encoded_pretraining(study, load_policy(study, "base", CPU), 6)
+    return latents[torch.arange(6)], captions
 
 
 def replaced_images(study: Study) -> None:
@@ -86,10 +87,10 @@ def test_captions_of_natural_images_are_read_anew(study: Study) -> None:
 
 def test_latents_in_another_number_format_are_others(study: Study) -> None:
     policy = load_policy(study, "base", CPU)
-    whole, _ = pretraining_rows(study, policy, 6)
-    rough, _ = pretraining_rows(study, policy, 6, torch.autocast("cpu", torch.bfloat16))
-    assert not torch.equal(whole.float(), rough.float())
-    assert torch.equal(pretraining_rows(study, policy, 6)[0], whole)
+    whole, _ = rows(study)
+    rough, _ = encoded_pretraining(study, policy, 6, torch.autocast("cpu", torch.bfloat16))
+    assert not torch.equal(whole, rough[torch.arange(6)])
+    assert torch.equal(rows(study)[0], whole)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:50], lambda b: b[:-64] + b"\xff" * 64])
@@ -98,7 +99,7 @@ def test_damaged_latents_of_natural_images_are_made_anew(
 ) -> None:
     """Cut short, or no longer numbers."""
     first, _ = rows(study)
-    kept = next(study.cache.glob("pretraining-*"))
+    kept = next(study.cache.glob("pretraining/*"))
     kept.write_bytes(damage(kept.read_bytes()))
     assert torch.equal(rows(study)[0], first)
 
@@ -108,7 +109,7 @@ def test_natural_images_in_another_place_are_the_same(study: Study, tmp_path: Pa
     (tmp_path / "natural").rename(tmp_path / "moved")
     study.info = replace(study.info, pretraining=str(tmp_path / "moved"))
     assert torch.equal(rows(study)[0], first)
-    assert len(list(study.cache.glob("pretraining-*"))) == 1
+    assert len(list(study.cache.glob("pretraining/*"))) == 1
 
 
 def test_scenes_drawn_by_another_renderer_are_encoded_anew(

@@ -11,7 +11,8 @@ from test_train import Interrupted, Stop, fingerprint, run_toy
 from sayso.base.errors import UserError
 from sayso.study.run import Run
 
-FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+FILES = (f"weights/{SHARD}", f"average/{SHARD}", f"optimizer/{SHARD}", "state.json")
 DAMAGES = {
     "deleted": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
@@ -55,7 +56,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_older(
 def test_both_damaged_end_in_one_line(killed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     path = Path(shutil.copytree(killed[0], tmp_path / "cut"))
     for step in ("2", "4"):
-        DAMAGES["half"](path / "checkpoints" / step / "average.safetensors")
+        DAMAGES["half"](path / "checkpoints" / step / f"average/{SHARD}")
     with pytest.raises(UserError, match=r"no checkpoint of runs/cut can be read; restore one, or"):
         run_toy(path)
 
@@ -64,7 +65,7 @@ def test_content_is_verified_even_where_it_parses(
     killed: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     path = Path(shutil.copytree(killed[0], tmp_path / "cut"))
-    newest = path / "checkpoints/4/weights.safetensors"
+    newest = path / "checkpoints/4/weights" / SHARD
     save_file({name: value + 1 for name, value in load_file(newest).items()}, newest)
     _, run = run_toy(path)
     assert fingerprint(run) == killed[1]
@@ -75,7 +76,7 @@ def test_a_checkpoint_of_another_network_is_one_line(
 ) -> None:
     path = Path(shutil.copytree(killed[0], tmp_path / "cut"))
     folder = path / "checkpoints/4"
-    weights = folder / "weights.safetensors"
+    weights = folder / "weights" / SHARD
     save_file({f"other.{name}": value for name, value in load_file(weights).items()}, weights)
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**state, "sha256": {}}))

@@ -264,7 +264,17 @@ def test_sides_by_hand() -> None:
     replicates = [[(r[0] + r[1]) / r.sum()] for r, _ in draws(Clusters(3, 30), 999, 4)]
     [expected] = percentiles(np.array([2 / 3]), np.array(replicates))
     assert (chosen["low"], chosen["high"]) == pytest.approx((expected.low, expected.high))
-    assert balance(votes) == balance(votes, seed=0)
+
+
+def test_the_usual_seed_of_balance_is_0() -> None:
+    """Raters and prompts that differ, so that another seed gives another interval."""
+    sides = np.random.default_rng(8).integers(2, size=(5, 12))
+    votes = [
+        vote(f"p{p}", f"r{r}", *((TUNED, BASE) if p % 2 else (BASE, TUNED)), ("left", "right")[s])
+        for (r, p), s in np.ndenumerate(sides)
+        if r <= p
+    ]
+    assert balance(votes) == balance(votes, seed=0) != balance(votes, seed=1)
 
 
 def test_sides_of_every_question_and_kind_of_rater() -> None:

@@ -124,10 +124,10 @@ def test_align_says_how_many_captions_are_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = rated_study(tmp_path)
-    monkeypatch.setattr("sayso.data.rows.encode_texts", lambda *_: 1 / 0)
+    monkeypatch.setattr("sayso.stages._training_data.open_conditions", lambda *_: 1 / 0)
     monkeypatch.setattr("sayso.stages.align._rewards", lambda *_: [0.5] * 12)
     natural = (torch.zeros(2, 4, 16, 16), ["a cat", LONG])
-    monkeypatch.setattr("sayso.data.rows.pretraining_rows", lambda *_: natural)
+    monkeypatch.setattr("sayso.stages._training_data.encoded_pretraining", lambda *_: natural)
     with pytest.raises(ZeroDivisionError):
         align(study, AlignConfig(max_steps=1, batch_size=4, reward="clip_score"))
     said = " ".join(capsys.readouterr().err.split())

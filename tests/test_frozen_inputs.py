@@ -11,7 +11,7 @@ import pytest
 from early import early_study
 from safetensors.torch import load_file, save
 
-from sayso.aligners import Batch, Context
+from sayso.aligners import Batch, Work
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.errors import UserError
 from sayso.base.types import Rating
@@ -36,8 +36,8 @@ class Killed(BaseException):
 
 @dataclasses.dataclass(frozen=True)
 class Interrupted(RewardWeighted):
-    def batches(self, ctx: Context) -> Iterator[Batch]:
-        for step, batch in zip(ctx.steps, super().batches(ctx), strict=True):
+    def batches(self, work: Work) -> Iterator[Batch]:
+        for step, batch in zip(work.steps, super().batches(work), strict=True):
             if step == 3:
                 raise Killed
             yield batch
@@ -84,7 +84,7 @@ def test_inputs_are_written_down(study: Study) -> None:
     assert (inputs["labels"], inputs["raters"]) == ("share", "people")
     train_ids = {p.id for p in study.prompts("train")}
     assert len(inputs["images"]) == sum(s.prompt_id in train_ids for s in study.samples("base"))
-    assert {row["mark"] for row in inputs["images"]} == {0.0, 1.0}
+    assert {row["label"] for row in inputs["images"]} == {0.0, 1.0}
     sources = set(inputs["sources"])
     assert {"seed", "model base", "reward runs/fit-clip_head", "pre-training images"} == sources
 

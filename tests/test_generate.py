@@ -13,11 +13,12 @@ from studies import SAMPLER, TEXTS, UNET, finished_align, finished_fit, random_s
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt
-from sayso.data.rows import load_latents
+from sayso.data.latents import load_latents
 from sayso.prompts.grammar import images_per_prompt
 from sayso.rewards import Reward
 from sayso.stages import _drawing
 from sayso.stages import generate as stage
+from sayso.stages._best_of import best_of
 from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.identity import canonical_model
 from sayso.study.study import Study
@@ -174,6 +175,14 @@ def test_best_of_keeps_the_top_by_reward(study: Study, monkeypatch: pytest.Monke
         assert [s.path for s in chosen] == [own[i].path for i in top]
         assert [s.latents for s in chosen] == [own[i].latents for i in top]
     assert not {s.id for s in base} & {s.id for s in best}
+
+
+def test_the_best_of_every_n_scores() -> None:
+    """The highest first; of equal ones the earlier."""
+    scores = [0.1, 0.9, 0.9, 0.2, 0.5, 0.5, 0.5, 0.7]
+    assert best_of(scores, keep=1, n=4) == [1, 7]
+    assert best_of(scores, keep=2, n=4) == [1, 2, 7, 4]
+    assert best_of(scores, keep=2, n=2) == [1, 0, 2, 3, 4, 5, 7, 6]
 
 
 @pytest.mark.parametrize(

@@ -200,8 +200,8 @@ def test_the_reward_learns_the_labels_asked_for(tmp_path: Path) -> None:
 def test_training_on_marks_takes_the_labels_asked_for(tmp_path: Path) -> None:
     study = voted.make_study(tmp_path / "s", prompts=12)
     voted.add_ratings(study)
-    share = _own_images(study, AlignConfig()).marks
-    estimate = _own_images(study, AlignConfig(labels="dawid-skene")).marks
+    share = _own_images(study, AlignConfig()).labels
+    estimate = _own_images(study, AlignConfig(labels="dawid-skene")).labels
     assert len(share) == len(estimate) == 6 * 8
     assert {round(y, 3) for y in share if y == y} <= {0.0, 0.333, 0.5, 0.667, 1.0}
     assert all(0 < y < 1 for y in estimate if y == y)

@@ -13,7 +13,8 @@ from studies import random_study
 
 from sayso.base.devices import enough_memory, is_out_of_memory
 from sayso.base.errors import UserError
-from sayso.data.rows import _encode_images, load_latents
+from sayso.data.latents import _encode, load_latents
+from sayso.data.pretraining_images import open_pretraining
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
@@ -45,8 +46,6 @@ def test_batches_and_portions_change_no_more_than_rounding(
 
 
 def test_the_autoencoder_works_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import Image
-
     sizes: list[tuple[str, int]] = []
     for what in ("decode", "encode_images"):
         real = getattr(StableDiffusion, what)
@@ -62,7 +61,7 @@ def test_the_autoencoder_works_in_portions(tmp_path: Path, monkeypatch: pytest.M
     assert sizes == [("decode", 2)] * 4 + [("decode", 1)]
     sizes.clear()
     policy = StableDiffusion.load(Path(study.info.base_model), torch.device("cpu"))
-    _encode_images(policy, [Image.new("RGB", (32, 32), (i, 0, 0)) for i in range(5)])
+    _encode(policy, open_pretraining(study), 3, 8)
     assert sizes == [("encode_images", 2)] * 2 + [("encode_images", 1)]
 
 

@@ -65,6 +65,45 @@ def test_sample_equals_the_pipeline(
     assert (ours - theirs).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize(("eta", "guidance"), [(0.0, 4.0), (0.7, 4.0), (1.0, 1.0)])
+def test_rollout_equals_ddim(policy: StableDiffusion, eta: float, guidance: float) -> None:
+    """The way that rollouts take ends where DDIM's sampler does, noise for noise."""
+    before = policy.scheduler
+    # of DDIM's spacings the one whose steps lead from each timestep to the next
+    policy.scheduler = DDIMScheduler.from_config(
+        before.config, clip_sample=False, timestep_spacing="leading"
+    )
+    try:
+        sampler = Sampler(6, guidance, eta, 32)
+        cond, uncond = policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"])
+        theirs = policy.sample(cond, uncond, [3, 14, 159], sampler)
+        made = policy.rollout(cond, uncond, [3, 14, 159], sampler)
+    finally:
+        policy.scheduler = before
+    torch.testing.assert_close(made.latents, theirs, rtol=1e-3, atol=1e-3)
+    assert len(made.times) == 7
+    assert made.times[-1] == 0
+
+
+def test_grid_names_the_timesteps_of_every_scheduler(folder: Path) -> None:
+    import diffusers
+
+    from sayso.families._schedulers import ACCEPTED
+
+    policy = StableDiffusion.load(folder, CPU)
+    config = policy.scheduler.config
+    for name in ACCEPTED:
+        policy.scheduler = getattr(diffusers, name).from_config(config)
+        times = policy.grid(Sampler(8, 1.0, 0.0, 32))
+        assert (times.diff() < 0).all(), name
+        assert 0.8 < times[0] < 1, name
+        assert times[-1] == 0, name
+        steps = policy._timestep(times[:-1]).tolist()
+        policy.scheduler.set_timesteps(8)
+        named = torch.as_tensor(policy.scheduler.timesteps).round().long()
+        assert set(steps) == set(named.tolist()) - {0}, name
+
+
 def test_denoising_error_equals_diffusers_training_loss(
     folder: Path, policy: StableDiffusion
 ) -> None:

@@ -9,7 +9,13 @@ from PIL import Image
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, digest
-from sayso.data.pretraining_images import HELDOUT_SHARE, _Folder, is_held_out, open_pretraining
+from sayso.data.pretraining_images import (
+    HELDOUT_SHARE,
+    PretrainingSet,
+    _Folder,
+    is_held_out,
+    open_pretraining,
+)
 from sayso.prompts.grammar import make_prompt
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, write_prompts
@@ -30,10 +36,15 @@ def tiny(tmp_path: Path, seed: int = 0) -> Study:
     return new(tmp_path / f"tiny-{seed}", NewConfig(seed=seed))
 
 
+def train(source: PretrainingSet, n: int) -> tuple[list[str], list[Image.Image]]:
+    captions = source.train_captions(n)
+    return captions, list(source.train_images(0, len(captions)))
+
+
 def test_tiny_world_repeats_and_grows(tmp_path: Path):
     first = open_pretraining(tiny(tmp_path))
-    captions, images = first.train(6)
-    again, more = open_pretraining(Study.open(tmp_path / "tiny-0")).train(9)
+    captions, images = train(first, 6)
+    again, more = train(open_pretraining(Study.open(tmp_path / "tiny-0")), 9)
     assert again[:6] == captions
     assert [m.tobytes() for m in more[:6]] == [i.tobytes() for i in images]
     assert images[0].size == (64, 64)
@@ -42,9 +53,8 @@ def test_tiny_world_repeats_and_grows(tmp_path: Path):
 
 def test_tiny_world_parts_and_seeds_differ(tmp_path: Path):
     source, other = open_pretraining(tiny(tmp_path)), open_pretraining(tiny(tmp_path, seed=1))
-    pictures = [source.train(20)[1], source.heldout(20)[1], other.train(20)[1]]
+    pictures = [train(source, 20)[1], list(source.heldout_images(20)), train(other, 20)[1]]
     assert len({image.tobytes() for part in pictures for image in part}) == 60
-    assert source.heldout_captions(20) == source.heldout(20)[0]
 
 
 def test_tiny_world_captions_are_careless(tmp_path: Path):
@@ -55,16 +65,16 @@ def test_tiny_world_captions_are_careless(tmp_path: Path):
 
 def test_folder_parts_are_disjoint_and_whole(tmp_path: Path):
     source = open_pretraining(folder_study(tmp_path))
-    train, heldout = source.train(99)[0], source.heldout(99)[0]
-    assert len(train) + len(heldout) == 20
+    learned, heldout = source.train_captions(99), source.heldout_captions(99)
+    assert len(learned) + len(heldout) == 20
     assert 0 < len(heldout) < 8
-    assert not set(train) & set(heldout)
-    assert source.heldout_captions(99) == heldout
-    assert source.train(3)[0] == train[:3]
+    assert not set(learned) & set(heldout)
+    assert len(list(source.heldout_images(99))) == len(heldout)
+    assert source.train_captions(3) == learned[:3]
 
 
 def test_folder_images_are_square_and_belong_to_their_captions(tmp_path: Path):
-    captions, images = open_pretraining(folder_study(tmp_path)).train(18)
+    captions, images = train(open_pretraining(folder_study(tmp_path)), 18)
     for caption, image in zip(captions, images, strict=True):
         assert image.size == (16, 16)
         assert image.getpixel((8, 8)) == (int(caption.split()[1]), 0, 0)
@@ -91,11 +101,11 @@ def test_missing_and_truncated_images_are_named(tmp_path: Path):
         file = tmp_path / "natural" / f"{i}.png"
         file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(UserError, match=r"natural/\d.png cannot be read"):
-        open_pretraining(study).train(1)
+        train(open_pretraining(study), 1)
     for i in range(2):
         (tmp_path / "natural" / f"{i}.png").unlink()
     with pytest.raises(UserError, match=r"natural/\d.png is missing"):
-        open_pretraining(study).train(1)
+        train(open_pretraining(study), 1)
 
 
 @pytest.mark.parametrize("line", ['{"file_name": "a.png"}', '{"file_name": "a.png", "text": 3}'])
@@ -150,18 +160,20 @@ def test_every_caption_of_a_picture_is_kept_on_one_side(tmp_path: Path):
     ]
     metadata(tmp_path).write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = open_pretraining(study)
-    captions, images = source.train(999)
-    train = {int(c.split()[1]) for c in captions}
-    assert len(captions) == len(set(captions)) == 5 * len(train)
+    captions, images = train(source, 999)
+    learned = {int(c.split()[1]) for c in captions}
+    assert len(captions) == len(set(captions)) == 5 * len(learned)
     assert all(
         int(c.split()[1]) == i.getpixel((8, 8))[0] for c, i in zip(captions, images, strict=True)
     )
-    assert len({c.split()[1] for c in captions[: len(train)]}) == len(train), "all pictures first"
+    assert len({c.split()[1] for c in captions[: len(learned)]}) == len(learned), (
+        "all pictures first"
+    )
     heldout = source.heldout_captions(999)
     numbers = {int(c.split()[1]) for c in heldout}
     assert len(heldout) == len(numbers), "a held-out picture counts once"
-    assert train | numbers == set(range(30))
-    assert not train & numbers
+    assert learned | numbers == set(range(30))
+    assert not learned & numbers
 
 
 def earlier_rule(names: list[str]) -> list[str]:

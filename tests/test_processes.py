@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from studies import rated_study
 
-from sayso.data.rows import load_latents
+from sayso.data.latents import load_latents
 from sayso.study.study import Study
 
 WORK = """
@@ -32,13 +32,20 @@ print("processes:", PartialState().num_processes)
 """
 
 
-def work(study: Path, *launcher: str) -> str:
-    script = study.parent / "work.py"
-    script.write_text(WORK)
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(study)],
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def launched(code: str, folder: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "work.py"
+    script.write_text(code)
+    return subprocess.run(
+        [sys.executable, *launcher, str(script), str(folder)],
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
+
+
+def work(study: Path, *launcher: str) -> str:
+    done = launched(WORK, study, *launcher)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -48,8 +55,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     one = rated_study(tmp_path).path
     two = Path(shutil.copytree(one, tmp_path / "two"))
     assert "processes: 1" in work(one)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    assert work(two, *launcher).count("processes: 2") == 2
+    assert work(two, *TWO).count("processes: 2") == 2
 
     first, second = Study.open(one), Study.open(two)
     assert first.samples() == second.samples()
@@ -70,3 +76,37 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     rates = sum(row["learning_rate"] for row in logs[0])
     assert apart.abs().max() <= 2 * rates
     assert apart.norm() <= 1e-3 * moved.norm()
+
+
+SLOW_FIRST = """
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import distributed_c10d
+
+# torch's own are minutes, and the first may encode and score for hours
+distributed_c10d.default_pg_timeout = timedelta(seconds=1)
+
+from sayso.base import devices
+
+for i, block in enumerate([{blocks}]):
+    made = Path(sys.argv[1], str(i))
+    with block():
+        if devices.is_main_process():
+            time.sleep(3)
+            made.touch()
+        assert made.exists(), "the second came first"
+print("done")
+"""
+BY_STAGE = "devices.main_process_first"
+BY_ACCELERATOR = "lambda: devices.make_accelerator('no').local_main_process_first()"
+
+
+@pytest.mark.parametrize("blocks", [[BY_STAGE, BY_ACCELERATOR], [BY_ACCELERATOR]])
+def test_a_slow_first_process_does_not_end_the_second(blocks: list[str], tmp_path: Path) -> None:
+    """The first works three times as long as torch's own time-out, which is one second here."""
+    done = launched(SLOW_FIRST.format(blocks=", ".join(blocks)), tmp_path, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["done", "done"]

@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,13 +172,37 @@ def test_a_section_of_one_category_or_of_lone_marks() -> None:
     assert rating_section([], PROMPTS) is None
 
 
-def test_sections_have_999_resamples_and_repeat() -> None:
-    ratings = marks({"a": "ggbg", "b": "gbbg", "c": "bgbb"})
-    usual = rating_section(ratings, PROMPTS)
-    exact = rating_section(ratings, PROMPTS, resamples=999, seed=0)
-    assert plain(usual) == plain(exact)
-    other = rating_section(ratings, PROMPTS, resamples=50, seed=1)
-    assert plain(other) != plain(rating_section(ratings, PROMPTS, resamples=50, seed=2))
+UNEVEN = np.random.default_rng(5)
+MANY = {f"i{k}": Prompt(f"p{k % 9}", "", "count", {}, "train") for k in range(24)}
+RATINGS = marks({f"r{r}": "".join(UNEVEN.choice(list("gggb-"), 24)) for r in range(5)})
+COMPARISONS = [
+    Comparison(
+        f"{p}{r}", f"p{p}", (f"{p}x",), (f"{p}b",), "runs/x", "base", f"r{r}", "alignment",
+        str(UNEVEN.choice(["left", "left", "right", "tie"])), False, 0.0, 1.0,
+    )
+    for p in range(9)
+    for r in range(5)
+]  # type: ignore[arg-type]  # fmt: skip
+LABELS, OTHERS = (dict(zip(MANY, UNEVEN.random(24).tolist(), strict=True)) for _ in range(2))
+TRUTH = {i: label > 0.4 for i, label in LABELS.items()}
+PROMPT_OF = {sample: prompt.id for sample, prompt in MANY.items()}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda **more: rating_section(RATINGS, MANY, **more),
+        lambda **more: comparison_sections(COMPARISONS, MANY.values(), **more)[0].groups["all"],
+        lambda **more: label_gain(LABELS, OTHERS, TRUTH, PROMPT_OF, **more),
+    ],
+    ids=["ratings", "comparisons", "label_gain"],
+)
+def test_intervals_are_of_999_resamples_and_seed_0(call: Callable[..., Any]) -> None:
+    """Votes that differ so much that one resample more, or another seed, changes the limits."""
+    usual = plain(call())
+    assert usual == plain(call(resamples=999, seed=0))
+    assert usual != plain(call(resamples=1000, seed=0))
+    assert usual != plain(call(resamples=999, seed=1))
 
 
 def test_comparison_sections_by_hand() -> None:
@@ -200,11 +225,6 @@ def test_comparison_sections_by_hand() -> None:
     assert x.groups["all"].agreement.value == 0
     [again, _] = comparison_sections(votes, PROMPTS.values(), resamples=60, seed=3)
     assert plain(again.groups) == plain(x.groups)
-    usual, exact = (
-        comparison_sections(votes[:9], PROMPTS.values(), **more)  # type: ignore[arg-type]
-        for more in ({}, {"resamples": 999, "seed": 0})
-    )
-    assert plain(usual) == plain(exact)
     assert comparison_sections([check], PROMPTS.values()) == []
 
 

@@ -11,7 +11,7 @@ from models import tiny_pipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sayso.aligners import Batch, Context
+from sayso.aligners import Aligner, Batch, Work
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
@@ -20,11 +20,13 @@ from sayso.families import Policy
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.study.run import Run, open_run
 from sayso.study.run_options import asked
-from sayso.testing import ToyPolicy, toy_rows
-from sayso.training.loop import _means, learning_rate_at, train
+from sayso.testing import ToyPolicy, toy_rows, toy_work
+from sayso.training.log import means
+from sayso.training.loop import learning_rate_at, train
 from sayso.training.options import TrainOptions
 
 SMALL = TrainOptions(max_steps=6, batch_size=8, warmup_steps=2, checkpoint_every=2)
+ALONE = dataclasses.replace(SMALL, pretraining_weight=0.0)
 
 
 class Stop(Exception):
@@ -35,8 +37,8 @@ class Stop(Exception):
 class Interrupted(RewardWeighted):
     at: int = 3
 
-    def batches(self, ctx: Context) -> Iterator[Batch]:
-        for step, batch in zip(ctx.steps, super().batches(ctx), strict=True):
+    def batches(self, work: Work) -> Iterator[Batch]:
+        for step, batch in zip(work.steps, super().batches(work), strict=True):
             if step == self.at:
                 raise Stop
             yield batch
@@ -47,14 +49,13 @@ class Poisoned(RewardWeighted):
     at: int = 3
     what: str = "loss"
 
-    def batches(self, ctx: Context) -> Iterator[Batch]:
-        for step, batch in zip(ctx.steps, super().batches(ctx), strict=True):
-            bad = torch.full_like(batch.weight, step == self.at)
-            yield dataclasses.replace(batch, extra={"bad": bad})
+    def batches(self, work: Work) -> Iterator[Batch]:
+        for step, batch in zip(work.steps, super().batches(work), strict=True):
+            yield batch.plus(bad=torch.full_like(batch["weight"], step == self.at))
 
-    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, scalars = super().loss(policy, batch)
-        if batch.extra["bad"][0] == 0:
+    def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, scalars = super().loss(work, batch)
+        if batch["bad"][0] == 0:
             return loss, scalars
         # the square root of 0 is fine and its gradient is not
         poison = loss * float("nan") if self.what == "loss" else (loss - loss.detach()).sqrt()
@@ -62,13 +63,12 @@ class Poisoned(RewardWeighted):
 
 
 def run_toy(
-    path: Path, options: TrainOptions = SMALL, aligner: RewardWeighted | None = None,
+    path: Path, options: TrainOptions = SMALL, aligner: Aligner | None = None,
     rows: TrainingRows | None = None,
 ) -> tuple[ToyPolicy, Run]:  # fmt: skip
     policy, run = ToyPolicy(), open_run(path, asked({}), 0)
-    context = Context(rows or toy_rows(), options.batch_size, options.max_steps, seed=1)
-    acc = make_accelerator("no")
-    run.finish(train(policy, aligner or RewardWeighted(), context, options, run, acc))
+    work, acc = toy_work(policy, data=rows or toy_rows()), make_accelerator("no")
+    run.finish(train(work, aligner or RewardWeighted(), options, run, acc))
     return policy, run
 
 
@@ -98,18 +98,17 @@ def test_training_lowers_the_loss_and_logs_every_step(tmp_path: Path) -> None:
 class LogsSometimes(Interrupted):
     """Logs a scalar in every other step, and one for micro-batches of the first rows only."""
 
-    def batches(self, ctx: Context) -> Iterator[Batch]:
-        for step, batch in zip(ctx.steps, super().batches(ctx), strict=True):
-            odd = torch.full_like(batch.weight, step % 2)
-            row = torch.arange(len(batch), dtype=torch.float)
-            yield dataclasses.replace(batch, extra={"odd": odd, "row": row})
+    def batches(self, work: Work) -> Iterator[Batch]:
+        for step, batch in zip(work.steps, super().batches(work), strict=True):
+            odd = torch.full_like(batch["weight"], step % 2)
+            yield batch.plus(odd=odd, row=torch.arange(len(batch), dtype=torch.float))
 
-    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, scalars = super().loss(policy, batch)
-        early = batch.extra["row"] < 4
+    def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, scalars = super().loss(work, batch)
+        early = batch["row"] < 4
         if early.any():
-            scalars["row"] = batch.extra["row"].mean()
-        if batch.extra["odd"][0]:
+            scalars["row"] = batch["row"].mean()
+        if batch["odd"][0]:
             scalars["odd"] = torch.tensor(2.0)
         return loss, scalars
 
@@ -123,7 +122,7 @@ def test_scalars_may_differ_from_step_to_step_and_by_micro_batch(tmp_path: Path)
     for run in (whole, resumed):
         # the mean of rows 0 to 3: the micro-batches that had none do not count
         assert [row["row"] for row in run.history()] == pytest.approx([1.5] * 12)
-        assert [row.get("odd") for row in run.history()] == [None, 2.0] * 6
+        assert [row.get("odd") for row in run.history()] == [None, pytest.approx(2.0)] * 6
         assert [row["step"] for row in run.history()] == list(range(1, 13))
     losses = [[row["loss"] for row in run.history()] for run in (whole, resumed)]
     assert losses[0] == losses[1]
@@ -132,7 +131,7 @@ def test_scalars_may_differ_from_step_to_step_and_by_micro_batch(tmp_path: Path)
 def test_mean_of_a_scalar_by_hand() -> None:
     """Of two processes: "a" in both, "b" in half the rows of one."""
     sums = [{"a": (1.0, 1.0), "b": (0.25, 0.5)}, {"a": (3.0, 1.0)}]
-    assert _means(sums) == {"a": 2.0, "b": 0.5}
+    assert means(sums) == {"a": 2.0, "b": 0.5}
 
 
 @pytest.mark.parametrize("micro", [1, 2, 8])
@@ -165,8 +164,7 @@ def test_reward_zero_changes_nothing(tmp_path: Path) -> None:
     rows = dataclasses.replace(rows, reward=torch.zeros_like(rows.reward))
     before = weights_of(ToyPolicy())
     for draw in ("uniform", "reward"):
-        nothing = RewardWeighted(pretraining_weight=0.0, draw=draw)
-        policy, run = run_toy(tmp_path / draw, aligner=nothing, rows=rows)
+        policy, run = run_toy(tmp_path / draw, ALONE, RewardWeighted(draw=draw), rows)
         assert all(torch.equal(before[n], p) for n, p in weights_of(policy).items())
         saved = load_file(run.weights / "toy.safetensors")
         assert all(torch.equal(before[n], p) for n, p in saved.items())
@@ -176,8 +174,8 @@ def test_weight_decay_shrinks_even_then(tmp_path: Path) -> None:
     """Why weight_decay is 0 by default."""
     rows = toy_rows()
     rows = dataclasses.replace(rows, reward=torch.zeros_like(rows.reward))
-    options = dataclasses.replace(SMALL, weight_decay=0.01)
-    policy, _ = run_toy(tmp_path / "r", options, RewardWeighted(pretraining_weight=0.0), rows)
+    options = dataclasses.replace(ALONE, weight_decay=0.01)
+    policy, _ = run_toy(tmp_path / "r", options, RewardWeighted(), rows)
     before = weights_of(ToyPolicy())["0.weight"]
     assert 0.99 < weights_of(policy)["0.weight"].norm() / before.norm() < 1
 
@@ -194,7 +192,8 @@ def test_nan_stops_and_keeps_the_good_checkpoint(tmp_path: Path, what: str) -> N
     assert not run.finished
     assert not run.weights.exists()
     assert all(
-        v.isfinite().all() for v in load_file(run.checkpoints / "2/weights.safetensors").values()
+        v.isfinite().all()
+        for v in load_file(next((run.checkpoints / "2/weights").iterdir())).values()
     )
     says = "at step 1: training stopped, nothing was saved; the model or .* are at fault"
     with pytest.raises(UserError, match=says) as refused:
@@ -219,7 +218,10 @@ def sd_policy(folder: Path, lora_rank: int) -> StableDiffusion:
     return policy
 
 
-def run_sd(folder: Path, path: Path, aligner: RewardWeighted, lora_rank: int = 0) -> Run:
+def run_sd(
+    folder: Path, path: Path, aligner: RewardWeighted, lora_rank: int = 0,
+    options: TrainOptions = SMALL,
+) -> Run:  # fmt: skip
     policy = sd_policy(folder, lora_rank)
     latents = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0)).half()
     rows = make_rows(
@@ -228,7 +230,7 @@ def run_sd(folder: Path, path: Path, aligner: RewardWeighted, lora_rank: int = 0
     )  # fmt: skip
     run = open_run(path, asked({}), 0)
     acc = make_accelerator("bf16")
-    run.finish(train(policy, aligner, Context(rows, 8, 6, 1), SMALL, run, acc))
+    run.finish(train(Work(policy, rows, 8, 6, 1), aligner, options, run, acc))
     return run
 
 
@@ -259,8 +261,7 @@ def test_resumed_run_is_bit_identical(tmp_path: Path, lora_rank: int) -> None:
 
 def test_sd_reward_zero_changes_nothing(tmp_path: Path) -> None:
     folder = tiny_pipeline(tmp_path / "sd")
-    nothing = RewardWeighted(pretraining_weight=0.0, reward_threshold=1.0)
-    run = run_sd(folder, tmp_path / "r", nothing)
+    run = run_sd(folder, tmp_path / "r", RewardWeighted(reward_threshold=1.0), options=ALONE)
     before = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
     after = load_file(run.weights / "unet/diffusion_pytorch_model.safetensors")
     assert before.keys() == after.keys()
@@ -273,6 +274,10 @@ BAD_OPTIONS = {
     "ema_decay 1.0 is not in": {"ema_decay": 1.0},
     "decay_fraction 2.0 is not in": {"decay_fraction": 2.0},
     "learning_rate nan must be": {"learning_rate": float("nan")},
+    "pretraining_fraction -0.1 is not in": {"pretraining_fraction": -0.1},
+    "pretraining_weight -1.0 must be": {"pretraining_weight": -1.0},
+    "kl_weight nan must be": {"kl_weight": float("nan")},
+    "norm_guard -1.0 must be": {"norm_guard": -1.0},
 }
 
 

@@ -10,19 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from sayso.aligners import Batch, Context
+from sayso.aligners import Batch, Work
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base import files
 from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
-from sayso.families import Policy
 from sayso.study.run import Run, open_run
 from sayso.study.run_options import asked
-from sayso.testing import ToyPolicy, toy_rows
+from sayso.testing import ToyPolicy, toy_work
 from sayso.training import checkpoint
-from sayso.training.loop import READ_EVERY, _ends, _Loop, train
+from sayso.training.log import READ_EVERY
+from sayso.training.loop import _ends, _Loop, placed, train
 from sayso.training.options import TrainOptions
 
 OPTIONS = TrainOptions(
@@ -32,8 +33,10 @@ OPTIONS = TrainOptions(
 ALIGNER = RewardWeighted()
 
 
-def context(steps: int = 5) -> Context:
-    return Context(toy_rows(), 8, steps, seed=1)
+def work(steps: int = 5, policy: ToyPolicy | None = None) -> Work:
+    """As the loop makes it: 7 rows of the aligner's, and a pre-training row."""
+    made = toy_work(policy or ToyPolicy(8), max_steps=steps)
+    return dataclasses.replace(made, batch_size=7, n_pretraining=1)
 
 
 def run_at(path: Path) -> Run:
@@ -43,14 +46,20 @@ def run_at(path: Path) -> Run:
 def loop_at(path: Path, precision: str = "no", **changes: Any) -> _Loop:
     options = dataclasses.replace(OPTIONS, **changes)
     accelerator = make_accelerator(precision)
-    return _Loop(ToyPolicy(8), ALIGNER, options, run_at(path), accelerator)
+    return looped(path, options, accelerator)
+
+
+def looped(path: Path, options: TrainOptions, accelerator: Accelerator) -> _Loop:
+    options = options.for_aligner(ALIGNER.defaults)
+    ready = placed(work(), ALIGNER, options, accelerator)
+    return _Loop(ready, ALIGNER, options, run_at(path), accelerator)
 
 
 def train_at(
     path: Path, options: TrainOptions = OPTIONS, aligner: RewardWeighted = ALIGNER
 ) -> tuple[ToyPolicy, Run]:
     policy, run = ToyPolicy(8), run_at(path)
-    facts = train(policy, aligner, context(options.max_steps), options, run, make_accelerator("no"))
+    facts = train(work(policy=policy), aligner, options, run, make_accelerator("no"))
     run.finish(facts)
     return policy, run
 
@@ -65,11 +74,15 @@ def by_hand(options: TrainOptions) -> tuple[list[Tensor], list[dict[str, float]]
     parameters = list(policy.network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1.0, weight_decay=options.weight_decay)
     average, log = [p.detach().clone() for p in parameters], []
-    for step, batch in enumerate(ALIGNER.batches(context(options.max_steps))):
+    ready = work(options.max_steps, policy)
+    for step, batch in enumerate(ALIGNER.batches(ready)):
         # 5 steps: two of warm-up, one at the peak, and the last two fall
         rate = options.learning_rate * [0.5, 1.0, 1.0, 1.0, 0.5][step]
         optimizer.param_groups[0]["lr"] = rate
-        loss, scalars = ALIGNER.loss(policy, batch)
+        assert batch.pretraining is not None
+        own, scalars = ALIGNER.loss(ready, batch)
+        natural = ready.error(batch.pretraining).mean()
+        loss = own + 0.15 * natural
         optimizer.zero_grad()
         loss.backward()
         norm = math.sqrt(sum(float((p.grad**2).sum()) for p in parameters if p.grad is not None))
@@ -84,7 +97,7 @@ def by_hand(options: TrainOptions) -> tuple[list[Tensor], list[dict[str, float]]
         ]
         error = scalars["error"].item()
         log.append({"step": step + 1, "loss": loss.item(), "error": error, "grad_norm": norm})
-        log[-1] |= {"learning_rate": rate}
+        log[-1] |= {"learning_rate": rate, "pretraining_error": natural.item()}
     return average, log
 
 
@@ -148,19 +161,26 @@ def test_an_old_average_forgets_at_its_own_decay(tmp_path: Path) -> None:
 
 
 def batch_of(loop: _Loop) -> Batch:
-    return next(iter(ALIGNER.batches(context())))
+    return next(iter(ALIGNER.batches(work())))
 
 
-def test_each_process_takes_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = loop_at(tmp_path / "r", micro_batch_size=2)
-    batch, seen = batch_of(loop), []
-    for index in (0, 1):
-        monkeypatch.setattr(type(loop.accelerator), "num_processes", 2)
-        monkeypatch.setattr(type(loop.accelerator), "process_index", index)
-        parts = list(loop._micro_batches(batch))
-        assert [(share, last) for _, share, last in parts] == [(0.5, False), (0.5, True)]
-        seen += [part.noise for part, _, _ in parts]
-    assert torch.equal(torch.cat(seen), batch.noise)
+def test_each_process_takes_its_own_rows(tmp_path: Path) -> None:
+    """Of 7 rows and a pre-training row, two processes take 4 and 3 + 1, in parts of two."""
+    loop, seen, natural = loop_at(tmp_path / "r", micro_batch_size=2), [], []
+    for rank, expected in ((0, [(2, 0), (2, 0)]), (1, [(2, 0), (1, 1)])):
+        loop.work = dataclasses.replace(loop.work, rank=rank, world=2)
+        parts = list(loop._parts(next(iter(ALIGNER.batches(loop.work)))))
+        sizes = [(len(p.own), len(p.pretraining or ())) for p, _ in parts]
+        assert sizes == expected
+        assert [last for _, last in parts] == [False, True]
+        assert [p.own_share for p, _ in parts] == pytest.approx([2 * n / 7 for n, _ in sizes])
+        assert [p.pretraining_share for p, _ in parts] == [2.0 * n for _, n in sizes]
+        seen += [p.own["noise"] for p, _ in parts]
+        natural += [p.pretraining["noise"] for p, _ in parts if p.pretraining]
+    whole = next(iter(ALIGNER.batches(work())))
+    assert torch.equal(torch.cat(seen), whole["noise"])
+    assert whole.pretraining is not None
+    assert torch.equal(torch.cat(natural), whole.pretraining["noise"])
 
 
 def test_gradients_are_exchanged_with_the_last_micro_batch_only(
@@ -177,7 +197,9 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_only(
 
 def test_a_batch_of_another_size_is_refused(tmp_path: Path) -> None:
     loop = loop_at(tmp_path / "r")
-    with pytest.raises(UserError, match="RewardWeighted made a batch of 4 rows, batch_size is 8"):
+    with pytest.raises(
+        UserError, match="RewardWeighted made a batch of 4 rows, and its share is 7"
+    ):
         loop.update(batch_of(loop).rows(slice(0, 4)))
 
 
@@ -188,10 +210,10 @@ def test_a_batch_of_another_size_is_refused(tmp_path: Path) -> None:
 class Watching(RewardWeighted):
     """Notes whether the network is in training mode, and what the gradients were before."""
 
-    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        assert policy.network.training
-        assert all(p.grad is None for p in policy.network.parameters())
-        return super().loss(policy, batch)
+    def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert work.policy.network.training
+        assert all(p.grad is None for p in work.policy.network.parameters())
+        return super().loss(work, batch)
 
 
 def test_the_network_trains_in_training_mode_and_is_handed_back_in_the_other(
@@ -201,18 +223,18 @@ def test_the_network_trains_in_training_mode_and_is_handed_back_in_the_other(
     policy.network.eval()
     run = run_at(tmp_path / "r")
     network = policy.network
-    train(policy, Watching(), context(), OPTIONS, run, make_accelerator("no"))
+    train(work(policy=policy), Watching(), OPTIONS, run, make_accelerator("no"))
     assert policy.network is network
     assert not network.training
 
 
 def test_after_bf16_the_network_computes_in_fp32_again(tmp_path: Path) -> None:
     policy, run = ToyPolicy(8), run_at(tmp_path / "r")
-    train(policy, ALIGNER, context(), OPTIONS, run, make_accelerator("bf16"))
+    train(work(policy=policy), ALIGNER, OPTIONS, run, make_accelerator("bf16"))
     fresh = ToyPolicy(8)
     fresh.load_weights(run.weights)
-    batch = next(iter(ALIGNER.batches(context())))
-    ours, theirs = (p.predict(batch.latents, batch.t, batch.cond) for p in (policy, fresh))
+    batch = next(iter(ALIGNER.batches(work())))
+    ours, theirs = (p.predict(batch["latents"], batch["t"], batch.cond) for p in (policy, fresh))
     assert torch.equal(ours, theirs)
 
 
@@ -223,7 +245,7 @@ def scaled_loop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, float], _Loo
     def make(path: Path, scale: float) -> _Loop:
         accelerator = make_accelerator("no")
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
-        loop = _Loop(ToyPolicy(8), ALIGNER, OPTIONS, run_at(path), accelerator)
+        loop = looped(path, OPTIONS, accelerator)
         monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
         accelerator.native_amp = True
         return loop
@@ -235,7 +257,7 @@ def test_scaling_of_the_loss_changes_nothing_and_is_resumed(
     tmp_path: Path, scaled_loop: Callable[[Path, float], _Loop]
 ) -> None:
     plain = loop_at(tmp_path / "plain")
-    batches = list(ALIGNER.batches(context()))[:3]
+    batches = list(ALIGNER.batches(work()))[:3]
     for batch in batches:
         plain.update(batch)
     scaled = scaled_loop(tmp_path / "scaled", 16.0)
@@ -246,6 +268,7 @@ def test_scaling_of_the_loss_changes_nothing_and_is_resumed(
     assert scaler is not None
     assert scaler.get_scale() == 32.0  # it grew after two steps
     scaled.save_checkpoint()
+    scaled.saver.wait()
     later = scaled_loop(tmp_path / "scaled", 16.0)
     later.resume()
     assert later.accelerator.scaler is not None
@@ -260,13 +283,12 @@ def test_an_infinite_gradient_is_an_ordinary_event_where_the_loss_is_scaled(
     loop = scaled_loop(tmp_path / "r", 3e38)
     before = [p.detach().clone() for p in loop.parameters]
     # a loss that is finite until it is scaled
-    loop.update(dataclasses.replace(batch_of(loop), weight=torch.full((8,), 100.0)))
+    loop.update(batch_of(loop).plus(weight=torch.full((7,), 100.0)))
     loop.log.flush()
     assert not math.isfinite(loop.run.history()[0]["grad_norm"])
     assert differences(before, [p.detach() for p in loop.parameters]) == 0
     # an infinite loss is none
-    poisoned = dataclasses.replace(batch_of(loop), weight=torch.full((8,), math.inf))
-    loop.update(poisoned)
+    loop.update(batch_of(loop).plus(weight=torch.full((7,), math.inf)))
     with pytest.raises(UserError, match="loss is inf at step 2"):
         loop.log.flush()
 
@@ -278,15 +300,16 @@ def test_checkpoints_come_when_asked_and_hold_what_a_resumed_run_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After steps 2 and 4 of 5; of 4 only after 2, the end is saved as the weights."""
-    saved, plain = [], checkpoint.save
+    saved, plain = [], checkpoint.Saver.save
 
-    def note(run: Run, state: dict[str, Any], *parts: Any) -> None:
+    def note(saver: checkpoint.Saver, state: dict[str, Any], contents: Any) -> None:
         # never weights whose loss is unknown
-        assert [row["step"] for row in run.history()] == list(range(1, state["step"] + 1))
+        logged = [row["step"] for row in saver._run.history()]
+        assert logged == list(range(1, state["step"] + 1))
         saved.append(state)
-        plain(run, state, *parts)
+        plain(saver, state, contents)
 
-    monkeypatch.setattr(checkpoint, "save", note)
+    monkeypatch.setattr(checkpoint.Saver, "save", note)
     train_at(tmp_path / "five")
     train_at(tmp_path / "four", dataclasses.replace(OPTIONS, max_steps=4))
     assert [state["step"] for state in saved] == [2, 4, 2]
@@ -296,9 +319,10 @@ def test_checkpoints_come_when_asked_and_hold_what_a_resumed_run_needs(
 def half(path: Path, steps: int = 3) -> _Loop:
     """A loop stopped after some steps, with a checkpoint of the last."""
     loop = loop_at(path)
-    for batch in list(ALIGNER.batches(context()))[:steps]:
+    for batch in list(ALIGNER.batches(work()))[:steps]:
         loop.update(batch)
     loop.save_checkpoint()
+    loop.saver.wait()
     return loop
 
 
@@ -371,7 +395,7 @@ def test_a_resumed_run_says_which_steps_its_log_lacks(
 
 def test_losses_are_looked_at_every_few_steps(tmp_path: Path) -> None:
     loop = loop_at(tmp_path / "r", max_steps=20)
-    for batch in ALIGNER.batches(context(READ_EVERY + 1)):
+    for batch in ALIGNER.batches(work(READ_EVERY + 1)):
         loop.update(batch)
         assert len(loop.log.unread) == loop.step % READ_EVERY
     assert loop.log.note == f"loss {loop.log.lines[-1]['loss']:.4f}"
@@ -389,9 +413,9 @@ def test_speed_is_images_over_the_seconds_since_the_last_look(
 ) -> None:
     now: Iterator[float] = iter([100.0, 104.0, 105.0, 107.0, 108.0, 109.0])
     clock = SimpleNamespace(perf_counter=lambda: next(now))
-    monkeypatch.setattr("sayso.training.loop.time", clock)
+    monkeypatch.setattr("sayso.training.log.time", clock)
     loop = loop_at(tmp_path / "r")
-    batches = list(ALIGNER.batches(context()))
+    batches = list(ALIGNER.batches(work()))
     loop.update(batches[0])
     loop.update(batches[1])
     loop.log.flush()

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from models import tiny_pipeline
 
 from sayso.aligners import load_aligner
 from sayso.base.plugins import load_plugin, plugin_names
@@ -18,4 +17,5 @@ def test_aligner(name: str) -> None:
 
 @pytest.mark.parametrize("name", plugin_names("family"))
 def test_family(name: str, tmp_path: Path) -> None:
-    check_family(load_plugin("family", name, Policy), tiny_pipeline(tmp_path / "sd"), 32)
+    kind = load_plugin("family", name, Policy)
+    check_family(kind, kind.tiny(tmp_path / "tiny"), 32)

@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sayso.aligners import Aligner, Context
+from sayso.aligners import Aligner, Work
+from sayso.aligners.dpo import DirectPreference
+from sayso.aligners.grpo import GroupPolicy
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
 from sayso.base.devices import make_accelerator
 from sayso.base.types import Sampler
+from sayso.data.pairs import Pairs
 from sayso.data.rows import make_rows
+from sayso.rewards import Reward
 from sayso.study.run import open_run
 from sayso.study.run_options import asked
 from sayso.testing import ToyPolicy
@@ -22,7 +26,13 @@ from sayso.training.options import TrainOptions
 
 N = 2000
 SAMPLER = Sampler(num_inference_steps=20)
-OPTIONS = TrainOptions(max_steps=1500, batch_size=256, learning_rate=2e-3, checkpoint_every=1000)
+OPTIONS = TrainOptions(
+    max_steps=1500,
+    batch_size=256,
+    learning_rate=2e-3,
+    checkpoint_every=1000,
+    pretraining_weight=0.0,
+)
 
 
 def corner(points: Tensor) -> Tensor:
@@ -36,12 +46,13 @@ def shares(policy: ToyPolicy) -> Tensor:
 
 
 def tune(
-    policy: ToyPolicy, aligner: Aligner, points: Tensor, rewards: Tensor, marks: Tensor, path: Path
-) -> ToyPolicy:
+    policy: ToyPolicy, aligner: Aligner, points: Tensor, rewards: Tensor, marks: Tensor, path: Path,
+    options: TrainOptions = OPTIONS, **more: object,
+) -> ToyPolicy:  # fmt: skip
     tuned = copy.deepcopy(policy)
     rows = make_rows(tuned, (points, ["0"] * len(points)), marks.tolist(), rewards.tolist())
-    context = Context(rows, OPTIONS.batch_size, OPTIONS.max_steps, seed=0)
-    train(tuned, aligner, context, OPTIONS, open_run(path, asked({}), 0), make_accelerator("no"))
+    work = Work(tuned, rows, options.batch_size, options.max_steps, seed=0, **more)
+    train(work, aligner, options, open_run(path, asked({}), 0), make_accelerator("no"))
     return tuned
 
 
@@ -65,7 +76,7 @@ REWARD = torch.tensor([0.9, 0.3, 0.3, 0.1])
 
 
 def rwr(**options: object) -> RewardWeighted:
-    return RewardWeighted(pretraining_weight=0.0, prompt_dropout=0.0, **options)
+    return RewardWeighted(prompt_dropout=0.0, **options)
 
 
 def test_base_has_four_heaps(base: ToyPolicy) -> None:
@@ -107,3 +118,80 @@ def test_marks_and_rewards_are_not_mixed_up(base: ToyPolicy, own: Tensor, tmp_pa
 
 def test_aligner_options_are_plain_data() -> None:
     assert dataclasses.asdict(rwr())["weight"] == "reward"
+
+
+SCORE = torch.tensor([2.0, 1.0, 1.0, 0.0])
+"""How good people find each corner: of two, they choose the better with odds exp(difference)."""
+
+
+def chosen_pairs(own: Tensor, sign: float = 1.0) -> Pairs:
+    rng, c = torch.Generator().manual_seed(1), corner(own)
+    rows = torch.randint(len(own), (4000, 2), generator=rng)
+    odds = sign * (SCORE[c[rows[:, 0]]] - SCORE[c[rows[:, 1]]])
+    first = torch.rand(4000, generator=rng) < odds.sigmoid()
+    rows = torch.where(first[:, None], rows, rows.flip(1))
+    return Pairs(rows, torch.ones(4000), torch.zeros(4000, dtype=torch.long))
+
+
+def by_pairs(base: ToyPolicy, own: Tensor, path: Path, sign: float, **options: float) -> Tensor:
+    alike, short = torch.ones(len(own)), dataclasses.replace(OPTIONS, max_steps=500)
+    aligner = DirectPreference(prompt_dropout=0.0, **options)
+    pairs = chosen_pairs(own, sign)
+    return shares(tune(base, aligner, own, alike, alike, path, short, pairs=pairs))
+
+
+def test_dpo_moves_to_the_tilted_distribution(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
+    """Which is base · exp(score / temperature), the temperature read off the best and the worst."""
+    before, after = shares(base), by_pairs(base, own, tmp_path / "r", 1.0, beta=20.0)
+    moved = (after / before).log()
+    rate = (moved[0] - moved[3]) / 2
+    assert rate > 0.5
+    tilted = before * (rate * SCORE).exp()
+    torch.testing.assert_close(after, tilted / tilted.sum(), rtol=0, atol=0.09)
+
+
+def test_dpo_with_a_wrong_sign_moves_the_other_way(
+    base: ToyPolicy, own: Tensor, tmp_path: Path
+) -> None:
+    after = by_pairs(base, own, tmp_path / "r", -1.0, beta=20.0)
+    assert after[0] < 0.12
+    assert after[3] > 0.4
+
+
+def test_beta_and_guard_hold_dpo_back(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
+    free = by_pairs(base, own, tmp_path / "f", 1.0, beta=5.0, guard=0.0)
+    held = by_pairs(base, own, tmp_path / "b", 1.0, beta=200.0, guard=0.0)
+    guarded = by_pairs(base, own, tmp_path / "g", 1.0, beta=5.0, guard=0.8)
+    assert shares(base)[0] < held[0] < free[0]
+    assert guarded[0] < free[0] - 0.1
+
+
+class Corners(Reward):
+    def __init__(self, sign: float) -> None:
+        self.values = 0.5 + sign * (REWARD - 0.5)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.values[corner(images[:, :2] * 4 - 2)]
+
+
+def by_rollouts(base: ToyPolicy, own: Tensor, path: Path, sign: float, **loop: float) -> Tensor:
+    options = dataclasses.replace(OPTIONS, max_steps=100, learning_rate=1e-3, **loop)
+    aligner = GroupPolicy(images=128, steps_per_image=8, clip_range=1e-2)
+    alike, more = torch.ones(len(own)), {"prompts": ("0",), "reward": Corners(sign)}
+    sampler = Sampler(20, guidance_scale=1.0)
+    tuned = tune(base, aligner, own, alike, alike, path, options, sampler=sampler, **more)
+    return shares(tuned)
+
+
+def test_grpo_moves_to_the_best_corner(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
+    """Without a pull to the start the tilt has no end, and the best corner takes all."""
+    assert by_rollouts(base, own, tmp_path / "r", 1.0)[0] > 0.9
+
+
+def test_grpo_with_a_wrong_sign_leaves_it(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
+    assert by_rollouts(base, own, tmp_path / "r", -1.0)[0] < 0.05
+
+
+def test_kl_weight_keeps_near_the_start(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
+    kept = by_rollouts(base, own, tmp_path / "r", 1.0, kl_weight=3.0)
+    assert shares(base)[0] < kept[0] < 0.6

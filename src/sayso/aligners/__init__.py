@@ -1,5 +1,7 @@
 """The algorithms: one file each, beside the contract that they keep."""
 
-from sayso.aligners._contract import NEEDS, Aligner, Batch, Context, load_aligner, stratified
+from sayso.aligners._batch import Batch
+from sayso.aligners._contract import NEEDS, Aligner, load_aligner
+from sayso.aligners._work import Work, predict_together, stratified
 
-__all__ = ["NEEDS", "Aligner", "Batch", "Context", "load_aligner", "stratified"]
+__all__ = ["NEEDS", "Aligner", "Batch", "Work", "load_aligner", "predict_together", "stratified"]

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Context, stratified
+from sayso.aligners import Aligner, Batch, Work, stratified
 from sayso.base.errors import UserError
 from sayso.data.rows import TrainingRows
-from sayso.families import Policy
 
 
 def reward_weighted_loss(
@@ -19,9 +18,8 @@ def reward_weighted_loss(
 ) -> Float[Tensor, " b"]:
     """The denoising error of each image times its weight.
 
-    L = E_own[r · error] + β · E_pretraining[error], where the error stands in for −log p. Own
-    rows carry r, pre-training rows β, each times the batch's size over the number of its kind, so
-    that the mean over the batch is L however the batch is cut.
+    L = E_samples[r · error] + β · E_pretraining[error], where the error stands in for −log p. This
+    is the first term; the loop adds the second, for every aligner (`pretraining_weight`).
 
     Args:
         error: mean squared prediction error per image, ≥ 0.
@@ -30,15 +28,6 @@ def reward_weighted_loss(
     Source: Lee et al. 2023, arXiv 2302.12192, Sec. 3.3.
     """
     return weight * error
-
-
-def row_weights(
-    own: Float[Tensor, " n"], n_pretraining: int, pretraining_weight: float
-) -> Float[Tensor, " b"]:
-    """Weights of a batch of own rows followed by pre-training rows; see `reward_weighted_loss`."""
-    b = len(own) + n_pretraining
-    natural = torch.full((n_pretraining,), pretraining_weight * b / max(n_pretraining, 1))
-    return torch.cat([own * (b / len(own)), natural])
 
 
 LEAST_MEAN = 0.1
@@ -66,12 +55,13 @@ def even_over_prompts(
 
 @dataclass(frozen=True)
 class RewardWeighted(Aligner):
-    """Fine-tune on own images, each weighted by its reward, and on pre-training images.
+    """Fine-tune on the model's own samples, each weighted by its reward.
 
     Source: Lee et al. 2023, arXiv 2302.12192, Sec. 3.3.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward", "pretraining"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward"})
+    defaults: ClassVar[dict[str, float]] = {"pretraining_weight": 0.15}
 
     weight: Literal["reward", "mark", "product"] = "reward"
     """Weight of an own image: the learned reward (the paper's r); people's mark, share of good;
@@ -87,58 +77,43 @@ class RewardWeighted(Aligner):
     even: bool = False
     """Weight images so that every prompt counts alike; without it, as in the paper, a prompt counts
     as much as its images are good."""
-    pretraining_weight: float = 0.15
-    """Weight of the loss on pre-training images; the paper's beta, which it does not give."""
-    pretraining_fraction: float = 0.125
-    """Share of a batch that is pre-training images; the paper's is 0.5."""
     prompt_dropout: float = 0.1
     """Share of rows trained with the empty prompt, for classifier-free guidance; not given by the
     paper."""
 
     def __post_init__(self) -> None:
-        for name in ("prompt_dropout", "pretraining_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is not in [0, 1); try 0.1")
-        for name in ("reward_threshold", "pretraining_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} {getattr(self, name)} must be at least 0")
+        if not 0 <= self.prompt_dropout < 1:
+            raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
+        if not 0 <= self.reward_threshold < float("inf"):
+            raise UserError(f"reward_threshold {self.reward_threshold} must be at least 0")
 
     def required(self) -> frozenset[str]:
-        unused = {"pretraining"} if not self._has_pretraining else set[str]()
+        unused = set[str]()
         if self.weight == "mark":
             unused.add("reward")
         elif self.weight == "reward" and self.unrated:
             unused.add("data")
         return self.needs - unused
 
-    @property
-    def _has_pretraining(self) -> bool:
-        return self.pretraining_weight > 0 and self.pretraining_fraction > 0
+    def batches(self, work: Work) -> Iterator[Batch]:
+        rows, weights = self.weighted_rows(work.data)
+        for step in work.steps:
+            generator = work.generator(step)
+            chosen, weight = self._draw(weights, work.batch_size, generator)
+            yield work.denoising_batch(
+                rows[chosen], generator, prompt_dropout=self.prompt_dropout, weight=weight
+            )
 
-    def batches(self, ctx: Context) -> Iterator[Batch]:
-        own, weights = self.weighted_rows(ctx.rows)
-        natural = ctx.rows.pretraining
-        n_natural = self._n_pretraining(ctx.batch_size)
-        for step in ctx.steps:
-            generator = ctx.generator(step)
-            chosen, weight = self._draw(weights, ctx.batch_size - n_natural, generator)
-            indices = own[chosen]
-            if n_natural:
-                more = stratified(torch.ones(len(natural)), n_natural, generator)
-                indices = torch.cat([indices, natural[more]])
-            row_weight = row_weights(weight, n_natural, self.pretraining_weight)
-            yield ctx.denoising_batch(indices, row_weight, generator, self.prompt_dropout)
-
-    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        error = policy.denoising_error(batch.latents, batch.cond, batch.t, batch.noise)
-        return reward_weighted_loss(error, batch.weight).mean(), {"error": error.mean()}
+    def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        error = work.error(batch)
+        return reward_weighted_loss(error, batch["weight"]).mean(), {"error": error.mean()}
 
     def weighted_rows(self, rows: TrainingRows) -> tuple[Tensor, Tensor]:
-        """Indices of the own images that take part, and their weights.
+        """Indices of the samples that take part, and their weights.
 
         Raises: UserError: if a reward is negative or not finite, or no image takes part.
         """
-        mark, reward = rows.mark[: rows.n_own], rows.reward[: rows.n_own]
+        mark, reward = rows.label[: rows.n_own], rows.reward[: rows.n_own]
         rated = mark.isfinite()
         weight = _weight(self.weight, mark, reward)
         use = rated if not self.unrated or self.weight == "mark" else torch.ones_like(rated)
@@ -148,22 +123,10 @@ class RewardWeighted(Aligner):
             cut[use] = even_over_prompts(cut[use], rows.text[: rows.n_own][use])
         return rows.own[use], cut[use]
 
-    def _n_pretraining(self, batch_size: int) -> int:
-        """Pre-training rows in a batch: at least one if any, and never all."""
-        if not self._has_pretraining:
-            return 0
-        n = max(1, round(self.pretraining_fraction * batch_size))
-        if n >= batch_size:
-            raise UserError(
-                f"pretraining_fraction {self.pretraining_fraction} leaves no own image in a batch "
-                f"of {batch_size}; give a smaller fraction or a larger batch_size"
-            )
-        return n
-
     def _draw(
         self, weights: Tensor, count: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Own rows and the weights they take into the batch."""
+        """Which rows, and the weights they take into the batch."""
         if self.draw == "uniform" or weights.sum() == 0:
             chosen = stratified(torch.ones_like(weights), count, generator)
             return chosen, weights[chosen]

@@ -7,9 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Context, stratified
+from sayso.aligners import Aligner, Batch, Work, stratified
 from sayso.base.errors import UserError
-from sayso.families import Policy
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,16 @@ class GoodImages(Aligner):
         if not 0 <= self.prompt_dropout < 1:
             raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
 
-    def batches(self, ctx: Context) -> Iterator[Batch]:
-        good = ctx.rows.own[ctx.rows.mark[: ctx.rows.n_own] > 0.5]
+    def batches(self, work: Work) -> Iterator[Batch]:
+        good = work.data.own[work.data.label[: work.data.n_own] > 0.5]
         if not len(good):
             raise UserError("no image is marked good by most of its raters; rate more images")
-        alike, one = torch.ones(len(good)), torch.ones(ctx.batch_size)
-        for step in ctx.steps:
-            generator = ctx.generator(step)
-            indices = good[stratified(alike, ctx.batch_size, generator)]
-            yield ctx.denoising_batch(indices, one, generator, self.prompt_dropout)
+        alike = torch.ones(len(good))
+        for step in work.steps:
+            generator = work.generator(step)
+            indices = good[stratified(alike, work.batch_size, generator)]
+            yield work.denoising_batch(indices, generator, prompt_dropout=self.prompt_dropout)
 
-    def loss(self, policy: Policy, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        error = policy.denoising_error(batch.latents, batch.cond, batch.t, batch.noise)
-        return (batch.weight * error).mean(), {"error": error.mean()}
+    def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        error = work.error(batch)
+        return error.mean(), {"error": error.mean()}

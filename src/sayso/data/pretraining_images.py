@@ -1,9 +1,11 @@
-"""Natural images with captions, as the base model learned from: a world's, or a folder's."""
+"""Pre-training images with captions, as the base model learned from: a world's, or a folder's."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sayso.base import files
 from sayso.base.errors import UserError
@@ -17,6 +19,8 @@ from sayso.study.study import Study
 if TYPE_CHECKING:
     from PIL import Image
 
+Part = Literal["train", "heldout"]
+
 HELDOUT_SHARE = 0.1
 """Share of a folder's images, on average, that is kept for measuring and never trained on."""
 
@@ -24,31 +28,47 @@ HELDOUT_SHARE = 0.1
 class PretrainingSet(ABC):
     """Captioned images in two disjoint parts, each in a fixed order: n + 1 begin with the same n.
 
-    All images are RGB and square, of the size given when the set was opened.
+    All images are RGB and square, of the size given when the set was opened. They are read or made
+    one by one, as they are asked for.
     """
 
-    def train(self, n: int) -> tuple[list[str], list["Image.Image"]]:
-        """The first `n` captions and images for training; fewer if there are no more."""
-        return self._pairs("train", n)
-
-    def heldout(self, n: int) -> tuple[list[str], list["Image.Image"]]:
-        """The first `n` captions and images that training never sees; fewer if no more exist."""
-        return self._pairs("heldout", n)
+    def train_captions(self, n: int) -> list[str]:
+        """The first `n` captions for training, fewer if there are no more; reads no image."""
+        return self._captions("train", n)
 
     @abstractmethod
+    def train_count(self, n: int) -> int:
+        """How many captions `train_captions(n)` has, without making them."""
+
+    def train_images(self, start: int, stop: int) -> Iterator["Image.Image"]:
+        """The images of the training captions from number `start` up to `stop`."""
+        return self._images("train", start, stop)
+
     def heldout_captions(self, n: int) -> list[str]:
-        """The captions of `heldout(n)`, without making or reading an image."""
+        """The first `n` captions that training never sees, fewer if there are no more."""
+        return self._captions("heldout", n)
+
+    def heldout_images(self, n: int) -> Iterator["Image.Image"]:
+        """The images of `heldout_captions(n)`."""
+        return self._images("heldout", 0, n)
 
     @abstractmethod
     def train_identity(self, n: int) -> str:
-        """A hash of all that decides `train(n)`, without drawing or decoding an image."""
+        """A hash of all that decides the first `n` captions and images, without making any."""
 
     def earlier_identity(self, n: int) -> str:
         """The hash that versions of before computed in its place."""
         return self.train_identity(n)
 
     @abstractmethod
-    def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]: ...
+    def images_identity(self, start: int, stop: int) -> str:
+        """A hash of the files behind `train_images(start, stop)`, without decoding an image."""
+
+    @abstractmethod
+    def _captions(self, part: Part, n: int) -> list[str]: ...
+
+    @abstractmethod
+    def _images(self, part: Part, start: int, stop: int) -> Iterator["Image.Image"]: ...
 
 
 @dataclass(frozen=True)
@@ -64,22 +84,34 @@ class _Folder(PretrainingSet):
     heldout_names: frozenset[str]
     image_size_px: int
 
-    def heldout_captions(self, n: int) -> list[str]:
-        return [text for _, text in self._part("heldout")[:n]]
-
     def train_identity(self, n: int) -> str:
         rows = [[_file_hash(self.path / name), text] for name, text in self._part("train")[:n]]
         return digest([self.image_size_px, *rows])
 
-    def _part(self, part: str) -> list[tuple[str, str]]:
-        if part == "train":
-            return [row for row in self.rows if row[0] not in self.heldout_names]
-        first = dict(reversed(self.rows))
-        return [(n, first[n]) for n in sorted(self.heldout_names, key=digest)]
+    def train_count(self, n: int) -> int:
+        return min(n, len(self._part("train")))
 
-    def _pairs(self, part: str, n: int) -> tuple[list[str], list["Image.Image"]]:
-        rows = self._part(part)[:n]
-        return [t for _, t in rows], [_square(self.path / f, self.image_size_px) for f, _ in rows]
+    def images_identity(self, start: int, stop: int) -> str:
+        names = [name for name, _ in self._part("train")[start:stop]]
+        return digest([self.image_size_px, *(_file_hash(self.path / name) for name in names)])
+
+    def _captions(self, part: Part, n: int) -> list[str]:
+        return [text for _, text in self._part(part)[:n]]
+
+    def _images(self, part: Part, start: int, stop: int) -> Iterator["Image.Image"]:
+        for name, _ in self._part(part)[start:stop]:
+            yield _square(self.path / name, self.image_size_px)
+
+    def _part(self, part: Part) -> list[tuple[str, str]]:
+        return self._parts[part]
+
+    @cached_property
+    def _parts(self) -> dict[Part, list[tuple[str, str]]]:
+        first = dict(reversed(self.rows))
+        return {
+            "train": [row for row in self.rows if row[0] not in self.heldout_names],
+            "heldout": [(n, first[n]) for n in sorted(self.heldout_names, key=digest)],
+        }
 
 
 def open_pretraining(study: Study, image_size_px: int = 0) -> PretrainingSet:
@@ -147,12 +179,19 @@ def _read_rows(metadata: Path) -> tuple[tuple[str, str], ...]:
 
 def _file_hash(path: Path) -> str:
     try:
-        return files.sha256(path)
+        stat = path.stat()
+        return _hash_of(path, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
     except OSError as error:
         raise UserError(
             f"pre-training image {path} cannot be read ({error.strerror}); restore it or delete "
             "its line in metadata.jsonl"
         ) from None
+
+
+@cache
+def _hash_of(path: Path, *_state: int) -> str:
+    """The SHA-256 of a file in this state: a process asks for it several times."""
+    return files.sha256(path)
 
 
 def _square(path: Path, size: int) -> "Image.Image":

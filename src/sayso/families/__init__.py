@@ -1,5 +1,27 @@
 """The families of models: one file each, beside the contract that they keep."""
 
-from sayso.families._contract import Cond, Policy, mean_squared_error, move, take
+from sayso.families._contract import (
+    PARTS,
+    Cond,
+    Policy,
+    Rollout,
+    mean_squared_error,
+    move,
+    take,
+)
+from sayso.families._schedule import NOISES, VARIANCE_PRESERVING, Kind, Noise, log_prob
 
-__all__ = ["Cond", "Policy", "mean_squared_error", "move", "take"]
+__all__ = [
+    "NOISES",
+    "PARTS",
+    "VARIANCE_PRESERVING",
+    "Cond",
+    "Kind",
+    "Noise",
+    "Policy",
+    "Rollout",
+    "log_prob",
+    "mean_squared_error",
+    "move",
+    "take",
+]

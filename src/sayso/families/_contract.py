@@ -1,19 +1,32 @@
-"""Policy: the image model being trained, seen the same way whatever its family."""
+"""Policy: the image model being trained, seen the same way whatever its family.
+
+A family encodes, decodes and predicts, and says what its schedule and its inference times are. All
+else is written once, here: noise, targets, conversions, the stochastic step, its log-probability,
+rollouts. The formulas are in `_schedule.py`, the frozen reference in `_older_selves.py`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sayso.base.errors import UserError
 from sayso.base.samplers import checked
 from sayso.base.types import Sampler
+from sayso.families import _schedule
+from sayso.families._older_selves import OlderSelves
+from sayso.families._schedule import Kind, Noise, per_row
 
 Cond = dict[str, Tensor]
 """What the model is conditioned on, computed from a text; every tensor's first dimension is b."""
+PARTS = ("network", "text", "vae")
+"""What a model is made of; a process that only trains needs neither text encoder nor VAE."""
+LATEST = 1 - 1e-6
+"""The latest t that is drawn for training: t = 1 is pure noise."""
 
 
 def mean_squared_error(
@@ -29,27 +42,52 @@ PIXELS_AT_ONCE = 512 * 512
 2.5 KiB to encode, and one such picture keeps a device busy."""
 
 
-class Policy(ABC):
+class Policy(OlderSelves, ABC):
     """One family of models behind one surface; a file of `families/` implements it.
 
-    `t` is in [0, 1], 0 = image, 1 = noise, for every family. `network` is the module that training
+    `t` is in [0, 1], 0 = image, 1 = noise, for every family. `kind` says what `predict` returns:
+    the noise (eps), v, or the velocity noise − image. `network` is the module that training
     changes, `network_kind` its name in messages; everything else is frozen. `pipelines` lists the
-    diffusers pipeline classes (`_class_name` in model_index.json) that the family loads. `name`
-    says which model it is, in messages.
+    diffusers pipeline classes (`_class_name` in model_index.json) that the family loads,
+    `lora_targets` the layers that get adapters. `name` says which model it is, in messages.
     """
 
     pipelines: tuple[str, ...] = ()
     network_kind: str = "network"
+    lora_targets: tuple[str, ...] = ()
     name: str = "the model"
-    network: nn.Module
-    device: torch.device
+    kind: Kind
+
+    # what a family gives
 
     @classmethod
     @abstractmethod
-    def load(cls, path: Path, device: torch.device, weights: Path | None = None) -> "Policy":
+    def load(
+        cls,
+        path: Path,
+        device: torch.device,
+        weights: Path | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        parts: Sequence[str] = PARTS,
+    ) -> "Policy":
         """Load a folder in diffusers' layout, and a run's weights over it.
 
+        Args:
+            path: the folder.
+            device: where the model lives.
+            weights: what `save_weights` wrote, laid over the network.
+            dtype: number format of the weights in memory.
+            parts: which of `PARTS` to load.
         Raises: UserError: if the folder cannot be used.
+        """
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, folder: Path) -> Path:
+        """Write a model of this family with a few thousand random weights, for tests.
+
+        Returns: a folder that `load` reads.
         """
 
     @classmethod
@@ -109,28 +147,24 @@ class Policy(ABC):
         """
 
     @abstractmethod
-    def add_noise(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        """The noisy latents at t."""
-
-    @abstractmethod
-    def target(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        """What the network should predict: noise (eps), v or velocity."""
+    def alpha_sigma(
+        self, t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """How much image and how much noise is in the noisy latents at t."""
 
     @abstractmethod
     def predict(
         self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
     ) -> Float[Tensor, "b c h w"]:
-        """The network's prediction, without guidance."""
+        """What the network predicts, without guidance.
+
+        Sign and time of the network are the family's affair: here a velocity is noise − image, and
+        t is in [0, 1].
+        """
+
+    @abstractmethod
+    def grid(self, sampler: Sampler) -> Float[Tensor, " n"]:
+        """The times at which the sampler predicts, falling, and 0 at the end; fp32, on the CPU."""
 
     @abstractmethod
     def sample(
@@ -146,10 +180,6 @@ class Policy(ABC):
         """
 
     @abstractmethod
-    def add_lora(self, rank: int, seed: int) -> None:
-        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1."""
-
-    @abstractmethod
     def save_weights(self, folder: Path) -> None:
         """Write the network (or its adapters) as safetensors in diffusers' layout."""
 
@@ -160,9 +190,146 @@ class Policy(ABC):
         Raises: UserError: if the folder holds no such weights.
         """
 
+    def combine(self, within: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
+        """Classifier-free guidance; overridden by families whose guidance is another.
+
+        Source: Ho and Salimans 2022, arXiv 2207.12598, Eq. 6, with scale = 1 + w.
+        """
+        return without + scale * (within - without)
+
+    def draw_t(self, b: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """Times to train at, uniform in [0, 1) for each row and spread evenly over the b rows.
+
+        The spread makes the loss less noisy and changes no expectation.
+        """
+        t = (torch.randperm(b, generator=generator) + torch.rand(b, generator=generator)) / b
+        return t.clamp(max=LATEST)
+
+    @abstractmethod
+    def release(self, part: str) -> None:
+        """Give back the memory of a part, one of `PARTS`; what needs it cannot be called."""
+
+    # the same for all
+
     def portion(self, image_size_px: int) -> int:
         """How many images of that size to encode or decode at a time, ≥ 1."""
         return max(1, PIXELS_AT_ONCE // image_size_px**2)
+
+    def add_noise(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        """The noisy latents at t."""
+        return _schedule.add_noise(latents, noise, *self.alpha_sigma(t))
+
+    def target(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b c h w"]:
+        """What the network should predict."""
+        return _schedule.target(self.kind, latents, noise, *self.alpha_sigma(t))
+
+    def to_image(
+        self, noisy: Float[Tensor, "b c h w"], prediction: Tensor, t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The image's latents that a prediction at t means."""
+        return _schedule.to_image(self.kind, noisy, prediction, *self.alpha_sigma(t))
+
+    def to_noise(
+        self, noisy: Float[Tensor, "b c h w"], prediction: Tensor, t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The noise that a prediction at t means."""
+        return _schedule.to_noise(self.kind, noisy, prediction, *self.alpha_sigma(t))
+
+    def guided(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+        cond: Cond,
+        uncond: Cond,
+        scale: float | Tensor,
+    ) -> Float[Tensor, "b c h w"]:
+        """The prediction with guidance, both halves in one pass; `uncond` has a row for each."""
+        both = {key: torch.cat([uncond[key], cond[key]]) for key in cond}
+        without, within = self.predict(torch.cat([noisy, noisy]), t.repeat(2), both).chunk(2)
+        return self.combine(within, without, scale)
+
+    def transition(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        prediction: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+        s: Float[Tensor, " b"],
+        eta: float,
+        form: Noise = "ancestral",
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        """Mean and standard deviation of the latents at s < t, in fp32.
+
+        At s = 0 it is the image itself: nothing is left of the noise.
+
+        Args:
+            noisy: latents at t.
+            prediction: the network's at t, with guidance if any.
+            t, s: times, s < t.
+            eta: strength of the fresh noise, ≥ 0; 0 = none.
+            form: see `_schedule.step_noise`.
+        """
+        noisy, prediction = noisy.float(), prediction.float()
+        now, (alpha, sigma) = self.alpha_sigma(t), self.alpha_sigma(s)
+        end = s <= 0
+        alpha, sigma = alpha.masked_fill(end, 1.0), sigma.masked_fill(end, 0.0)
+        std, kept = _schedule.step_noise(form, eta, now, (alpha, sigma), t - s)
+        std, kept = std.masked_fill(end, 0.0), kept.masked_fill(end, 0.0)
+        image = _schedule.to_image(self.kind, noisy, prediction, *now)
+        noise = _schedule.to_noise(self.kind, noisy, prediction, *now)
+        return per_row(alpha, noisy) * image + per_row(kept, noisy) * noise, std
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        cond: Cond,
+        uncond: Cond,
+        seeds: Sequence[int],
+        sampler: Sampler,
+        *,
+        form: Noise = "ancestral",
+    ) -> "Rollout":
+        """Draw an image for each seed by `transition`, and keep the way that it took.
+
+        With `sampler.eta` 0 the images are DDIM's. Start and steps of a row draw their noise from
+        a generator of its own seed, so a row does not depend on the others.
+
+        Args:
+            cond: conditions of the b prompts.
+            uncond: conditions of the negative prompt, first dimension 1.
+            seeds: one per row, ≥ 0.
+            sampler: steps, guidance, eta and size.
+            form: see `_schedule.step_noise`.
+        """
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shape, b = self.latent_shape(sampler.image_size_px), len(seeds)
+        x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
+        without = {key: value.expand(b, *value.shape[1:]) for key, value in uncond.items()}
+        way, log_probs = [x], []
+        for t, s in zip(times[:-1].split(1), times[1:].split(1), strict=True):
+            t, s = t.expand(b), s.expand(b)
+            if sampler.guidance_scale > 1:
+                prediction = self.guided(x, t, cond, without, sampler.guidance_scale)
+            else:
+                prediction = self.predict(x, t, cond)
+            mean, std = self.transition(x, prediction, t, s, sampler.eta, form)
+            x = mean
+            if sampler.eta:
+                # the last step has no noise, and draws none
+                fresh = _noise(generators, shape, self.device) if s[0] > 0 else 0.0
+                x = mean + per_row(std, mean) * fresh
+            log_probs.append(_schedule.log_prob(x, mean, std))
+            way.append(x)
+        return Rollout(x, torch.stack(way), times, torch.stack(log_probs))
 
     def denoising_error(
         self,
@@ -179,9 +346,34 @@ class Policy(ABC):
         prediction = self.predict(self.add_noise(latents, noise, t), t, cond)
         return mean_squared_error(prediction, self.target(latents, noise, t))
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
-        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+    def add_lora(self, rank: int, seed: int) -> None:
+        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1."""
+        from peft import LoraConfig
+
+        self.network.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*self.lora_targets])
+        network: Any = self.network
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network.add_adapter(config)
+
+
+class Rollout(NamedTuple):
+    """Images drawn by `Policy.rollout`, and how: n steps, so n + 1 times.
+
+    `way` has the latents at each of `times`, from noise to image; `log_prob[k]` is the
+    log-probability of the step from `way[k]` to `way[k + 1]`. That of the last step, which has no
+    noise, means nothing.
+    """
+
+    latents: Float[Tensor, "b c h w"]
+    way: Float[Tensor, "m b c h w"]
+    times: Float[Tensor, " m"]
+    log_prob: Float[Tensor, "n b"]
+
+
+def _noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: Any) -> Tensor:
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
 
 def take(cond: Cond, rows: Tensor | slice) -> Cond:

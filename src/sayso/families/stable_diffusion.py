@@ -23,7 +23,7 @@ from sayso.base.weights import (
     readable,
     refuse_differences,
 )
-from sayso.families import Cond, Policy
+from sayso.families import PARTS, Cond, Policy
 from sayso.families._folder import (
     class_name,
     diffusers_class,
@@ -31,11 +31,11 @@ from sayso.families._folder import (
     refuse_strangers,
 )
 from sayso.families._schedulers import accepted, check_scheduler, load_scheduler
+from sayso.families._tiny import tiny_stable_diffusion
 
 SMALL_LATENTS = 32
 """Side of latents up to which attention matrices are small enough to be written out."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 REMAKE = "make the run anew: sayso align under another --name"
 
 
@@ -44,14 +44,22 @@ class StableDiffusion(Policy):
 
     pipelines = ("StableDiffusionPipeline",)
     network_kind = "U-Net"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, unet: Any, vae: Any, text: Any, tokenizer: Any, scheduler: Any) -> None:
         self.unet, self.vae, self.text = unet, vae, text
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.network = unet
         self.device = unet.device
-        self.noising: Any = DDPMScheduler.from_config(scheduler.config)
-        self.noising.alphas_cumprod = self.noising.alphas_cumprod.to(self.device)
+        self.channels: int = unet.config.in_channels
+        self.scaling_factor: float = vae.config.scaling_factor
+        self.pixels_per_latent = 2 ** (len(vae.config.block_out_channels) - 1)
+        # a tokenizer whose file says nothing of it takes any length
+        self.max_tokens = min(tokenizer.model_max_length, text.config.max_position_embeddings)
+        """The most tokens a text may have, start and end tokens included."""
+        self.kind = "v" if scheduler.config.get("prediction_type") == "v_prediction" else "eps"
+        noising: Any = DDPMScheduler.from_config(scheduler.config)
+        self.alphas_cumprod: Tensor = noising.alphas_cumprod.to(self.device)
         for frozen in (vae, text):
             frozen.requires_grad_(False).eval()
         if self.device.type == "cpu" and _is_small(unet):
@@ -59,7 +67,13 @@ class StableDiffusion(Policy):
 
     @classmethod
     def load(
-        cls, path: Path, device: torch.device, weights: Path | None = None
+        cls,
+        path: Path,
+        device: torch.device,
+        weights: Path | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        parts: Sequence[str] = PARTS,
     ) -> "StableDiffusion":
         index = read_json(path / "model_index.json")
         vae_class = diffusers_class(class_name(index, "vae", path), path)
@@ -70,10 +84,25 @@ class StableDiffusion(Policy):
         text = load_part(CLIPTextModel, path, "text_encoder")
         tokenizer = load_tokenizer(CLIPTokenizer, path / "tokenizer")
         refuse_strangers(path, unet.config, vae.config, text.config, tokenizer)
-        policy = cls(unet.to(device), vae.to(device), text.to(device), tokenizer, scheduler)
+        policy = cls(unet.to(device), vae, text, tokenizer, scheduler)
+        for part, module in (("network", unet), ("vae", vae), ("text", text)):
+            if part not in parts:
+                policy.release(part)
+            elif dtype != torch.float32:
+                module.to(device, dtype)
+            else:
+                module.to(device)
         if weights is not None:
             policy.load_weights(weights)
         return policy
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Path:
+        return tiny_stable_diffusion(folder)
+
+    def release(self, part: str) -> None:
+        for name in ("network", "unet") if part == "network" else (part,):
+            setattr(self, name, None)
 
     @classmethod
     def evaluations(cls, path: Path, num_inference_steps: int) -> int:
@@ -86,18 +115,11 @@ class StableDiffusion(Policy):
     # text and images
 
     def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
-        channels = len(self.vae.config.block_out_channels)
-        factor = 2 ** (channels - 1)
+        factor = self.pixels_per_latent
         if image_size_px <= 0 or image_size_px % factor:
             raise UserError(f"image_size_px {image_size_px} is no multiple of {factor}; choose one")
         side = image_size_px // factor
-        return (self.unet.config.in_channels, side, side)
-
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens a text may have, start and end tokens included."""
-        # a tokenizer whose file says nothing of it takes any length
-        return min(self.tokenizer.model_max_length, self.text.config.max_position_embeddings)
+        return (self.channels, side, side)
 
     def check_sampler(self, sampler: Sampler) -> None:
         super().check_sampler(sampler)
@@ -105,6 +127,8 @@ class StableDiffusion(Policy):
 
     def check_prompts(self, texts: Sequence[str]) -> None:
         limit = self.max_tokens
+        if not texts:  # the tokenizer takes no empty list
+            return
         for text, ids in zip(texts, self.tokenizer(list(texts)).input_ids, strict=True):
             if len(ids) > limit:
                 raise UserError(
@@ -124,12 +148,13 @@ class StableDiffusion(Policy):
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        encoded = self.vae.encode(images.to(self.device) * 2 - 1)
+        encoded = self.vae.encode(images.to(self.device, self.vae.dtype) * 2 - 1)
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return latents.float() * self.vae.config.scaling_factor
+        return latents.float() * self.scaling_factor
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        scaled = latents.to(self.vae.dtype) / self.scaling_factor
+        images = self.vae.decode(scaled).sample
         images = images.float() / 2 + 0.5
         # clamping alone would make white of infinity
         return torch.where(images.isfinite(), images.clamp(0, 1), torch.nan)
@@ -138,26 +163,21 @@ class StableDiffusion(Policy):
 
     def _timestep(self, t: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
         """The trained timestep in which t lies: t uniform in [0, 1) gives each the same share."""
-        n = self.noising.config.num_train_timesteps
+        n = len(self.alphas_cumprod)
         return (t * n).long().clamp(0, n - 1)
 
-    def add_noise(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        return self.noising.add_noise(latents, noise, self._timestep(t))
+    def alpha_sigma(
+        self, t: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        kept = self.alphas_cumprod[self._timestep(t)]
+        return kept**0.5, (1 - kept) ** 0.5
 
-    def target(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        if self.noising.config.prediction_type == "v_prediction":
-            return self.noising.get_velocity(latents, noise, self._timestep(t))
-        return noise
+    def grid(self, sampler: Sampler) -> Float[Tensor, " n"]:
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(sampler.num_inference_steps)
+        # schedulers of second order name a timestep twice, and some name 0, where the image is
+        steps = torch.as_tensor(scheduler.timesteps).round().long().cpu().unique().flip(0)
+        return torch.cat([(steps[steps > 0] + 0.5) / len(self.alphas_cumprod), torch.zeros(1)])
 
     def predict(
         self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
@@ -183,20 +203,11 @@ class StableDiffusion(Policy):
             prediction = self.network(inputs.repeat(1 + guided, 1, 1, 1), index, states).sample
             if guided:
                 without, within = prediction.chunk(2)
-                prediction = without + sampler.guidance_scale * (within - without)
+                prediction = self.combine(within, without, sampler.guidance_scale)
             latents = scheduler.step(prediction, index, latents, **extra, return_dict=False)[0]
         return latents
 
     # weights
-
-    def add_lora(self, rank: int, seed: int) -> None:
-        from peft import LoraConfig
-
-        self.unet.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.unet.add_adapter(config)
 
     def save_weights(self, folder: Path) -> None:
         if not getattr(self.unet, "peft_config", None):
@@ -224,7 +235,7 @@ class StableDiffusion(Policy):
         wanted = {
             f"unet.{name}.lora.{half}.weight"
             for name, _ in self.unet.named_modules()
-            if name.endswith(tuple(f".{target}" for target in LORA_TARGETS))
+            if name.endswith(tuple(f".{target}" for target in self.lora_targets))
             for half in ("down", "up")
         }
         refuse_differences(file, wanted - names, names - wanted, advice=REMAKE)

@@ -10,7 +10,7 @@ from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
 from sayso.formats.labels import Count, count_labels
 from sayso.formats.options import ExportOptions
-from sayso.formats.pairs import Pair, compared, count_sets, from_ratings
+from sayso.formats.pairs import Pair, compared, from_ratings, left_out
 from sayso.formats.snapshot import Pseudonyms, read_votes, write_votes
 from sayso.study.generations import Generations
 from sayso.study.study import Study
@@ -159,14 +159,15 @@ class Material:
         question, source = self.options.question, self.pair_source
         if source == "comparisons":
             found = compared(self.votes, question)
-            self.leave_out("comparisons_of_sets", count_sets(self.votes, question))
+            for reason, n in left_out(self.votes, question).items():
+                self.leave_out(reason, n)
         else:
             counts = (c for c in self.labels if c.question == question)
             found = from_ratings(counts, self._all_samples, self.options.pairs_per_prompt)
         first = next(found, None)
         if first is None:
             raise self._nothing(
-                "there is no comparison of two single images"
+                f"no comparison of two single images was answered{self._but_left_out()}"
                 if source == "comparisons"
                 else "no prompt has both an image that most raters call good and one they call bad"
             )
@@ -185,6 +186,10 @@ class Material:
         """Note for the manifest what the format cannot hold."""
         if n:
             self.left_out[reason] = n
+
+    def _but_left_out(self) -> str:
+        named = [f"{n} {reason.replace('_', ' ')}" for reason, n in self.left_out.items()]
+        return f" ({', '.join(named)})" if named else ""
 
     def _nothing(self, reason: str) -> UserError:
         who = "simulated raters" if self.simulated else "people"

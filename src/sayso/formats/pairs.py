@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from sayso.base.types import Outcome, Sample, digest, outcome
 from sayso.formats.labels import Count
@@ -30,7 +31,7 @@ class Pair:
 def compared(votes: Path, question: str) -> Iterator[Pair]:
     """The comparisons of single images on a question that count, as shown."""
     for row in _comparisons(votes, question):
-        if len(row["left_ids"]) == 1 and len(row["right_ids"]) == 1:
+        if not _is_of_sets(row) and row["value"] != "skip":
             yield Pair(
                 row["vote_id"],
                 row["prompt_id"],
@@ -42,17 +43,28 @@ def compared(votes: Path, question: str) -> Iterator[Pair]:
             )
 
 
-def count_sets(votes: Path, question: str) -> int:
-    """How many comparisons that count are of sets of several images, none of which is preferred."""
-    return sum(len(row["item_ids"]) > 2 for row in _comparisons(votes, question))
+def left_out(votes: Path, question: str) -> dict[str, int]:
+    """Why comparisons that count are no pairs → how many: of sets of several images, or skipped."""
+    found = {"comparisons_of_sets": 0, "skipped_comparisons": 0}
+    for row in _comparisons(votes, question):
+        if row["value"] == "skip":
+            found["skipped_comparisons"] += 1
+        elif _is_of_sets(row):
+            found["comparisons_of_sets"] += 1
+    return found
 
 
-def _comparisons(votes: Path, question: str) -> Iterator[dict]:
+def _is_of_sets(row: Mapping[str, Any]) -> bool:
+    return len(row["item_ids"]) > 2
+
+
+def _comparisons(votes: Path, question: str) -> Iterator[dict[str, Any]]:
+    """The rows of the comparisons on a question that count, skipped ones too."""
     columns = ["vote_id", "kind", "prompt_id", "item_ids", "left_ids", "right_ids", "question"]
     columns += ["value", "rater", "answered_at", "counts_as"]
     for row in read_votes(votes, columns):
         asked = row["kind"] == "comparison" and row["question"] == question
-        if asked and row["counts_as"] == "ballot" and row["value"] != "skip":
+        if asked and row["counts_as"] == "ballot":
             yield row
 
 

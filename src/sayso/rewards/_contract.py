@@ -182,6 +182,12 @@ def reward_folders(study: Study, name: str) -> list[Path]:
     return [resolve_clip(study.info.clip_model), *runs] if uses_clip else runs
 
 
+def is_differentiable(study: Study, name: str) -> bool:
+    """Whether gradients pass through the reward called `name`, without loading it."""
+    plugin = name if is_plugin("reward", name) else _fit_run(study, name).config["reward"]
+    return load_plugin("reward", plugin, Reward).differentiable
+
+
 def load_trainable_reward(name: str) -> type[TrainableReward]:
     """The class of the reward plug-in `name` that the stage `fit` can train.
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sayso.base.devices import enough_memory
+from sayso.base.devices import MixedPrecision, enough_memory, make_accelerator
 from sayso.base.progress import progress
-from sayso.base.types import Prompt, Sample
+from sayso.base.types import Sample
+from sayso.stages._drawing_plan import Drawing
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
@@ -14,8 +15,24 @@ if TYPE_CHECKING:
 
     from sayso.families import Cond, Policy
 
-Drawing = tuple[Prompt, Sample]
-"""One image to draw: its prompt and the record it will have."""
+
+def load_drawer(
+    study: Study, batches: Sequence[Sequence[Drawing]], precision: MixedPrecision
+) -> "tuple[Policy, Accelerator]":
+    """The policy, after it has seen that it can draw these prompts at this size.
+
+    Raises: UserError: if a prompt does not fit the tokenizer, or the sampler the model.
+    """
+    from sayso.families._loading import load_policy
+
+    first = batches[0][0][1]
+    accelerator = make_accelerator(precision)
+    policy = load_policy(study, first.model, accelerator.device)
+    policy.check_sampler(first.sampler)
+    texts = dict.fromkeys(prompt.text for batch in batches for prompt, _ in batch)
+    policy.check_prompts([*texts, first.sampler.negative_prompt])
+    policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
+    return policy, accelerator
 
 
 def draw_all(
@@ -113,7 +130,7 @@ def _keep(
     """Keep what is new of a batch; what is `there`, by id, stays as it is, its latents too."""
     from PIL import Image
 
-    from sayso.data.rows import load_latents
+    from sayso.data.latents import load_latents
 
     shard = {s.id: row.clone() for (_, s), row in zip(batch, latents, strict=True)}
     if old := [there[sample_id] for sample_id in shard if sample_id in there]:

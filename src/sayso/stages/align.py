@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sayso.base.devices import (
     MixedPrecision,
@@ -11,11 +12,10 @@ from sayso.base.devices import (
     main_process_first,
     make_accelerator,
 )
-from sayso.base.errors import UserError, check_seed, quoted
+from sayso.base.errors import UserError, check_seed
 from sayso.base.files import JsonObject
 from sayso.base.plugins import is_plugin
 from sayso.base.progress import console
-from sayso.base.types import Sample
 from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
 from sayso.study.identity import canonical_config, weights_identity
@@ -23,7 +23,6 @@ from sayso.study.inputs import (
     fitted_to,
     refuse_changed,
     refuse_edited,
-    refuse_other_latents,
     samples_by_id,
     source_of_plugin,
 )
@@ -34,16 +33,17 @@ from sayso.votes.labels import LabelMethod, check_method
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from jaxtyping import Float
-    from torch import Tensor
 
     from sayso.aligners import Aligner
+    from sayso.data.conditions import Kept
     from sayso.data.rows import TrainingRows
     from sayso.families import Policy
+    from sayso.stages._training_data import Samples
 
 
 RATERS = ("people", "simulated")
-NATURAL = "pre-training images"
+CONDITIONS = ("auto", "table", "encode")
+PRETRAINING = "pre-training images"
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class AlignConfig(TrainOptions):
     in the paper."""
     pretraining_images: int = 1024
     """How many pre-training images to use, at most; the paper's 625,000."""
+    conditions: Literal["auto", "table", "encode"] = "auto"
+    """What the text encoder makes of the texts: kept in a table on the disk, or encoded in every
+    step; auto = a table, if it takes no more than 1 GiB and no more texts than rows are drawn."""
     seed: int | None = None
     """Seed of the training; default: the study's."""
     mixed_precision: MixedPrecision = "auto"
@@ -81,22 +84,39 @@ class AlignConfig(TrainOptions):
             check_method(self.labels)
         if self.raters not in ("auto", *RATERS):
             raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
+        if self.conditions not in CONDITIONS:
+            raise UserError(f"conditions {self.conditions!r}; choose {' or '.join(CONDITIONS)}")
         for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
 
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
-    """What would be done: rows, images a step, passes over the data."""
+    """What would be done: rows, images a step, passes over the data, disk and memory.
+
+    Loads the model, to know its sizes, if it is on this machine.
+    """
+    from sayso.aligners import load_aligner
+    from sayso.stages._forecast import forecast
+
     config.check()
-    own = len(_own_images(study, canonical_config(study, config)).samples)
-    seen = config.max_steps * config.batch_size
+    config = canonical_config(study, config)
+    aligner = load_aligner(config.aligner)()
+    config = config.for_aligner(aligner.defaults)
+    images = _images(study, config, aligner)
+    own, seen = len(images.samples), config.max_steps * config.batch_size
+    kept = _conditions(config, aligner, len(set(images.texts)))
+    natural = _n_pretraining(config, aligner)
+    sizes = forecast(study, config, config.model, config.lora_rank, images, natural, kept)
     return {
+        "learning_rate": config.learning_rate,
+        "pretraining_weight": config.pretraining_weight,
         "own images": own,
         "images a step": config.batch_size,
         "images in all": seen,
-        "passes over the own images, about": round(seen / own, 1),
+        "passes over the own images, about": round(seen / own, 1) if own else 0,
         "checkpoints": (config.max_steps - 1) // config.checkpoint_every,
+        **sizes,
     }
 
 
@@ -112,10 +132,13 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
         if a reward, loss or gradient is not finite, or an option is out of range.
     """
     from sayso.aligners import load_aligner
+    from sayso.training.needs import check_options
 
     config.check()
     config = canonical_config(study, config)
     aligner = aligner or load_aligner(config.aligner)()
+    config = config.for_aligner(aligner.defaults)
+    check_options(config, aligner)
     say(study, [config.model])
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     begun = study.begun("align", name)
@@ -123,8 +146,9 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     inputs = begun and (begun.finished or begun.inputs)
     gathered = None if inputs else _gather(study, config, aligner)
     # before the run is opened: what a model refuses must leave no run behind
-    ready = _prepare(study, config, aligner, gathered, name) if gathered and not begun else None
-    if gathered and ready and "reward" in aligner.required():
+    prepare = partial(_prepare, study, config, aligner)
+    ready = prepare(gathered, name, gathered=True) if gathered and not begun else None
+    if gathered and ready and _scores_samples(aligner):
         gathered["rewards"] = ready.rewards
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
@@ -135,9 +159,9 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
         else:
             refuse_changed(run, _sources(study, config, aligner), _earlier(study, config, aligner))
             frozen = run.inputs or {}
-            # another process may have begun the run meanwhile, with other images or marks
+            # another process may have begun the run meanwhile, with other images or labels
             if ready is None or ready.images != frozen["images"]:
-                ready = _prepare(study, config, aligner, frozen, name)
+                ready = prepare(frozen, name, gathered=False)
             _train(study, config, aligner, run, ready)
     return run
 
@@ -168,21 +192,30 @@ def _with_labels(
 def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject:
     """What the run will learn from: samples, their texts and labels, and whose labels these are.
 
-    `sources` identifies what else decides the result: models, reward, natural images, plug-ins.
+    `sources` identifies what else decides the result: models, reward, pre-training images,
+    plug-ins.
     """
-    images = _own_images(study, config)
-    _check_needs(study, config, aligner, images.marks)
-    from sayso.data.rows import latents_digests, load_latents
+    from sayso.stages._training_data import pairs_among
+    from sayso.training.needs import check_needs
 
-    latents = latents_digests(load_latents(study, images.samples))
-    rows = zip(images.samples, images.texts, images.marks, latents, strict=True)
+    images, needs = _images(study, config, aligner), aligner.required()
+    simulated = _kind(study, config) == "simulated"
+    pairs = pairs_among(study, images, simulated=simulated) if "pairs" in needs else []
+    check_needs(study, config, aligner, config.model, config.reward, images.labels, len(pairs))
+    from sayso.data.latents import SampleLatents
+
+    latents = SampleLatents(study, images.samples).digests() if images.samples else []
+    rows = zip(images.samples, images.texts, images.labels, latents, strict=True)
     return {
         "labels": config.labels,
         "raters": _kind(study, config),
+        "conditions": _conditions(config, aligner, len(set(images.texts))),
         "images": [
-            {"id": s.id, "text": text, "mark": None if math.isnan(mark) else mark, "latents": own}
-            for s, text, mark, own in rows
+            {"id": s.id, "text": t, "label": None if math.isnan(label) else label, "latents": own}
+            for s, t, label, own in rows
         ],
+        **({"pairs": pairs} if "pairs" in needs else {}),
+        **({"prompts": [p.text for p in study.prompts("train")]} if "rollouts" in needs else {}),
         "sources": _sources(study, config, aligner),
     }
 
@@ -195,21 +228,40 @@ def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str,
     found |= source_of_model(study, config.model)
     if "reward" in aligner.required():
         found |= source_of_reward(study, config.reward)
-    if "pretraining" in aligner.required():
-        natural = open_pretraining(study).train_identity(config.pretraining_images)
-        found[NATURAL] = natural
+    if _n_pretraining(config, aligner):
+        identity = open_pretraining(study).train_identity(config.pretraining_images)
+        found[PRETRAINING] = identity
     return found
 
 
 def _earlier(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str, str]:
     """As `_sources`, what versions before wrote down otherwise."""
-    if "pretraining" not in aligner.required():
+    if not _n_pretraining(config, aligner):
         return {}
-    return {NATURAL: open_pretraining(study).earlier_identity(config.pretraining_images)}
+    return {PRETRAINING: open_pretraining(study).earlier_identity(config.pretraining_images)}
+
+
+def _n_pretraining(config: AlignConfig, aligner: "Aligner") -> int:
+    used = config.uses_pretraining or "pretraining" in aligner.required()
+    return config.pretraining_images if used else 0
+
+
+def _conditions(config: AlignConfig, aligner: "Aligner", texts: int) -> "Kept":
+    """Where the conditions come from: where there are more texts than rows, no table pays."""
+    rows = config.max_steps * config.batch_size
+    if config.conditions == "auto" and texts + _n_pretraining(config, aligner) > rows:
+        return "encode"
+    return config.conditions
 
 
 def _seed(study: Study, config: AlignConfig) -> int:
     return study.info.seed if config.seed is None else config.seed
+
+
+def _scores_samples(aligner: "Aligner") -> bool:
+    """Whether the samples' reward is needed before training, and not that of images to come."""
+    needs = aligner.required()
+    return "reward" in needs and "rollouts" not in needs
 
 
 class _Ready(NamedTuple):
@@ -223,52 +275,71 @@ class _Ready(NamedTuple):
 
 
 def _prepare(
-    study: Study, config: AlignConfig, aligner: "Aligner", inputs: JsonObject, name: str
+    study: Study,
+    config: AlignConfig,
+    aligner: "Aligner",
+    inputs: JsonObject,
+    name: str,
+    *,
+    gathered: bool,
 ) -> _Ready:
-    """Load the models and make the rows of the inputs, with the rewards that they have if any."""
+    """Load the models and make the rows of the inputs, with the rewards that they have if any.
+
+    Args:
+        gathered: whether the inputs were gathered just now; if not, latents may have changed since.
+    """
     from sayso.families._loading import load_policy
+    from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
 
     accelerator, run = make_accelerator(config.mixed_precision), f"runs/align-{name}"
     rows = inputs["images"]
     samples = samples_by_id(study, [row["id"] for row in rows], run)
-    marks = [float("nan") if row["mark"] is None else row["mark"] for row in rows]
-    images = _OwnImages(samples, [row["text"] for row in rows], marks)
+    # runs that older versions began call the label "mark"
+    labels = [row["label"] if "label" in row else row["mark"] for row in rows]
+    known = [float("nan") if label is None else label for label in labels]
+    images = Samples(samples, [row["text"] for row in rows], known)
     with accelerator.local_main_process_first():
-        latents = _latents(study, rows, samples, run)
+        if not gathered:
+            refuse_changed_latents(study, run, rows, samples)
         rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
-        table = _rows(study, config, aligner, policy, accelerator, images, latents, rewards)
+        policy.check_prompts(inputs.get("prompts", []))
+        table = open_rows(
+            study,
+            policy,
+            images,
+            rewards,
+            pretraining_images=_n_pretraining(config, aligner),
+            conditions=inputs.get("conditions", config.conditions),
+            precision=accelerator.autocast(),
+        )
     return _Ready(accelerator, policy, table, rewards, rows)
 
 
-def _latents(
-    study: Study, rows: list[JsonObject], samples: list[Sample], run: str
-) -> "Float[Tensor, 'n c h w']":
-    from sayso.data.rows import latents_digests, load_latents
-
-    latents = load_latents(study, samples)
-    refuse_other_latents(study, run, rows, samples, latents_digests(latents))
-    return latents
-
-
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: _Ready) -> None:
-    from sayso.aligners import Context
+    from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
 
-    accelerator, policy, rows, rewards, _ = ready
-    seed, inputs = _seed(study, config), run.inputs or {}
-    if "reward" in aligner.required() and "rewards" not in inputs and accelerator.is_main_process:
+    accelerator, policy, _, rewards, _ = ready
+    inputs = run.inputs or {}
+    if _scores_samples(aligner) and "rewards" not in inputs and accelerator.is_main_process:
         # as they were computed when the run was begun, however caches fare since
         run.freeze({**inputs, "rewards": rewards})
     _note_environment(study, config, aligner, run, accelerator)
     if config.lora_rank:
-        policy.add_lora(config.lora_rank, seed)
-    context = Context(rows, config.batch_size, config.max_steps, seed)
+        policy.add_lora(config.lora_rank, _seed(study, config))
+    work = work_of(
+        study, config, aligner, policy, ready.rows, inputs,
+        reward=config.reward, seed=_seed(study, config),
+    )  # fmt: skip
+    if not aligner.required() & {"rollouts", "gradient"}:
+        # nothing is decoded, and pre-training images are encoded by now
+        policy.release("vae")
     with enough_memory("--micro-batch-size", config.micro_batch(accelerator.num_processes)):
-        result = train(policy, aligner, context, config, run, accelerator)
+        result = train(work, aligner, config, run, accelerator)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
-        run.finish(result | _facts(rows, policy) | identity)
+        run.finish(result | facts(work) | identity)
 
 
 def _note_environment(
@@ -284,40 +355,16 @@ def _note_environment(
         run.add_environment({**computed_on(accelerator), "loaded": loaded(folders)})
 
 
-class _OwnImages(NamedTuple):
-    """The model's images for "train" prompts, their texts, and people's marks."""
+def _images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":
+    """The samples to learn from; none for an aligner that draws all its images itself."""
+    from sayso.stages._training_data import Samples, samples_of
 
-    samples: list[Sample]
-    texts: list[str]
-    marks: list[float]
-
-
-def _own_images(study: Study, config: AlignConfig) -> _OwnImages:
-    model = config.model
-    texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
-    samples = [s for s in study.samples(model) if s.prompt_id in texts]
-    if not samples:
-        raise UserError(
-            f"there are no images of {model!r} for train prompts; make some with: "
-            f"sayso generate {quoted(study.path)} --model {quoted(model)}"
-        )
-    imported = sum(not sample.latents for sample in samples)
-    if imported:
-        raise UserError(
-            f"{imported} images of {model!r} were imported and have no stored latents, which align "
-            "trains on; they can only train a reward: choose a --model whose images sayso generate "
-            "drew here"
-        )
-    marks = _marks(study, samples, config)
-    return _OwnImages(samples, [texts[s.prompt_id] for s in samples], marks)
-
-
-def _marks(study: Study, samples: list[Sample], config: AlignConfig) -> list[float]:
-    """The label of each image, NaN if nobody marked it."""
-    simulated, ids = _kind(study, config) == "simulated", {s.id for s in samples}
-    method: Any = "share" if config.labels == "auto" else config.labels
-    labels = study.feedback.soft_labels(simulated, method=method, among=ids)
-    return [labels.get(s.id, float("nan")) for s in samples]
+    needs = aligner.required()
+    if "rollouts" in needs and not needs & {"data", "pairs"}:
+        return Samples([], [], [])
+    method = "share" if config.labels == "auto" else config.labels
+    simulated = _kind(study, config) == "simulated"
+    return samples_of(study, config.model, method, simulated=simulated)
 
 
 def _kind(study: Study, config: AlignConfig) -> str:
@@ -327,79 +374,17 @@ def _kind(study: Study, config: AlignConfig) -> str:
     return RATERS[study.feedback.kind_in_use()]
 
 
-def _check_needs(study: Study, config: AlignConfig, aligner: "Aligner", marks: list[float]) -> None:
-    """Compare what the aligner needs with what is there, before any model loads."""
-    needs, name = aligner.required(), type(aligner).__name__
-    if "data" in needs:
-        for word, count in {
-            "good": sum(m > 0.5 for m in marks),
-            "bad": sum(m < 0.5 for m in marks),
-        }.items():
-            if not count:
-                raise UserError(
-                    f"aligner {name} needs ratings of both kinds, and no image of {config.model!r} "
-                    f"is rated {word}; rate more images: sayso rate {quoted(study.path)}"
-                )
-    if "reward" in needs and config.reward.startswith("runs/"):
-        _ = study.find_run(config.reward).result
-    if "pretraining" in needs and not study.info.pretraining:
-        raise UserError(
-            f"aligner {name} needs pre-training images and the study names none; give "
-            "--pretraining-weight 0, or make the study with --pretraining FOLDER"
-        )
-
-
 def _rewards(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
-    images: _OwnImages,
+    images: "Samples",
     accelerator: "Accelerator",
 ) -> list[float]:
     """The reward of every own image; NaN if the aligner needs none."""
-    if "reward" not in aligner.required():
+    if not _scores_samples(aligner):
         return [float("nan")] * len(images.samples)
     from sayso.rewards import load_reward
 
     reward = load_reward(study, config.reward, accelerator.device)
     return reward.score_samples(study, images.samples, images.texts).tolist()
-
-
-def _rows(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    policy: "Policy",
-    accelerator: "Accelerator",
-    images: _OwnImages,
-    latents: "Float[Tensor, 'n c h w']",
-    rewards: list[float],
-) -> "TrainingRows":
-    """The table of training rows; pre-training images only if the aligner needs them."""
-    from sayso.data.rows import make_rows, pretraining_rows
-
-    policy.check_prompts(list(dict.fromkeys(images.texts)))
-    natural = None
-    if "pretraining" in aligner.required():
-        # of one size with the own images, which may be another than the study's
-        size, n = images.samples[0].sampler.image_size_px, config.pretraining_images
-        natural = pretraining_rows(study, policy, n, accelerator.autocast(), size)
-        cut = sum(map(policy.is_cut, natural[1]))
-        if cut:
-            console.print(
-                f"{cut} of {len(natural[1])} captions of pre-training images are longer than the "
-                "model reads, and are cut"
-            )
-    return make_rows(policy, (latents, images.texts), images.marks, rewards, natural)
-
-
-def _facts(rows: "TrainingRows", policy: "Policy") -> dict[str, int]:
-    """What the training had to do with, for result.json."""
-    mark = rows.mark[: rows.n_own]
-    return {
-        "own_images": rows.n_own,
-        "rated_images": int(mark.isfinite().sum()),
-        "good_images": int((mark > 0.5).sum()),
-        "pretraining_images": len(rows.pretraining),
-        "trainable_weights": sum(p.numel() for p in policy.trainable().values()),
-    }

@@ -1,10 +1,9 @@
 """Stage `generate`: draw images for prompts, or keep the best of many by a reward."""
 
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sayso.base import files
 from sayso.base.devices import (
     MixedPrecision,
     is_main_process,
@@ -14,9 +13,10 @@ from sayso.base.devices import (
 from sayso.base.errors import UserError
 from sayso.base.progress import console
 from sayso.base.samplers import checked
-from sayso.base.types import Prompt, Sample, Sampler, digest, sample_id
-from sayso.prompts.grammar import images_per_prompt
-from sayso.stages._drawing import Drawing, draw_all
+from sayso.base.types import Sampler
+from sayso.stages._best_of import keep_best
+from sayso.stages._drawing import draw_all, load_drawer
+from sayso.stages._drawing_plan import Drawing, missing, planned
 from sayso.study.checks import refuse_damaged
 from sayso.study.generations import IDENTITY, Generations, own_name, say
 from sayso.study.identity import (
@@ -33,13 +33,7 @@ from sayso.study.run import Run
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from sayso.families import Policy
     from sayso.rewards import Reward
-
-MOST_IMAGES = 10_000_000
-"""Of one plan; the records of more would not fit the memory."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +110,14 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
 
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
-    missing = sum(len(batch) for batch in _missing(study, config, drawings))
+    to_draw = sum(map(len, missing(study, drawings, config.model, config.batch_size)))
     sampler = config.sampler(study)
     return {
         "images": len(drawings),
-        "still to draw": missing,
+        "still to draw": to_draw,
         "images at once": config.batch_size,
         "network evaluations per image": evaluations(study, sampler),
-        "disk, at most, MB": round(missing * 3 * sampler.image_size_px**2 / 1e6, 1),
+        "disk, at most, MB": round(to_draw * 3 * sampler.image_size_px**2 / 1e6, 1),
     }
 
 
@@ -142,10 +136,11 @@ def generate(study: Study, config: GenerateConfig) -> Run:
         console.print(f"{before.name} is finished")
         return before
     drawings = _drawings(study, config, _identity(study, config.model))
-    batches = _missing(study, config, drawings)
-    refuse_damaged(study, _there(study, config, drawings))
+    batches = missing(study, drawings, config.model, config.batch_size)
+    wanted = {sample.id for _, sample in drawings}
+    refuse_damaged(study, [s for s in study.samples(config.model) if s.id in wanted])
     # loaded before the run is opened: what the model refuses must leave no run behind
-    drawer = _load(study, config, batches) if batches else None
+    drawer = load_drawer(study, batches, config.mixed_precision) if batches else None
     identity = _identity(study, config.drawn_model)
     with main_process_first():
         name = _own_name(study, config, identity, complete=not batches)
@@ -165,7 +160,10 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     if not is_main_process():
         return run
     drawing_s = time.perf_counter() - started
-    kept = _keep_best(study, config, drawings, identity, reward) if reward else len(drawings)
+    kept = len(drawings)
+    if reward:
+        model, keep, n = config.drawn_model, config.per_prompt, config.best_of
+        kept = keep_best(study, drawings, reward, keep=keep, n=n, model=model, identity=identity)
     run.finish({
         "n": kept, "drawn": drawn, "seconds": time.perf_counter() - started,
         "images_per_s": drawn / drawing_s,
@@ -234,116 +232,5 @@ def _chooser(study: Study, config: GenerateConfig, name: str, *, complete: bool)
 
 
 def _drawings(study: Study, config: GenerateConfig, identity: str) -> list[Drawing]:
-    """The plan: prompts in file order, seeds that are the same for every model."""
-    prompts = study.prompts(config.prompts)
-    if not prompts:
-        raise UserError(f"{study.path} has no {config.prompts!r} prompts; choose other --prompts")
-    sampler = config.sampler(study)
-    per_prompt = config.best_of or config.per_prompt
-    numbers = {} if per_prompt else _numbers_of_the_set(study, prompts)
-    if per_prompt * len(prompts) > MOST_IMAGES:
-        raise UserError(
-            f"{per_prompt} images for each of {len(prompts)} prompts are more than a study holds; "
-            f"give --per-prompt or --best-of {MOST_IMAGES // len(prompts)} or less"
-        )
-    return [
-        (prompt, _record(study, prompt, config.model, seed, sampler, identity))
-        for prompt in prompts
-        for seed in _seeds(study, prompt, per_prompt or numbers[prompt.category])
-    ]
-
-
-def _numbers_of_the_set(study: Study, prompts: list[Prompt]) -> dict[str, int]:
-    """Images per prompt by category, as the set of the study's prompts says."""
-    name = study.find_run("prompts").config["set"]
-    return {p.category: images_per_prompt(name, p.category) for p in prompts}
-
-
-def _seeds(study: Study, prompt: Prompt, n: int) -> list[int]:
-    return [int(digest([study.info.seed, prompt.id, k]), 16) % 2**31 for k in range(n)]
-
-
-def _record(
-    study: Study, prompt: Prompt, model: str, seed: int, sampler: Sampler, identity: str
-) -> Sample:
-    own_id = sample_id(prompt.id, model, seed, sampler, identity)
-    return Sample(own_id, prompt.id, model, seed, sampler, study.image_path(own_id), "", identity)
-
-
-def _place(sample: Sample) -> tuple[str, int, Sampler]:
-    """What tells apart the images of one model; ids of older studies lack the model's identity."""
-    return sample.prompt_id, sample.seed, sample.sampler
-
-
-def _missing(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[list[Drawing]]:
-    """The batches of the plan, without what is there already.
-
-    A batch that was drawn whole, and whose records were lost in part, is drawn whole again: one
-    image's last bits depend on those it is drawn with.
-    """
-    there = {_place(sample): sample.latents for sample in study.samples(config.model)}
-    found = []
-    for i in range(0, len(drawings), config.batch_size):
-        batch = _with_shard(study, drawings[i : i + config.batch_size])
-        new = [drawn for drawn in batch if _place(drawn[1]) not in there]
-        whole = any(there.get(_place(sample)) == sample.latents for _, sample in batch)
-        if new:
-            found.append(batch if whole else _with_shard(study, new))
-    return found
-
-
-def _there(study: Study, config: GenerateConfig, drawings: list[Drawing]) -> list[Sample]:
-    """The samples of the plan that are drawn already."""
-    wanted = {sample.id for _, sample in drawings}
-    return [sample for sample in study.samples(config.model) if sample.id in wanted]
-
-
-def _with_shard(study: Study, batch: list[Drawing]) -> list[Drawing]:
-    shard = study.latents_path(digest([sample.id for _, sample in batch]))
-    return [(prompt, replace(sample, latents=shard)) for prompt, sample in batch]
-
-
-def _load(
-    study: Study, config: GenerateConfig, batches: list[list[Drawing]]
-) -> "tuple[Policy, Accelerator]":
-    """The policy, after it has seen that it can draw these prompts at this size."""
-    from sayso.families._loading import load_policy
-
-    accelerator = make_accelerator(config.mixed_precision)
-    policy = load_policy(study, config.model, accelerator.device)
-    sampler = config.sampler(study)
-    policy.check_sampler(sampler)
-    texts = {prompt.text: 0 for batch in batches for prompt, _ in batch}
-    policy.check_prompts([*texts, sampler.negative_prompt])
-    policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
-    return policy, accelerator
-
-
-def _keep_best(
-    study: Study,
-    config: GenerateConfig,
-    drawings: list[Drawing],
-    identity: str,
-    reward: "Reward",
-) -> int:
-    """Record the best images of every prompt once more, as those of the selection's model."""
-    drawn = {_place(sample): sample for sample in study.samples(config.model)}
-    samples = [drawn[_place(sample)] for _, sample in drawings]
-    texts = [prompt.text for prompt, _ in drawings]
-    scores = reward.score_samples(study, samples, texts).tolist()
-    best: list[Sample] = []
-    for start in range(0, len(samples), config.best_of):
-        # ties go to the earlier seed, so the choice is the same on every machine
-        order = sorted(range(start, start + config.best_of), key=lambda i: (-scores[i], i))
-        best += [samples[i] for i in order[: config.per_prompt]]
-    there = {sample.id for sample in study.samples(config.drawn_model)}
-    chosen = [_selected(sample, config.drawn_model, identity) for sample in best]
-    new = [asdict(sample) for sample in chosen if sample.id not in there]
-    files.append_lines(study.path / "samples.jsonl", new)
-    return len(chosen)
-
-
-def _selected(sample: Sample, model: str, identity: str) -> Sample:
-    """The same picture under the selection's name."""
-    own_id = sample_id(sample.prompt_id, model, sample.seed, sample.sampler, identity)
-    return replace(sample, id=own_id, model=model, model_identity=identity)
+    n, sampler = config.best_of or config.per_prompt, config.sampler(study)
+    return planned(study, config.prompts, n, config.model, identity, sampler)

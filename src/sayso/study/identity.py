@@ -75,12 +75,23 @@ def canonical_model(study: ReadableStudy, name: str) -> str:
 
 def canonical_options(study: ReadableStudy, options: JsonObject) -> JsonObject:
     """The options of a run that is there, in canonical form as far as they can be read so."""
-    found = dict(options)
+    found = with_loop_options(options)
     for name in FORMS.keys() & options.keys():
         if isinstance(options[name], str):
             with contextlib.suppress(UserError):
                 found[name] = FORMS[name](study, options[name])
     return found
+
+
+def with_loop_options(options: JsonObject) -> JsonObject:
+    """Of an older run of align: what were options of its aligner and are the loop's now."""
+    own = options.get("options")
+    if "aligner" not in options or "pretraining_weight" in options or not isinstance(own, dict):
+        return dict(options)
+    moved = {"pretraining_weight": own.get("pretraining_weight", 0.0)}
+    if "pretraining_fraction" in own:
+        moved["pretraining_fraction"] = own["pretraining_fraction"]
+    return {**options, **moved, "options": {k: v for k, v in own.items() if k not in moved}}
 
 
 def canonical_config(study: ReadableStudy, config: C) -> C:

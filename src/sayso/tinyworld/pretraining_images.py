@@ -1,6 +1,8 @@
 """Pictures of the tiny world with captions, as its base model learned from."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 
 from sayso.base.hashes import file_digest
 from sayso.base.types import digest
-from sayso.data.pretraining_images import PretrainingSet
+from sayso.data.pretraining_images import Part, PretrainingSet
 from sayso.tinyworld.defaults import CAPTION_NOISE
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import Scene, noisy_caption, random_scene
@@ -32,8 +34,8 @@ class Scenes(PretrainingSet):
     seed: int
     image_size_px: int
 
-    def heldout_captions(self, n: int) -> list[str]:
-        return [self._caption("heldout", i)[0] for i in range(n)]
+    def train_count(self, n: int) -> int:
+        return n
 
     def train_identity(self, n: int) -> str:
         return digest([self.earlier_identity(n), drawn_by()])
@@ -41,16 +43,22 @@ class Scenes(PretrainingSet):
     def earlier_identity(self, n: int) -> str:
         return digest(["tinyworld", self.seed, self.image_size_px, n])
 
-    def _pairs(self, part: str, n: int) -> tuple[list[str], list[Image.Image]]:
-        captions: list[str] = []
-        images: list[Image.Image] = []
-        for i in range(n):
-            caption, scene, rng = self._caption(part, i)
-            captions.append(caption)
-            images.append(Image.fromarray(render(scene, rng, self.image_size_px)))
-        return captions, images
+    def images_identity(self, start: int, stop: int) -> str:
+        return digest([self._drawn_by, self.seed, self.image_size_px, start, stop])
 
-    def _caption(self, part: str, i: int) -> tuple[str, Scene, np.random.Generator]:
+    @cached_property
+    def _drawn_by(self) -> str:
+        return drawn_by()
+
+    def _captions(self, part: Part, n: int) -> list[str]:
+        return [self._caption(part, i)[0] for i in range(n)]
+
+    def _images(self, part: Part, start: int, stop: int) -> Iterator[Image.Image]:
+        for i in range(start, stop):
+            _, scene, rng = self._caption(part, i)
+            yield Image.fromarray(render(scene, rng, self.image_size_px))
+
+    def _caption(self, part: Part, i: int) -> tuple[str, Scene, np.random.Generator]:
         rng = np.random.default_rng([self.seed, 11 if part == "train" else 12, i])
         scene = random_scene(rng)
         return noisy_caption(scene, rng, CAPTION_NOISE), scene, rng

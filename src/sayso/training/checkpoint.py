@@ -1,13 +1,27 @@
-"""A checkpoint: weights, their average, the optimiser's state and the position; no pickle."""
+"""A checkpoint: named tensors, through torch.distributed.checkpoint, and the position; no pickle.
+
+Every process writes its share (of a sharded weight its shard, of a replicated one what falls to
+it), in a thread, while training goes on.
+"""
 
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sayso.base import files
 from sayso.base.errors import UserError
@@ -15,53 +29,150 @@ from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.study.run import Run
 
+OPTIMIZER = "optimizer"
 KEPT = 2
 """How many checkpoints stay; the last but one is there in case the last proves unreadable."""
-PARTS = ("weights.safetensors", "average.safetensors", "optimizer.safetensors")
 
 
-def save(
+class Contents(NamedTuple):
+    """What a checkpoint keeps of a training: the very tensors that it uses.
+
+    Attributes:
+        parameters: trainable weights by name.
+        optimizer: of these weights.
+        more: what else there is, such as {"average": …} or the weights of an older policy: part →
+            name → tensor.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    more: Mapping[str, Mapping[str, Tensor]]
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        state = {
+            f"{name}/{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        more = {part: dict(tensors) for part, tensors in self.more.items()}
+        return {"weights": dict(self.parameters), OPTIMIZER: state, **more}
+
+
+class Saver:
+    """Writes checkpoints in a thread, one at a time; all processes of a launch call it alike.
+
+    As a context manager it waits for the last one, whatever ends the block.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        # a group of its own: what the thread tells the others must not meet the training's
+        alone = not dist.is_initialized() or dist.get_world_size() == 1
+        self._group = None if alone else cast(ProcessGroup, dist.new_group(backend="gloo"))
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def save(self, state: JsonObject, contents: Contents) -> None:
+        """Copy the tensors to the CPU and begin to write `checkpoints/<state["step"]>/`.
+
+        Waits for the checkpoint before it first. The folder has a temporary name until all of it is
+        on the disk; then older ones are dropped.
+
+        Args:
+            state: the position, with "step"; JSON.
+            contents: what to keep.
+        Raises: OSError: if the checkpoint before could not be written.
+        """
+        self.wait()
+        copied = {
+            part: {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+            for part, tensors in contents.parts().items()
+        }
+        self._pending = self._thread.submit(_write, self._run, state, copied, self._group)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written. Raises: OSError: if it could not be."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _write(
     run: Run,
     state: JsonObject,
-    parameters: Mapping[str, nn.Parameter],
-    average: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
+    parts: Mapping[str, dict[str, Tensor]],
+    group: ProcessGroup | None,
 ) -> None:
-    """Write `checkpoints/<state["step"]>/` under a temporary name, rename it, drop older ones."""
-    tensors = (
-        {name: p.detach() for name, p in parameters.items()},
-        dict(zip(parameters, average, strict=True)),
-        _optimizer_tensors(parameters, optimizer),
-    )
-    with files.new_folder(run.checkpoints / str(state["step"])) as folder:
-        for part, content in zip(PARTS, tensors, strict=True):
-            save_file({n: t.contiguous() for n, t in content.items()}, folder / part)
-        sums = {part: files.sha256(folder / part) for part in PARTS}
-        files.write_json(folder / "state.json", {**state, "sha256": sums})
-    for old in run.checkpoint_folders()[KEPT:]:
-        shutil.rmtree(old)
+    main = group is None or dist.get_rank(group) == 0
+    final = run.checkpoints / str(state["step"])
+    with files.new_folder(final) if main else nullcontext() as made:
+        folder = _agreed(made, group)
+        for part, tensors in parts.items():
+            with _plain_errors():
+                dcp.save(
+                    tensors,
+                    storage_writer=HuggingFaceStorageWriter(
+                        str(folder / part), save_distributed=True
+                    ),
+                    process_group=group,
+                    no_dist=group is None,
+                )
+        if group is not None:
+            dist.barrier(group)
+        if main:
+            written = sorted(path for path in folder.rglob("*") if path.is_file())
+            sums = {path.relative_to(folder).as_posix(): files.sha256(path) for path in written}
+            files.write_json(folder / "state.json", {**state, "sha256": sums})
+    if main:
+        for old in run.checkpoint_folders()[KEPT:]:
+            shutil.rmtree(old)
 
 
-def load_latest(
-    run: Run,
-    parameters: Mapping[str, nn.Parameter],
-    average: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> JsonObject | None:
-    """Put the newest checkpoint that can be read into the given objects and return its state.
+def _agreed(folder: Path | None, group: ProcessGroup | None) -> Path:
+    """The main process's folder, for all."""
+    told: list[Any] = [folder]
+    if group is not None:
+        dist.broadcast_object_list(told, group_src=0, group=group)
+    return told[0]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A block that raises what went wrong itself, not the report on it by process."""
+    # one process is no mistake here
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def load_latest(run: Run, contents: Contents) -> JsonObject | None:
+    """Put the newest checkpoint that can be read into the tensors and return its state.
 
     The console says which cannot be read. Returns None if there is no checkpoint at all.
 
+    Args:
+        contents: as `Saver.save` was given them, on any device.
     Raises: UserError: if none of them can be read, or it is of another network.
     """
     folders = run.checkpoint_folders()
     for folder in folders:
         try:
-            state, tensors = _read(folder)
+            state = _checked(folder)
         except UserError as error:
             console.print(f"{error}; looking for an older one", soft_wrap=True)
         else:
-            _put(folder, tensors, parameters, average, optimizer)
+            _put(folder, contents)
             return state
     if folders:
         raise UserError(
@@ -71,48 +182,68 @@ def load_latest(
     return None
 
 
-def _read(folder: Path) -> tuple[JsonObject, list[dict[str, Tensor]]]:
-    """State and tensors. Raises: UserError: if a file is missing or not what was written."""
+def _checked(folder: Path) -> JsonObject:
+    """The state. Raises: UserError: if a file is missing, strange or not what was written."""
     try:
         state = files.read_json(folder / "state.json")
-        for part, written in state.get("sha256", {}).items():
-            if files.sha256(folder / part) != written:
-                raise ValueError(f"{part} is not what was written")
-        return {**state, "step": int(state["step"])}, [load_file(folder / part) for part in PARTS]
-    except (UserError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        for name, written in state.get("sha256", {}).items():
+            if files.sha256(folder / name) != written:
+                raise ValueError(f"{name} is not what was written")
+        return {**state, "step": int(state["step"])}
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"checkpoint {folder} cannot be read ({reason})") from None
 
 
-def _put(
-    folder: Path,
-    tensors: Sequence[Mapping[str, Tensor]],
-    parameters: Mapping[str, nn.Parameter],
-    average: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    weights, averages, moments = tensors
-    keys = {name.rsplit("/", 1)[1] for name in moments}
+def _put(folder: Path, contents: Contents) -> None:
+    earlier = (folder / "weights.safetensors").is_file()
+    read = _read_earlier if earlier else _read
     try:
         with torch.no_grad():
-            for (name, parameter), mean in zip(parameters.items(), average, strict=True):
-                parameter.copy_(weights[name])
-                mean.copy_(averages[name])
-                optimizer.state[parameter] = {
-                    key: moments[f"{name}/{key}"].to(parameter.device) for key in keys
-                }
-    except (KeyError, RuntimeError) as error:
+            _make_state(contents, _sizes_earlier(folder) if earlier else _sizes(folder))
+            for part, tensors in contents.parts().items():
+                read(folder, part, tensors)
+    except (KeyError, RuntimeError, ValueError, OSError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"checkpoint {folder} is of another network ({error}); restore the model that the run "
+            f"checkpoint {folder} is of another network ({reason}); restore the model that the run "
             "began with, or choose another --name"
         ) from None
 
 
-def _optimizer_tensors(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-    }
+def _make_state(contents: Contents, sizes: Mapping[str, torch.Size]) -> None:
+    """Give the optimiser the state that it has after a step, to be read into."""
+    keys = {name.rsplit("/", 1)[1] for name in sizes}
+    for name, parameter in contents.parameters.items():
+        contents.optimizer.state[parameter] = {
+            key: torch.zeros_like(parameter)
+            if sizes[f"{name}/{key}"] == parameter.shape and parameter.ndim
+            else torch.zeros(sizes[f"{name}/{key}"], device=parameter.device)
+            for key in keys
+        }
+
+
+def _sizes(folder: Path) -> dict[str, torch.Size]:
+    stored = HuggingFaceStorageReader(str(folder / OPTIMIZER)).read_metadata()
+    tensors = stored.state_dict_metadata.items()
+    return {name: t.size for name, t in tensors if isinstance(t, TensorStorageMetadata)}
+
+
+def _read(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
+    with _plain_errors():
+        reader = HuggingFaceStorageReader(str(folder / part))
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+
+
+# checkpoints of before: a file for each part, written by one process
+
+
+def _sizes_earlier(folder: Path) -> dict[str, torch.Size]:
+    stored = load_file(folder / f"{OPTIMIZER}.safetensors")
+    return {name: tensor.shape for name, tensor in stored.items()}
+
+
+def _read_earlier(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
+    stored = load_file(folder / f"{part}.safetensors")
+    for name, tensor in tensors.items():
+        tensor.copy_(stored[name])

@@ -2,27 +2,25 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Context
+from sayso.aligners import Aligner, Batch, Work
 from sayso.base import files
 from sayso.base.errors import UserError
 from sayso.base.progress import console, progress
-from sayso.families import Policy
+from sayso.data.prefetch import prefetched
 from sayso.study.run import Run
 from sayso.training import checkpoint
-from sayso.training.options import TrainOptions
-
-READ_EVERY = 10
-"""Steps between two looks at the losses: reading one waits for the device."""
+from sayso.training.log import Log, logged
+from sayso.training.objective import Part, Term, objective
+from sayso.training.options import COMMON, TrainOptions
 
 
 def learning_rate_at(step: int, options: TrainOptions) -> float:
@@ -30,13 +28,12 @@ def learning_rate_at(step: int, options: TrainOptions) -> float:
     warm = (step + 1) / max(1, options.warmup_steps)
     falling = options.decay_fraction * options.max_steps
     left = (options.max_steps - step) / falling if falling else 1.0
-    return options.learning_rate * min(1.0, warm, left)
+    return (options.learning_rate or COMMON["learning_rate"]) * min(1.0, warm, left)
 
 
 def train(
-    policy: Policy,
+    work: Work,
     aligner: Aligner,
-    context: Context,
     options: TrainOptions,
     run: Run,
     accelerator: Accelerator,
@@ -46,24 +43,60 @@ def train(
     Resumes from the run's latest checkpoint; on the same machine the result is bit for bit that of
     an uninterrupted run.
 
+    Args:
+        work: what to learn from; its place among the processes, sizes and steps are set here.
+        aligner: the algorithm.
+        options: how long, how fast, in what portions.
+        run: where it is written.
+        accelerator: device, number format and processes.
     Returns: steps, seconds and images per second of this process, first and last mean loss.
     Raises: UserError: if the batch does not divide, or the loss or gradient is not finite; the
         step is named, and the checkpoints before it stay.
     """
-    loop = _Loop(policy, aligner, options, run, accelerator)
+    options = options.for_aligner(aligner.defaults)
+    work = placed(work, aligner, options, accelerator)
+    loop = _Loop(work, aligner, options, run, accelerator)
     loop.resume()
-    context = replace(context, start_step=loop.step)
     started, first = time.perf_counter(), loop.step
-    with progress("aligning", options.max_steps, "steps", done=first) as advance:
-        for batch in aligner.batches(context):
+    batches = _ahead(aligner, replace(work, start_step=first))
+    with loop.saver, progress("aligning", options.max_steps, "steps", done=first) as advance:
+        for batch in batches:
             loop.update(batch)
             advance(1, loop.log.note)
-            if loop.step % options.checkpoint_every == 0 and loop.step < options.max_steps:
-                loop.save_checkpoint()
+            loop.save_in_time()
     loop.finish()
     seconds = time.perf_counter() - started
     images = (loop.step - first) * options.batch_size
     return {"steps": loop.step, "seconds": seconds, "images_per_s": images / seconds} | _ends(run)
+
+
+def _ahead(aligner: Aligner, work: Work) -> Iterator[Batch]:
+    """The batches, made in a thread where they do not hang on the updates before them."""
+    batches = aligner.batches(work)
+    if aligner.required() & {"rollouts", "old"}:
+        return batches
+    return prefetched(batches, lambda batch: batch)
+
+
+def placed(work: Work, aligner: Aligner, options: TrainOptions, accelerator: Accelerator) -> Work:
+    """`work` with sizes from the options and this process's place.
+
+    Raises: UserError: if the rows cannot be shared out so.
+    """
+    options.check_unit(aligner.unit, accelerator.num_processes, type(aligner).__name__)
+    natural = options.n_pretraining(aligner.unit)
+    if natural and not len(work.data.pretraining):
+        raise UserError("there are no pre-training images; give --pretraining-weight 0")
+    return replace(
+        work,
+        batch_size=options.batch_size - natural,
+        n_pretraining=natural,
+        max_steps=options.max_steps,
+        micro_batch=options.micro_batch(accelerator.num_processes),
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        gather=accelerator.gather,
+    )
 
 
 def _ends(run: Run) -> dict[str, float]:
@@ -77,27 +110,40 @@ class _Loop:
     """State of a training: parameters, their average, optimiser, position."""
 
     def __init__(
-        self, policy: Policy, aligner: Aligner, options: TrainOptions, run: Run, acc: Accelerator
+        self, work: Work, aligner: Aligner, options: TrainOptions, run: Run, acc: Accelerator
     ) -> None:
-        self.policy, self.aligner, self.options = policy, aligner, options
-        self.run, self.accelerator, self.step = run, acc, 0
-        self.micro = options.micro_batch(acc.num_processes)
+        self.work, self.aligner, self.options = work, aligner, options
+        self.run, self.accelerator, self.step, self.saved = run, acc, 0, 0
+        self.period = aligner.period(work.batch_size)
+        policy = self.policy = work.policy
+        if options.gradient_checkpointing:
+            _enable_checkpointing(policy.network, policy.network_kind)
         self.named = policy.trainable()
         self.parameters: list[Tensor] = [*self.named.values()]
         self.average: list[Tensor] = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, options.learning_rate, weight_decay=options.weight_decay, fused=True
+            self.parameters,
+            learning_rate_at(0, options),
+            weight_decay=options.weight_decay,
+            fused=True,
         )
         policy.network.train()
+        if options.uses_reference or "reference" in aligner.required():
+            policy.keep_reference(_autocast_format(acc))
+        if "old" in aligner.required():
+            policy.remember("old")
+        if options.compile:
+            policy.network.compile()
         self.network, self.prepared = acc.prepare(policy.network, self.optimizer)
         policy.network = self.network
-        self.log = _Log(run, acc)
+        self.log = Log(run, acc)
+        self.saver = checkpoint.Saver(run)
 
     def resume(self) -> None:
-        state = checkpoint.load_latest(self.run, self.named, self.average, self.optimizer)
+        state = checkpoint.load_latest(self.run, self.contents())
         if state is None:
             return
-        self.step = state["step"]
+        self.step = self.saved = state["step"]
         logged = {row["step"] for row in self.run.history()}
         if missing := self.step - len(logged & set(range(1, self.step + 1))):
             console.print(
@@ -122,33 +168,55 @@ class _Loop:
         rate = learning_rate_at(self.step, self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        scalars, shares = dict[str, Tensor](), dict[str, float]()
-        for part, share, last in self._micro_batches(batch):
+        terms = list[tuple[str, Term]]()
+        for part, last in self._parts(batch):
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                loss, more = self.aligner.loss(self.policy, part)
-                self.accelerator.backward(loss * share)
-            for name, value in {"loss": loss, **more}.items():
-                scalars[name] = scalars.get(name, 0) + share * value.detach().float()
-                shares[name] = shares.get(name, 0) + share
-        scalars["grad_norm"], shares["grad_norm"] = self._clip(), 1.0
+                loss, more = objective(self.work, self.aligner, self.options, part)
+                self.accelerator.backward(loss)
+            # the losses of the parts add up to the step's
+            terms += [("loss", Term(loss, 0.0)), *more.items()]
+        terms.append(("grad_norm", Term(self._clip(), 1.0)))
         self.prepared.step()
         self.prepared.zero_grad()
         self._average()
         self.step += 1
-        self.log.add(_Logged(self.step, rate, len(batch), scalars, shares))
+        self.log.add(logged(self.step, rate, self.options.batch_size, terms))
 
-    def _micro_batches(self, batch: Batch) -> Iterable[tuple[Batch, float, bool]]:
-        """This process's micro-batches, their share in it, and whether one is the last."""
-        if len(batch) != self.options.batch_size:
+    def _parts(self, batch: Batch) -> Iterable[tuple[Part, bool]]:
+        """This process's micro-batches, and whether one is the last.
+
+        Pre-training rows come after the aligner's, and parts are cut from the whole row of both.
+        """
+        work, unit = self.work, self.aligner.unit
+        expected = work.share(work.batch_size, unit)
+        if len(batch) != expected.stop - expected.start:
             raise UserError(
-                f"aligner {type(self.aligner).__name__} made a batch of {len(batch)} rows, "
-                f"batch_size is {self.options.batch_size}; make them equal"
+                f"aligner {type(self.aligner).__name__} made a batch of {len(batch)} rows, and its "
+                f"share is {expected.stop - expected.start} of batch_size {work.batch_size}; "
+                "make them equal"
             )
-        size = len(batch) // self.accelerator.num_processes
-        start = self.accelerator.process_index * size
-        for at in range(start, start + size, self.micro):
-            part = batch.rows(slice(at, at + self.micro)).to(self.policy.device)
-            yield part, self.micro / size, at + self.micro == start + size
+        natural = batch.pretraining
+        if natural is None:
+            natural = work.pretraining_batch(self.step, unit)
+        own, size = len(batch), len(batch) + (len(natural) if natural else 0)
+        for at in range(0, size, work.micro_batch):
+            end = at + work.micro_batch
+            rest = slice(max(at - own, 0), max(end - own, 0))
+            yield (
+                self._part(batch.rows(slice(at, end)), natural and natural.rows(rest)),
+                end >= size,
+            )
+
+    def _part(self, own: Batch, natural: Batch | None) -> Part:
+        work, device = self.work, self.policy.device
+        if natural is not None and not len(natural):
+            natural = None
+        return Part(
+            own.to(device),
+            len(own) / work.batch_size * work.world,
+            natural.to(device) if natural else None,
+            len(natural or ()) / max(work.n_pretraining, 1) * work.world,
+        )
 
     def _clip(self) -> Tensor:
         longest = self.options.max_grad_norm or math.inf
@@ -161,18 +229,33 @@ class _Loop:
         with torch.no_grad():
             torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 
+    def save_in_time(self) -> None:
+        """Write a checkpoint if it is time, and if all of the last rollout has been learned."""
+        since = self.step - self.saved
+        if (
+            since >= self.options.checkpoint_every
+            and self.step % self.period == 0
+            and self.step < self.options.max_steps
+        ):
+            self.save_checkpoint()
+            self.saved = self.step
+
     def save_checkpoint(self) -> None:
         """Write a checkpoint, and before it the log: never of weights whose loss is unknown."""
+        self.saver.wait()
         self.log.flush()
-        if not self.accelerator.is_main_process:
-            return
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
             "scaler": scaler.state_dict() if scaler else None,
             "inputs": self.run.inputs_hash,
         }
-        checkpoint.save(self.run, state, self.named, self.average, self.optimizer)
+        self.saver.save(state, self.contents())
+
+    def contents(self) -> checkpoint.Contents:
+        average = dict(zip(self.named, self.average, strict=True))
+        old = {f"older-{name}": values for name, values in self.policy.remembered.items()}
+        return checkpoint.Contents(self.named, self.optimizer, {"average": average, **old})
 
     def finish(self) -> None:
         """Make the average the policy's weights and write them."""
@@ -188,92 +271,12 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
 
-class _Logged(NamedTuple):
-    """What one process logs of a step.
-
-    `scalars` are sums over the micro-batches, weighted by their share in the batch. `shares` says
-    how much of the batch had such a scalar: an aligner may give one for some rows or steps only.
-    """
-
-    step: int
-    rate: float
-    images: int
-    scalars: dict[str, Tensor]
-    shares: dict[str, float]
+def _autocast_format(accelerator: Accelerator) -> torch.dtype | None:
+    formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return formats.get(accelerator.mixed_precision)
 
 
-def _means(sums: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float]:
-    """The mean of each scalar over the processes and micro-batches that had it.
-
-    Args:
-        sums: of each process, name → weighted sum and sum of the weights.
-    """
-    names = dict.fromkeys(name for own in sums for name in own)
-    parts = {name: [own[name] for own in sums if name in own] for name in names}
-    return {name: sum(v for v, _ in p) / sum(s for _, s in p) for name, p in parts.items()}
-
-
-class _Log:
-    """Scalars that stay on the device for some steps, and lines that wait for a checkpoint."""
-
-    def __init__(self, run: Run, accelerator: Accelerator) -> None:
-        self.run, self.accelerator, self.note = run, accelerator, ""
-        self.unread: list[_Logged] = []
-        self.lines: list[dict[str, float]] = []
-        self.since = time.perf_counter()
-
-    def add(self, logged: _Logged) -> None:
-        self.unread.append(logged)
-        if len(self.unread) == READ_EVERY:
-            self.read()
-
-    def read(self) -> None:
-        """Fetch the scalars of the last steps, all in one go, and look whether they are finite."""
-        if not self.unread:
-            return
-        values = iter(
-            torch.stack([v for row in self.unread for v in row.scalars.values()]).tolist()
-        )
-        own = [{n: (next(values), row.shares[n]) for n in row.scalars} for row in self.unread]
-        # each step and process has its own names, so objects are gathered, not one tensor reduced
-        everyone = gather_object([own])
-        speed = sum(row.images for row in self.unread) / (time.perf_counter() - self.since)
-        for row, sums in zip(self.unread, zip(*everyone, strict=True), strict=True):
-            named = _means(sums)
-            self._check(row.step, named)
-            more = {"learning_rate": row.rate, "images_per_s": speed}
-            self.lines.append({"step": row.step, **named, **more})
-        self.note = f"loss {self.lines[-1]['loss']:.4f}"
-        self.unread, self.since = [], time.perf_counter()
-
-    def _check(self, step: int, named: dict[str, float]) -> None:
-        # with fp16 an infinite gradient is an ordinary event: the scaler skips the step
-        watched = ["loss"] if self.accelerator.scaler is not None else ["loss", "grad_norm"]
-        for name in watched:
-            if not math.isfinite(named[name]):
-                last = self.run.latest_checkpoint
-                kept = (
-                    f"the checkpoint of step {last.name} is kept" if last else "nothing was saved"
-                )
-                raise UserError(
-                    f"{name} is {named[name]} at step {step}: training stopped, {kept}; "
-                    f"{self._advice(step)} under another --name"
-                )
-
-    def _advice(self, step: int) -> str:
-        """The first step's loss is that of the weights as they were: no learning rate mends it."""
-        if step > 1:
-            return "try a lower --learning-rate"
-        precision = self.accelerator.mixed_precision
-        if precision == "no":
-            return (
-                "the model or the aligner's options are at fault: restore or change them, and go on"
-            )
-        return f"{precision} does not suffice: try --mixed-precision no"
-
-    def flush(self) -> None:
-        """Write the lines so far."""
-        self.read()
-        if self.lines and self.accelerator.is_main_process:
-            self.run.log_many(self.lines)
-        self.lines = []
+def _enable_checkpointing(network: Any, kind: str) -> None:
+    if not hasattr(network, "enable_gradient_checkpointing"):
+        raise UserError(f"this {kind} has no gradient checkpointing; leave the option out")
+    network.enable_gradient_checkpointing()

@@ -1,9 +1,12 @@
 """Options of the optimisation loop, the same for every aligner. No torch: the CLI reads it."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 from sayso.base.errors import UserError
+
+Options = TypeVar("Options", bound="TrainOptions")
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,9 @@ class TrainOptions:
     """Rows per update, over all processes; the paper's 512."""
     micro_batch_size: int = 0
     """Rows computed at once on one device, to save memory; 0 = a process's whole share."""
-    learning_rate: float = 5e-4
-    """Peak learning rate of AdamW. The paper gives none; 1e-5 suits Stable Diffusion 1.5."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW; default: the aligner's, or 5e-4. The paper gives none; 1e-5
+    suits Stable Diffusion 1.5."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises from 0."""
     decay_fraction: float = 0.33
@@ -32,6 +36,21 @@ class TrainOptions:
     off here (1e-2 is usual): with all rewards 0 the weights do not change."""
     max_grad_norm: float = 1.0
     """Longest gradient; longer ones are scaled down to it. 0 = no limit."""
+    pretraining_weight: float | None = None
+    """Weight of the ordinary denoising loss on pre-training images, beside any aligner's own; the
+    paper's beta, which it does not give. Default: 0.15 for rwr, 0 for the others."""
+    pretraining_fraction: float = 0.125
+    """Share of a batch that is pre-training images, if they have weight; the paper's is 0.5."""
+    kl_weight: float = 0.0
+    """Weight of the mean squared difference between the predictions of the model and of its frozen
+    start: keeps it near. 0 = off; 1e-4 to 1e-2 are usual."""
+    norm_guard: float = 0.0
+    """Weight of a hinge on predictions that are larger than those of the frozen start, whose images
+    come out over-saturated and over-sharp. 0 = off."""
+    gradient_checkpointing: bool = False
+    """Compute parts of the network twice in place of keeping them: less memory, a third slower."""
+    compile: bool = False
+    """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
     checkpoint_every: int = 100
     """Steps between checkpoints, from which a stopped run resumes."""
 
@@ -44,9 +63,71 @@ class TrainOptions:
             raise UserError(f"ema_decay {self.ema_decay} is not in [0, 1); try 0.99")
         if not 0 <= self.decay_fraction <= 1:
             raise UserError(f"decay_fraction {self.decay_fraction} is not in [0, 1]; try 0.33")
-        if not 0 < self.learning_rate < float("inf"):
-            raise UserError(f"learning_rate {self.learning_rate} must be above 0; try 1e-5")
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < float("inf"):
+            raise UserError(f"learning_rate {rate} must be above 0; try 1e-5")
+        if not 0 <= self.pretraining_fraction < 1:
+            raise UserError(
+                f"pretraining_fraction {self.pretraining_fraction} is not in [0, 1); try 0.1"
+            )
+        for name in ("pretraining_weight", "kl_weight", "norm_guard"):
+            weight = getattr(self, name)
+            if weight is not None and not 0 <= weight < float("inf"):
+                raise UserError(f"{name} {weight} must be at least 0")
         self.micro_batch(processes=1)
+
+    def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
+        """These options with an aligner's defaults in place of None."""
+        missing = {k: v for k, v in (COMMON | dict(defaults)).items() if getattr(self, k) is None}
+        return replace(self, **missing)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss asks what the frozen start predicts."""
+        return self.kl_weight > 0 or self.norm_guard > 0
+
+    @property
+    def uses_pretraining(self) -> bool:
+        """Whether pre-training images are trained on, given the weight."""
+        return bool(self.pretraining_weight) and self.pretraining_fraction > 0
+
+    def n_pretraining(self, unit: int = 1) -> int:
+        """Pre-training rows of a batch: one at least if any, and never all.
+
+        Args:
+            unit: the other rows are a multiple of it.
+        Raises: UserError: if no other row is left.
+        """
+        if not self.uses_pretraining:
+            return 0
+        n = max(1, round(self.pretraining_fraction * self.batch_size))
+        n += (self.batch_size - n) % unit
+        if n >= self.batch_size:
+            raise UserError(
+                f"pretraining_fraction {self.pretraining_fraction} leaves no other row in a batch "
+                f"of {self.batch_size}; give a smaller fraction or a larger batch_size"
+            )
+        return n
+
+    def check_unit(self, unit: int, processes: int, aligner: str) -> None:
+        """Raises: UserError: if rows that stay together do not divide a batch, naming what does."""
+        micro = self.micro_batch(processes)
+        if micro % unit == 0:
+            return
+        share = self.batch_size // processes
+        fitting = [n for n in range(unit, share + 1, unit) if share % n == 0]
+        if share % unit or not fitting:
+            whole = unit * processes
+            near = max(whole, self.batch_size // whole * whole)
+            raise UserError(
+                f"aligner {aligner} keeps {unit} rows together, and batch_size {self.batch_size} "
+                f"is no multiple of {processes} processes × {unit}; give --batch-size {near} or "
+                f"{near + whole}"
+            )
+        raise UserError(
+            f"aligner {aligner} keeps {unit} rows together, and micro_batch_size {micro} is no "
+            f"multiple of {unit}; give --micro-batch-size {' or '.join(map(str, fitting[-3:]))}"
+        )
 
     def micro_batch(self, processes: int) -> int:
         """Rows a process computes at once.
@@ -63,6 +144,8 @@ class TrainOptions:
         return micro
 
 
+COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
+"""What an aligner that says nothing else is trained with, where an option is None."""
 _LEAST = {
     "max_steps": 1, "batch_size": 1, "micro_batch_size": 0, "warmup_steps": 0,
     "weight_decay": 0, "max_grad_norm": 0, "checkpoint_every": 1,

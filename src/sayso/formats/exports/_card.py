@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from sayso.formats.content import Material
 from sayso.formats.exports import ExportFormat
 
+CHOICES = "left, right, tie (where a task offers them, both good or both bad in its place) or skip."
 ASKED = {
     "alignment": "Does the image show what the prompt asks for? good, bad or skip; of two sets of "
-    "images: which shows it better? left, right or tie.",
+    f"images: which shows it better? {CHOICES}",
     "fidelity": "How natural and free of faults is the image? good, bad or skip; of two sets of "
-    "images: which is better? left, right or tie.",
+    f"images: which is better? {CHOICES}",
 }
 
 

@@ -33,7 +33,7 @@ class PickAPic(ExportFormat):
     columns: ClassVar[Mapping[str, str]] = {
         "caption": "the prompt",
         "jpg_0, jpg_1": "the images' files, 0 as shown left",
-        "label_0, label_1": "1 preferred, 0 not, 0.5 and 0.5 a tie",
+        "label_0, label_1": "1 preferred, 0 not, 0.5 and 0.5 any tie (both good and both bad too)",
         "best_image_uid": "id of the preferred image, or tie",
         "are_different": "whether the two files differ",
         "has_label": "always true",

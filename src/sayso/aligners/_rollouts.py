@@ -1,0 +1,150 @@
+"""Images drawn by the policy between its updates, their rewards, and what these say of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sayso.aligners._batch import Batch
+from sayso.aligners._work import Work, stratified
+from sayso.base.errors import UserError
+from sayso.base.types import Sampler
+from sayso.families import Cond, Noise, move, take
+
+
+def group_advantages(
+    rewards: Float[Tensor, " n"], group_size: int, longest: float
+) -> Float[Tensor, " n"]:
+    """How much better each image is than the others of its prompt, in standard deviations of all.
+
+    The mean is of the group, so that prompts that are easy for all do not count; the standard
+    deviation is of all groups, for that of a group whose images are nearly alike would blow
+    differences up that mean nothing. A group whose images are all alike says nothing.
+
+    Args:
+        rewards: of groups of images of one prompt each, one group after the other.
+        group_size: images of a group.
+        longest: advantages are cut at ± this.
+    """
+    groups = rewards.reshape(-1, group_size)
+    centred = (groups - groups.mean(1, keepdim=True)).flatten()
+    return (centred / rewards.std().clamp(min=1e-6)).clamp(-longest, longest)
+
+
+class Drawn(NamedTuple):
+    """n images in groups, the same in every process, on the CPU.
+
+    `way` has the latents at each of `times`, m of them; `log_prob[k]` is that of the step from
+    `way[k]`. `prompt` says which row of `cond` an image was drawn for; `uncond` has one row.
+    """
+
+    way: Float[Tensor, "m n c h w"]
+    times: Float[Tensor, " m"]
+    log_prob: Float[Tensor, "k n"]
+    reward: Float[Tensor, " n"]
+    prompt: Int[Tensor, " n"]
+    cond: Cond
+    uncond: Cond
+
+
+def draw_groups(
+    work: Work, step: int, images: int, group_size: int, sampler: Sampler, form: Noise
+) -> Drawn:
+    """Draw groups of images of randomly chosen prompts, and reward them.
+
+    Each process draws its share; all get all. Prompts and seeds come from the step's generator.
+
+    Raises: UserError: if a reward is not finite.
+    """
+    generator = work.generator(step, "rollout")
+    chosen = stratified(torch.ones(len(work.prompts)), images // group_size, generator)
+    order = chosen[torch.randperm(len(chosen), generator=generator)]
+    seeds = torch.randint(2**31, (images,), generator=generator).tolist()
+    texts = [work.prompts[i] for i in order.tolist()]
+    prompt = torch.arange(len(texts)).repeat_interleave(group_size)
+    with torch.no_grad():
+        cond = work.policy.encode_prompts(texts)
+        uncond = work.policy.encode_prompts([sampler.negative_prompt])
+    mine = work.share(images)
+    made = [
+        _drawn(work, cond, uncond, prompt[rows], texts, seeds[rows], sampler, form)
+        for rows in _portions(mine, work.micro_batch)
+    ]
+    way, log_prob, reward = (
+        work.gather(torch.cat([part[i] for part in made]).contiguous()).cpu() for i in range(3)
+    )
+    conds = (move(part, torch.device("cpu")) for part in (cond, uncond))
+    times = work.policy.grid(sampler)
+    return Drawn(way.transpose(0, 1), times, log_prob.T, reward, prompt, *conds)
+
+
+def _portions(rows: slice, size: int) -> list[slice]:
+    return [slice(at, min(at + size, rows.stop)) for at in range(rows.start, rows.stop, size)]
+
+
+def _drawn(
+    work: Work, cond: Cond, uncond: Cond, prompt: Tensor, texts: Sequence[str],
+    seeds: Sequence[int], sampler: Sampler, form: Noise,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Way, log-probabilities and rewards of some images, a row each."""
+    policy = work.policy
+    rollout = policy.rollout(
+        take(cond, prompt.to(policy.device)), uncond, seeds, sampler, form=form
+    )
+    rewards = rewarded(work, rollout.latents, [texts[i] for i in prompt.tolist()])
+    return rollout.way.transpose(0, 1), rollout.log_prob.T, rewards
+
+
+@torch.no_grad()
+def rewarded(
+    work: Work, latents: Float[Tensor, "b c h w"], texts: Sequence[str]
+) -> Float[Tensor, " b"]:
+    """The reward of images as they would be stored, with 8 bits a channel.
+
+    Raises: UserError: if a reward is not finite.
+    """
+    if work.reward is None:
+        raise UserError("this aligner needs a reward in the loop; give --reward")
+    size, scores = work.policy.portion(work.sampler.image_size_px), []
+    for rows in _portions(slice(0, len(texts)), size):
+        images = work.policy.decode(latents[rows]).mul(255).round().div(255)
+        scores.append(work.reward.score(images, texts[rows]).float().to(latents.device))
+    found = torch.cat(scores)
+    if not found.isfinite().all():
+        raise UserError(
+            f"the reward of an image drawn for {texts[int(found.isfinite().int().argmin())]!r} is "
+            "not finite; look at the reward's weights, or try a lower --learning-rate"
+        )
+    return found
+
+
+def learned_steps(
+    images: int, available: int, per_image: int, generator: torch.Generator
+) -> Int[Tensor, "r 2"]:
+    """Rows (image, step of drawing) in random order, `per_image` different steps of each image."""
+    k = torch.rand(images, available, generator=generator).argsort(1)[:, :per_image].flatten()
+    image = torch.arange(images).repeat_interleave(per_image)
+    return torch.stack([image, k], dim=1)[torch.randperm(len(k), generator=generator)]
+
+
+def step_batch(
+    drawn: Drawn, image: Int[Tensor, " b"], k: Int[Tensor, " b"], sampler: Sampler
+) -> Batch:
+    """Rows of which each is the k-th step of drawing an image, under the sampler's guidance."""
+    uncond, tensors = None, dict[str, Tensor]()
+    if sampler.guidance_scale > 1:
+        uncond = take(drawn.uncond, torch.zeros_like(image))
+        tensors["guidance"] = torch.full((len(image),), sampler.guidance_scale)
+    return Batch.of(
+        take(drawn.cond, drawn.prompt[image]),
+        uncond,
+        noisy=drawn.way[k, image],
+        next=drawn.way[k + 1, image],
+        t=drawn.times[k],
+        s=drawn.times[k + 1],
+        log_prob=drawn.log_prob[k, image],
+        reward=drawn.reward[image],
+        **tensors,
+    )

@@ -1,0 +1,224 @@
+"""Work: all that an aligner works with."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sayso.aligners._batch import Batch
+from sayso.base.types import Sampler, digest
+from sayso.data.pairs import Pairs
+from sayso.data.rows import EMPTY, TrainingRows
+from sayso.families import Policy, mean_squared_error
+from sayso.rewards import Reward
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an aligner works with: models, reward, data, its place among the processes, the steps.
+
+    All chance of a step comes from `generator(step)`, which is the same in every process: draw for
+    all rows of the step and keep `share` of them. So a resumed run needs only the step, and one
+    process learns what several learn.
+
+    Args:
+        policy: the model being trained; `prediction` gives what it, the reference and older selves
+            predict.
+        data: the rows, see `TrainingRows`.
+        batch_size: rows of an update, over all processes, pre-training rows not counted.
+        max_steps: updates in all.
+        seed: of the training.
+        start_step: the first step to make, 0 at the beginning.
+        n_pretraining: pre-training rows of an update, over all processes.
+        pairs: preferences between images of `data`, for aligners that need "pairs".
+        prompts: texts to draw images for, for aligners that need "rollouts".
+        reward: for aligners that need it in the loop ("rollouts" or "gradient").
+        sampler: how the study draws images.
+        micro_batch: rows that are computed at once.
+        rank, world: this process and how many there are.
+        gather: joins a tensor of every process along the first dimension, in the order of ranks.
+    """
+
+    policy: Policy
+    data: TrainingRows
+    batch_size: int
+    max_steps: int
+    seed: int
+    start_step: int = 0
+    n_pretraining: int = 0
+    pairs: Pairs | None = None
+    prompts: Sequence[str] = ()
+    reward: Reward | None = None
+    sampler: Sampler = field(default_factory=Sampler)
+    micro_batch: int = 64
+    rank: int = 0
+    world: int = 1
+    gather: Callable[[Tensor], Tensor] = _alone
+
+    @property
+    def steps(self) -> range:
+        """The steps still to make: yield one batch for each."""
+        return range(self.start_step, self.max_steps)
+
+    def generator(self, step: int, purpose: str = "") -> torch.Generator:
+        """The CPU generator of a step; one of its own for each purpose."""
+        named = [self.seed, step, *([purpose] if purpose else [])]
+        return torch.Generator().manual_seed(int(digest(named), 16))
+
+    def share(self, n: int, unit: int = 1) -> slice:
+        """Which of n rows are this process's: units as even as can be, the first get one more."""
+        units, more = divmod(n // unit, self.world)
+        start = self.rank * units + min(self.rank, more)
+        return slice(start * unit, (start + units + (self.rank < more)) * unit)
+
+    def denoising_batch(
+        self,
+        indices: Int[Tensor, " b"],
+        generator: torch.Generator,
+        *,
+        prompt_dropout: float = 0.0,
+        unit: int = 1,
+        **columns: Tensor,
+    ) -> Batch:
+        """This process's share of the rows `indices`, with noise and t, and of pre-training rows.
+
+        t, noise and dropout are drawn for all rows of the step, once for each unit.
+
+        Args:
+            indices: rows of `data`, of all processes.
+            generator: gives pre-training rows, t, noise and dropout.
+            prompt_dropout: probability, in [0, 1], of the empty prompt in place of the row's own:
+                it keeps classifier-free guidance working.
+            unit: how many rows share t, noise and dropout and stay together.
+            columns: more tensors of b rows, of all processes.
+        """
+        natural = self._pretraining_indices(generator)
+        drawn = self._draw(len(indices) // unit + len(natural), generator, prompt_dropout)
+        t, noise, dropped = (x[: len(indices) // unit].repeat_interleave(unit, 0) for x in drawn)
+        mine = self.share(len(indices), unit)
+        rest = self._pretraining_share(len(indices), unit)
+        rows = self._rows(indices[mine], t[mine], noise[mine], dropped[mine])
+        own = {name: column[mine] for name, column in columns.items()}
+        if not len(natural):
+            return rows.plus(**own)
+        t, noise, dropped = (x[len(indices) // unit :][rest] for x in drawn)
+        return Batch({**rows.tensors, **own}, self._rows(natural[rest], t, noise, dropped))
+
+    def pretraining_batch(self, step: int, unit: int = 1) -> Batch | None:
+        """Pre-training rows for a batch that was made without; None if none are wanted."""
+        if not self.n_pretraining:
+            return None
+        generator = self.generator(step, "pretraining")
+        natural, rest = (
+            self._pretraining_indices(generator),
+            self._pretraining_share(self.batch_size, unit),
+        )
+        drawn = self._draw(len(natural), generator, 0.0)
+        t, noise, dropped = (x[rest] for x in drawn)
+        return self._rows(natural[rest], t, noise, dropped)
+
+    def _pretraining_indices(self, generator: torch.Generator) -> Tensor:
+        if not self.n_pretraining:
+            return torch.zeros(0, dtype=torch.long)
+        natural = self.data.pretraining
+        return natural[stratified(torch.ones(len(natural)), self.n_pretraining, generator)]
+
+    def _pretraining_share(self, n: int, unit: int) -> slice:
+        """Which pre-training rows are this process's: those that fill its share of all rows up."""
+        share = (n + self.n_pretraining) // self.world
+        own = self.share(n, unit)
+        start = self.rank * share - own.start
+        return slice(start, start + share - (own.stop - own.start))
+
+    def _draw(
+        self, b: int, generator: torch.Generator, dropout: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        t = self.policy.draw_t(b, generator)
+        noise = torch.randn((b, *self._latent_shape), generator=generator)
+        return t, noise, torch.rand(b, generator=generator) < dropout
+
+    @cached_property
+    def _latent_shape(self) -> torch.Size:
+        return self.data.latents[torch.tensor([0])].shape[1:]
+
+    def _rows(self, indices: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Batch:
+        text = torch.where(dropped, EMPTY, self.data.text[indices])
+        latents = self.data.latents[indices].float()
+        return Batch.of(self.data.cond(text), latents=latents, noise=noise, t=t)
+
+    # what models say of a batch
+
+    def prediction(self, batch: Batch, model: str = "policy") -> Float[Tensor, "b c h w"]:
+        """What a model predicts for the rows, computed once however often it is asked for.
+
+        Args:
+            model: "policy", "reference", or the name of an older self (`Policy.remember`); only the
+                policy's has a gradient.
+        """
+        if model not in batch.predicted:
+            with self._as(model):
+                predict_together(self.policy, [batch], model)
+        return batch.predicted[model]
+
+    def error(self, batch: Batch, model: str = "policy") -> Float[Tensor, " b"]:
+        """Mean squared error of a model's prediction for each row of `denoising_batch`, in fp32."""
+        target = self.policy.target(batch["latents"], batch["noise"], batch["t"])
+        return mean_squared_error(self.prediction(batch, model), target)
+
+    def _as(self, model: str) -> AbstractContextManager[None]:
+        if model == "policy":
+            return nullcontext()
+        return self.policy.reference() if model == "reference" else self.policy.old(model)
+
+
+def predict_together(policy: Policy, batches: Sequence[Batch], model: str = "policy") -> None:
+    """Predict for the rows of several batches in one pass; see `Batch.predicted`."""
+    inputs = [_inputs(policy, batch) for batch in batches]
+    noisy, t = (torch.cat([own[i] for own in inputs]) for i in (0, 1))
+    cond = {key: torch.cat([own[2][key] for own in inputs]) for key in inputs[0][2]}
+    rows = policy.predict(noisy, t, cond).split([len(own[1]) for own in inputs])
+    for batch, prediction in zip(batches, rows, strict=True):
+        if "guidance" in batch:
+            without, within = prediction.chunk(2)
+            scale = batch["guidance"].reshape(-1, *[1] * (within.ndim - 1))
+            prediction = policy.combine(within, without, scale)
+        batch.predicted[model] = prediction
+
+
+def _inputs(policy: Policy, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What the network is shown: with guidance every row twice, first with the negative prompt."""
+    t, cond = batch["t"], batch.cond
+    if "noisy" in batch:
+        noisy = batch["noisy"]
+    else:
+        noisy = policy.add_noise(batch["latents"], batch["noise"], t)
+    if "guidance" not in batch:
+        return noisy, t, cond
+    both = {key: torch.cat([batch.uncond[key], value]) for key, value in cond.items()}
+    return torch.cat([noisy, noisy]), t.repeat(2), both
+
+
+def stratified(
+    weights: Float[Tensor, " n"], count: int, generator: torch.Generator
+) -> Int[Tensor, " count"]:
+    """Draw `count` indices with probability in proportion to `weights`, one from each stratum.
+
+    The k-th comes from the k-th of `count` equal parts of the cumulated weights, so every index is
+    expected exactly count · weight / sum times, with less chance than independent draws.
+
+    Raises: ValueError: if the weights are negative, not finite or all 0.
+    """
+    if not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ValueError("weights must be finite, not negative and not all 0")
+    ends = weights.double().cumsum(0)
+    places = (torch.arange(count) + torch.rand(count, generator=generator).double()) / count
+    # the first whose end is beyond the place; one of weight 0 ends where the one before it does
+    return torch.searchsorted(ends, places * ends[-1], right=True)

@@ -1,0 +1,140 @@
+"""Policy gradient on the steps of drawing: DDPO, with advantages within groups of a prompt."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sayso.aligners import Aligner, Batch, Work
+from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps, step_batch
+from sayso.base.errors import UserError
+from sayso.base.types import Sampler
+from sayso.families import NOISES, VARIANCE_PRESERVING, Noise, log_prob
+
+
+def clipped_policy_loss(
+    ratio: Float[Tensor, " b"], advantage: Float[Tensor, " b"], clip_range: float
+) -> Float[Tensor, " b"]:
+    """The loss whose gradient makes steps of better images likelier, and stops at the clip.
+
+    L = max(−A·ρ, −A·clip(ρ, 1 − c, 1 + c)): a step that became likelier (or less likely) by more
+    than c, in the direction that its advantage asks for, has no gradient; in the other it has.
+
+    Args:
+        ratio: ρ, probability of the step under the policy over that when it was drawn.
+        advantage: A, above 0 for images better than the others of their prompt.
+        clip_range: c, > 0.
+    Source: Schulman et al. 2017, arXiv 1707.06347, Eq. 7; Black et al. 2023, arXiv 2305.13301.
+    """
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.maximum(-advantage * ratio, -advantage * clipped)
+
+
+@dataclass(frozen=True)
+class GroupPolicy(Aligner):
+    """Draw images, reward them, and make steps that led to the better ones of a prompt likelier.
+
+    Source: Black et al. 2023, arXiv 2305.13301 (DDPO); advantages in groups: arXiv 2505.05470.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "rollouts"})
+    defaults: ClassVar[dict[str, float]] = {"learning_rate": 1e-4}
+
+    images: int = 64
+    """Images of a rollout, over all processes, after which all of it is learned from."""
+    group_size: int = 8
+    """Images of one prompt, which are compared with each other."""
+    steps_per_image: int = 4
+    """Of the steps of drawing an image, how many are learned from; drawn anew for each image. The
+    last step has no noise and is never learned from."""
+    clip_range: float = 1e-4
+    """By how much a step may become likelier or less likely until the next rollout. It belongs to
+    the mean log-probability over all numbers of the latents."""
+    advantage_clip: float = 5.0
+    """Advantages beyond it are cut to it, in standard deviations."""
+    eta: float = 1.0
+    """Strength of the fresh noise of a step of drawing, above 0: without noise nothing is tried."""
+    noise: Noise = "ancestral"
+    """How much noise follows from eta: ancestral, that of DDPM and DDIM; cps; or flow_grpo or
+    dance as in these papers, for flow models only."""
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "group_size": 2,
+            "steps_per_image": 1,
+            "images": self.group_size,
+        }.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
+        for name in ("clip_range", "advantage_clip", "eta"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} {getattr(self, name)} must be above 0")
+        if self.noise not in NOISES:
+            raise UserError(f"noise {self.noise!r}; choose {', '.join(NOISES)}")
+        if self.images % self.group_size:
+            near = self.images // self.group_size * self.group_size
+            raise UserError(
+                f"images {self.images} is no multiple of group_size {self.group_size}; give "
+                f"--images {near} or {near + self.group_size}"
+            )
+
+    def period(self, batch_size: int) -> int:
+        rows = self.images * self.steps_per_image
+        if rows % batch_size:
+            fitting = [n for n in range(1, rows + 1) if rows % n == 0]
+            near = [max(n for n in fitting if n < batch_size or n == 1)]
+            near += [min((n for n in fitting if n > batch_size), default=rows)]
+            raise UserError(
+                f"a rollout has {rows} rows (images {self.images} × steps_per_image "
+                f"{self.steps_per_image}), which do not make whole batches of {batch_size}; use "
+                f"batches of {near[0]} or {near[1]}"
+            )
+        return rows // batch_size
+
+    def batches(self, work: Work) -> Iterator[Batch]:
+        period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
+        available = self._check(work, sampler)
+        for start in work.steps[::period]:
+            drawn = draw_groups(work, start, self.images, self.group_size, sampler, self.noise)
+            advantage = group_advantages(drawn.reward, self.group_size, self.advantage_clip)
+            rows = learned_steps(
+                self.images, available, self.steps_per_image, work.generator(start, "steps")
+            )
+            for at in range(min(period, work.max_steps - start)):
+                whole = rows[at * work.batch_size : (at + 1) * work.batch_size]
+                image, k = whole[work.share(work.batch_size)].unbind(1)
+                yield step_batch(drawn, image, k, sampler).plus(advantage=advantage[image])
+
+    def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        prediction, times = work.prediction(batch), (batch["t"], batch["s"])
+        step = work.policy.transition(batch["noisy"], prediction, *times, self.eta, self.noise)
+        ratio = (log_prob(batch["next"], *step) - batch["log_prob"]).exp()
+        loss = clipped_policy_loss(ratio, batch["advantage"], self.clip_range)
+        outside = ((ratio.detach() - 1).abs() > self.clip_range).float()
+        return loss.mean(), {
+            "reward": batch["reward"].mean(),
+            "ratio": ratio.detach().mean(),
+            "clipped": outside.mean(),
+        }
+
+    def _check(self, work: Work, sampler: Sampler) -> int:
+        """The steps of drawing that can be learned from. Raises: UserError: if they are too few."""
+        available = len(work.policy.grid(sampler)) - 2
+        if self.steps_per_image > available:
+            raise UserError(
+                f"steps_per_image {self.steps_per_image}: of the {available + 1} steps of drawing "
+                f"{available} have noise; give --steps-per-image {available} or fewer"
+            )
+        if self.noise not in VARIANCE_PRESERVING and work.policy.kind != "velocity":
+            raise UserError(
+                f"noise {self.noise} is for flow models, and {work.policy.name} is none; choose "
+                f"{' or '.join(VARIANCE_PRESERVING)}"
+            )
+        if self.images % work.world:
+            raise UserError(
+                f"images {self.images} are no multiple of {work.world} processes; change one"
+            )
+        return available

@@ -1,0 +1,108 @@
+"""Tensors in safetensors files, read by row when they are asked for: never all of them at once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sayso.base import files
+from sayso.base.progress import progress
+
+OPEN_AT_ONCE = 64
+"""Files that stay open, memory-mapped: opening one takes a third of a millisecond."""
+
+
+class OpenFiles:
+    """Safetensors files that were read last; their tensors are views of the mapped file."""
+
+    def __init__(self) -> None:
+        self._open: Callable[[Path], Any] = lru_cache(OPEN_AT_ONCE)(_opened)
+
+    def tensor(self, path: Path, name: str) -> Tensor:
+        """A tensor of the file; only the pages that are read of it come into memory.
+
+        Raises: FileNotFoundError, SafetensorError: if the file or the tensor is missing, or the
+            file is damaged.
+        """
+        return self._open(path).get_tensor(name)
+
+
+def _opened(path: Path) -> Any:
+    # the mapping lasts as long as the handle and what was read of it: nothing needs closing
+    return safe_open(path, framework="pt").__enter__()
+
+
+class Shards:
+    """Rows of several tensors of equal length, kept in files of `size` rows each.
+
+    `shards[rows]` has those rows of every tensor, by name.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, n: int) -> None:
+        self._paths, self._size, self._n = paths, size, n
+        self._files = OpenFiles()
+        with safe_open(paths[0], framework="pt") as first:
+            self._names = sorted(first.keys())
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, rows: Int[Tensor, " n"]) -> dict[str, Tensor]:
+        return {name: self._read(name, rows.numpy()) for name in self._names}
+
+    def _read(self, name: str, rows: np.ndarray) -> Tensor:
+        sample = self._files.tensor(self._paths[0], name)
+        found = torch.empty((len(rows), *sample.shape[1:]), dtype=sample.dtype)
+        shards, places = np.divmod(rows, self._size)
+        for shard in np.unique(shards):
+            here = shards == shard
+            stored = self._files.tensor(self._paths[shard], name)
+            found[torch.from_numpy(here)] = stored[torch.from_numpy(places[here])]
+        return found
+
+
+Maker = Callable[[int, int], Mapping[str, Tensor]]
+"""Computes the rows from the first number up to the second: name → tensor, on the CPU."""
+
+
+def make_shards(paths: Sequence[Path], size: int, n: int, make: Maker, doing: str) -> Shards:
+    """Shards of `n` rows; those that are there already, whole and finite, are not made again.
+
+    Each is written as soon as it is made, so that work that was stopped goes on where it was.
+
+    Args:
+        paths: one file for every `size` rows, named by all that decides what is in it.
+        size: rows of a file; the last may have fewer.
+        n: rows in all, ≥ 1.
+        make: computes what is missing.
+        doing: what that is, for the progress bar.
+    """
+    missing = [i for i, path in enumerate(paths) if not _is_whole(path)]
+    if missing:
+        with progress(doing, n, "rows", done=n - _rows(missing, size, n)) as advance:
+            for i in missing:
+                start, stop = i * size, min(n, (i + 1) * size)
+                content = {name: t.contiguous() for name, t in make(start, stop).items()}
+                files.write_bytes(paths[i], save(content))
+                advance(stop - start)
+    return Shards(paths, size, n)
+
+
+def _rows(shards: Sequence[int], size: int, n: int) -> int:
+    return sum(min(n, (i + 1) * size) - i * size for i in shards)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file can be used: what is damaged or not finite is made again."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            return all(shard.get_tensor(name).isfinite().all() for name in shard.keys())  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return False

@@ -1,0 +1,114 @@
+"""Older selves of a policy: the frozen reference, and copies that follow it at a distance."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class OlderSelves:
+    """What a policy was: `network` for a while replaced by the start, or by an earlier state."""
+
+    network: nn.Module
+    device: torch.device
+    _reference: tuple[nn.Module, torch.dtype | None] | None = None
+
+    @cached_property
+    def remembered(self) -> dict[str, dict[str, Tensor]]:
+        """The values that the trainable parameters had, by name of the older self."""
+        return {}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        network = _unwrapped(self.network)
+        return {n: p for n, p in network.named_parameters() if p.requires_grad}
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether low-rank adapters are being trained in place of the whole network."""
+        return bool(getattr(_unwrapped(self.network), "peft_config", None))
+
+    def keep_reference(self, dtype: torch.dtype | None = None) -> None:
+        """Let `reference()` be the network as it is now, in the mode (train, eval) that it is in.
+
+        With adapters nothing is kept: without them the network is the reference. Otherwise the
+        network is copied; its matrix products are kept in the number format in which autocast
+        computes them anyway, so that reference and policy start out equal to the last bit.
+
+        Args:
+            dtype: autocast's format during training, such as bf16; None = fp32 throughout.
+        """
+        if not self.has_adapters:
+            self._reference = _frozen_copy(_unwrapped(self.network), dtype), dtype
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """A block in which the policy predicts as the frozen reference, without gradients."""
+        trained = self.network
+        bare: Any = _unwrapped(trained)
+        if self.has_adapters:
+            self.network, dtype = bare, None
+            bare.disable_adapters()
+        elif self._reference is None:
+            raise RuntimeError("no reference is kept: call keep_reference() before training")
+        else:
+            self.network, dtype = self._reference
+        kind = self.device.type
+        try:
+            with torch.no_grad(), torch.autocast(kind, dtype, enabled=dtype is not None):
+                yield
+        finally:
+            self.network = trained
+            if self.has_adapters:
+                bare.enable_adapters()
+
+    def remember(self, name: str, decay: float = 0.0) -> None:
+        """Move the older self `name` towards the policy: decay · old + (1 − decay) · now.
+
+        The first call copies. Kept are the trainable parameters only; a decay of 0 makes the older
+        self the policy as it is now.
+        """
+        now = {key: value.detach() for key, value in self.trainable().items()}
+        if name not in self.remembered:
+            self.remembered[name] = {key: value.clone() for key, value in now.items()}
+            return
+        old = self.remembered[name]
+        torch._foreach_lerp_([old[key] for key in now], [*now.values()], 1 - decay)
+
+    @contextmanager
+    def old(self, name: str) -> Iterator[None]:
+        """A block in which the policy predicts as its older self `name`, without gradients."""
+        parameters, values = self.trainable(), self.remembered[name]
+        now = {key: parameter.data for key, parameter in parameters.items()}
+        trained, self.network = self.network, _unwrapped(self.network)
+        try:
+            for key, parameter in parameters.items():
+                parameter.data = values[key]
+            with torch.no_grad():
+                yield
+        finally:
+            self.network = trained
+            for key, parameter in parameters.items():
+                parameter.data = now[key]
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """The network itself, without the wrapper that adds up gradients over processes."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def _frozen_copy(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    frozen = copy.deepcopy(network).requires_grad_(False)
+    if dtype is not None:
+        for module in frozen.modules():
+            if isinstance(module, _MATRICES):
+                module.to(dtype)
+    return frozen
+
+
+_MATRICES = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers that autocast computes in the lower precision, weights and all."""

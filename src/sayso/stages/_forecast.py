@@ -1,0 +1,77 @@
+"""What a run of `align` will take of disk and memory, known before it is begun."""
+
+import torch
+from rich.filesize import decimal
+from torch import nn
+
+from sayso.data.conditions import LARGEST_TABLE_BYTES, Kept, row_bytes
+from sayso.data.pretraining_images import open_pretraining
+from sayso.families import Policy
+from sayso.families._loading import load_policy
+from sayso.stages._training_data import Samples
+from sayso.study.identity import model_folder
+from sayso.study.study import Study
+from sayso.training.checkpoint import KEPT
+from sayso.training.options import TrainOptions
+
+LATENT_BYTES = 2
+"""Latents are kept in fp16."""
+WEIGHT_BYTES = 4
+"""Trained weights, gradients, the optimiser's two moments and the average are fp32."""
+
+
+def forecast(
+    study: Study,
+    options: TrainOptions,
+    model: str,
+    lora_rank: int,
+    images: Samples,
+    pretraining_images: int,
+    kept: Kept,
+) -> dict[str, str]:
+    """Sizes on the disk and in memory, each with what it is of.
+
+    Args:
+        model, lora_rank: what is trained.
+        images: the samples.
+        pretraining_images: how many are asked for, at most.
+        kept: where conditions come from.
+    """
+    if model_folder(study.info.base_model, "pipeline") is None:
+        return {"disk and memory": f"not known until {study.info.base_model} is fetched"}
+    policy = load_policy(study, model, torch.device("cpu"))
+    if lora_rank:
+        policy.add_lora(lora_rank, 0)
+    n = open_pretraining(study).train_count(pretraining_images) if pretraining_images else 0
+    c, h, w = policy.latent_shape(images.samples[0].sampler.image_size_px)
+    image = c * h * w * LATENT_BYTES
+    trained = sum(p.numel() for p in policy.trainable().values()) * WEIGHT_BYTES
+    average = trained if options.ema_decay else 0
+    checkpoint = 3 * trained + average
+    return {
+        "disk, latents of the samples": decimal(len(images.samples) * image),
+        "disk, latents of pre-training images": f"{decimal(n * image)} of {n} images",
+        "disk, conditions": _conditions(policy, len({"", *images.texts}) + n, kept),
+        "disk, checkpoints at most": decimal((KEPT + 1) * checkpoint),
+        "memory, weights": decimal(_weights(policy)),
+        "memory, gradients": decimal(trained),
+        "memory, optimiser": decimal(2 * trained),
+        "memory, EMA": decimal(average),
+        "memory, writing a checkpoint": f"{decimal(checkpoint)} of the machine's",
+        "memory, activations": "beside these; they go with micro_batch_size",
+    }
+
+
+def _conditions(policy: Policy, texts: int, kept: Kept) -> str:
+    one = row_bytes(policy.encode_prompts([""]))
+    size = texts * one
+    if kept == "table" or (kept == "auto" and size <= LARGEST_TABLE_BYTES):
+        return f"{decimal(size)} at most, a table of {texts} texts"
+    return f"0, encoded in every step; a table of {texts} texts would take {decimal(size)}"
+
+
+def _weights(policy: Policy) -> int:
+    """Bytes of all that the policy holds on the device: network, text encoder, autoencoder."""
+    modules = {id(m): m for m in vars(policy).values() if isinstance(m, nn.Module)}
+    tensors = {id(p): p for module in modules.values() for p in module.parameters()}
+    return sum(p.nbytes for p in tensors.values())

@@ -1,0 +1,182 @@
+"""What `align` trains on, opened: latents and conditions are read later, row by row."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+
+from sayso.aligners import Aligner, Work
+from sayso.base.errors import UserError, quoted
+from sayso.base.files import JsonObject
+from sayso.base.progress import console
+from sayso.base.types import Sample
+from sayso.data.conditions import Conditions, Kept, open_conditions
+from sayso.data.latents import SampleLatents, encoded_pretraining
+from sayso.data.pairs import Pair, pair_rows, pairs_of
+from sayso.data.rows import TrainingRows, make_rows
+from sayso.families import Policy
+from sayso.rewards import load_reward
+from sayso.study.identity import base_identity
+from sayso.study.inputs import refuse_other_latents
+from sayso.study.study import Study
+from sayso.training.options import TrainOptions
+from sayso.votes.labels import LabelMethod
+
+CAPTIONS_AT_ONCE = 1024
+
+
+class Samples(NamedTuple):
+    """The model's images for "train" prompts, their texts, and what the votes on them come to."""
+
+    samples: list[Sample]
+    texts: list[str]
+    labels: list[float]
+
+
+def samples_of(study: Study, model: str, method: LabelMethod, *, simulated: bool) -> Samples:
+    """The images of the model for "train" prompts; a label is NaN where nobody rated the image.
+
+    Args:
+        model: its canonical name.
+        method: what several raters' votes of an image come to.
+        simulated: whose votes count.
+    Raises: UserError: if there are none, or they have no latents.
+    """
+    texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
+    samples = [s for s in study.samples(model) if s.prompt_id in texts]
+    if not samples:
+        raise UserError(
+            f"there are no images of {model!r} for train prompts; make some with: "
+            f"sayso generate {quoted(study.path)} --model {quoted(model)}"
+        )
+    imported = sum(not sample.latents for sample in samples)
+    if imported:
+        raise UserError(
+            f"{imported} images of {model!r} were imported and have no stored latents, which align "
+            "trains on; they can only train a reward: choose a --model whose images sayso generate "
+            "drew here"
+        )
+    ids = {s.id for s in samples}
+    known = study.feedback.soft_labels(simulated, method=method, among=ids)
+    labels = [known.get(s.id, float("nan")) for s in samples]
+    return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
+
+
+def open_rows(
+    study: Study,
+    policy: Policy,
+    images: Samples,
+    rewards: Sequence[float],
+    *,
+    pretraining_images: int,
+    conditions: Kept,
+    precision: AbstractContextManager[Any],
+) -> TrainingRows:
+    """The table of training rows.
+
+    Args:
+        images: the samples, whose latents `generate` stored.
+        rewards: of each; NaN if there is none.
+        pretraining_images: how many, at most; 0 = none.
+        conditions: where those come from.
+        precision: autocast context that pre-training images are encoded in.
+    Raises: UserError: if a prompt is too long, or pre-training images cannot be used.
+    """
+    policy.check_prompts(list(dict.fromkeys(images.texts)))
+    more = None
+    if pretraining_images:
+        # of one size with the samples, which may be another than the study's
+        size = images.samples[0].sampler.image_size_px
+        more = encoded_pretraining(study, policy, pretraining_images, precision, size)
+        _say_cut(policy, more[1])
+
+    def opened(policy: Policy, texts: Sequence[str]) -> Conditions:
+        folder, identity = study.cache / "conditions", base_identity(study)
+        return open_conditions(policy, texts, folder, identity, conditions)
+
+    if images.samples:
+        latents = SampleLatents(study, images.samples)
+    else:
+        latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size_px))
+    return make_rows(policy, (latents, images.texts), images.labels, rewards, more, opened)
+
+
+def refuse_changed_latents(
+    study: Study, run: str, rows: Sequence[JsonObject], samples: Sequence[Sample]
+) -> None:
+    """Raises: UserError: if a sample's latents are not those that the run began with.
+
+    Args:
+        run: its name.
+        rows: `images` of its inputs.
+        samples: the sample of each row.
+    """
+    refuse_other_latents(study, run, rows, samples, SampleLatents(study, samples).digests())
+
+
+def _say_cut(policy: Policy, captions: list[str]) -> None:
+    """Say how many captions of pre-training images are longer than the model reads."""
+    cut = 0
+    for i in range(0, len(captions), CAPTIONS_AT_ONCE):
+        part = captions[i : i + CAPTIONS_AT_ONCE]
+        try:
+            policy.check_prompts(part)
+        except UserError:
+            cut += sum(map(policy.is_cut, part))
+    if cut:
+        console.print(
+            f"{cut} of {len(captions)} captions of pre-training images are longer than the model "
+            "reads, and are cut"
+        )
+
+
+def pairs_among(study: Study, images: Samples, *, simulated: bool) -> list[Pair]:
+    """What the raters prefer among the images; see `pairs_of`."""
+    labels = {s.id: x for s, x in zip(images.samples, images.labels, strict=True)}
+    known = {name: label for name, label in labels.items() if not math.isnan(label)}
+    return pairs_of(study, images.samples, known, simulated)
+
+
+def work_of(
+    study: Study, options: TrainOptions, aligner: Aligner, policy: Policy, rows: TrainingRows,
+    inputs: JsonObject, *, reward: str, seed: int,
+) -> Work:  # fmt: skip
+    """What the aligner works with: of pairs, prompts and reward only what it needs.
+
+    Args:
+        inputs: what the run was begun with.
+        reward: its name.
+        seed: of the training.
+    """
+    needs = aligner.required()
+    ids, texts = ([row[key] for row in inputs["images"]] for key in ("id", "text"))
+    pairs = [Pair(*row) for row in inputs.get("pairs", [])]
+    in_loop = "reward" in needs and needs & {"rollouts", "gradient"}
+    return Work(
+        policy,
+        rows,
+        options.batch_size,
+        options.max_steps,
+        seed,
+        pairs=pair_rows(pairs, ids, texts) if "pairs" in needs else None,
+        prompts=tuple(inputs.get("prompts", ())),
+        reward=load_reward(study, reward, policy.device) if in_loop else None,
+        sampler=study.info.sampler,
+    )
+
+
+def facts(work: Work) -> dict[str, int]:
+    """What the training had to do with, for result.json."""
+    rows = work.data
+    label = rows.label[: rows.n_own]
+    pairs = {} if work.pairs is None else {"pairs": len(work.pairs)}
+    return {
+        "own_images": rows.n_own,
+        "rated_images": int(label.isfinite().sum()),
+        "good_images": int((label > 0.5).sum()),
+        "pretraining_images": len(rows.pretraining),
+        **pairs,
+        "trainable_weights": sum(p.numel() for p in work.policy.trainable().values()),
+    }

@@ -1,0 +1,70 @@
+"""Whether there is what an aligner needs, asked in the first second: before any model loads."""
+
+from collections.abc import Sequence
+
+from sayso.aligners import Aligner
+from sayso.base.errors import UserError, quoted
+from sayso.rewards import is_differentiable
+from sayso.study.study import Study
+from sayso.training.options import TrainOptions
+
+
+def check_options(options: TrainOptions, aligner: Aligner) -> None:
+    """Raises: UserError: if batches of this size cannot be cut as the aligner's rows allow."""
+    options.check_unit(aligner.unit, 1, type(aligner).__name__)
+    aligner.period(options.batch_size - options.n_pretraining(aligner.unit))
+
+
+def check_needs(
+    study: Study,
+    options: TrainOptions,
+    aligner: Aligner,
+    model: str,
+    reward: str,
+    labels: Sequence[float],
+    pairs: int,
+) -> None:
+    """Compare what the aligner and the loop need with what is there.
+
+    Args:
+        options: of the loop, with the aligner's defaults.
+        model, reward: their canonical names.
+        labels: of the samples, NaN where nobody rated.
+        pairs: how many preferences there are.
+    Raises: UserError: naming what is missing and how to come by it.
+    """
+    needs, name = aligner.required(), type(aligner).__name__
+    if "data" in needs:
+        _check_labels(study, model, name, labels)
+    if "pairs" in needs and not pairs:
+        raise UserError(
+            f"aligner {name} needs preferences, and no prompt has an image rated good beside one "
+            "rated bad, nor two that were compared; rate more images: sayso rate "
+            f"{quoted(study.path)}"
+        )
+    if "reward" in needs and reward.startswith("runs/"):
+        _ = study.find_run(reward).result
+    if "gradient" in needs and not is_differentiable(study, reward):
+        raise UserError(
+            f"aligner {name} needs the gradient of the reward, and {reward} has none; "
+            "choose another --reward, such as a run of fit"
+        )
+    if "rollouts" in needs and not study.prompts("train"):
+        raise UserError(f"aligner {name} draws images, and there are no train prompts to draw for")
+    if (options.uses_pretraining or "pretraining" in needs) and not study.info.pretraining:
+        raise UserError(
+            f"aligner {name} needs pre-training images and the study names none; give "
+            "--pretraining-weight 0, or make the study with --pretraining FOLDER"
+        )
+
+
+def _check_labels(study: Study, model: str, name: str, labels: Sequence[float]) -> None:
+    for word, count in {
+        "good": sum(label > 0.5 for label in labels),
+        "bad": sum(label < 0.5 for label in labels),
+    }.items():
+        if not count:
+            raise UserError(
+                f"aligner {name} needs ratings of both kinds, and no image of {model!r} is "
+                f"rated {word}; rate more images: sayso rate {quoted(study.path)}"
+            )
