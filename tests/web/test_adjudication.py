@@ -176,7 +176,7 @@ def test_the_page_is_blind_before_and_tells_the_votes_after(app: RatingApp):
     for secret in (BASE, "ann", "bob", "Rater 1"):
         assert secret not in told.replace("database", "")
     listed = eve.rater.http.get("/admin/disagreements").text
-    assert "12 items wait" in listed
+    assert "12 items for you to decide" in listed
     assert "Rater 1" not in listed
     item = items_of(pages["pages"][0])[0]
     eve.decide(item, "bad")

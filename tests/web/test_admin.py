@@ -160,7 +160,7 @@ def test_an_admin_excludes_a_rater_and_looks_at_the_votes(app: RatingApp):
     page = submit(boss, "/admin/raters", action="exclude", name="ann").text
     assert "excluded" in page
     assert app.table("select votes from tasks") == [(0,)]
-    assert "they are kept and do not count" in boss.http.get(
+    assert "they are kept, but do not count" in boss.http.get(
         "/admin/raters/votes?name=ann").text  # fmt: skip
     submit(boss, "/admin/raters", action="include", name="ann")
     assert app.table("select votes from tasks") == [(10,)]

@@ -241,7 +241,7 @@ def test_pairs_of_plain_prompts_wait_for_an_admin(
     assert checks_of(study) == []
     monkeypatch.setattr(serving, "_run", lambda *_: None)
     serving.serve(app.site, serving.Listening(port=free_port(), browser=False))
-    assert "an admin must look at the 8 proposed ones" in capsys.readouterr().err
+    assert "an admin must confirm the 8 proposed ones" in capsys.readouterr().err
     boss = app.client("boss")
     page = boss.http.get("/admin/checks").text
     assert "0 in use, 8 proposed, 0 struck" in page
@@ -387,7 +387,7 @@ def test_gold_files(tmp_path: Path):
     assert read_gold(path) == {"a": "good", "b": "bad"}
     for line in ({"sample_id": "a", "value": "skip"}, {"value": "good"}):
         path.write_text(json.dumps(line) + "\n")
-        with pytest.raises(UserError, match="line 1 is no gold answer"):
+        with pytest.raises(UserError, match="line 1 is not a gold item"):
             read_gold(path)
     with pytest.raises(UserError, match="missing"):
         read_gold(tmp_path / "none")

@@ -117,7 +117,7 @@ def test_a_long_prompt_is_whole_or_says_that_there_is_more(
             box = page.locator("#prompt").bounding_box()
             assert box is not None
             assert page.locator("#prompt").evaluate("p => getComputedStyle(p).overflowY") == "auto"
-            assert page.inner_text("#prompt-more") == "Less"
+            assert page.inner_text("#prompt-more") == "Show less"
     assert page.get_attribute("#prompt", "dir") == "auto"
     assert page.get_attribute("#prompt", "translate") == "no"
 

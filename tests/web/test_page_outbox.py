@@ -92,7 +92,7 @@ def test_a_refused_vote_is_kept_and_can_be_sent_again(start: Start) -> None:
     page.wait_for_selector("#refused-open:not([hidden])")
     page.reload()
     ready(page)
-    assert page.inner_text("#refused-open") == "1 answer refused"
+    assert page.inner_text("#refused-open") == "1 vote refused"
     page.click("#refused-open")
     assert "Already answered." in page.inner_text("#refused-list")
     with page.expect_download() as download:
@@ -100,7 +100,7 @@ def test_a_refused_vote_is_kept_and_can_be_sent_again(start: Start) -> None:
     kept = json.loads(download.value.path().read_text())
     assert kept[0]["vote"]["value"] == "good"
     watched.context.unroute("**/api/votes")
-    page.click("text=Send again")
+    page.click("text=Resend")
     page.wait_for_selector("#refused-open", state="hidden")
     saved(page)
     assert served.live() == expected
@@ -229,7 +229,7 @@ def test_a_task_closed_in_mid_session_keeps_what_is_rated(start: Start) -> None:
     assert [row["surplus"] for row in served.rows()] == [False, True, True, True]
     assert page.is_hidden("#refused-open")
     served.set_state("open")
-    page.click("text=Look again")
+    page.click("text=Check again")
     ready(page)
     rate(page, watched, ["good"], expected)
     saved(page)
@@ -277,7 +277,7 @@ def test_a_reload_without_a_connection_says_what_waits(browser: Browser, tmp_pat
         waits(page, 2)
         page.on("dialog", lambda dialog: dialog.accept())
         page.reload()
-        page.wait_for_selector("text=2 answers wait on this device.")
+        page.wait_for_selector("text=2 votes are waiting on this device.")
         assert page.evaluate(KEPT) == sorted(f"/{name}" for name in OFFLINE)
         page.set_viewport_size({"width": 320, "height": 640})
         assert violations(page) == []

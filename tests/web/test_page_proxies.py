@@ -129,7 +129,7 @@ def test_only_the_path_without_its_slash_is_redirected(tmp_path: Path) -> None:
     "path", ["sayso", "/say so", "//sayso", "/../x", "/sayso?x", "https://a.org/x", "/a//b", "/é"]
 )
 def test_what_is_no_path_is_refused(path: str) -> None:
-    with pytest.raises(UserError, match="is no path of a site; give one such as /sayso"):
+    with pytest.raises(UserError, match="is not a valid path; give one such as /sayso"):
         check_root_path(path)
 
 
@@ -138,7 +138,7 @@ def test_paths_that_begin_as_the_apps_own_are_refused(tmp_path: Path) -> None:
     paths = {str(route.path) for route in iter_route_contexts(app.asgi.routes)}
     own = {path.split("/")[1] for path in paths} - {""}
     for path in own:
-        with pytest.raises(UserError, match="begins as pages of the app do"):
+        with pytest.raises(UserError, match="clashes with a page of the app"):
             check_root_path(f"/{path}/x")
     assert own == OWN
     assert check_root_path("/sayso/") == "/sayso"
@@ -186,7 +186,7 @@ def test_a_rewritten_host_is_said_to_raters_and_once_in_the_log(
         page = watched(stack, browser).open(f"{url}/in/{served.app.links['ann']}")
         page.wait_for_selector("#message:not([hidden])")
         said = page.inner_text("#message")
-        assert "the proxy in between must hand on the Host header" in said
+        assert "the proxy in between must pass on the Host header" in said
         assert url in said
         assert "busy" not in said
         page.click("text=Try again")
