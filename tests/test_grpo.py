@@ -1,0 +1,161 @@
+"""grpo: advantages and loss by hand, rollouts between updates, resuming at their boundaries."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sayso.aligners import Batch, Work
+from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps
+from sayso.aligners.grpo import GroupPolicy, clipped_policy_loss
+from sayso.base.devices import make_accelerator
+from sayso.base.errors import UserError
+from sayso.study.run import Run, open_run
+from sayso.study.run_options import asked
+from sayso.testing import ToyPolicy, ToyReward, toy_work
+from sayso.training.loop import train
+from sayso.training.options import TrainOptions
+
+SMALL = GroupPolicy(images=8, group_size=4, steps_per_image=2)
+OPTIONS = TrainOptions(
+    max_steps=10, batch_size=4, warmup_steps=0, decay_fraction=0.0, checkpoint_every=2
+)
+"""A rollout is 16 rows: four updates."""
+
+
+def test_advantages_by_hand() -> None:
+    rewards = torch.tensor([1.0, 3.0, 5.0, 5.0, 100.0, 100.0])
+    found = group_advantages(rewards, 2, 5.0)
+    expected = torch.tensor([-1.0, 1.0, 0.0, 0.0, 0.0, 0.0]) / rewards.std()
+    torch.testing.assert_close(found, expected)
+    assert group_advantages(torch.ones(4), 2, 5.0).tolist() == [0.0] * 4
+    assert group_advantages(torch.tensor([0.0] * 99 + [1.0]), 100, 5.0).max() == 5
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (1.0, 2.0, -2.0, -2.0),
+        (1.3, 2.0, -2.4, 0.0),  # likelier than the clip, as asked: no more of it
+        (0.7, 2.0, -1.4, -2.0),  # the other way: it can come back
+        (1.3, -2.0, 2.6, 2.0),
+        (0.7, -2.0, 1.6, 0.0),
+    ],
+)
+def test_clipped_loss_by_hand(ratio: float, advantage: float, loss: float, slope: float) -> None:
+    rho = torch.tensor([ratio], requires_grad=True)
+    found = clipped_policy_loss(rho, torch.tensor([advantage]), 0.2)
+    found.sum().backward()
+    assert found.item() == pytest.approx(loss)
+    assert rho.grad is not None
+    assert rho.grad.item() == pytest.approx(slope)
+
+
+def test_each_image_gives_different_steps() -> None:
+    rows = learned_steps(20, 9, 4, torch.Generator().manual_seed(0))
+    assert rows.shape == (80, 2)
+    assert len({tuple(row) for row in rows.tolist()}) == 80
+    assert rows[:, 0].bincount().tolist() == [4] * 20
+    assert set(rows[:, 1].tolist()) == set(range(9))
+    assert rows[:, 0].diff().abs().max() > 1, "in random order"
+
+
+def test_a_group_is_of_one_prompt_with_rewards_of_its_images() -> None:
+    work = toy_work()
+    drawn = draw_groups(work, 3, 8, 4, work.sampler, "ancestral")
+    assert drawn.prompt.tolist() == [0] * 4 + [1] * 4
+    numbers = drawn.cond["number"][:, 0].tolist()
+    assert len(set(numbers)) == 2
+    assert set(numbers) <= {0.0, 1.0, 2.0}
+    images = work.policy.decode(drawn.way[-1]).mul(255).round() / 255
+    torch.testing.assert_close(drawn.reward, ToyReward().score(images, [""] * 8))
+    assert len({tuple(x.flatten().tolist()) for x in drawn.way[0]}) == 8, "eight start noises"
+
+
+class NoReward(ToyReward):
+    def score(self, images, prompts):
+        return torch.full((len(images),), math.nan)
+
+
+def test_a_reward_that_is_not_finite_stops() -> None:
+    work = toy_work(reward=NoReward())
+    with pytest.raises(UserError, match=r"reward of an image drawn for '\d' is not finite"):
+        next(iter(SMALL.batches(work)))
+
+
+def test_forms_for_flow_models_are_refused_for_others() -> None:
+    dance = dataclasses.replace(SMALL, noise="dance")
+    with pytest.raises(UserError, match="noise dance is for flow models"):
+        next(iter(dance.batches(toy_work())))
+    assert len(next(iter(dance.batches(toy_work(ToyPolicy(kind="velocity")))))) == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 12}, r"images 12 is no multiple of group_size 8; give --images 8 or 16"),
+        ({"group_size": 1}, "group_size 1 is too small"),
+        ({"eta": 0.0}, r"eta 0\.0 must be above 0"),
+        ({"clip_range": math.nan}, "clip_range nan"),
+    ],
+)
+def test_bad_options_name_themselves(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GroupPolicy(**options)
+
+
+def test_rows_that_make_no_whole_batches_are_refused() -> None:
+    assert SMALL.period(8) == 2
+    with pytest.raises(UserError, match=r"16 rows .* batches of 5; use batches of 4 or 8"):
+        SMALL.period(5)
+    too_many = dataclasses.replace(SMALL, steps_per_image=10)
+    with pytest.raises(UserError, match="of the 10 steps of drawing 9 have noise"):
+        next(iter(too_many.batches(toy_work())))
+
+
+def run_at(path: Path, aligner: GroupPolicy = SMALL) -> tuple[ToyPolicy, Run]:
+    policy, run = ToyPolicy(8), open_run(path, asked({}), 0)
+    run.finish(train(toy_work(policy), aligner, OPTIONS, run, make_accelerator("no")))
+    return policy, run
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopped(GroupPolicy):
+    at: int = 7
+
+    def loss(self, work: Work, batch: Batch):
+        if batch["reward"].sum() and int(work.policy.updates) == self.at:  # type: ignore[attr-defined]
+            raise Stop
+        work.policy.updates += 1  # type: ignore[attr-defined]
+        return super().loss(work, batch)
+
+
+def test_a_rollout_begins_after_the_updates_on_the_last(tmp_path: Path) -> None:
+    """The first update on a rollout finds every probability as it was when it was drawn."""
+    _, run = run_at(tmp_path / "r")
+    ratios = [row["ratio"] for row in run.history()]
+    assert ratios[::4] == pytest.approx([1.0] * 3, abs=1e-6)
+    assert all(abs(r - 1) > 1e-7 for i, r in enumerate(ratios) if i % 4)
+
+
+def test_resumed_between_rollouts_it_is_bit_identical(tmp_path: Path) -> None:
+    whole, run = run_at(tmp_path / "whole")
+    policy, cut = ToyPolicy(8), open_run(tmp_path / "cut", asked({}), 0)
+    policy.updates = 0  # type: ignore[attr-defined]
+    stopped = Stopped(images=8, group_size=4, steps_per_image=2)
+    with pytest.raises(Stop):
+        train(toy_work(policy), stopped, OPTIONS, cut, make_accelerator("no"))
+    # asked for every second step, but in the middle of a rollout nothing can be resumed
+    assert [p.name for p in cut.checkpoint_folders()] == ["4"]
+    resumed, again = run_at(tmp_path / "cut")
+    ours, theirs = (load_file(r.weights / "toy.safetensors") for r in (again, run))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [row["loss"] for row in again.history()] == [row["loss"] for row in run.history()]
+    assert whole.network[0].weight.equal(resumed.network[0].weight)
