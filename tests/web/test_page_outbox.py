@@ -100,7 +100,7 @@ def test_a_refused_vote_is_kept_and_can_be_sent_again(start: Start) -> None:
     kept = json.loads(download.value.path().read_text())
     assert kept[0]["vote"]["value"] == "good"
     watched.context.unroute("**/api/votes")
-    page.click("text=Resend")
+    page.click('button:has-text("Resend")')
     page.wait_for_selector("#refused-open", state="hidden")
     saved(page)
     assert served.live() == expected
