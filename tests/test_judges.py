@@ -19,7 +19,7 @@ from sayso.judges import load_judge
 from sayso.judges.people import People
 from sayso.judges.reward import RewardJudge
 from sayso.reporting import words
-from sayso.reporting.material import Material
+from sayso.reporting.report_data import ReportData
 from sayso.stages.evaluate import EvaluateConfig, evaluate
 from sayso.study.study import Study
 
@@ -105,12 +105,12 @@ def test_a_changed_file_is_another_judge(study: Study, own: Path) -> None:
     config = replace(CONFIG, judge=str(own))
     first = evaluate(study, config)
     assert evaluate(study, config).result == first.result
-    assert Material(study).evaluate_run is not None
+    assert ReportData(study).evaluate_run is not None
     own.write_text(OWN.replace("mean(dim", "amax(dim"))
     with pytest.raises(UserError, match="earlier model, reward or judge"):
         evaluate(study, config)
-    assert Material(study).evaluate_run is None
-    assert str(own.resolve()) in Material(study).missing["evaluate"]
+    assert ReportData(study).evaluate_run is None
+    assert str(own.resolve()) in ReportData(study).missing["evaluate"]
     again = evaluate(study, replace(config, name=""))
     assert again.result["alignment"] != first.result["alignment"]
 
@@ -127,14 +127,14 @@ def test_an_evaluation_made_before_judges_had_identities_is_finished(study: Stud
     result |= {"identities": known, "judge": "ratings of people"}
     (run.path / "result.json").write_text(json.dumps(result))
     assert evaluate(study, config).name == run.name
-    assert Material(study).evaluate_run is not None
+    assert ReportData(study).evaluate_run is not None
 
 
 def test_the_report_names_the_judge(study: Study, own: Path) -> None:
     evaluate(study, replace(CONFIG, judge=str(own)))
-    assert "judged by Bright" in words.lead(Material(study))
+    assert "judged by Bright" in words.lead(ReportData(study))
     evaluate(study, replace(CONFIG, judge="tinyworld", name="world"))
-    lead, limits = words.lead(Material(study)), words.limits(Material(study))
+    lead, limits = words.lead(ReportData(study)), words.limits(ReportData(study))
     assert "read by the tiny world's judge" in lead
     assert any("wrong on a few in a hundred" in line for line in limits)
 

@@ -68,7 +68,7 @@ def test_a_decision_is_the_label_and_nobodys_rating(app: RatingApp):
     assert answer.status_code == 200
     assert answer.json()["progress"]["mine"] == answer.json()["progress"]["project"] == 1
     [(sample,)] = app.table("select sample_id from ratings where decision")
-    label = app.study.feedback.labels(simulated=False)[sample]
+    label = app.study.feedback.counts(simulated=False)[sample]
     assert (label.good, label.bad, label.decided, label.value) == (1, 1, "bad", "bad")
     assert counters(app) == before, "no place is filled in the task"
     app.site.task = another_task(app, overlap=3)

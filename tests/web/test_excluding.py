@@ -34,14 +34,14 @@ def test_places_open_again_and_votes_come_back(app: RatingApp):
     assert exclude(app, "ann")
     assert not exclude(app, "ann"), "once is enough"
     assert votes(app) == [(0, 12)]
-    assert app.study.feedback.labels(False) == {}
+    assert app.study.feedback.counts(False) == {}
     assert len(app.study.feedback.ratings(excluded=True)) == 12
     assert app.client("bob").work(most=5) == 5
     assert votes(app) == [(5, 12)]
     assert exclude(app, "ann", excluded=False)
     assert votes(app) == [(12, 12)], "what both judged has more than it asked for"
     assert app.client("bob").work() == 0
-    counted = app.study.feedback.labels(False).values()
+    counted = app.study.feedback.counts(False).values()
     assert sorted(label.good for label in counted) == [1] * 7 + [2] * 5
 
 

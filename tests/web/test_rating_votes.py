@@ -48,7 +48,7 @@ def test_everything_once_and_readable_as_feedback(app: RatingApp):
     assert shown["overlap_target"] == 1
     assert shown["surplus"] is False
     assert ratings[0].answered_at == app.clock.now
-    assert sum(label.good + label.bad for label in app.study.feedback.labels(False).values()) == 12
+    assert sum(label.good + label.bad for label in app.study.feedback.counts(False).values()) == 12
 
 
 def test_a_reply_means_that_another_connection_sees_the_vote(app: RatingApp):

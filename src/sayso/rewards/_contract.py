@@ -127,13 +127,13 @@ class ClipReward(Reward):
 class RatedSamples:
     """What a reward learns from: samples, their prompts and the share of good ratings of each.
 
-    `targets` are in [0, 1] (mean of the raters' good = 1, bad = 0; skips do not count). Where
+    `labels` are in [0, 1] (mean of the raters' good = 1, bad = 0; skips do not count). Where
     `heldout` is true the row must not be learned from; a prompt's rows are all on one side.
     """
 
     samples: list[Sample]
     prompts: list[Prompt]
-    targets: list[float]
+    labels: list[float]
     heldout: list[bool]
 
 
