@@ -423,7 +423,7 @@ def test_a_server_started_alone_asks_for_sign_in_once_there_are_raters(tmp_path:
 
 def test_the_only_admin_cannot_be_switched_off(app: RatingApp):
     with app.site.write() as db:
-        with pytest.raises(UserError, match="boss is the only admin; add another one"):
+        with pytest.raises(UserError, match="boss is the only admin; add another admin"):
             people.set_active(db, "boss", False)
         people.add(db, "second", "admin")
         people.set_active(db, "boss", False)
