@@ -35,9 +35,6 @@ MOST_LINES_OF_A_FUNCTION = 50
 FROZEN = "feedback/migrations/versions/"
 """Tables as they were, which nobody edits any more."""
 
-STILL_LONG = ("stages/align.py",)
-"""What is above the bounds and waits for its change; nothing may join."""
-
 Graph = Mapping[str, set[str]]
 
 
@@ -209,7 +206,7 @@ def test_files_are_short() -> None:
         if path.suffix in suffixes
     }
     long = {path: n for path, n in lines.items() if n > MOST_LINES_OF_A_FILE}
-    assert long.keys() <= set(STILL_LONG), long
+    assert long == {}
 
 
 def functions() -> Iterator[tuple[str, int]]:
@@ -227,7 +224,7 @@ def test_functions_are_short() -> None:
         for name, n in functions()
         if n > MOST_LINES_OF_A_FUNCTION and not name.startswith(frozen)
     }
-    assert {name.removeprefix("sayso.") for name in long} <= set(STILL_LONG), long
+    assert long == {}
 
 
 # the plug-ins

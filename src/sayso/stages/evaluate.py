@@ -79,6 +79,7 @@ def evaluate(study: Study, config: EvaluateConfig, judge: Judge | None = None) -
         the judge does not understand the prompts.
     """
     config = canonical_config(study, config)
+    judge = judge and judge.canonical(study)
     gathered = _gather(study, config, judge)
     name, started = _own_name(study, config, gathered), time.perf_counter()
     # before the run is opened: what a reward or CLIP refuses must leave no run behind
@@ -143,7 +144,7 @@ def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Gathe
         raise UserError(f"--model {config.model} is not a tuned model; give a run of align")
     study.find_run(config.model)
     judge_name = _judge_name(study, config, prompts.values())
-    judge = judge or load_judge(judge_name)()
+    judge = judge or load_judge(judge_name)().canonical(study)
     _refuse_unknown_prompts(judge_name, judge, prompts.values())
     generations = Generations(study)
     generations.now(config.model)
