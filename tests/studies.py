@@ -28,7 +28,7 @@ def random_study(folder: Path, pretraining: str = "tinyworld") -> Study:
 
 
 def rated_study(folder: Path, good_every: int = 2) -> Study:
-    """Twelve images of train prompts; every `good_every`-th is marked good, the others bad."""
+    """Twelve images of train prompts; every `good_every`-th is rated good, the others bad."""
     study = random_study(folder)
     generate(study, GenerateConfig(per_prompt=4, batch_size=8))
     study.feedback.add_ratings([

@@ -23,7 +23,7 @@ TRUE_SHARES = {BASE: 0.35, BEST: 0.6, ALIGNED: 0.65}
 
 
 @dataclass
-class Marks:
+class Truth:
     """The invented truth of every sample, in place of the judge's."""
 
     true: dict[str, bool]
@@ -31,7 +31,7 @@ class Marks:
 
 def make_study(
     path: Path, train: int = 8, test: int = 16, per_prompt: int = 4
-) -> tuple[Study, Marks]:
+) -> tuple[Study, Truth]:
     """A study with images of all models for its prompts, and the truth of each image."""
     info = StudyInfo(name=path.name, seed=7, sampler=SAMPLER)
     study = Study.create(path, info)
@@ -39,15 +39,15 @@ def make_study(
         load_grammar("tinyworld"), train=train, seen=test - test // 2, unseen=test // 2
     )
     study.write_prompts(make_prompts(load_grammar("tinyworld"), sizes, seed=7))
-    marks = Marks({})
-    add_images(study, marks, BASE, study.prompts("train"), per_prompt)
+    truth = Truth({})
+    add_images(study, truth, BASE, study.prompts("train"), per_prompt)
     for model in (BASE, BEST, ALIGNED):
-        add_images(study, marks, model, study.prompts("test"), per_prompt)
-    return study, marks
+        add_images(study, truth, model, study.prompts("test"), per_prompt)
+    return study, truth
 
 
 def add_images(
-    study: Study, marks: Marks, model: str, prompts: Sequence[Prompt], n: int,
+    study: Study, truth: Truth, model: str, prompts: Sequence[Prompt], n: int,
     identity: str = "", sampler: Sampler = SAMPLER,
 ) -> None:  # fmt: skip
     """Draw what the prompt says, or with the model's share of errors something else."""
@@ -58,7 +58,7 @@ def add_images(
             sample = sample_id(prompt.id, model, seed, sampler, identity)
             rng = np.random.default_rng(int(sample, 16))
             true = bool(rng.random() < TRUE_SHARES.get(model, 0.6))
-            marks.true[sample] = true
+            truth.true[sample] = true
             samples.append(Sample(
                 sample, prompt.id, model, seed, sampler, study.image_path(sample),
                 study.latents_path(digest([model, len(prompts)])), identity,
@@ -82,13 +82,13 @@ def _scene(prompt: Prompt, true: bool, rng: np.random.Generator) -> Scene:
     return Scene(other, scene.colour, scene.count % 5 + 1, scene.background)
 
 
-def add_ratings(study: Study, marks: Marks, simulated: bool = True, which: str = "train") -> None:
+def add_ratings(study: Study, truth: Truth, simulated: bool = True, which: str = "train") -> None:
     """One rating an image by one of two raters, right nine times in ten."""
     wanted = {p.id for p in study.prompts(which)}
     votes = []
     for i, sample in enumerate(s for s in study.samples() if s.prompt_id in wanted):
         rng = np.random.default_rng(int(sample.id, 16) + 1)
-        good = marks.true[sample.id] == (rng.random() < 0.9)
+        good = truth.true[sample.id] == (rng.random() < 0.9)
         value = "skip" if rng.random() < 0.05 else "good" if good else "bad"
         rater = f"simulated-{i % 2}" if simulated else f"person-{i % 2}"
         votes.append(Rating(
@@ -98,14 +98,14 @@ def add_ratings(study: Study, marks: Marks, simulated: bool = True, which: str =
     study.feedback.add_ratings(votes)
 
 
-def add_comparisons(study: Study, marks: Marks, raters: int = 9) -> None:
+def add_comparisons(study: Study, truth: Truth, raters: int = 9) -> None:
     """Votes on the three pairs of models: the side with more true images wins, mostly."""
     votes = []
     for left, right in ((BASE, ALIGNED), (BASE, BEST), (BEST, ALIGNED)):
         for prompt in study.prompts("test"):
             sides = [tuple(s.id for s in study_samples(study, m, prompt)) for m in (left, right)]
             for question in ("alignment", "fidelity"):
-                votes += _votes(marks, prompt, (left, right), sides, question, raters)
+                votes += _votes(truth, prompt, (left, right), sides, question, raters)
     study.feedback.add_comparisons(votes)
 
 
@@ -123,11 +123,11 @@ def _cache(study: Study) -> dict[str, list[Sample]]:
 
 
 def _votes(
-    marks: Marks, prompt: Prompt, models: tuple[str, str], sides: list[tuple[str, ...]],
+    truth: Truth, prompt: Prompt, models: tuple[str, str], sides: list[tuple[str, ...]],
     question: str, raters: int,
 ) -> list[Comparison]:  # fmt: skip
     votes = []
-    scores = [sum(marks.true[i] for i in side) for side in sides]
+    scores = [sum(truth.true[i] for i in side) for side in sides]
     for r in range(raters):
         rng = np.random.default_rng(int(digest([prompt.id, models, question, r]), 16))
         lead = (scores[1] - scores[0]) * (question == "alignment") + rng.normal(0, 1)

@@ -16,7 +16,7 @@ from sayso.base import bootstrap
 from sayso.base.bootstrap import Clusters
 from sayso.votes import agreement
 from sayso.votes.agreement import Votes, collect, fleiss_kappa, krippendorff_alpha, measure
-from sayso.votes.ballots import Ballot
+from sayso.votes.item_votes import ItemVote
 
 CLASSES = ("good", "bad", "skip")
 
@@ -87,7 +87,7 @@ def test_nothing_can_be_said_of_single_or_equal_votes(votes: list[list[int]]) ->
     assert math.isnan(fleiss_kappa(counted(votes, 2)))
 
 
-def test_alpha_looks_low_on_skewed_answers() -> None:
+def test_alpha_looks_low_on_skewed_votes() -> None:
     """The same share of pairs alike, 90 %: half good and half bad, or nearly all good."""
     even = [[0, 0]] * 45 + [[1, 1]] * 45 + [[0, 1]] * 10
     skewed = [[0, 0]] * 90 + [[0, 1]] * 10
@@ -136,7 +136,9 @@ def test_answers_at_random_agree_no_more_than_by_chance() -> None:
 # votes as arrays
 
 
-def ballots(n_items: int = 24, raters: int = 6, overlap: int = 3, seed: int = 0) -> list[Ballot]:
+def item_votes(
+    n_items: int = 24, raters: int = 6, overlap: int = 3, seed: int = 0
+) -> list[ItemVote]:
     rng = np.random.default_rng(seed)
     found = []
     for i in range(n_items):
@@ -144,7 +146,7 @@ def ballots(n_items: int = 24, raters: int = 6, overlap: int = 3, seed: int = 0)
         for r in rng.choice(raters, overlap, replace=False):
             value = "good" if (rng.random() < 0.85) == true else "bad"
             value = "skip" if rng.random() < 0.1 else value
-            found.append(Ballot(f"i{i:03}", f"p{i // 4}", f"r{r}", value))
+            found.append(ItemVote(f"i{i:03}", f"p{i // 4}", f"r{r}", value))
     return found
 
 
@@ -153,25 +155,25 @@ def everything(votes: Votes) -> dict[str, ndarray]:
 
 
 def test_the_order_of_votes_does_not_matter() -> None:
-    rows = ballots()
+    rows = item_votes()
     first, second = collect(rows, CLASSES), collect(rows[::-1], CLASSES)
     assert first.items == second.items
     assert np.array_equal(first.rater, second.rater)
-    a = measure(first, everything(first), judging=2, resamples=50, seed=1)
-    assert a == measure(second, everything(second), judging=2, resamples=50, seed=1)
+    a = measure(first, everything(first), n_unskipped=2, resamples=50, seed=1)
+    assert a == measure(second, everything(second), n_unskipped=2, resamples=50, seed=1)
 
 
 def test_two_votes_of_a_rater_on_an_item_are_refused() -> None:
     with pytest.raises(ValueError, match="two votes on one item"):
-        collect([*ballots(), ballots()[0]], CLASSES)
+        collect([*item_votes(), item_votes()[0]], CLASSES)
     with pytest.raises(ValueError, match="two prompts"):
-        collect([Ballot("i", "p", "a", "good"), Ballot("i", "q", "b", "good")], CLASSES)
+        collect([ItemVote("i", "p", "a", "good"), ItemVote("i", "q", "b", "good")], CLASSES)
 
 
 def test_skips_count_in_the_rates_alone() -> None:
-    rows = ballots()
+    rows = item_votes()
     votes = collect(rows, CLASSES)
-    found = measure(votes, everything(votes), judging=2, resamples=0, seed=0)["all"]
+    found = measure(votes, everything(votes), n_unskipped=2, resamples=0, seed=0)["all"]
     judged = votes.without("skip")
     assert judged.classes == ("good", "bad")
     assert judged.items == votes.items
@@ -184,10 +186,10 @@ def test_skips_count_in_the_rates_alone() -> None:
 
 
 def test_groups_are_measured_on_their_own_items() -> None:
-    votes = collect(ballots(), CLASSES)
+    votes = collect(item_votes(), CLASSES)
     mask = np.arange(len(votes.items)) % 3 == 0
     groups = {**everything(votes), "third": mask}
-    found = measure(votes, groups, judging=2, resamples=20, seed=0)
+    found = measure(votes, groups, n_unskipped=2, resamples=20, seed=0)
     assert found["third"].items == 8
     counts = votes.without("skip").counts()[mask]
     assert found["third"].alpha.value == pytest.approx(krippendorff_alpha(counts))
@@ -199,11 +201,11 @@ def test_measured_agreement_and_rates_by_hand() -> None:
     said = {"a": "gg", "b": "ggb", "c": "gb", "d": "bs", "e": "s"}
     names = {"g": "good", "b": "bad", "s": "skip"}
     rows = [
-        Ballot(i, f"p{i}", f"r{k}", names[v]) for i, vs in said.items() for k, v in enumerate(vs)
+        ItemVote(i, f"p{i}", f"r{k}", names[v]) for i, vs in said.items() for k, v in enumerate(vs)
     ]
     votes = collect(rows, CLASSES)
     groups = {**everything(votes), "last": np.array([False, False, True, True, True])}
-    found = measure(votes, groups, judging=2, resamples=0, seed=0)
+    found = measure(votes, groups, n_unskipped=2, resamples=0, seed=0)
     assert found["all"].agreement.value == pytest.approx((1 + 1 / 3 + 0) / 3)
     assert found["last"].agreement.value == 0
     rates = {name: [r.value for r in group.rates.values()] for name, group in found.items()}
@@ -214,7 +216,7 @@ def test_measured_agreement_and_rates_by_hand() -> None:
 
 
 def test_votes_without_an_answer_that_is_not_the_last() -> None:
-    votes = collect([Ballot("i", "p", f"r{k}", v) for k, v in enumerate("bacb")], tuple("abc"))
+    votes = collect([ItemVote("i", "p", f"r{k}", v) for k, v in enumerate("bacb")], tuple("abc"))
     assert votes.value.tolist() == [1, 0, 2, 1]
     rest = votes.without("a")
     assert (rest.classes, rest.value.tolist()) == (("b", "c"), [0, 1, 0])
@@ -229,7 +231,7 @@ def test_no_votes_are_arrays_too() -> None:
 
 
 def test_two_votes_are_refused_whatever_their_times() -> None:
-    vote = Ballot("i", "p", "a", "good")
+    vote = ItemVote("i", "p", "a", "good")
     with pytest.raises(ValueError, match="two votes on one item"):
         collect([vote, vote._replace(seconds=1.0)], CLASSES)
 
@@ -254,33 +256,33 @@ def test_raters_are_drawn_anew() -> None:
     P(k ≤ 1) = 0.007 and P(k ≤ 2) = 0.058, so 2.5 % of the resamples lie below 2/5.
     """
     rows = [
-        Ballot(f"i{i}", f"p{i}", f"r{r}", "good" if r else "bad")
+        ItemVote(f"i{i}", f"p{i}", f"r{r}", "good" if r else "bad")
         for i in range(10)
         for r in range(5)
     ]
     votes = collect(rows, CLASSES)
-    found = measure(votes, everything(votes), judging=2, resamples=999, seed=0)["all"]
+    found = measure(votes, everything(votes), n_unskipped=2, resamples=999, seed=0)["all"]
     good = found.rates["good"]
     assert (good.value, good.low, good.high) == pytest.approx((0.8, 0.4, 1.0))
 
 
 def test_who_disagrees_with_everyone_does_so_when_drawn_twice() -> None:
     """Three raters who never agree: no resample has a pair alike."""
-    rows = [Ballot(f"i{i}", f"p{i}", f"r{r}", c) for i in range(9) for r, c in enumerate("abc")]
+    rows = [ItemVote(f"i{i}", f"p{i}", f"r{r}", c) for i in range(9) for r, c in enumerate("abc")]
     votes = collect(rows, tuple("abc"))
-    found = measure(votes, everything(votes), judging=3, resamples=99, seed=0)["all"]
+    found = measure(votes, everything(votes), n_unskipped=3, resamples=99, seed=0)["all"]
     assert (found.agreement.value, found.agreement.low, found.agreement.high) == (0, 0, 0)
 
 
 def test_a_rater_drawn_twice_does_not_agree_with_itself() -> None:
     """Weights of 2 or 1/2 on raters and prompts leave every statistic where it is."""
-    votes = collect(ballots(60), CLASSES)
+    votes = collect(item_votes(60), CLASSES)
     sums = votes.counts().T
     once, ones = np.ones(len(votes.items)), np.ones((len(votes.items), 1))
-    plain = agreement._numbers(sums, sums, once, ones, judging=2)
-    double = agreement._numbers(2 * sums, 4 * sums, 3 * once, ones, judging=2)
+    plain = agreement._numbers(sums, sums, once, ones, n_unskipped=2)
+    double = agreement._numbers(2 * sums, 4 * sums, 3 * once, ones, n_unskipped=2)
     assert np.allclose(np.vstack(plain), np.vstack(double))
-    half = agreement._numbers(sums / 2, sums / 4, once, ones, judging=2)
+    half = agreement._numbers(sums / 2, sums / 4, once, ones, n_unskipped=2)
     assert np.allclose(np.vstack(plain), np.vstack(half))
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,84 @@ def test_a_checkpoint_of_another_network_is_one_line(
     (folder / "state.json").write_text(json.dumps({**state, "sha256": {}}))
     with pytest.raises(UserError, match="is of another network"):
         run_toy(path)
+
+
+SHARDED = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from sayso.study.run import Run
+from sayso.training.checkpoint import Contents, Saver, load_latest
+
+
+def contents(seed):
+    torch.manual_seed(seed)
+    network = nn.Linear(6, 5)
+    average = {n: p.detach().clone() for n, p in network.named_parameters()}
+    if dist.is_initialized():
+        fully_shard(network)
+    named = dict(network.named_parameters())
+    return network, Contents(named, torch.optim.AdamW(named.values(), 0.1), {"average": average})
+
+
+def whole(parts):
+    whole = {f"{p}/{n}": t.full_tensor() if isinstance(t, DTensor) else t
+             for p, tensors in parts.items() for n, t in tensors.items()}
+    return {name: tensor.detach().clone() for name, tensor in whole.items()}
+
+
+run = Run(Path(sys.argv[1]))
+if sys.argv[2] == "write":
+    dist.init_process_group("gloo")
+    network, made = contents(0)
+    with Saver(run) as saver:
+        for step in (1, 2, 3):
+            network(torch.ones(2, 6)).sum().backward()
+            made.optimizer.step()
+            saver.save({"step": step}, made)
+            # what is written is what was there, whatever is trained meanwhile
+            kept = whole(made.parts())
+            network(torch.ones(2, 6)).sum().backward()
+            made.optimizer.step()
+    assert not list(run.checkpoints.glob(".*")), "nothing temporary stays"
+    _, again = contents(1)
+    assert load_latest(run, again)["step"] == 3
+    found = whole(again.parts())
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    if dist.get_rank() == 0:
+        torch.save(kept, run.path / "kept.pt")
+    dist.destroy_process_group()
+else:
+    _, again = contents(2)
+    assert load_latest(run, again)["step"] == 3
+    kept, found = torch.load(run.path / "kept.pt"), whole(again.parts())
+    assert kept.keys() == found.keys()
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+"""
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_written_by_two_processes_and_read_by_any_number(
+    tmp_path: Path,
+) -> None:
+    script, run = tmp_path / "sharded.py", tmp_path / "run"
+    script.write_text(SHARDED)
+    run.mkdir()
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for launcher, what in ((two, "write"), ((), "read")):
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script), str(run), what],
+            capture_output=True, text=True, check=False, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "3"]
+    shards = [p.name for p in (run / "checkpoints/3/weights").iterdir()]
+    assert len(shards) == 2
+    files = {p.suffix for p in (run / "checkpoints").rglob("*") if p.is_file()}
+    assert files == {".safetensors", ".json"}

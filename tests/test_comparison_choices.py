@@ -15,7 +15,7 @@ from sayso.stages.rate import RateConfig, rate
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
 from sayso.votes.balance import balance
-from sayso.votes.ballots import of_comparisons
+from sayso.votes.item_votes import of_comparisons
 from sayso.votes.rater_report import comparison_sections
 from sayso.votes.side_by_side import side_by_side
 from sayso.votes.standings import standings

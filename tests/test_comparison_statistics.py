@@ -1,4 +1,4 @@
-"""Comparisons by hand and by loops: ballots, shares, strengths, sides, and how each is drawn."""
+"""Comparisons by hand and by loops: votes, shares, strengths, sides, and how each is drawn."""
 
 import math
 import warnings
@@ -14,13 +14,13 @@ from scipy import stats
 
 from sayso.base.bootstrap import Clusters, draws, percentiles
 from sayso.base.types import Comparison, Rating
-from sayso.votes import ballots as of
+from sayso.votes import item_votes as of
 from sayso.votes import side_by_side as shares
 from sayso.votes import standings as strengths
 from sayso.votes.agreement import collect
 from sayso.votes.balance import _covers, balance
-from sayso.votes.ballots import SIDES, Ballot, Pair
 from sayso.votes.bradley_terry import PRIOR_SD, davidson
+from sayso.votes.item_votes import SIDES, ItemVote, Pair
 
 BASE, BEST, TUNED = "base", "base@best-of-4", "runs/align"
 
@@ -47,7 +47,7 @@ def random_votes(seed: int, prompts: int, raters: int, models: Sequence[str]) ->
     return found
 
 
-# ballots
+# votes on items
 
 
 def test_tuned_models_come_before_selections_before_the_base() -> None:
@@ -70,7 +70,7 @@ def test_verdict_speaks_of_the_tuned_model_first(
     assert of.verdict(made) == expected
 
 
-def test_ballots_of_pairs_are_in_order() -> None:
+def test_votes_on_pairs_are_in_order() -> None:
     pairs = [(BEST, BASE), (TUNED, BASE), (TUNED, BEST), ("runs/b", BASE)]
     made = [vote("p", "r", b, a, "left") for a, b in pairs]
     made += [replace(v, id=f"{v.id}f", question="fidelity") for v in made[:2]]
@@ -84,7 +84,7 @@ def test_ballots_of_pairs_are_in_order() -> None:
     assert all(len(found) == 1 for found in of.of_comparisons(made).values())
 
 
-def mark(value: str = "good", **shown: object) -> Rating:
+def a_rating(value: str = "good", **shown: object) -> Rating:
     return Rating("m", "a", "r", "alignment", value, False, 5.0, 7.5, "", shown)  # type: ignore[arg-type]
 
 
@@ -94,15 +94,15 @@ def mark(value: str = "good", **shown: object) -> Rating:
      ({"attention": "good"}, None, True), ({"attention": "bad"}, None, False),
      ({"gold": "bad", "struck": True}, None, None)],
 )  # fmt: skip
-def test_a_ballot_tells_how_a_check_went(
+def test_an_item_vote_tells_how_a_check_went(
     shown: dict[str, object], gold: bool | None, attention: bool | None
 ) -> None:
-    [found] = of.of_ratings([mark(**shown)], {"a": "p"})
-    assert found == Ballot("a", "p", "r", "good", 2.5, gold, attention)
+    [found] = of.of_ratings([a_rating(**shown)], {"a": "p"})
+    assert found == ItemVote("a", "p", "r", "good", 2.5, gold, attention)
 
 
-def test_votes_that_are_neither_ballot_nor_check_are_left_out() -> None:
-    decision, struck = mark(adjudication=True), mark(attention="good", struck=True)
+def test_votes_that_are_neither_counted_nor_a_check_are_left_out() -> None:
+    decision, struck = a_rating(adjudication=True), a_rating(attention="good", struck=True)
     assert of.of_ratings([decision, struck], {"a": "p"}) == []
     votes = [vote("p", "r", TUNED, BASE, "left", shown=v.shown) for v in (decision, struck)]
     votes += [vote("p", "s", TUNED, BASE, "skip")]
@@ -114,8 +114,13 @@ def test_votes_that_are_neither_ballot_nor_check_are_left_out() -> None:
 
 
 def test_the_time_of_a_vote() -> None:
-    timed = [mark(latency_ms=1500), mark(latency_ms=250.0), mark(latency_ms="?"), mark()]
-    timed += [replace(mark(), shown_at=7.5), replace(mark(), shown_at=8.0)]
+    timed = [
+        a_rating(latency_ms=1500),
+        a_rating(latency_ms=250.0),
+        a_rating(latency_ms="?"),
+        a_rating(),
+    ]
+    timed += [replace(a_rating(), shown_at=7.5), replace(a_rating(), shown_at=8.0)]
     found = of.of_ratings(timed, {"a": "p"})
     assert [b.seconds for b in found] == [1.5, 0.25, 2.5, 2.5, None, None]
 
@@ -146,8 +151,8 @@ def test_weighted_shares_by_hand() -> None:
         assert np.isnan(shares._shares(counts, np.array([0.0, 0, 0, 1]))).all()
 
 
-def slow_shares(votes: list[Ballot], raters: dict[str, float], prompts: dict[str, float]):
-    """The six numbers, ballot by ballot."""
+def slow_shares(votes: list[ItemVote], raters: dict[str, float], prompts: dict[str, float]):
+    """The six numbers, vote by vote."""
     table = {p: dict.fromkeys(SIDES, 0.0) for p in prompts}
     for b in votes:
         table[b.prompt][b.value] += raters[b.rater]
@@ -168,10 +173,10 @@ def slow_shares(votes: list[Ballot], raters: dict[str, float], prompts: dict[str
     )
 
 
-def test_intervals_over_raters_and_prompts_ballot_by_ballot() -> None:
+def test_intervals_over_raters_and_prompts_vote_by_vote() -> None:
     votes = random_votes(0, 7, 4, (TUNED, BASE))
-    [ballots] = of.of_comparisons(votes).values()
-    arrays = collect(ballots, SIDES)
+    [item_votes] = of.of_comparisons(votes).values()
+    arrays = collect(item_votes, SIDES)
     found = shares.two_way(arrays, seed=3, resamples=40)
     assert (found["over"], found["resamples"]) == ("raters and prompts", 40)
 
@@ -179,11 +184,11 @@ def test_intervals_over_raters_and_prompts_ballot_by_ballot() -> None:
         return dict(zip(names, weights.tolist(), strict=True))
 
     drawn = [
-        slow_shares(ballots, named(arrays.raters, r), named(arrays.prompts, p))
+        slow_shares(item_votes, named(arrays.raters, r), named(arrays.prompts, p))
         for r, p in draws(arrays.clusters, 40, 3)
     ]
     once = slow_shares(
-        ballots, dict.fromkeys(arrays.raters, 1.0), dict.fromkeys(arrays.prompts, 1.0)
+        item_votes, dict.fromkeys(arrays.raters, 1.0), dict.fromkeys(arrays.prompts, 1.0)
     )
     for name, value in once.items():
         margin = 1.96 * np.std([row[name] for row in drawn])
@@ -196,8 +201,8 @@ def test_intervals_over_raters_and_prompts_ballot_by_ballot() -> None:
 def test_wins_less_losses_end_at_minus_one() -> None:
     """One prompt of five won: −0.6, with a deviation of 0.8 / √5 = 0.36 over prompts."""
     said = zip("abcde", ("left", *["right"] * 4), strict=True)
-    [ballots] = of.of_comparisons([vote(p, "r", TUNED, BASE, v) for p, v in said]).values()
-    net = shares.two_way(collect(ballots, SIDES), seed=0, resamples=99)["net"]
+    [item_votes] = of.of_comparisons([vote(p, "r", TUNED, BASE, v) for p, v in said]).values()
+    net = shares.two_way(collect(item_votes, SIDES), seed=0, resamples=99)["net"]
     assert net["value"] == pytest.approx(-0.6)
     assert net["low"] == -1
     assert net["high"] == pytest.approx(-0.6 + 1.96 * 0.36, abs=0.1)
@@ -216,8 +221,8 @@ def test_a_row_of_wins_and_losses_by_hand() -> None:
     assert row["threshold"] == 2 / 3
     assert [row[k]["value"] for k in ("win", "tie", "lose", "undecided")] == [1 / 3] * 3 + [0]
     assert row["net"] == 0
-    [ballots] = of.of_comparisons(votes[:6]).values()
-    assert row["intervals"] == shares.two_way(collect(ballots, SIDES), seed=5)
+    [item_votes] = of.of_comparisons(votes[:6]).values()
+    assert row["intervals"] == shares.two_way(collect(item_votes, SIDES), seed=5)
     assert row["intervals"]["resamples"] == 999
     [same] = shares.side_by_side(votes, [TUNED, BASE], "abc")
     [first] = shares.side_by_side(votes, [TUNED, BASE], "abc", seed=0)

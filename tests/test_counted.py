@@ -11,19 +11,19 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import insert, select
-from voted_images import BASE, TUNED, comparison, images_of, mark, voted_study
+from voted_images import BASE, TUNED, a_rating, comparison, images_of, voted_study
 
 from sayso.base.types import Comparison, Rating
 from sayso.feedback import vote_tables, work_tables
 from sayso.feedback.store import vote_row
 from sayso.feedback.vote_queries import counting
 from sayso.judges.people import People
-from sayso.reporting.material import Material
 from sayso.reporting.page import render
+from sayso.reporting.report_data import ReportData
 from sayso.reporting.summary import summarise
+from sayso.stages._training_data import samples_of
 from sayso.stages.agreement import agreement
-from sayso.stages.align import AlignConfig, _marks
-from sayso.stages.evaluate import _compared, _Material
+from sayso.stages.evaluate import _compared, _Gathered
 from sayso.stages.export import ExportConfig, export
 from sayso.stages.fit import FitConfig, collect
 from sayso.study.generations import Generations
@@ -64,7 +64,7 @@ NONE = {"attention", "struck attention", "excluded", "taken back", "simulated"}
 """Kinds that count in no statistic and for no label."""
 OWN = {"ordinary", "skip", "surplus", "gold", "struck gold", "superseded"}
 """A rater's own word: a superseded vote counts through the one that took its place."""
-MARKS = OWN - {"skip"}
+LABELS = OWN - {"skip"}
 
 
 def make(kind: str, make_vote: Callable[..., Any], value: str) -> list[Any]:
@@ -99,28 +99,28 @@ def test_every_trait_speaks_in_some_purpose_and_no_vote_counts_twice_over():
     assert named == set(Standing.__slots__)
     for flags in itertools.product((False, True), repeat=len(Standing.__slots__)):
         vote = Standing(*flags)
-        assert not (counts(vote, "ballot") and counts(vote, "decision"))
+        assert not (counts(vote, "vote") and counts(vote, "decision"))
         if counts(vote, "label") or counts(vote, "place"):
-            assert counts(vote, "ballot")
-        if counts(vote, "ballot"):
-            assert counts(vote, "answer")
+            assert counts(vote, "vote")
+        if counts(vote, "vote"):
+            assert counts(vote, "opinion")
         if vote.superseded:
             assert not any(counts(vote, purpose) for purpose in RULES)
 
 
 TABLE: dict[Purpose, set[str]] = {
-    "label": MARKS | {"simulated"},
+    "label": LABELS | {"simulated"},
     "decision": {"decision"},
-    "ballot": OWN | {"simulated"},
+    "vote": OWN | {"simulated"},
     "check": {"gold", "attention"},
-    "answer": OWN | {"simulated", "excluded"},
+    "opinion": OWN | {"simulated", "excluded"},
     "place": (OWN - {"surplus", "gold"}) | {"simulated"},
     "work": OWN | {"simulated", "excluded", "attention", "struck attention"},
 }
 
 
 def standing_of_kind(kind: str) -> Standing:
-    [vote, *newer] = make(kind, lambda **more: mark("x", "zed", **more), "good")
+    [vote, *newer] = make(kind, lambda **more: a_rating("x", "zed", **more), "good")
     gone = kind == "taken back"
     return standing(newer[-1] if newer else vote, superseded=gone, excluded=kind == "excluded")
 
@@ -131,12 +131,12 @@ def test_the_table(purpose: Purpose):
 
 
 def test_why_a_vote_is_left_out():
-    assert why_not(Standing(excluded=True, attention=True), "ballot") == "excluded"
+    assert why_not(Standing(excluded=True, attention=True), "vote") == "excluded"
     assert why_not(Standing(), "check") == "ordinary"
     votes = [Standing(), Standing(decision=True), Standing(excluded=True), Standing(excluded=True)]
-    assert left_out(votes, "ballot") == {"decision": 1, "excluded": 2}
-    assert in_words(left_out(votes, "ballot")) == (
-        "1 reviewers' decisions, which are labels, 2 of raters whom an admin has excluded"
+    assert left_out(votes, "vote") == {"decision": 1, "excluded": 2}
+    assert in_words(left_out(votes, "vote")) == (
+        "1 reviewers' decisions, which set labels, 2 of raters whom an admin has excluded"
     )
     assert in_words({}) == ""
     assert standing_of({}, "good") == Standing()
@@ -178,7 +178,7 @@ def study_with(folder: Path, kind: str | None) -> Study:
     study = voted_study(folder / "study")
     image, (left, right) = images_of(study, "p0")[2], comparison_sets(study)
     if kind:
-        rating = make(kind, lambda **more: mark(image, "zed", **more), "good")
+        rating = make(kind, lambda **more: a_rating(image, "zed", **more), "good")
         value = KINDS[kind].get("value", "left").replace("skip", "tie")
         sides = make(
             kind,
@@ -251,38 +251,36 @@ def side_by_side(case: Case, part: str) -> object:
     samples = {role: case.study.samples(model) for role, model in models.items()}
     generations = Generations(case.study)
     judged = ("people", People())
-    material = _Material(models, samples, {}, prompts, generations, {}, *judged)
-    found = _compared(case.study, material)[part]
+    data = _Gathered(models, samples, {}, prompts, generations, {}, *judged)
+    found = _compared(case.study, data)[part]
     return [r for r in found if not r["simulated"]]
 
 
 READERS: dict[str, tuple[Callable[[Case], object], set[str]]] = {
-    "labels": (lambda c: c.study.feedback.labels(False), OWN | {"decision"}),
-    "share": (lambda c: c.study.feedback.soft_labels(False), MARKS | {"decision"}),
+    "labels": (lambda c: c.study.feedback.counts(False), OWN | {"decision"}),
+    "share": (lambda c: c.study.feedback.soft_labels(False), LABELS | {"decision"}),
     "dawid-skene": (
         lambda c: c.study.feedback.soft_labels(False, method="dawid-skene"),
-        MARKS | {"decision"},
+        LABELS | {"decision"},
     ),
     "label table": (lambda c: c.study.feedback.label_table(False), OWN | {"decision"}),
     "preferences": (
         lambda c: c.study.feedback.preferences(c.study.samples(), False),
-        MARKS | {"decision"},
+        LABELS | {"decision"},
     ),
-    "fit": (lambda c: collect(c.study, FitConfig(raters="people")).targets, MARKS | {"decision"}),
+    "fit": (lambda c: collect(c.study, FitConfig(raters="people")).labels, LABELS | {"decision"}),
     "align": (
-        lambda c: _marks(
-            c.study, c.study.samples(BASE), AlignConfig(labels="share", raters="people")
-        ),
-        MARKS | {"decision"},
+        lambda c: samples_of(c.study, BASE, "share", simulated=False).labels,
+        LABELS | {"decision"},
     ),
-    "evaluate by people": (judged_by_people, MARKS | {"decision"}),
+    "evaluate by people": (judged_by_people, LABELS | {"decision"}),
     "agreement": (lambda c: section(c).groups["all"].rates, OWN),
     "rater table": (lambda c: [r.votes for r in section(c).raters], OWN),
     "rater table's checks": (checks, OWN | {"gold"}),
-    "report": (lambda c: ratings_of(Material(c.study).feedback), OWN),
-    "summary": (lambda c: ratings_of(summarise(Material(c.study))["feedback"]), OWN),
+    "report": (lambda c: ratings_of(ReportData(c.study).feedback), OWN),
+    "summary": (lambda c: ratings_of(summarise(ReportData(c.study))["feedback"]), OWN),
     "export's labels": (lambda c: exported(c, "sayso"), OWN | {"decision"}),
-    "export for KTO": (lambda c: exported(c, "kto"), MARKS | {"decision"}),
+    "export for KTO": (lambda c: exported(c, "kto"), LABELS | {"decision"}),
     "comparisons' agreement": (lambda c: sections_of_sides(c), OWN),
     "side by side": (lambda c: side_by_side(c, "comparisons"), OWN),
     "standings": (lambda c: side_by_side(c, "bradley_terry"), OWN),
@@ -327,9 +325,9 @@ def test_a_decision_alone_is_a_label_everywhere(tmp_path: Path):
     """All raters of an image may be excluded after a reviewer has decided on it."""
     study = voted_study(tmp_path / "study")
     image = images_of(study, "p2")[2]
-    decision = mark(image, "eve", "bad", shown={"adjudication": True})
+    decision = a_rating(image, "eve", "bad", shown={"adjudication": True})
     study.feedback.add_ratings([decision])
-    assert study.feedback.labels(False)[image].value == "bad"
+    assert study.feedback.counts(False)[image].value == "bad"
     assert study.feedback.soft_labels(False)[image] == 0.0
     [row] = [r for r in study.feedback.label_table(False) if r.sample_id == image]
     assert (row.n_good, row.n_bad, row.p_good) == (0, 0, 0.0)
@@ -337,16 +335,16 @@ def test_a_decision_alone_is_a_label_everywhere(tmp_path: Path):
     [row] = [r for r in exported(case, "sayso") if r["sample_id"] == image]
     assert (row["n_good"], row["n_bad"], row["decided"], row["p_good"]) == (0, 0, "bad", 0.0)
     data = collect(study, FitConfig(raters="people"))
-    assert dict(zip([s.id for s in data.samples], data.targets, strict=True))[image] == 0.0
+    assert dict(zip([s.id for s in data.samples], data.labels, strict=True))[image] == 0.0
 
 
 def test_agreement_says_what_was_left_out(tmp_path: Path):
     study = study_with(tmp_path, "excluded")
     run = agreement(study, replace_config())
     assert run.result["left_out"] == {"attention": 1, "excluded": 2}
-    assert summarise(Material(study))["feedback"]["left_out"] == {"attention": 1, "excluded": 2}
+    assert summarise(ReportData(study))["feedback"]["left_out"] == {"attention": 1, "excluded": 2}
     assert "2 of raters whom an admin has excluded" in render(
-        Material(study), summarise(Material(study)), 4
+        ReportData(study), summarise(ReportData(study)), 4
     )
 
 

@@ -8,7 +8,7 @@ from numpy import ndarray
 from scipy import stats
 
 from sayso.base.types import Prompt, Rating
-from sayso.votes.agreement import Ballot, Votes, collect
+from sayso.votes.agreement import ItemVote, Votes, collect
 from sayso.votes.dawid_skene import RIGHT, WRONG, DawidSkene, dawid_skene
 from sayso.votes.rater_report import label_quality, rating_section
 from sayso.votes.rater_table import rater_table
@@ -19,14 +19,14 @@ CARELESS = 7
 
 def crowd(
     seed: int, *, items: int = 1200, raters: int = 20, overlap: int = 3, careless: int | None = None
-) -> tuple[list[Ballot], dict[str, bool]]:
+) -> tuple[list[ItemVote], dict[str, bool]]:
     """Raters who err on 3–8 %, each in its own way, skip 6 %, and perhaps one who does not look.
 
     Returns: the votes and the hidden truth of each item.
     """
     rng = np.random.default_rng(seed)
     false_good, false_bad = rng.uniform(0.03, 0.08, (2, raters))
-    ballots, truth = [], {}
+    item_votes, truth = [], {}
     for i in range(items):
         name, true = f"i{i:04}", bool(rng.random() < 0.45)
         truth[name] = true
@@ -35,12 +35,12 @@ def crowd(
             good = bool(rng.random() < 0.5) if r == careless else true != wrong
             skips = rng.random() < 0.06
             value = "skip" if skips and r != careless else "good" if good else "bad"
-            ballots.append(Ballot(name, f"p{i // 8}", f"r{r:02}", value))
-    return ballots, truth
+            item_votes.append(ItemVote(name, f"p{i // 8}", f"r{r:02}", value))
+    return item_votes, truth
 
 
-def fitted(ballots: list[Ballot]):
-    judged = collect(ballots, (*CLASSES, "skip")).without("skip")
+def fitted(item_votes: list[ItemVote]):
+    judged = collect(item_votes, (*CLASSES, "skip")).without("skip")
     return judged, dawid_skene(judged)
 
 
@@ -55,7 +55,7 @@ def majority(votes: Votes) -> ndarray:
 def test_three_careful_raters_by_hand() -> None:
     """One EM step from the start on one item, good twice and bad once, by the formulas."""
     values = {"a": "good", "b": "good", "c": "bad"}
-    votes = collect([Ballot("i", "p", rater, v) for rater, v in values.items()], CLASSES)
+    votes = collect([ItemVote("i", "p", rater, v) for rater, v in values.items()], CLASSES)
     model = dawid_skene(votes, max_iterations=1)
     start = (2 + 1 / 2) / 4
     shares = np.array([start + 1, 1 - start + 1]) / 3
@@ -76,12 +76,12 @@ def test_rates_of_error_are_recovered(seed: int) -> None:
     right = [(0.95, 0.9), (0.7, 0.95), (0.8, 0.7), (0.9, 0.8), (0.5, 0.5)]
     tables = np.array([[[good, 1 - good], [1 - bad, bad]] for good, bad in right])
     truth = rng.integers(2, size=3000)
-    ballots = [
-        Ballot(f"i{i:04}", "p", f"r{r}", CLASSES[int(rng.random() > tables[r, t, 0])])
+    item_votes = [
+        ItemVote(f"i{i:04}", "p", f"r{r}", CLASSES[int(rng.random() > tables[r, t, 0])])
         for i, t in enumerate(truth)
         for r in range(5)
     ]
-    model = dawid_skene(collect(ballots, CLASSES))
+    model = dawid_skene(collect(item_votes, CLASSES))
     assert np.abs(model.confusion - tables).max() < 0.05
     skill, deviation = model.skill()
     assert skill == pytest.approx(tables[:, 0, 0] + tables[:, 1, 1] - 1, abs=0.06)
@@ -89,9 +89,9 @@ def test_rates_of_error_are_recovered(seed: int) -> None:
 
 
 def test_a_rater_of_few_votes_stays_near_the_prior() -> None:
-    ballots, _ = crowd(0, items=200)
-    newcomer = Ballot("i0000", "p0", "zz", ballots[0].value)
-    _, model = fitted([*ballots, newcomer])
+    item_votes, _ = crowd(0, items=200)
+    newcomer = ItemVote("i0000", "p0", "zz", item_votes[0].value)
+    _, model = fitted([*item_votes, newcomer])
     assert model.confusion[-1].max() < (RIGHT + 1) / (RIGHT + WRONG + 1) + 1e-9
     assert model.confusion[-1].diagonal().min() > RIGHT / (RIGHT + WRONG + 1) - 1e-9
 
@@ -100,10 +100,10 @@ def test_twenty_raters_one_careless() -> None:
     """The careless one is found and nobody else; the labels beat the majority's on the truth."""
     gains = []
     for seed in range(4):
-        ballots, truth = crowd(seed, careless=CARELESS)
-        judged, model = fitted(ballots)
-        votes = collect(ballots, (*CLASSES, "skip"))
-        rows = rater_table(ballots, votes, judged, model)
+        item_votes, truth = crowd(seed, careless=CARELESS)
+        judged, model = fitted(item_votes)
+        votes = collect(item_votes, (*CLASSES, "skip"))
+        rows = rater_table(item_votes, votes, judged, model)
         assert [row.rater for row in rows if row.careless] == [f"r{CARELESS:02}"]
         assert rows[CARELESS].careless == ("guesses",)
         assert abs(rows[CARELESS].kappa) < 0.2 < min(r.kappa for r in rows if not r.careless)
@@ -122,17 +122,17 @@ def test_twenty_raters_one_careless() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_nobody_is_called_careless_among_careful_raters(seed: int) -> None:
-    ballots, _ = crowd(100 + seed, items=300)
-    judged, model = fitted(ballots)
-    rows = rater_table(ballots, collect(ballots, (*CLASSES, "skip")), judged, model)
+    item_votes, _ = crowd(100 + seed, items=300)
+    judged, model = fitted(item_votes)
+    rows = rater_table(item_votes, collect(item_votes, (*CLASSES, "skip")), judged, model)
     assert [row.rater for row in rows if row.careless] == []
 
 
 def test_who_always_answers_the_same_guesses_too() -> None:
-    ballots, _ = crowd(3, careless=CARELESS)
-    ballots = [b._replace(value="good") if b.rater == "r07" else b for b in ballots]
-    judged, model = fitted(ballots)
-    rows = rater_table(ballots, collect(ballots, CLASSES), judged, model)
+    item_votes, _ = crowd(3, careless=CARELESS)
+    item_votes = [b._replace(value="good") if b.rater == "r07" else b for b in item_votes]
+    judged, model = fitted(item_votes)
+    rows = rater_table(item_votes, collect(item_votes, CLASSES), judged, model)
     assert [r.rater for r in rows if r.careless] == ["r07"]
     assert rows[7].kappa == pytest.approx(0, abs=1e-9)
     assert rows[7].confusion["bad"]["good"] > 0.9
@@ -144,18 +144,18 @@ def test_who_always_answers_the_same_guesses_too() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
 def test_it_converges_and_its_objective_never_falls(seed: int) -> None:
-    """Random answers of any number of classes, raters and items, nothing to learn from them."""
+    """Random votes of any number of classes, raters and items, nothing to learn from them."""
     rng = np.random.default_rng(seed)
     classes = tuple("abcd"[: rng.integers(2, 5)])
     raters, items = int(rng.integers(1, 9)), int(rng.integers(1, 40))
-    ballots = [
-        Ballot(f"i{i}", "p", f"r{r}", str(rng.choice(classes)))
+    item_votes = [
+        ItemVote(f"i{i}", "p", f"r{r}", str(rng.choice(classes)))
         for i in range(items)
         for r in range(raters)
         if rng.random() < 0.7
     ]
-    votes = collect(ballots, classes)
-    if not ballots:
+    votes = collect(item_votes, classes)
+    if not item_votes:
         return
     model = dawid_skene(votes)
     assert model.converged
@@ -169,26 +169,26 @@ def test_it_converges_and_its_objective_never_falls(seed: int) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_raters_and_classes_may_be_renamed(seed: int) -> None:
-    ballots, _ = crowd(seed, items=60, raters=6)
+    item_votes, _ = crowd(seed, items=60, raters=6)
     names = {f"r{r:02}": f"x{5 - r}" for r in range(6)}
     other = {"good": "bad", "bad": "good", "skip": "skip"}
-    _, model = fitted(ballots)
-    _, renamed = fitted([b._replace(rater=names[b.rater]) for b in ballots])
+    _, model = fitted(item_votes)
+    _, renamed = fitted([b._replace(rater=names[b.rater]) for b in item_votes])
     assert renamed.probabilities == pytest.approx(model.probabilities, abs=1e-6)
     assert renamed.confusion == pytest.approx(model.confusion[::-1], abs=1e-5)
-    _, swapped = fitted([b._replace(value=other[b.value]) for b in ballots])
+    _, swapped = fitted([b._replace(value=other[b.value]) for b in item_votes])
     assert swapped.probabilities == pytest.approx(model.probabilities[:, ::-1], abs=1e-6)
 
 
 def test_the_same_votes_give_the_same_numbers_in_any_order() -> None:
-    ballots, _ = crowd(5, items=200)
-    _, first = fitted(ballots)
-    _, second = fitted(ballots[::-1])
+    item_votes, _ = crowd(5, items=200)
+    _, first = fitted(item_votes)
+    _, second = fitted(item_votes[::-1])
     assert np.array_equal(first.probabilities, second.probabilities)
 
 
 def test_full_agreement_leaves_little_doubt() -> None:
-    rows = [Ballot(f"i{i:02}", "p", r, CLASSES[i % 2]) for i in range(40) for r in "abc"]
+    rows = [ItemVote(f"i{i:02}", "p", r, CLASSES[i % 2]) for i in range(40) for r in "abc"]
     model = dawid_skene(collect(rows, CLASSES))
     assert model.probabilities[::2, 0].min() > 0.999
     assert model.probabilities[1::2, 0].max() < 0.001
@@ -196,9 +196,9 @@ def test_full_agreement_leaves_little_doubt() -> None:
 
 
 def test_an_image_that_all_skipped_gets_the_usual_share() -> None:
-    ballots, _ = crowd(1, items=100)
-    ballots += [Ballot("z", "p0", f"r{r:02}", "skip") for r in range(3)]
-    judged, model = fitted(ballots)
+    item_votes, _ = crowd(1, items=100)
+    item_votes += [ItemVote("z", "p0", f"r{r:02}", "skip") for r in range(3)]
+    judged, model = fitted(item_votes)
     assert judged.items[-1] == "z"
     assert model.probabilities[-1] == pytest.approx(model.shares, abs=1e-6)
 
@@ -207,18 +207,18 @@ def test_it_needs_votes_and_classes() -> None:
     with pytest.raises(ValueError, match="0 votes in 2 classes"):
         dawid_skene(collect([], CLASSES))
     with pytest.raises(ValueError, match="in 1 classes"):
-        dawid_skene(collect([Ballot("i", "p", "r", "good")], ("good",)))
+        dawid_skene(collect([ItemVote("i", "p", "r", "good")], ("good",)))
 
 
 def test_section_names_the_careless_rater_and_the_groups() -> None:
-    ballots, _ = crowd(2, items=400, careless=CARELESS)
+    item_votes, _ = crowd(2, items=400, careless=CARELESS)
     prompts = [
         Prompt(f"p{k}", f"text {k}", ("count", "colour")[k % 2], {}, "train") for k in range(50)
     ]
-    prompt_of = {b.item: prompts[int(b.prompt[1:])] for b in ballots}
+    prompt_of = {b.item: prompts[int(b.prompt[1:])] for b in item_votes}
     ratings = [
         Rating(str(k), b.item, b.rater, "alignment", b.value, True, 0.0, 0.0)  # type: ignore[arg-type]
-        for k, b in enumerate(ballots)
+        for k, b in enumerate(item_votes)
     ]
     section = rating_section(ratings, prompt_of, resamples=20)
     assert section is not None
@@ -235,7 +235,7 @@ def test_section_names_the_careless_rater_and_the_groups() -> None:
 
 
 def test_skill_is_the_mean_of_beta_posteriors_by_hand() -> None:
-    """A row of k right and m wrong answers is Beta(4 + k, 1 + m); skill is linear in its mean."""
+    """A row of k right and m wrong votes is Beta(4 + k, 1 + m); skill is linear in its mean."""
     votes = np.array([[[6.0, 2.0], [1.0, 5.0]]])
     confusion = np.array([[[10 / 13, 3 / 13], [2 / 11, 9 / 11]]])
     unused = np.zeros((1, 2)), np.ones(2) / 2
@@ -293,13 +293,13 @@ def slow_truth(votes: Votes, shares: ndarray, confusion: ndarray) -> tuple[ndarr
 def test_its_steps_are_those_of_the_definition(classes: str, steps: int) -> None:
     """Items of 0 to 4 votes; one was skipped by all."""
     rng = np.random.default_rng(len(classes))
-    ballots = [
-        Ballot(f"i{i}", "p", f"r{r}", str(rng.choice([*classes])))
+    item_votes = [
+        ItemVote(f"i{i}", "p", f"r{r}", str(rng.choice([*classes])))
         for i in range(12)
         for r in rng.choice(4, int(rng.integers(1, 5)), replace=False)
     ]
-    ballots.append(Ballot("none", "p", "r0", "skip"))
-    votes = collect(ballots, (*classes, "skip")).without("skip")
+    item_votes.append(ItemVote("none", "p", "r0", "skip"))
+    votes = collect(item_votes, (*classes, "skip")).without("skip")
     model = dawid_skene(votes, max_iterations=steps)
     truth = np.array([(row + 1 / len(row)) / (row.sum() + 1) for row in votes.counts()])
     history = []
@@ -317,8 +317,8 @@ def test_its_steps_are_those_of_the_definition(classes: str, steps: int) -> None
 
 
 def test_it_stops_when_no_probability_moves_any_more() -> None:
-    ballots, _ = crowd(4, items=30)
-    judged, model = fitted(ballots)
+    item_votes, _ = crowd(4, items=30)
+    judged, model = fitted(item_votes)
     n = len(model.log_posterior)
     short, long = (dawid_skene(judged, max_iterations=m) for m in (n - 1, n))
     assert (short.converged, long.converged, model.converged) == (False, True, True)
@@ -327,8 +327,8 @@ def test_it_stops_when_no_probability_moves_any_more() -> None:
     assert np.abs(short.probabilities - before.probabilities).max() >= 1e-8
 
 
-def test_a_last_rater_who_never_gives_the_last_answer() -> None:
-    rows = [Ballot(f"i{i}", "p", r, v) for i in range(3) for r, v in zip("ab", "xy", strict=True)]
+def test_a_last_rater_who_never_gives_the_last_value() -> None:
+    rows = [ItemVote(f"i{i}", "p", r, v) for i in range(3) for r, v in zip("ab", "xy", strict=True)]
     rows = [b._replace(value="x") if b.rater == "b" else b._replace(value="y") for b in rows]
     votes = collect(rows, ("x", "y"))
     model = dawid_skene(votes, max_iterations=1)

@@ -1,4 +1,4 @@
-"""Marks that follow from imported comparisons, counted by hand."""
+"""Truth that follow from imported comparisons, counted by hand."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def compared(left: str, right: str, value: str, **more: object) -> Comparison:
     return replace(vote, **more)  # type: ignore[arg-type]
 
 
-def mark(sample: str, value: str, shown: dict[str, object], **more: object) -> Rating:
+def a_rating(sample: str, value: str, shown: dict[str, object], **more: object) -> Rating:
     vote = Rating("old", sample, "ann", "alignment", value, False, 1.0, 2.0, "", shown)  # type: ignore[arg-type]
     return replace(vote, **more)  # type: ignore[arg-type]
 
@@ -67,7 +67,7 @@ def test_what_the_mark_tells() -> None:
     assert len({r.id for r in again}) == 3
 
 
-def test_raters_questions_and_programs_have_marks_of_their_own() -> None:
+def test_raters_questions_and_programs_have_ratings_of_their_own() -> None:
     vote = compared("a", "b", "left")
     others = [replace(vote, rater="bob"), replace(vote, question="fidelity"),
               replace(vote, simulated=True)]  # fmt: skip
@@ -85,7 +85,7 @@ def test_only_what_was_said_of_single_images_counts() -> None:
         compared("a", "b", "left", left_ids=("a", "c"), right_ids=("b", "d")),
         compared("a", "b", "left", shown={}),
         compared("a", "b", "left", shown={**IMPORTED, "attention": "left"}),
-        mark("a", "good", {}),
+        a_rating("a", "good", {}),
     ]
     for vote in useless:
         assert derived(vote) == {}
@@ -94,20 +94,20 @@ def test_only_what_was_said_of_single_images_counts() -> None:
 
 
 def test_an_earlier_mark_is_replaced_when_the_balance_has_changed() -> None:
-    old = mark("a", "good", DERIVED)
+    old = a_rating("a", "good", DERIVED)
     assert derived(old, compared("a", "b", "left")) == {"b": "bad"}
     made = ratings_from_comparisons(map(Recorded, [compared("a", "b", "right"), old]))
     assert [(r.sample_id, r.value, r.supersedes) for r in made] == [
         ("a", "bad", "old"), ("b", "good", None),
     ]  # fmt: skip
     fresh = ratings_from_comparisons([Recorded(compared("a", "b", "right"))])
-    assert fresh[0].id != made[0].id, "a mark that replaces another is another"
+    assert fresh[0].id != made[0].id, "a rating that replaces another is another"
 
 
-def test_marks_that_are_no_answers_are_not_there() -> None:
-    gone = Recorded(mark("a", "bad", {}), live=False)
-    check = Recorded(mark("a", "bad", {"attention": "good"}))
+def test_ratings_that_do_not_count_are_not_there() -> None:
+    gone = Recorded(a_rating("a", "bad", {}), live=False)
+    check = Recorded(a_rating("a", "bad", {"attention": "good"}))
     vote = Recorded(compared("a", "b", "left"))
     assert {r.sample_id for r in ratings_from_comparisons([gone, check, vote])} == {"a", "b"}
-    own = Recorded(mark("a", "bad", {}))
+    own = Recorded(a_rating("a", "bad", {}))
     assert {r.sample_id for r in ratings_from_comparisons([gone, own, vote])} == {"b"}

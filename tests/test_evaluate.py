@@ -32,7 +32,7 @@ def row(i: int, true: bool | None, model: str = "base", **more: object) -> Score
 # the numbers
 
 
-def test_shares_by_group_count_what_is_marked() -> None:
+def test_shares_by_group_count_what_is_judged() -> None:
     rows = [row(i, i % 4 == 0) for i in range(16)] + [row(16, None)]
     found = evaluation.shares(rows)
     assert found["all"]["value"] == 4 / 16
@@ -43,8 +43,8 @@ def test_shares_by_group_count_what_is_marked() -> None:
     assert "colour" not in found
 
 
-def test_shares_without_marks_say_why() -> None:
-    assert "no image is marked" in evaluation.shares([row(0, None)])["skipped"]
+def test_shares_without_verdicts_say_why() -> None:
+    assert "no image is judged" in evaluation.shares([row(0, None)])["skipped"]
 
 
 def test_pairs_need_the_same_prompt_and_seed() -> None:
@@ -73,10 +73,10 @@ def test_change_counts_fixed_and_broken_images() -> None:
 
 def test_reward_quality_by_hand() -> None:
     rewards = [0.9, 0.2, 0.8, 0.6, 0.3, 0.7]
-    marks = [True, False, True, False, False, True]
+    truth = [True, False, True, False, False, True]
     rows = [
         replace(row(i, m), reward=r, clip=1 - r)
-        for i, (m, r) in enumerate(zip(marks, rewards, strict=True))
+        for i, (m, r) in enumerate(zip(truth, rewards, strict=True))
     ]
     found = evaluation.reward_quality(rows, calibrated=True)["all"]
     assert found["auc"] == 1.0
@@ -84,7 +84,7 @@ def test_reward_quality_by_hand() -> None:
     assert found["accuracy"] == pytest.approx(5 / 6)
     assert found["pair_accuracy"] == 1.0
     assert found["n_pairs"] == 3
-    expected = np.mean([(m - r) ** 2 for m, r in zip(marks, rewards, strict=True)])
+    expected = np.mean([(m - r) ** 2 for m, r in zip(truth, rewards, strict=True)])
     assert found["brier"] == pytest.approx(expected)
 
 
@@ -108,7 +108,7 @@ def test_reward_that_rises_while_truth_falls_is_suspect(after_true: float, suspe
 
 
 def test_shares_say_how_many_images_and_prompts_of_each_part() -> None:
-    """Prompts p0 … p7 in turn seen and unseen; the marks of the unseen ones are all true."""
+    """Prompts p0 … p7 in turn seen and unseen; the truth of the unseen ones are all true."""
     rows = [row(i, i // 2 % 2 == 1 or i % 8 == 0) for i in range(16)]
     found = evaluation.shares(rows)
     assert list(found) == ["count", "seen", "unseen", "all", "count/seen", "count/unseen"]
@@ -117,14 +117,14 @@ def test_shares_say_how_many_images_and_prompts_of_each_part() -> None:
         "all": (10 / 16, 16, 8), "count/seen": (2 / 8, 8, 4), "count/unseen": (1.0, 8, 4),
     }  # fmt: skip
     assert evaluation.shares([row(0, None)]) == {
-        "skipped": "no image is marked true or false: no judge, and no ratings of these images"
+        "skipped": "no image is judged true or false: no judge, and no ratings of these images"
     }
 
 
 def test_pairs_say_what_they_lack() -> None:
     base, aligned = [row(0, True), row(1, None)], [row(0, None, "runs/a"), row(1, True, "runs/a")]
     assert evaluation.paired(base, aligned) == {
-        "skipped": "no pair of images of the same prompt and seed is marked in both models"
+        "skipped": "no pair of images of the same prompt and seed is judged in both models"
     }
     with pytest.raises(ValueError, match="shorter"):
         evaluation.paired(base, aligned[:1])
@@ -146,12 +146,12 @@ def test_mean_scores_by_hand() -> None:
 
 
 def test_reward_quality_of_seen_and_unseen_prompts_by_hand() -> None:
-    marks = [True, False, True, True, False, True, False, False]
+    truth = [True, False, True, True, False, True, False, False]
     rewards = [0.9, 0.2, 0.8, 0.6, 0.7, 0.3, 0.1, 0.55]
     clips = [0.3, 0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.0]
     rows = [
         replace(row(i, m), reward=r, clip=c)
-        for i, (m, r, c) in enumerate(zip(marks, rewards, clips, strict=True))
+        for i, (m, r, c) in enumerate(zip(truth, rewards, clips, strict=True))
     ]
     found = evaluation.reward_quality([*rows, row(8, True)], calibrated=True)
     assert list(found) == ["seen", "unseen", "all"]
@@ -165,13 +165,13 @@ def test_reward_quality_of_seen_and_unseen_prompts_by_hand() -> None:
         "calibration_error": pytest.approx((0.1 + 0.2 + 0.7 + 0.7) / 4),
     }  # fmt: skip
     assert [line["n"] for line in table] == [0, 0, 1, 1, 0, 0, 0, 1, 0, 1]
-    assert all(("target_low" in line) == bool(line["n"]) for line in table)
+    assert all(("label_low" in line) == bool(line["n"]) for line in table)
     lone = {"skipped": "no prompt has both a true and a false image"}
     assert (unseen["pair_accuracy"], unseen["clip_pair_accuracy"]) == (lone, lone)
     assert (unseen["n_pairs"], unseen["auc"], unseen["clip_auc"]) == (0, 1.0, 2 / 4)
     assert (found["all"]["n"], found["all"]["n_true"]) == (8, 4)
     assert evaluation.reward_quality([row(0, True)], calibrated=True) == {
-        "skipped": "no image of the base model has both a reward and a mark true or false"
+        "skipped": "no image of the base model has both a reward and a verdict"
     }
     plain = evaluation.reward_quality(rows, calibrated=False)["all"]
     assert plain["calibration"] == {"skipped": "the reward is not a probability in [0, 1]"}
@@ -183,11 +183,11 @@ def test_calibration_has_limits_over_prompts() -> None:
     rows.append(replace(row(6, True), reward=0.05, clip=0.1))
     table = evaluation.reward_quality(rows, calibrated=True)["all"]["calibration"]
     limits = metrics.share_over_prompts(np.array([1, 0, 1, 0]), ["p0", "p0", "p1", "p2"])
-    expected = {"low": 0.6, "high": 0.7, "n": 4, "score": 0.65, "target": 0.5}
-    expected |= {"target_low": limits.low, "target_high": limits.high}
+    expected = {"low": 0.6, "high": 0.7, "n": 4, "score": 0.65, "label": 0.5}
+    expected |= {"label_low": limits.low, "label_high": limits.high}
     assert table[6] == pytest.approx(expected)
     # one prompt tells nothing of the others
-    assert (table[0]["target_low"], table[0]["target_high"]) == (None, None)
+    assert (table[0]["label_low"], table[0]["label_high"]) == (None, None)
 
 
 def scores(base: float | None, aligned: float | None) -> dict[str, evaluation.Section]:
@@ -216,7 +216,7 @@ def test_only_a_sure_fall_of_truth_under_a_rising_reward_is_suspect(
 
 
 def test_reward_and_truth_of_both_models_are_needed() -> None:
-    lacking = {"skipped": "needs a reward and a mark true or false on both models"}
+    lacking = {"skipped": "needs a reward and a verdict on both models"}
     assert evaluation.optimisation(scores(0.4, None), fall(0.0)) == lacking
     assert evaluation.optimisation(scores(None, 0.4), fall(0.0)) == lacking
     assert evaluation.optimisation(scores(0.4, 0.5), {"skipped": "no pair"}) == lacking
@@ -269,9 +269,9 @@ def test_distances_refuse_too_few_images_for_the_features() -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic study with people's ratings of the test images."""
-    study, marks = syn.make_study(tmp_path_factory.mktemp("evaluate") / "study")
-    syn.add_ratings(study, marks, simulated=False, which="test")
-    syn.add_comparisons(study, marks)
+    study, truth = syn.make_study(tmp_path_factory.mktemp("evaluate") / "study")
+    syn.add_ratings(study, truth, simulated=False, which="test")
+    syn.add_comparisons(study, truth)
     syn.add_runs(study)
     return study.path
 
@@ -300,9 +300,9 @@ def test_the_stage_measures_and_keeps_every_image(study: Study) -> None:
     one = lines[5]
     pixels = np.asarray(study.image(next(s for s in study.samples() if s.id == one["id"])))
     assert one["reward"] == one["clip"] == pytest.approx(pixels.mean() / 255, abs=1e-5)
-    marked = [x["true"] for x in lines if x["model"] == "base" and x["true"] is not None]
-    assert result["alignment"]["base"]["all"]["value"] == pytest.approx(np.mean(marked))
-    assert result["alignment"]["base"]["all"]["n"] == len(marked)
+    judged = [x["true"] for x in lines if x["model"] == "base" and x["true"] is not None]
+    assert result["alignment"]["base"]["all"]["value"] == pytest.approx(np.mean(judged))
+    assert result["alignment"]["base"]["all"]["n"] == len(judged)
     assert len(result["comparisons"]) == 6
     assert all(c["n_prompts"] == 16 and c["simulated"] for c in result["comparisons"])
     assert "no fidelity prompts" in result["fidelity"]["skipped"]
@@ -341,14 +341,15 @@ def test_fidelity_compares_what_was_drawn_for_captions(
     """Features that are just a few mean colours: equal images have distance 0 to themselves."""
     from sayso.data.pretraining_images import open_pretraining
 
-    captions, natural = open_pretraining(study).heldout(8)
+    images = open_pretraining(study)
+    captions, natural = images.heldout_captions(8), list(images.heldout_images(8))
     prompts = [Prompt(f"f{i}", c, "fidelity", {}, "fidelity") for i, c in enumerate(captions)]
     study.write_prompts([*study.prompts(), *prompts])
     monkeypatch.setattr(syn, "_scene", lambda *_: None)
     for model in (syn.BASE, syn.ALIGNED):
         pictures = iter(natural if model == syn.BASE else natural[::-1])
         monkeypatch.setattr(syn, "render", lambda *_, p=pictures: np.asarray(next(p)))
-        syn.add_images(study, syn.Marks({}), model, prompts, 1)
+        syn.add_images(study, syn.Truth({}), model, prompts, 1)
     space = features.FeatureSpace("colours", lambda x: x.mean(dim=(2, 3)), "kid")
     monkeypatch.setattr(features, "feature_space", lambda *_: space)
     drawn = {

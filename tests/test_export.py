@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from test_cli import HEAVY, loaded_after
-from voted_images import BASE, PROMPTS, TUNED, images_of, mark, voted_study
+from voted_images import BASE, PROMPTS, TUNED, a_rating, images_of, voted_study
 
-import sayso.formats.content
+import sayso.formats.export_data
 from sayso.base.errors import UserError
 from sayso.base.plugins import plugin_names
 from sayso.cli import commands as cli
@@ -164,7 +164,7 @@ def test_disk_full_leaves_nothing(study: Study, tmp_path: Path, monkeypatch, cap
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sayso.formats.content.Material, "picture", full)
+    monkeypatch.setattr(sayso.formats.export_data.ExportData, "picture", full)
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
         cli.main(["export", str(study.path), "--format", "kto", "--out", str(out)])
@@ -184,7 +184,7 @@ def test_damaged_image_is_an_error(study: Study, tmp_path: Path):
 def test_other_output_is_refused_and_kept(study: Study, tmp_path: Path):
     out = written(study, tmp_path / "out", "kto")
     before = (out / "manifest.json").read_bytes()
-    study.feedback.add_ratings([mark(images_of(study, "p2")[2], "dee", "bad")])
+    study.feedback.add_ratings([a_rating(images_of(study, "p2")[2], "dee", "bad")])
     with pytest.raises(UserError, match="differs"):
         written(study, out, "kto")
     assert (out / "manifest.json").read_bytes() == before
@@ -229,7 +229,9 @@ def test_a_retraction_leaves_no_label(study: Study, tmp_path: Path):
 
 def test_the_prompt_of_a_vote_is_the_one_shown(study: Study, tmp_path: Path):
     shown = {"attention": "bad", "prompt_id": "q1", "prompt": "one owl", "session": None}
-    study.feedback.add_ratings([mark(images_of(study, "p2")[3], "ann", "bad", id="a", shown=shown)])
+    study.feedback.add_ratings(
+        [a_rating(images_of(study, "p2")[3], "ann", "bad", id="a", shown=shown)]
+    )
     out = written(study, tmp_path / "out", "sayso")
     [row] = [r for r in rows(out / "votes.parquet") if r["vote_id"] == "a"]
     assert (row["prompt_id"], row["prompt"]) == ("q1", TEXTS["q1"])
@@ -246,7 +248,7 @@ def test_the_store_is_read_in_chunks(shared: Study, monkeypatch):
 
 
 def test_vote_on_a_lost_record_is_an_error(study: Study, tmp_path: Path):
-    study.feedback.add_ratings([mark("nobody-knows", "ann")])
+    study.feedback.add_ratings([a_rating("nobody-knows", "ann")])
     with pytest.raises(UserError, match="no record"):
         written(study, tmp_path / "out", "sayso")
 
@@ -286,8 +288,8 @@ def test_user_file_is_a_format_too(shared: Study, tmp_path: Path):
         "from sayso.formats.exports import ExportFormat\n"
         "class Mine(ExportFormat):\n"
         "    summary, columns, configs = 'Mine.', {}, {}\n"
-        "    def write(self, material, folder):\n"
-        "        n = sum(1 for _ in material.rated())\n"
+        "    def write(self, data, folder):\n"
+        "        n = sum(1 for _ in data.rated())\n"
         "        (folder / 'n.txt').write_text(str(n))\n"
         "        return {'train': n}\n"
     )
@@ -358,7 +360,7 @@ def test_sayso_images_and_labels(shared: Study, tmp_path: Path):
 
 def test_labels_equal_those_of_the_store(shared: Study, tmp_path: Path):
     out = written(shared, tmp_path / "out", "sayso")
-    stored = shared.feedback.labels(simulated=False)
+    stored = shared.feedback.counts(simulated=False)
     for row in rows(out / "labels.parquet"):
         if row["question"] == "alignment":
             label = stored.pop(row["sample_id"])
@@ -369,16 +371,16 @@ def test_labels_equal_those_of_the_store(shared: Study, tmp_path: Path):
 
 def test_a_reviewers_decision_is_the_label(study: Study, tmp_path: Path):
     split = images_of(study, "p0")[2]
-    decision = mark(split, "eve", "bad", shown={"adjudication": True})
+    decision = a_rating(split, "eve", "bad", shown={"adjudication": True})
     study.feedback.add_ratings([decision])
     out = written(study, tmp_path / "out", "sayso")
     row = {r["sample_id"]: r for r in rows(out / "labels.parquet") if r["question"] == "alignment"}
     assert {r["decided"] for i, r in row.items() if i != split} == {None}
     assert (row[split]["n_good"], row[split]["n_bad"], row[split]["agreement"]) == (1, 1, 0.0)
     assert (row[split]["decided"], row[split]["p_good"]) == ("bad", 0.0)
-    assert study.feedback.labels(simulated=False)[split].value == "bad"
+    assert study.feedback.counts(simulated=False)[split].value == "bad"
     votes = {r["vote_id"]: r["adjudication"] for r in rows(out / "votes.parquet")}
-    assert [i for i, marked in votes.items() if marked] == [decision.id]
+    assert [i for i, counted in votes.items() if counted] == [decision.id]
     loaded = rows(next((written(study, tmp_path / "kto", "kto")).rglob("*.parquet")))
     assert [r["label"] for r in loaded if r["image"]["bytes"] == study.image_bytes(
         next(s for s in study.samples() if s.id == split))] == [False]  # fmt: skip
@@ -495,7 +497,7 @@ def test_question_without_pairs_says_so(shared: Study, tmp_path: Path):
         written(shared, tmp_path / "out", "pickapic", **options)
 
 
-# marks
+# ratings
 
 
 def test_imagerewarddb(shared: Study, tmp_path: Path, hub: Any):
@@ -524,7 +526,7 @@ def test_more_images_than_imagerewarddb_counts(tmp_path: Path):
 
     study = voted_study(tmp_path / "study", votes=False)
     add_images(study, replace(PROMPTS[2], id="p2"), "other", n=128)
-    study.feedback.add_ratings([mark(i, "ann") for i in images_of(study, "p2", "other")])
+    study.feedback.add_ratings([a_rating(i, "ann") for i in images_of(study, "p2", "other")])
     with pytest.raises(UserError, match="128 rated images"):
         written(study, tmp_path / "out", "imagerewarddb")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from voted_images import TUNED, comparison, images_of, mark, voted_study
+from voted_images import TUNED, a_rating, comparison, images_of, voted_study
 
 from sayso.base.errors import UserError
 from sayso.base.types import Comparison
@@ -107,7 +107,7 @@ def test_hpdv3_counts_ties_and_skips_for_neither_side(study: Study, tmp_path: Pa
 def test_formats_of_ratings_say_nothing_of_comparisons(form: str, tmp_path: Path) -> None:
     """A tie or a skip of two images is no rating of either."""
     study = voted_study(tmp_path / "study", votes=False)
-    study.feedback.add_ratings([mark(images_of(study, "p1")[0], "ann", "good")])
+    study.feedback.add_ratings([a_rating(images_of(study, "p1")[0], "ann", "good")])
     alone, _ = written(study, tmp_path / "alone", form)
     study.feedback.add_comparisons(votes(study))
     both, left_out = written(study, tmp_path / "both", form)

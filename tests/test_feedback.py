@@ -12,7 +12,7 @@ from sqlalchemy import event
 
 from sayso.base.errors import UserError
 from sayso.base.types import Comparison, Rating
-from sayso.feedback.store import Feedback, Label
+from sayso.feedback.store import Feedback, RatingCounts
 
 
 def rating(
@@ -43,7 +43,7 @@ def store(path: Path) -> Feedback:
 
 def test_reading_makes_no_file(store: Feedback, path: Path):
     assert store.ratings() == []
-    assert store.labels(simulated=True) == {}
+    assert store.counts(simulated=True) == {}
     assert not path.exists()
 
 
@@ -122,15 +122,15 @@ def test_people_and_programs_are_never_merged(store: Feedback):
     assert store.kind_in_use() is True
     store.add_ratings([rating("r2"), rating("r3", rater="bob", value="skip")])
     assert store.kind_in_use() is False
-    assert store.labels(simulated=False) == {"s1": Label(1, 0, 1, simulated=False)}
-    assert store.labels(simulated=True) == {"s1": Label(0, 1, 0, simulated=True)}
+    assert store.counts(simulated=False) == {"s1": RatingCounts(1, 0, 1, simulated=False)}
+    assert store.counts(simulated=True) == {"s1": RatingCounts(0, 1, 0, simulated=True)}
     assert [r.id for r in store.ratings(simulated=True)] == ["r1"]
 
 
 def test_majority():
-    assert Label(2, 1, 5, True).value == "good"
-    assert Label(0, 1, 0, True).value == "bad"
-    assert Label(1, 1, 0, True).value == "skip"
+    assert RatingCounts(2, 1, 5, True).value == "good"
+    assert RatingCounts(0, 1, 0, True).value == "bad"
+    assert RatingCounts(1, 1, 0, True).value == "skip"
 
 
 @settings(deadline=None, max_examples=15)  # a slow disk is no failure

@@ -76,16 +76,16 @@ def test_people_count_alone_once_there_are_any(study: Study) -> None:
     rate_all(study, simulated=False, rater="anna", value=lambda s: "good" if s.seed else "bad")
     data = collect(study, FitConfig())
     assert not data.simulated
-    assert data.targets == [float(s.seed > 0) for s in data.samples]
+    assert data.labels == [float(s.seed > 0) for s in data.samples]
     assert collect(study, FitConfig(raters="simulated")).simulated
 
 
-def test_several_raters_make_soft_targets(study: Study) -> None:
+def test_several_raters_make_soft_labels(study: Study) -> None:
     for rater in ("r1", "r2", "r3"):
         votes = {"r1": "good", "r2": "bad", "r3": "skip"}
         rate_all(study, lambda s, v=votes[rater]: v if s.seed else truth(s), rater=rater)
     data = collect(study, FitConfig())
-    assert data.targets == [0.5 if s.seed else 1.0 for s in data.samples]
+    assert data.labels == [0.5 if s.seed else 1.0 for s in data.samples]
     result = fit(study, FitConfig(), ClipHead(**QUICK)).result
     # images on which the raters are split count for calibration, not for accuracy
     assert result["heldout"]["n_good"] == result["heldout"]["n"] // 4
@@ -119,8 +119,8 @@ def test_holds_out_whole_prompts() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_only_prompt_with_good_images_is_learned_from(seed: int) -> None:
-    ids, targets = ["a", "a", "b", "b", "c", "c"], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    held = hold_out(ids, targets, 0.34, seed)
+    ids, labels = ["a", "a", "b", "b", "c", "c"], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    held = hold_out(ids, labels, 0.34, seed)
     assert held[0] is False
     assert sum(held) == 2
 
@@ -131,16 +131,16 @@ def test_one_prompt_cannot_be_held_out() -> None:
 
 
 def test_heldout_rows_teach_nothing(tmp_path: Path, clip: Path) -> None:
-    """Other marks on held-out prompts leave the weights of a fixed number of epochs unchanged."""
+    """Other ratings on held-out prompts leave the weights of a fixed number of epochs unchanged."""
     heads = []
     for name in ("one", "two"):
         study = colour_study(tmp_path / name, clip, train=12, per_prompt=4)
         rate_all(study)
         data = collect(study, FitConfig())
-        held = hold_out([p.id for p in data.prompts], data.targets, 0.3, study.info.seed)
+        held = hold_out([p.id for p in data.prompts], data.labels, 0.3, study.info.seed)
         if name == "two":
             data = data._replace(
-                targets=[1 - t if h else t for t, h in zip(data.targets, held, strict=True)]
+                labels=[1 - t if h else t for t, h in zip(data.labels, held, strict=True)]
             )
         head = ClipHead(hidden_width=32, max_epochs=1)
         _fit_rows(study, head, data, held)
@@ -153,7 +153,7 @@ def _fit_rows(study: Study, head: ClipHead, data, held: list[bool]) -> None:
 
     head.prepare(study, "cpu")
     run = study.run("fit", "rows", {})
-    head.fit(study, RatedSamples(data.samples, data.prompts, data.targets, held), run)
+    head.fit(study, RatedSamples(data.samples, data.prompts, data.labels, held), run)
 
 
 # repeating

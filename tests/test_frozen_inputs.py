@@ -68,7 +68,7 @@ def weights(run: Run) -> str:
 
 
 def vote(study: Study) -> None:
-    """A second person marks every image, good and bad in other turns than the first."""
+    """A second person rates every image, good and bad in other turns than the first."""
     study.feedback.add_ratings([
         Rating(
             f"later-{s.id}", s.id, "berta", "alignment", ("bad", "good")[i // 2 % 2], False, 1.8e9,
@@ -239,6 +239,23 @@ def test_a_picture_replaced_between_kill_and_repeat_of_fit_is_named(study: Study
     run.freeze({**inputs, "images": without})
     assert fit(study, config, dataclasses.replace(HEAD)).finished
     first.write_bytes(whole)
+
+
+def test_a_fit_begun_in_earlier_words_goes_on(study: Study) -> None:
+    vote(study)
+    config = FitConfig(name="earlier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipHead, "fit", killed_before_a_step)
+        with pytest.raises(Killed):
+            fit(study, config, dataclasses.replace(HEAD))
+    run = study.find_run("fit-earlier")
+    inputs, old = run.inputs or {}, {"counts": "marks", "label": "target"}
+    images = [{old.get(k, k): v for k, v in row.items()} for row in inputs["images"]]
+    assert {"marks", "target"} < images[0].keys()
+    run.freeze({**inputs, "images": images})
+    resumed = fit(study, config, dataclasses.replace(HEAD))
+    fresh = fit(study, FitConfig(name="fresh"), dataclasses.replace(HEAD))
+    assert resumed.result["heldout"] == fresh.result["heldout"]
 
 
 def test_align_takes_labels_and_raters_from_the_reward(

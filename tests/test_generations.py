@@ -12,7 +12,7 @@ from sayso.base.errors import UserError
 from sayso.base.files import read_lines
 from sayso.base.hashes import weight_hashes
 from sayso.base.types import Prompt, Sampler
-from sayso.reporting.material import Material
+from sayso.reporting.report_data import ReportData
 from sayso.reporting.summary import summarise
 from sayso.stages import _scoring as scoring
 from sayso.stages.agreement import AgreementConfig, agreement
@@ -33,13 +33,13 @@ OTHER = Sampler(num_inference_steps=3, guidance_scale=7.0, image_size_px=64)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study whose pictures of the tuned model record its identity, evaluated and reported."""
-    study, marks = syn.make_study(tmp_path_factory.mktemp("made") / "study", test=8)
+    study, truth = syn.make_study(tmp_path_factory.mktemp("made") / "study", test=8)
     syn.add_runs(study)
     write_weights(study, b"one")
     drop(study, syn.ALIGNED)
-    add_aligned(study, marks)
-    syn.add_ratings(study, marks, simulated=False, which="test")
-    syn.add_comparisons(study, marks, raters=2)
+    add_aligned(study, truth)
+    syn.add_ratings(study, truth, simulated=False, which="test")
+    syn.add_comparisons(study, truth, raters=2)
     evaluate(study, CONFIG)
     return study.path
 
@@ -61,10 +61,10 @@ def drop(study: Study, model: str) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows if r["model"] != model))
 
 
-def add_aligned(study: Study, marks: syn.Marks | None = None, **options: object) -> None:
+def add_aligned(study: Study, truth: syn.Truth | None = None, **options: object) -> None:
     identity = model_identity(study, syn.ALIGNED)
-    marks = marks or syn.Marks({})
-    syn.add_images(study, marks, syn.ALIGNED, study.prompts("test"), 4, identity, **options)
+    truth = truth or syn.Truth({})
+    syn.add_images(study, truth, syn.ALIGNED, study.prompts("test"), 4, identity, **options)
 
 
 def ids_of(study: Study) -> set[str]:
@@ -83,7 +83,7 @@ def test_images_of_an_earlier_run_are_left_out(study: Study) -> None:
     add_aligned(study)
     assert len(ids_of(study)) == 32
     assert not ids_of(study) & old
-    assert Generations(study).remarks([syn.ALIGNED]) == [
+    assert Generations(study).notes([syn.ALIGNED]) == [
         "32 images of an earlier runs/align-rwr are left out"
     ]
     write_weights(study, b"one")
@@ -114,9 +114,9 @@ def test_an_evaluation_never_sees_an_earlier_run(study: Study) -> None:
 
 
 def test_a_report_never_tells_of_an_earlier_run(study: Study) -> None:
-    assert summarise(Material(study))["alignment"]["aligned"]["all"] is not None
+    assert summarise(ReportData(study))["alignment"]["aligned"]["all"] is not None
     write_weights(study, b"two")
-    summary = summarise(Material(study))
+    summary = summarise(ReportData(study))
     assert summary["alignment"]["aligned"]["all"] is None
     assert summary["comparison"]["win"] is None
     assert "runs/evaluate-align-rwr measured an earlier runs/align-rwr" in str(summary["missing"])
@@ -125,11 +125,11 @@ def test_a_report_never_tells_of_an_earlier_run(study: Study) -> None:
     old = ids_of(study)
     add_aligned(study)
     run = evaluate(study, CONFIG)
-    assert Material(study).evaluate_run.name == run.name  # type: ignore[union-attr]
-    counts = Material(study).images
+    assert ReportData(study).evaluate_run.name == run.name  # type: ignore[union-attr]
+    counts = ReportData(study).images
     assert counts[syn.ALIGNED] == 32
     assert counts[next(name for name in counts if "earlier" in name)] == 32
-    assert not old & {row["id"] for row in Material(study).scores}
+    assert not old & {row["id"] for row in ReportData(study).scores}
 
 
 def test_a_report_shows_the_images_that_were_evaluated(study: Study) -> None:
@@ -200,9 +200,9 @@ def test_a_reward_made_anew_is_another_reward(
     write_weights(study, b"head", "fit-clip_head")
     config = replace(CONFIG, reward="./runs/fit-clip_head", name="r")
     evaluate(study, config)
-    assert Material(study).evaluate_run.name == "runs/evaluate-r"  # type: ignore[union-attr]
+    assert ReportData(study).evaluate_run.name == "runs/evaluate-r"  # type: ignore[union-attr]
     write_weights(study, b"another head", "fit-clip_head")
-    assert Material(study).evaluate_run.name == "runs/evaluate-align-rwr"  # type: ignore[union-attr]
+    assert ReportData(study).evaluate_run.name == "runs/evaluate-align-rwr"  # type: ignore[union-attr]
     with pytest.raises(UserError, match="was of an earlier model, reward or judge"):
         evaluate(study, config)
 
@@ -220,22 +220,22 @@ def note_draw(study: Study, model: str, folders: list[Path], **config: object) -
 def test_old_images_are_the_models_if_the_weights_noted_are_its(study: Study) -> None:
     generations = Generations(study)
     assert len(generations.of("base")) == 64
-    assert "do not record" in generations.remarks(["base"])[0]
+    assert "do not record" in generations.notes(["base"])[0]
     note_draw(study, "base", [paths().pipeline])
     generations = Generations(study)
     assert len(generations.of("base")) == 64
-    assert generations.remarks(["base"]) == []
+    assert generations.notes(["base"]) == []
 
 
 def test_old_images_are_not_the_models_if_other_weights_are_noted(study: Study) -> None:
     note_draw(study, "base", [study.path / "runs" / "align-rwr" / "weights"])
     assert study.samples("base") == []
-    assert Generations(study).remarks(["base"]) == ["64 images of an earlier base are left out"]
+    assert Generations(study).notes(["base"]) == ["64 images of an earlier base are left out"]
 
 
 def test_old_images_are_not_those_of_a_run_that_records_its_identity(study: Study) -> None:
     drop(study, syn.ALIGNED)
-    syn.add_images(study, syn.Marks({}), syn.ALIGNED, study.prompts("test"), 1)
+    syn.add_images(study, syn.Truth({}), syn.ALIGNED, study.prompts("test"), 1)
     assert len(study.samples(syn.ALIGNED)) == 8
     path = study.path / "runs" / "align-rwr" / "result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "identity": "x"}))
@@ -255,7 +255,7 @@ def test_without_the_weights_the_newest_images_are_the_models(study: Study) -> N
     old = ids_of(study)
     shutil.rmtree(study.path / "runs" / "align-rwr" / "weights")
     assert ids_of(study) == old
-    syn.add_images(study, syn.Marks({}), syn.ALIGNED, study.prompts("test"), 1, "b" * 16)
+    syn.add_images(study, syn.Truth({}), syn.ALIGNED, study.prompts("test"), 1, "b" * 16)
     assert len(ids_of(study)) == 8
     assert not ids_of(study) & old
 
@@ -275,7 +275,7 @@ def add_fidelity(study: Study, model: str, identity: str, sampler: Sampler) -> N
         prompt = replace(study.prompts("test")[0], id="f", split="fidelity")
         study.write_prompts([*study.prompts(), prompt])
         prompts = [prompt]
-    syn.add_images(study, syn.Marks({}), model, prompts, 1, identity, sampler)
+    syn.add_images(study, syn.Truth({}), model, prompts, 1, identity, sampler)
 
 
 def test_fidelity_of_two_samplers_is_refused(study: Study) -> None:
@@ -295,14 +295,14 @@ def test_fidelity_of_another_sampler_than_the_test_is_refused(study: Study) -> N
 
 def test_a_selection_of_another_sampler_is_refused(study: Study) -> None:
     drop(study, syn.BEST)
-    syn.add_images(study, syn.Marks({}), syn.BEST, study.prompts("test"), 1, sampler=OTHER)
+    syn.add_images(study, syn.Truth({}), syn.BEST, study.prompts("test"), 1, sampler=OTHER)
     with pytest.raises(UserError, match="base for test prompts and of base@best-of-16"):
         evaluate(study, replace(CONFIG, name="again"))
 
 
 def test_comparisons_of_another_sampler_are_left_out(study: Study) -> None:
     vote = study.feedback.comparisons()[0]
-    syn.add_images(study, syn.Marks({}), "base@best-1-of-2-by-x", study.prompts("test"), 1,
+    syn.add_images(study, syn.Truth({}), "base@best-1-of-2-by-x", study.prompts("test"), 1,
                    "c" * 16, OTHER)  # fmt: skip
     other = study.samples("base@best-1-of-2-by-x")[0]
     made = replace(vote, id="odd", left_ids=(other.id,), left_model=other.model,
@@ -315,7 +315,7 @@ def test_comparisons_of_another_sampler_are_left_out(study: Study) -> None:
 
 def test_two_selections_of_the_largest_n_have_to_be_chosen_between(study: Study) -> None:
     name = "base@best-1-of-16-by-x"
-    syn.add_images(study, syn.Marks({}), name, study.prompts("test"), 1, "d" * 16)
+    syn.add_images(study, syn.Truth({}), name, study.prompts("test"), 1, "d" * 16)
     with pytest.raises(UserError, match=f"there are {name} and {syn.BEST}; name one"):
         evaluate(study, replace(CONFIG, name="again"))
     result = evaluate(study, replace(CONFIG, name="again", best_of=name)).result

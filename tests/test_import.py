@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_sayso
 from PIL import Image
-from voted_images import images_of, mark, voted_study
+from voted_images import a_rating, images_of, voted_study
 
 from sayso.base.errors import UserError
 from sayso.base.types import Comparison
@@ -107,7 +107,7 @@ def test_pickapic_becomes_comparisons_of_single_images(study: Study, tmp_path: P
     assert result["images"] == len(samples) == 6
 
 
-def test_marks_follow_from_comparisons(study: Study, tmp_path: Path):
+def test_ratings_follow_from_comparisons(study: Study, tmp_path: Path):
     taken(study, table(tmp_path / "t.parquet", PREFERENCES))
     votes = study.feedback.comparisons()
     [dog, loser], winner = [*votes[0].left_ids, *votes[0].right_ids], votes[1].right_ids[0]
@@ -117,7 +117,7 @@ def test_marks_follow_from_comparisons(study: Study, tmp_path: Path):
     assert values[winner, "pickapic-7"] == "good"
     assert values[dog, "pickapic-8"] == "bad"
     assert values[loser, "pickapic-8"] == "good"
-    labels = study.feedback.labels(simulated=False)
+    labels = study.feedback.counts(simulated=False)
     assert (labels[loser].good, labels[loser].bad) == (1, 1)
 
 
@@ -126,7 +126,7 @@ def test_fit_reads_what_was_imported(study: Study, tmp_path: Path):
     check_feedback(study)
     data = collect(study, FitConfig())
     assert not data.simulated
-    assert sorted(data.targets) == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert sorted(data.labels) == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert {p.split for p in data.prompts} == {"train"}
 
 
@@ -179,7 +179,7 @@ def test_interrupted_import_goes_on(study: Study, tmp_path: Path, monkeypatch):
     assert stored[0] == stored[1]
 
 
-def test_second_table_with_the_same_rater_supersedes_marks(study: Study, tmp_path: Path):
+def test_second_table_with_the_same_rater_supersedes_ratings(study: Study, tmp_path: Path):
     taken(study, table(tmp_path / "a.parquet", PREFERENCES[:1]))
     [first] = [r for r in study.feedback.ratings() if r.value == "good"]
     taken(study, table(tmp_path / "b.parquet", PREFERENCES[1:2]))
@@ -193,12 +193,12 @@ def test_comparisons_alone_when_asked(study: Study, tmp_path: Path):
     assert len(study.feedback.comparisons()) == 5
 
 
-def test_own_marks_are_left_alone():
+def test_own_ratings_are_left_alone():
     vote = Comparison(
         "c", "p", ("a",), ("b",), "m", "m", "ann", "alignment", "left", False, 0.0, 1.0,
         {"imported_from": "pickapic"},
     )  # fmt: skip
-    own = mark("b", "ann", "good")
+    own = a_rating("b", "ann", "good")
     [made] = ratings_from_comparisons([Recorded(own), Recorded(vote)])
     assert (made.sample_id, made.value) == ("a", "good")
     seen_here = Comparison(**{f: getattr(vote, f) for f in vote.__slots__} | {"shown": {}})
@@ -271,7 +271,7 @@ SCORES = [
 SMALL = dict.fromkeys(("rank", "overall_rating", "fidelity_rating"), pa.int8())
 
 
-def test_imagerewarddb_becomes_marks(study: Study, tmp_path: Path):
+def test_imagerewarddb_becomes_ratings(study: Study, tmp_path: Path):
     taken(study, table(tmp_path / "t.parquet", SCORES, SMALL), "imagerewarddb")
     ratings = study.feedback.ratings(simulated=False)
     found = [(r.question, r.value) for r in ratings]
@@ -280,7 +280,7 @@ def test_imagerewarddb_becomes_marks(study: Study, tmp_path: Path):
         ("alignment", "bad"), ("fidelity", "good"),
     ]  # fmt: skip
     assert {p.category for p in study.prompts()} == {"People"}
-    assert sorted(collect(study, FitConfig()).targets) == [0.0, 1.0, 1.0]
+    assert sorted(collect(study, FitConfig()).labels) == [0.0, 1.0, 1.0]
 
 
 def test_overall_rating_when_asked(study: Study, tmp_path: Path):
@@ -294,13 +294,13 @@ def test_our_own_imagerewarddb_export_comes_back(tmp_path: Path, study: Study):
     source = voted_study(tmp_path / "source")
     out = export(source, ExportConfig(format="imagerewarddb", out=str(tmp_path / "out")))
     taken(study, out, "imagerewarddb")
-    majority = {i: v.value for i, v in source.feedback.labels(False).items() if v.good + v.bad}
+    majority = {i: v.value for i, v in source.feedback.counts(False).items() if v.good + v.bad}
     by_pixels = {source.image(s).tobytes(): majority.get(s.id) for s in source.samples()}
     names = {s.id: by_pixels[study.image(s).tobytes()] for s in study.samples()}
-    marks = [r for r in study.feedback.ratings() if r.question == "alignment"]
+    ratings = [r for r in study.feedback.ratings() if r.question == "alignment"]
     assert images_of(source, "p2")[0] not in majority
-    assert len(marks) == len(majority)
-    assert all(names[r.sample_id] == r.value for r in marks)
+    assert len(ratings) == len(majority)
+    assert all(names[r.sample_id] == r.value for r in ratings)
 
 
 # ours
@@ -341,7 +341,7 @@ def test_votes_taken_back_do_not_return(study: Study, tmp_path: Path):
         db.execute("UPDATE ratings SET value = 'retracted' WHERE id = 'v-second'")
     db.close()
     image = images_of(source, "p0")[3]
-    third = mark(image, "ann", "good", id="v-third", supersedes="v-second")
+    third = a_rating(image, "ann", "good", id="v-third", supersedes="v-second")
     source.feedback.add_ratings([third])
     live = {v.id: live for v, live, _ in source.feedback.stream(False) if v.id.startswith("v-")}
     assert live == {"v-first": False, "v-third": True}

@@ -141,7 +141,7 @@ def test_every_anonymous_vote_counts(study: Study, tmp_path: Path):
     assert [v.value for v in votes] == ["left" if label else "right" for label in labels]
     assert len({v.rater for v in votes}) == 9
     assert (result["comparisons"], result["left_out"]) == (9, {})
-    counts = sorted((label.good, label.bad) for label in study.feedback.labels(False).values())
+    counts = sorted((label.good, label.bad) for label in study.feedback.counts(False).values())
     assert counts == [(3, 6), (6, 3)]
     taken(study, path, name="again")
     assert len(study.feedback.comparisons()) == 9

@@ -19,7 +19,7 @@ from sayso.judges import load_judge
 from sayso.judges.people import People
 from sayso.judges.reward import RewardJudge
 from sayso.reporting import words
-from sayso.reporting.material import Material
+from sayso.reporting.report_data import ReportData
 from sayso.stages.evaluate import EvaluateConfig, evaluate
 from sayso.study.study import Study
 
@@ -105,12 +105,12 @@ def test_a_changed_file_is_another_judge(study: Study, own: Path) -> None:
     config = replace(CONFIG, judge=str(own))
     first = evaluate(study, config)
     assert evaluate(study, config).result == first.result
-    assert Material(study).evaluate_run is not None
+    assert ReportData(study).evaluate_run is not None
     own.write_text(OWN.replace("mean(dim", "amax(dim"))
     with pytest.raises(UserError, match="earlier model, reward or judge"):
         evaluate(study, config)
-    assert Material(study).evaluate_run is None
-    assert str(own.resolve()) in Material(study).missing["evaluate"]
+    assert ReportData(study).evaluate_run is None
+    assert str(own.resolve()) in ReportData(study).missing["evaluate"]
     again = evaluate(study, replace(config, name=""))
     assert again.result["alignment"] != first.result["alignment"]
 
@@ -127,16 +127,35 @@ def test_an_evaluation_made_before_judges_had_identities_is_finished(study: Stud
     result |= {"identities": known, "judge": "ratings of people"}
     (run.path / "result.json").write_text(json.dumps(result))
     assert evaluate(study, config).name == run.name
-    assert Material(study).evaluate_run is not None
+    assert ReportData(study).evaluate_run is not None
 
 
 def test_the_report_names_the_judge(study: Study, own: Path) -> None:
     evaluate(study, replace(CONFIG, judge=str(own)))
-    assert "judged by Bright" in words.lead(Material(study))
+    assert "judged by Bright" in words.lead(ReportData(study))
     evaluate(study, replace(CONFIG, judge="tinyworld", name="world"))
-    lead, limits = words.lead(Material(study)), words.limits(Material(study))
+    lead, limits = words.lead(ReportData(study)), words.limits(ReportData(study))
     assert "read by the tiny world's judge" in lead
     assert any("wrong on a few in a hundred" in line for line in limits)
+
+
+def test_labels_of_simulated_raters_are_held_against_a_judge_of_ones_own(
+    study: Study, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = study.samples("base")[:6]
+    study.feedback.add_ratings([
+        Rating(f"s{i}{r}", s.id, f"simulated-{r}", "alignment", "good", True, 0.0, 1.0)
+        for i, s in enumerate(samples)
+        for r in range(2)
+    ])  # fmt: skip
+    options = ["--raters", "simulated", "--resamples", "0", "--judge", str(own), "--least", "0.3"]
+    cli.run(["agreement", str(study.path), *options])
+    [run] = study.runs("agreement")
+    name = str(own.resolve())
+    bright = [np.asarray(study.image(s)).mean() / 255 >= 0.3 for s in samples]
+    assert run.result["labels"]["truth"][name]["majority"]["accuracy"] == np.mean(bright)
+    assert run.result["labels"]["truths"] == {name: "the truth as judged by Bright"}
+    assert "Against the truth as judged by Bright" in capsys.readouterr().err
 
 
 # people
@@ -222,6 +241,14 @@ def test_a_reward_judges_by_its_threshold(study: Study, brightness: str) -> None
         assert row["certainty"] == pytest.approx(abs(row["clip"] - 0.3) / reach, abs=1e-5)  # type: ignore[operator]
     assert found.result["judged"].startswith("scored 0.3 or more by brightness.py")
     assert "errs as the reward does" in found.result["caveat"]
+
+
+def test_the_reward_may_be_called_by_any_of_its_names(study: Study, made: Path) -> None:
+    judge = RewardJudge("clip_head.py/../fit-clip_head").canonical
+    with pytest.raises(UserError, match="is no run of"):
+        judge(study)
+    named = [RewardJudge(n).canonical(study) for n in ("fit-clip_head", "runs/fit-clip_head")]
+    assert named == [RewardJudge("runs/fit-clip_head")] * 2
 
 
 @pytest.mark.parametrize(

@@ -10,28 +10,29 @@ import voted
 from sayso.base.errors import UserError
 from sayso.base.types import Comparison, Rating, Sample, Sampler
 from sayso.feedback.store import Feedback
-from sayso.stages.align import AlignConfig, _own_images
+from sayso.stages._training_data import samples_of
+from sayso.stages.align import AlignConfig
 from sayso.stages.fit import FitConfig, _heldout, collect
-from sayso.votes import ballots, labels
+from sayso.votes import item_votes, labels
 from sayso.votes.labels import LabelMethod, soft_labels
 
 
-def mark(sample: str, rater: str, value: str, **more: object) -> Rating:
+def a_rating(sample: str, rater: str, value: str, **more: object) -> Rating:
     name = f"{sample}{rater}"
     return Rating(name, sample, rater, "alignment", value, True, 1.0, 2.0, **more)  # type: ignore[arg-type]
 
 
-MARKS = [
-    *(mark("a", r, v) for r, v in zip("xyz", ("good", "good", "bad"), strict=True)),
-    *(mark("b", r, v) for r, v in zip("xyz", ("good", "bad", "skip"), strict=True)),
-    *(mark("c", r, v) for r, v in zip("xyz", ("bad", "bad", "skip"), strict=True)),
-    mark("d", "x", "skip"),
+RATINGS = [
+    *(a_rating("a", r, v) for r, v in zip("xyz", ("good", "good", "bad"), strict=True)),
+    *(a_rating("b", r, v) for r, v in zip("xyz", ("good", "bad", "skip"), strict=True)),
+    *(a_rating("c", r, v) for r, v in zip("xyz", ("bad", "bad", "skip"), strict=True)),
+    a_rating("d", "x", "skip"),
 ]
 
 
 def test_share_and_majority_by_hand() -> None:
-    assert soft_labels(MARKS, "share") == {"a": pytest.approx(2 / 3), "b": 0.5, "c": 0.0}
-    assert soft_labels(MARKS, "majority") == {"a": 1.0, "b": 0.5, "c": 0.0}
+    assert soft_labels(RATINGS, "share") == {"a": pytest.approx(2 / 3), "b": 0.5, "c": 0.0}
+    assert soft_labels(RATINGS, "majority") == {"a": 1.0, "b": 0.5, "c": 0.0}
 
 
 def test_dawid_skene_trusts_who_agrees_with_the_rest(tmp_path: Path) -> None:
@@ -49,37 +50,37 @@ def test_dawid_skene_trusts_who_agrees_with_the_rest(tmp_path: Path) -> None:
 
 
 def test_skips_and_checks_of_attention_make_no_label() -> None:
-    check = mark("e", "x", "good", shown={"attention": "good"})
-    again = mark("a", "w", "bad", shown={"attention": "bad"})
-    assert soft_labels([*MARKS, check, again], "share") == soft_labels(MARKS, "share")
-    gold = mark("a", "w", "good", shown={"gold": "good"})
-    assert soft_labels([*MARKS, gold], "share")["a"] == pytest.approx(3 / 4)
+    check = a_rating("e", "x", "good", shown={"attention": "good"})
+    again = a_rating("a", "w", "bad", shown={"attention": "bad"})
+    assert soft_labels([*RATINGS, check, again], "share") == soft_labels(RATINGS, "share")
+    gold = a_rating("a", "w", "good", shown={"gold": "good"})
+    assert soft_labels([*RATINGS, gold], "share")["a"] == pytest.approx(3 / 4)
 
 
-def test_a_reviewers_decision_is_the_label_and_no_ballot() -> None:
-    decided = [mark(i, "eve", v, shown={"adjudication": True}) for i, v in ("ab", "bg", "cs")
+def test_a_reviewers_decision_is_the_label_and_not_a_vote() -> None:
+    decided = [a_rating(i, "eve", v, shown={"adjudication": True}) for i, v in ("ab", "bg", "cs")
                for v in [{"b": "bad", "g": "good", "s": "skip"}[v]]]  # fmt: skip
     for method in ("share", "majority", "dawid-skene"):
-        alone, with_decisions = (soft_labels(m, method) for m in (MARKS, [*MARKS, *decided]))
+        alone, with_decisions = (soft_labels(m, method) for m in (RATINGS, [*RATINGS, *decided]))
         assert with_decisions == {**alone, "a": 0.0, "b": 1.0}
     rows = {
-        r.sample_id: r for r in labels.label_rows([*MARKS, *decided], "share", True, "alignment")
+        r.sample_id: r for r in labels.label_rows([*RATINGS, *decided], "share", True, "alignment")
     }
     assert (rows["a"].n_good, rows["a"].n_bad, rows["a"].p_good) == (2, 1, 0.0)
     assert rows["a"].agreement == pytest.approx(1 / 3)
     prompts = dict.fromkeys("abcd", "p")
-    assert ballots.of_ratings(decided, prompts) == []
-    assert len(ballots.of_ratings([*MARKS, *decided], prompts)) == len(MARKS)
+    assert item_votes.of_ratings(decided, prompts) == []
+    assert len(item_votes.of_ratings([*RATINGS, *decided], prompts)) == len(RATINGS)
 
 
-def test_dawid_skene_needs_two_marks_of_some_image() -> None:
-    alone = [mark("a", "x", "good"), mark("b", "y", "bad"), mark("b", "z", "skip")]
-    with pytest.raises(UserError, match="no image has marks of two"):
+def test_dawid_skene_needs_two_ratings_of_some_image() -> None:
+    alone = [a_rating("a", "x", "good"), a_rating("b", "y", "bad"), a_rating("b", "z", "skip")]
+    with pytest.raises(UserError, match="no image has ratings by two"):
         soft_labels(alone, "dawid-skene")
     assert soft_labels([], "dawid-skene") == {}
     with pytest.raises(UserError, match=r"labels 'majorty'.*did you mean 'majority'"):
         labels.check_method("majorty")
-    two = soft_labels([mark(i, r, v) for i, v in (("a", "good"), ("b", "bad")) for r in "xy"],
+    two = soft_labels([a_rating(i, r, v) for i, v in (("a", "good"), ("b", "bad")) for r in "xy"],
                       "dawid-skene")  # fmt: skip
     assert two["a"] > 0.9
     assert two["b"] < 0.1
@@ -87,7 +88,7 @@ def test_dawid_skene_needs_two_marks_of_some_image() -> None:
 
 @pytest.mark.parametrize("method", labels.METHODS)
 def test_labels_do_not_depend_on_the_order_of_votes(method: LabelMethod) -> None:
-    assert soft_labels(MARKS, method) == soft_labels(MARKS[::-1], method)
+    assert soft_labels(RATINGS, method) == soft_labels(RATINGS[::-1], method)
 
 
 # preferences
@@ -99,8 +100,8 @@ def sample(name: str, prompt: str) -> Sample:
 
 def test_good_is_preferred_over_bad_of_the_same_prompt() -> None:
     samples = [sample(n, p) for n, p in (("a", "p"), ("b", "p"), ("c", "p"), ("e", "q"))]
-    more = [mark("e", "x", "bad"), mark("f", "x", "good")]
-    found = labels.preferences(soft_labels([*MARKS, *more], "share"), samples, True, "alignment")
+    more = [a_rating("e", "x", "bad"), a_rating("f", "x", "good")]
+    found = labels.preferences(soft_labels([*RATINGS, *more], "share"), samples, True, "alignment")
     assert [(p.prompt_id, p.chosen_id, p.rejected_id) for p in found] == [("p", "a", "c")]
     assert found[0].certainty == pytest.approx(2 / 3)
     assert found[0].simulated
@@ -118,7 +119,7 @@ def test_certainty_is_the_chance_that_both_labels_are_right() -> None:
 
 def test_every_pair_of_a_prompt_is_there_once() -> None:
     names = [f"s{k}" for k in range(7)]
-    marks = [mark(n, "x", "good" if k < 3 else "bad") for k, n in enumerate(names)]
+    marks = [a_rating(n, "x", "good" if k < 3 else "bad") for k, n in enumerate(names)]
     found = labels.preferences(
         soft_labels(marks, "majority"), [sample(n, "p") for n in names], True, "alignment"
     )
@@ -132,13 +133,13 @@ def test_every_pair_of_a_prompt_is_there_once() -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Feedback:
     store = Feedback(f"sqlite:///{tmp_path / 'feedback.db'}")
-    store.add_ratings(MARKS)
+    store.add_ratings(RATINGS)
     return store
 
 
 def test_the_store_reads_labels_as_a_table(store: Feedback) -> None:
-    person = replace(mark("c", "anna", "good"), simulated=False)
-    check = mark("a", "w", "bad", shown={"attention": "bad"})
+    person = replace(a_rating("c", "anna", "good"), simulated=False)
+    check = a_rating("a", "w", "bad", shown={"attention": "bad"})
     store.add_ratings([person, check])
     rows = {row.sample_id: row for row in store.label_table(simulated=True)}
     assert list(rows) == ["a", "b", "c", "d"]
@@ -150,7 +151,7 @@ def test_the_store_reads_labels_as_a_table(store: Feedback) -> None:
     assert (rows["d"].n_skip, rows["d"].p_good, rows["d"].agreement) == (1, None, None)
     (mine,) = store.label_table(simulated=False)
     assert (mine.sample_id, mine.n_good, mine.simulated) == ("c", 1, False)
-    assert store.labels(simulated=True)["a"].bad == 1
+    assert store.counts(simulated=True)["a"].bad == 1
 
 
 def test_the_store_reads_votes_and_preferences_as_tables(store: Feedback) -> None:
@@ -158,7 +159,7 @@ def test_the_store_reads_votes_and_preferences_as_tables(store: Feedback) -> Non
         "v", "p", ("a",), ("b",), "base", "runs/x", "x", "fidelity", "tie", True, 0.0, 1.0
     )
     store.add_comparisons([comparison])
-    assert store.votes(simulated=True) == [*MARKS, comparison]
+    assert store.votes(simulated=True) == [*RATINGS, comparison]
     assert store.votes(simulated=False) == []
     samples = [sample(n, "p") for n in "abcd"]
     (found,) = store.preferences(samples, simulated=True)
@@ -185,23 +186,24 @@ def test_the_reward_learns_the_labels_asked_for(tmp_path: Path) -> None:
         (study.path / image.path).touch()
     data = {method: collect(study, FitConfig(labels=method)) for method in labels.METHODS}  # type: ignore[arg-type]
     share, majority, estimate = (data[m] for m in ("share", "majority", "dawid-skene"))
-    assert share.targets == [v.good / (v.good + v.bad) for v in share.labels]
-    assert set(majority.targets) <= {0.0, 0.5, 1.0}
-    assert all(0 < y < 1 for y in estimate.targets)
+    assert share.labels == [v.good / (v.good + v.bad) for v in share.counts]
+    assert set(majority.labels) <= {0.0, 0.5, 1.0}
+    assert all(0 < y < 1 for y in estimate.labels)
     assert [s.id for s in estimate.samples] == [s.id for s in share.samples]
     train = {p.id for p in study.prompts("train")}
     ids = {s.id for s in study.samples() if s.prompt_id in train}
     among_train = study.feedback.soft_labels(True, method="dawid-skene", among=ids)
-    assert estimate.targets == [among_train[s.id] for s in estimate.samples]
+    assert estimate.labels == [among_train[s.id] for s in estimate.samples]
     held = [_heldout(study, FitConfig(labels=m), d) for m, d in data.items()]  # type: ignore[arg-type]
     assert held[0] == held[1] == held[2]
 
 
-def test_training_on_marks_takes_the_labels_asked_for(tmp_path: Path) -> None:
+def test_training_takes_the_labels_asked_for(tmp_path: Path) -> None:
     study = voted.make_study(tmp_path / "s", prompts=12)
     voted.add_ratings(study)
-    share = _own_images(study, AlignConfig()).labels
-    estimate = _own_images(study, AlignConfig(labels="dawid-skene")).labels
+    simulated = study.feedback.kind_in_use()
+    share = samples_of(study, "base", "share", simulated=simulated).labels
+    estimate = samples_of(study, "base", "dawid-skene", simulated=simulated).labels
     assert len(share) == len(estimate) == 6 * 8
     assert {round(y, 3) for y in share if y == y} <= {0.0, 0.333, 0.5, 0.667, 1.0}
     assert all(0 < y < 1 for y in estimate if y == y)
@@ -218,10 +220,10 @@ def test_labels_of_an_unknown_kind_are_refused(tmp_path: Path) -> None:
         collect(voted.make_study(tmp_path / "s"), config)
 
 
-# ballots
+# votes on items
 
 
-def test_ballots_turn_sides_into_models() -> None:
+def test_item_votes_turn_sides_into_models() -> None:
     vote = Comparison(
         "v", "p", ("a",), ("b",), "base", "runs/x", "r", "alignment", "right", True, 0.0, 0.0
     )
@@ -230,24 +232,24 @@ def test_ballots_turn_sides_into_models() -> None:
         right_model="base", value="left",
     )  # fmt: skip
     tied = replace(vote, id="u", rater="t", value="tie")
-    (pair, found), = ballots.of_comparisons([vote, turned, tied]).items()  # fmt: skip
+    (pair, found), = item_votes.of_comparisons([vote, turned, tied]).items()  # fmt: skip
     assert (pair.first, pair.second) == ("runs/x", "base")
     assert [b.value for b in found] == ["first", "first", "tie"]
     assert len({b.item for b in found}) == 1
     elsewhere = replace(vote, prompt_id="q")
-    assert ballots.item_of(elsewhere) != ballots.item_of(vote)
+    assert item_votes.item_of(elsewhere) != item_votes.item_of(vote)
     assert [b.seconds for b in found] == [None] * 3
 
 
-def test_ballots_know_times_and_checks() -> None:
+def test_item_votes_know_times_and_checks() -> None:
     now = time.time()
-    plain = mark("a", "x", "good")
+    plain = a_rating("a", "x", "good")
     timed = replace(plain, shown_at=now, answered_at=now + 9, shown={"latency_ms": 1500})
     gold = replace(plain, shown={"gold": "bad"})
     check = replace(plain, shown={"attention": "good"})
-    found = ballots.of_ratings([plain, timed, gold, check], {"a": "p"})
+    found = item_votes.of_ratings([plain, timed, gold, check], {"a": "p"})
     assert [b.seconds for b in found] == [1.0, 1.5, 1.0, 1.0]
     assert [(b.gold, b.attention) for b in found] == [
         (None, None), (None, None), (False, None), (None, True),
     ]  # fmt: skip
-    assert ballots.of_ratings([plain], {}) == []
+    assert item_votes.of_ratings([plain], {}) == []

@@ -69,7 +69,7 @@ def test_report_is_one_file_without_outside_requests(finished_demo: Path) -> Non
     assert "<script" not in html
 
 
-def test_raters_are_marked_as_simulated(finished_demo: Path) -> None:
+def test_raters_are_shown_as_simulated(finished_demo: Path) -> None:
     import sqlite3
 
     with sqlite3.connect(finished_demo / "feedback.db") as database:

@@ -229,8 +229,8 @@ def test_pair_accuracy_compares_within_a_prompt() -> None:
 
 def test_calibration_by_hand() -> None:
     scores = np.array([0.05, 0.15, 0.18, 1.0, 0.95])
-    targets = np.array([0.0, 1.0, 0.0, 1.0, 0.5])
-    table = metrics.calibration(targets, scores)
+    labels = np.array([0.0, 1.0, 0.0, 1.0, 0.5])
+    table = metrics.calibration(labels, scores)
     assert [row.n for row in table] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
     assert (table[1].score, table[1].target) == pytest.approx((0.165, 0.5))
     assert (table[2].score, table[2].target) == (None, None)

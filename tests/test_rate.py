@@ -75,13 +75,13 @@ def test_every_train_image_once(study: Study):
     assert {drawn[v.sample_id] for v in votes} == train
 
 
-def test_marks_follow_the_judge(study: Study):
+def test_ratings_follow_the_judge(study: Study):
     rate(study, simulated(raters=3))
     rate(study, simulated(raters=3, model=TUNED))
     models = {s.id: s.model for s in study.samples()}
-    marks = Counter((models[r.sample_id], r.value) for r in study.feedback.ratings())
-    assert marks[BASE, "bad"] > 4 * marks[BASE, "good"]
-    assert marks[TUNED, "good"] > 4 * marks[TUNED, "bad"]
+    votes = Counter((models[r.sample_id], r.value) for r in study.feedback.ratings())
+    assert votes[BASE, "bad"] > 4 * votes[BASE, "good"]
+    assert votes[TUNED, "good"] > 4 * votes[TUNED, "bad"]
 
 
 def test_overlap_and_repeating(study: Study):
@@ -163,9 +163,9 @@ def test_through_the_app_is_for_simulated_raters(study: Study):
 
 def test_careless_raters_do_not_look(study: Study):
     rate(study, simulated(raters=3, overlap=3, careless=1))
-    marks = Counter((r.rater, r.value) for r in study.feedback.ratings())
-    assert marks["simulated-3", "good"] > 0.6 * 48
-    assert marks["simulated-1", "bad"] > 0.8 * 48
+    votes = Counter((r.rater, r.value) for r in study.feedback.ratings())
+    assert votes["simulated-3", "good"] > 0.6 * 48
+    assert votes["simulated-1", "bad"] > 0.8 * 48
 
 
 @pytest.mark.parametrize("task", [{}, {"task": "compare", "right": TUNED, "prompts": "train"}])

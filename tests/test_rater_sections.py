@@ -13,8 +13,8 @@ from scipy import stats
 from sayso.base.bootstrap import Clusters, Interval, draws, percentiles
 from sayso.base.types import Comparison, Prompt, Rating
 from sayso.votes.agreement import Agreement, collect
-from sayso.votes.ballots import MARKS, Ballot, of_ratings
 from sayso.votes.dawid_skene import dawid_skene
+from sayso.votes.item_votes import RATING_VALUES, ItemVote, of_ratings
 from sayso.votes.rater_report import (
     comparison_sections,
     label_gain,
@@ -62,23 +62,28 @@ def test_names_that_begin_with_a_number_come_last() -> None:
     ]  # fmt: skip
 
 
-def said(rater: str, values: str, **more: object) -> list[Ballot]:
+def said(rater: str, values: str, **more: object) -> list[ItemVote]:
     """One vote an item: g good, b bad, s skip, - none."""
     names = {"g": "good", "b": "bad", "s": "skip"}
     return [
-        Ballot(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
+        ItemVote(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
         for k, v in enumerate(values)
         if v != "-"
     ]
 
 
 def test_rows_hold_the_models_estimates() -> None:
-    ballots = [*said("a", "ggbbg"), *said("b", "ggbgg"), *said("c", "gbbbs"), *said("d", "s----")]
-    votes = collect(ballots, MARKS)
+    item_votes = [
+        *said("a", "ggbbg"),
+        *said("b", "ggbgg"),
+        *said("c", "gbbbs"),
+        *said("d", "s----"),
+    ]
+    votes = collect(item_votes, RATING_VALUES)
     judged = votes.without("skip")
     model = dawid_skene(judged)
     value, deviation = model.skill()
-    rows = rater_table(ballots, votes, judged, model)
+    rows = rater_table(item_votes, votes, judged, model)
     assert [row.rater for row in rows] == list("abcd")
     for r, row in enumerate(rows):
         assert row.skill.value == pytest.approx(value[r])
@@ -94,16 +99,20 @@ def test_rows_hold_the_models_estimates() -> None:
 
 def test_a_row_without_a_model_by_hand() -> None:
     """b beside a and c: alike with 1 of 2, 2 of 2 and 0 of 1."""
-    ballots = [
+    item_votes = [
         *said("a", "gg-g", seconds=1.0), *said("b", "gggs", seconds=2.0), *said("c", "bgb"),
     ]  # fmt: skip
-    ballots[2] = ballots[2]._replace(seconds=1.0)
-    ballots += [*said("d", "s"), Ballot("j", "p", "x", "good"), Ballot("j", "p", "y", "good")]
-    ballots.append(Ballot("t", "p", "b", "bad", 0.1, None, False))
-    votes = collect((b for b in ballots if b.attention is None), MARKS)
+    item_votes[2] = item_votes[2]._replace(seconds=1.0)
+    item_votes += [
+        *said("d", "s"),
+        ItemVote("j", "p", "x", "good"),
+        ItemVote("j", "p", "y", "good"),
+    ]
+    item_votes.append(ItemVote("t", "p", "b", "bad", 0.1, None, False))
+    votes = collect((b for b in item_votes if b.attention is None), RATING_VALUES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rows = rater_table(ballots, votes, votes.without("skip"), None)
+        rows = rater_table(item_votes, votes, votes.without("skip"), None)
     b = rows[1]
     assert (b.votes, b.seconds, b.shared) == (4, 2.0, 3)
     assert b.shares == {"good": 0.75, "bad": 0, "skip": 0.25}
@@ -127,7 +136,7 @@ PROMPTS = {
 }  # type: ignore[arg-type]  # fmt: skip
 
 
-def marks(table: Mapping[str, str], question: str = "alignment") -> list[Rating]:
+def ratings_of(table: Mapping[str, str], question: str = "alignment") -> list[Rating]:
     return [
         Rating(f"{b.item}{b.rater}", b.item, b.rater, question, b.value, False, 1.0, 3.0)  # type: ignore[arg-type]
         for rater, values in table.items()
@@ -136,24 +145,24 @@ def marks(table: Mapping[str, str], question: str = "alignment") -> list[Rating]
 
 
 def test_a_section_by_hand() -> None:
-    ratings = marks({"a": "ggbs", "b": "gb-g", "c": "g---"})
+    ratings = ratings_of({"a": "ggbs", "b": "gb-g", "c": "g---"})
     check = replace(ratings[0], id="t", sample_id="i9", shown={"attention": "bad"})
     elsewhere = replace(ratings[0], id="e", sample_id="other")
     section = rating_section(
-        [*ratings, elsewhere, check, *marks({"a": "b"}, "fidelity")], PROMPTS, resamples=0
+        [*ratings, elsewhere, check, *ratings_of({"a": "b"}, "fidelity")], PROMPTS, resamples=0
     )
     assert section is not None
     assert (section.task, section.question, section.models) == ("rate", "alignment", ())
     assert (section.votes, section.items, section.prompts, section.over) == (
         8, 4, 3, "raters and prompts",
     )  # fmt: skip
-    # judgements: three on i0, two on i1, one on i2 and on i3
+    # without skips: three on i0, two on i1, one on i2 and on i3
     assert section.overlap == {1: 2, 2: 1, 3: 1}
     # the paper's categories in its order, then others
     assert list(section.groups) == ["all", "count", "colour", "zebra"]
     found = {name: (g.items, g.shared_items, g.votes) for name, g in section.groups.items()}
     assert found == {"all": (4, 2, 8), "count": (1, 0, 2), "colour": (2, 1, 3), "zebra": (1, 1, 3)}
-    judged = collect(of_ratings(ratings, {s: p.id for s, p in PROMPTS.items()}), MARKS[:2])
+    judged = collect(of_ratings(ratings, {s: p.id for s, p in PROMPTS.items()}), RATING_VALUES[:2])
     model = dawid_skene(judged)
     assert section.estimation == {
         "items": 4, "iterations": len(model.log_posterior), "converged": True,
@@ -163,9 +172,9 @@ def test_a_section_by_hand() -> None:
     assert section.careless == []
 
 
-def test_a_section_of_one_category_or_of_lone_marks() -> None:
+def test_a_section_of_one_category_or_of_lone_ratings() -> None:
     same = {s: replace(p, category="count") for s, p in PROMPTS.items()}
-    section = rating_section(marks({"a": "gb", "b": "--gg"}), same, resamples=0)
+    section = rating_section(ratings_of({"a": "gb", "b": "--gg"}), same, resamples=0)
     assert section is not None
     assert list(section.groups) == ["all"]
     assert section.estimation is None
@@ -174,7 +183,7 @@ def test_a_section_of_one_category_or_of_lone_marks() -> None:
 
 UNEVEN = np.random.default_rng(5)
 MANY = {f"i{k}": Prompt(f"p{k % 9}", "", "count", {}, "train") for k in range(24)}
-RATINGS = marks({f"r{r}": "".join(UNEVEN.choice(list("gggb-"), 24)) for r in range(5)})
+RATINGS = ratings_of({f"r{r}": "".join(UNEVEN.choice(list("gggb-"), 24)) for r in range(5)})
 COMPARISONS = [
     Comparison(
         f"{p}{r}", f"p{p}", (f"{p}x",), (f"{p}b",), "runs/x", "base", f"r{r}", "alignment",
@@ -256,9 +265,9 @@ def test_what_json_can_hold() -> None:
     assert plain(Checks(0, 0)) == {"n": 0, "right": 0, "share": None}
 
 
-def test_two_judgements_of_an_item_are_enough_for_estimates() -> None:
+def test_two_votes_on_an_item_are_enough_for_estimates() -> None:
     two = {s: replace(p, category="count" if s == "i0" else "colour") for s, p in PROMPTS.items()}
-    section = rating_section(marks({"a": "ggbb", "b": "gbbb"}), two, resamples=0)
+    section = rating_section(ratings_of({"a": "ggbb", "b": "gbbb"}), two, resamples=0)
     assert section is not None
     assert section.estimation is not None
     assert all(math.isfinite(row.skill.value) for row in section.raters)

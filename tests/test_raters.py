@@ -18,13 +18,13 @@ from sayso.base.types import Rating
 from sayso.cli import commands as cli
 from sayso.judges import Verdict
 from sayso.reporting import charts, words
-from sayso.reporting.material import Material
+from sayso.reporting.report_data import ReportData
 from sayso.reporting.summary import summarise
 from sayso.stages.agreement import AgreementConfig, agreement, plan
 from sayso.stages.report import report
 from sayso.study.study import Study
-from sayso.votes.agreement import Ballot, collect
-from sayso.votes.ballots import MARKS
+from sayso.votes.agreement import ItemVote, collect
+from sayso.votes.item_votes import RATING_VALUES
 from sayso.votes.rater_report import label_gain, label_quality, plain
 from sayso.votes.rater_table import (
     RULES,
@@ -42,17 +42,17 @@ ROW = RaterRow(
 SKILLS = [0.9, 0.85, 0.88, 0.9]
 
 
-def table_of(ballots: list[Ballot]) -> dict[str, RaterRow]:
-    votes = collect((b for b in ballots if b.attention is None), MARKS)
-    rows = rater_table(ballots, votes, votes.without("skip"), None)
+def table_of(item_votes: list[ItemVote]) -> dict[str, RaterRow]:
+    votes = collect((b for b in item_votes if b.attention is None), RATING_VALUES)
+    rows = rater_table(item_votes, votes, votes.without("skip"), None)
     return {row.rater: row for row in rows}
 
 
-def marks(rater: str, values: str, **more: object) -> list[Ballot]:
+def votes_of(rater: str, values: str, **more: object) -> list[ItemVote]:
     """One vote an item: g good, b bad, s skip, - none."""
     names = {"g": "good", "b": "bad", "s": "skip"}
     return [
-        Ballot(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
+        ItemVote(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
         for k, v in enumerate(values)
         if v != "-"
     ]
@@ -62,7 +62,9 @@ def marks(rater: str, values: str, **more: object) -> list[Ballot]:
 
 
 def test_table_by_hand() -> None:
-    found = table_of([*marks("a", "ggbs"), *marks("b", "gbb-", seconds=1.5), *marks("c", "gg--")])
+    found = table_of(
+        [*votes_of("a", "ggbs"), *votes_of("b", "gbb-", seconds=1.5), *votes_of("c", "gg--")]
+    )
     a, b = found["a"], found["b"]
     assert (a.votes, a.shares) == (4, {"good": 0.5, "bad": 0.25, "skip": 0.25})
     # a against b and c: alike 2 of 2, 1 of 2, 1 of 1
@@ -75,16 +77,18 @@ def test_table_by_hand() -> None:
 
 
 def test_who_answers_always_the_same_agrees_by_chance_alone() -> None:
-    found = table_of([*marks("a", "gggggggg"), *marks("b", "ggggggbb"), *marks("c", "ggggggbb")])
+    found = table_of(
+        [*votes_of("a", "gggggggg"), *votes_of("b", "ggggggbb"), *votes_of("c", "ggggggbb")]
+    )
     assert found["a"].agreement == pytest.approx(0.75)
     assert found["a"].kappa == pytest.approx(0)
     assert found["b"].kappa > 0.3
 
 
 def test_checks_are_counted_and_attention_counts_for_nothing_else() -> None:
-    gold = [Ballot(f"g{k}", "p", "a", "good", gold=k > 0) for k in range(4)]
-    attention = [Ballot(f"t{k}", "p", "a", "bad", attention=k == 0) for k in range(5)]
-    row = table_of([*marks("a", "gg"), *gold, *attention])["a"]
+    gold = [ItemVote(f"g{k}", "p", "a", "good", gold=k > 0) for k in range(4)]
+    attention = [ItemVote(f"t{k}", "p", "a", "bad", attention=k == 0) for k in range(5)]
+    row = table_of([*votes_of("a", "gg"), *gold, *attention])["a"]
     assert row.gold == Checks(4, 3)
     assert row.attention == Checks(5, 1)
     assert row.attention.share == pytest.approx(1 / 5)
@@ -167,7 +171,7 @@ def test_few_honest_raters_fail_their_checks_by_bad_luck() -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Marks by 20 simulated raters, one careless, with an agreement run and an evaluation."""
+    """Truth by 20 simulated raters, one careless, with an agreement run and an evaluation."""
     study = voted.make_study(tmp_path_factory.mktemp("whole") / "study", prompts=40)
     voted.add_ratings(study)
     votes = voted.comparisons(study)
@@ -191,8 +195,8 @@ def _evaluated(study: Study) -> None:
     run.finish({
         "models": roles,
         "judge": "ratings of people",
-        "alignment": {role: {"skipped": "no marks"} for role in roles},
-        "paired": {"skipped": "no marks"},
+        "alignment": {role: {"skipped": "no verdicts"} for role in roles},
+        "paired": {"skipped": "no verdicts"},
         "scores": {r: {"reward": nothing, "clip_score": nothing, "n": 0} for r in roles},
         "optimisation": {"skipped": "no reward"},
         "reward_quality": {"skipped": "no reward"},
@@ -323,8 +327,8 @@ def test_one_rater_an_image_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     every = result["sections"][0]["groups"]["all"]
     assert every["alpha"]["value"] is None
     assert result["sections"][0]["estimation"] is None
-    assert "no image has judgements of two raters" in result["labels"]["skipped"]
-    assert "no image has judgements of two raters" in capsys.readouterr().err
+    assert "no image has ratings by two raters" in result["labels"]["skipped"]
+    assert "no image has ratings by two raters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -353,7 +357,7 @@ def test_the_command_prints_the_tables(
     cli.run(["agreement", str(small.path), "--resamples", "0"])
     said = capsys.readouterr().err
     for word in (
-        "marks, alignment",
+        "ratings, alignment",
         "alpha",
         "kappa",
         "skill",
@@ -411,7 +415,7 @@ def test_the_small_install_is_enough(small: Study) -> None:
 
 
 def test_summary_tells_of_agreement_strengths_and_balance(whole: Study) -> None:
-    summary = summarise(Material(whole))
+    summary = summarise(ReportData(whole))
     assert summary["agreement"]["careless"] == [voted.CARELESS]
     assert summary["agreement"]["kind"] == "simulated"
     assert summary["agreement"]["alpha"]["low"] < summary["agreement"]["alpha"]["value"]
@@ -427,7 +431,7 @@ def test_report_names_the_careless_rater(whole: Study) -> None:
     assert "How far the raters agree" in html
     assert f'Careless by the rules: <strong><bdi translate="no">{voted.CARELESS}</bdi>' in html
     assert html.count('<tr class="careless">') == 1
-    assert "20 simulated raters marked" in html
+    assert "20 simulated raters rated" in html
     assert "All models in one order" in html
     assert "No side was favoured" in html
     assert "over raters and prompts" in html

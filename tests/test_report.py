@@ -15,7 +15,7 @@ from sayso.base.types import CATEGORIES, Prompt
 from sayso.metrics.evaluation import Scored
 from sayso.reporting import charts, gallery, words
 from sayso.reporting.charts import Axis, Series
-from sayso.reporting.material import Material
+from sayso.reporting.report_data import ReportData
 from sayso.reporting.summary import summarise
 from sayso.stages.evaluate import EvaluateConfig, evaluate
 from sayso.stages.report import ReportConfig, report
@@ -27,25 +27,25 @@ GROUPS = [*CATEGORIES, "seen", "unseen", "all"]
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A synthetic study whose stages have all run; marks and rewards are invented."""
-    study, marks = syn.make_study(tmp_path_factory.mktemp("report") / "study", test=16)
-    syn.add_ratings(study, marks)
-    syn.add_comparisons(study, marks)
+    """A synthetic study whose stages have all run; truth and rewards are invented."""
+    study, truth = syn.make_study(tmp_path_factory.mktemp("report") / "study", test=16)
+    syn.add_ratings(study, truth)
+    syn.add_comparisons(study, truth)
     syn.add_runs(study)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sayso.stages._scoring.score", invented(marks))
+        patch.setattr("sayso.stages._scoring.score", invented(truth))
         evaluate(study, EvaluateConfig(model=syn.ALIGNED))
     return study
 
 
-def invented(marks: syn.Marks):
+def invented(truth: syn.Truth):
     """Scores in place of the judge's and the reward's: the true images get the higher reward."""
 
     def score(study, samples, prompts, judge, reward, device) -> list[Scored]:
         return [
             Scored(
-                s.id, s.model, p.id, s.seed, p.split, p.category, marks.true[s.id], 0.9,
-                "1 × red cat", (marks.true[s.id] + i % 7 / 7) / 2, 0.2 + i % 5 / 100,
+                s.id, s.model, p.id, s.seed, p.split, p.category, truth.true[s.id], 0.9,
+                "1 × red cat", (truth.true[s.id] + i % 7 / 7) / 2, 0.2 + i % 5 / 100,
             )
             for i, (s, p) in enumerate(zip(samples, prompts, strict=True))
         ]  # fmt: skip
@@ -107,7 +107,7 @@ def test_page_is_well_formed_and_asks_nobody(html: str) -> None:
 
 
 def test_headline_is_the_evaluations_number(study: Study, html: str) -> None:
-    shares = Material(study).result["alignment"]
+    shares = ReportData(study).result["alignment"]
     before, after = (words.percent(shares[r]["combination"]["value"]) for r in ("base", "aligned"))
     headline = f"Combination prompts drawn right: {before} → {after}".replace("\u00a0", " ")
     assert headline in text_of(html)
@@ -122,13 +122,13 @@ def test_simulated_raters_are_named_where_they_judged(html: str) -> None:
 
 
 def test_every_picture_bears_a_mark_that_is_not_only_a_colour(study: Study, html: str) -> None:
-    shown = gallery.cards(study, Material(study).models, Material(study).scores, 16, 4)
+    shown = gallery.cards(study, ReportData(study).models, ReportData(study).scores, 16, 4)
     pictures = [p for card in shown for row in card.rows for p in row.pictures]
     assert len(pictures) == 16 * 3 * 4
     n_true = sum(p.true is True for p in pictures)
     # one more of each stands in the legend
-    assert html.count('<span class="mark yes">') == n_true + 1
-    assert html.count('<span class="mark no">') == len(pictures) - n_true + 1
+    assert html.count('<span class="verdict yes">') == n_true + 1
+    assert html.count('<span class="verdict no">') == len(pictures) - n_true + 1
     assert html.count('<span class="hidden">true</span>') == n_true + 1
     assert 'class="crisp"' in html
 
@@ -188,9 +188,9 @@ def test_a_small_group_leaves_its_places_to_others() -> None:
 
 
 def test_before_and_after_show_the_same_seeds(study: Study) -> None:
-    material = Material(study)
+    data = ReportData(study)
     by_url = {gallery.data_url(study, s)[0]: s for s in study.samples()}
-    for card in gallery.cards(study, material.models, material.scores, 3, 4):
+    for card in gallery.cards(study, data.models, data.scores, 3, 4):
         rows = {row.role: [by_url[p.url] for p in row.pictures] for row in card.rows}
         assert list(rows) == ["base", "aligned", "best_of_n"]
         assert [s.seed for s in rows["base"]] == [s.seed for s in rows["aligned"]]
@@ -231,7 +231,7 @@ def test_small_images_keep_every_pixel(study: Study) -> None:
 
 def test_summary_tells_what_the_evaluation_found(study: Study, html: str) -> None:
     summary = json.loads((study.path / "summary.json").read_text())
-    result = Material(study).result
+    result = ReportData(study).result
     for role in ("base", "aligned", "best_of_n"):
         for group in GROUPS:
             assert summary["alignment"][role][group] == result["alignment"][role][group]["value"]
@@ -255,7 +255,7 @@ def test_summary_tells_what_the_evaluation_found(study: Study, html: str) -> Non
 
 
 def test_seconds_add_up(study: Study) -> None:
-    seconds = summarise(Material(study))["seconds"]
+    seconds = summarise(ReportData(study))["seconds"]
     total = seconds.pop("total")
     assert total == pytest.approx(sum(seconds.values()), abs=0.01)
     assert seconds["align"] == 131.0
@@ -263,21 +263,21 @@ def test_seconds_add_up(study: Study) -> None:
 
 
 def test_pauses_between_sittings_are_no_rating_time(study: Study) -> None:
-    """32 marks 10 ms apart, then comparisons minutes later at one instant."""
-    assert 0.25 < Material(study).seconds["rate"] < 1.0
+    """32 truth 10 ms apart, then comparisons minutes later at one instant."""
+    assert 0.25 < ReportData(study).seconds["rate"] < 1.0
 
 
 def test_feedback_counts_add_up(study: Study) -> None:
-    feedback = summarise(Material(study))["feedback"]
+    feedback = summarise(ReportData(study))["feedback"]
     assert feedback["good"] + feedback["bad"] + feedback["skip"] == feedback["ratings"] == 32
     assert feedback["kind"] == "simulated"
 
 
 def test_people_are_not_mixed_with_simulated_raters(tmp_path: Path) -> None:
-    study, marks = syn.make_study(tmp_path / "s", test=8, per_prompt=1)
-    syn.add_ratings(study, marks, simulated=True)
-    syn.add_ratings(study, marks, simulated=False, which="test")
-    feedback = summarise(Material(study))["feedback"]
+    study, truth = syn.make_study(tmp_path / "s", test=8, per_prompt=1)
+    syn.add_ratings(study, truth, simulated=True)
+    syn.add_ratings(study, truth, simulated=False, which="test")
+    feedback = summarise(ReportData(study))["feedback"]
     assert feedback["kind"] == "people"
     assert feedback["ratings"] == 24
 
@@ -298,13 +298,13 @@ def test_an_empty_study_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_study_without_selection_or_comparisons(tmp_path: Path) -> None:
-    study, marks = syn.make_study(tmp_path / "s", test=8, per_prompt=2)
+    study, truth = syn.make_study(tmp_path / "s", test=8, per_prompt=2)
     path = study.path / "samples.jsonl"
     kept = [line for line in path.read_text().splitlines() if "@best-of" not in line]
     path.write_text("\n".join(kept) + "\n")
     syn.add_runs(study)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sayso.stages._scoring.score", invented(marks))
+        patch.setattr("sayso.stages._scoring.score", invented(truth))
         evaluate(study, EvaluateConfig(model=syn.ALIGNED))
     text = text_of(report(study).read_text())
     assert "No best-of-n selection" in text
@@ -314,9 +314,9 @@ def test_a_study_without_selection_or_comparisons(tmp_path: Path) -> None:
 
 
 def test_nobody_said_what_is_true(tmp_path: Path) -> None:
-    study, marks = syn.make_study(tmp_path / "s", test=8, per_prompt=1)
+    study, truth = syn.make_study(tmp_path / "s", test=8, per_prompt=1)
     syn.add_runs(study)
-    score = invented(marks)
+    score = invented(truth)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "sayso.stages._scoring.score",
@@ -326,8 +326,8 @@ def test_nobody_said_what_is_true(tmp_path: Path) -> None:
         )
         evaluate(study, EvaluateConfig(model=syn.ALIGNED, reward=""))
     text = text_of(report(study).read_text())
-    assert "no image is marked true or false" in text
-    assert "not marked" not in text.split("Before and after")[0]
+    assert "no image is judged true or false" in text
+    assert "not judged" not in text.split("Before and after")[0]
 
 
 def test_the_evaluation_asked_for_must_be_one(study: Study) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from clips import colour_study, rate_all, tiny_clip
+from safetensors.torch import load_file, save_file
 
 from sayso.base.errors import UserError
 from sayso.data.clip import ClipEncoder, to_pixels
@@ -109,18 +110,18 @@ def test_a_step_of_learning_follows_both_terms(
     reward = ClipHead(**QUICK, prompt_classification_weight=weight, mixed_precision="no")
     reward.prepare(study, "cpu")
     data = collect(study, FitConfig())
-    rated = RatedSamples(data.samples, data.prompts, data.targets, [False] * len(data.samples))
+    rated = RatedSamples(data.samples, data.prompts, data.labels, [False] * len(data.samples))
     learning = _Fit(reward, study, rated, study.run("fit", f"step-{weight}", {}))
     others = ["a red colored sea", "a blue colored sea", "a white colored sea", "a pink sea"]
     monkeypatch.setattr(learning, "_altered", lambda prompt: others)
     head = reward.head.requires_grad_(True)
     learning.optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
     before = copy.deepcopy(head)
-    rows = torch.tensor([data.targets.index(1.0), data.targets.index(0.0), 1, 2, 3])
+    rows = torch.tensor([data.labels.index(1.0), data.labels.index(0.0), 1, 2, 3])
     logged = learning._update(rows)
     moved = [a.detach() - b for a, b in zip(before.parameters(), head.parameters(), strict=True)]
 
-    images, target = learning.images[rows], torch.tensor(data.targets)[rows]
+    images, target = learning.images[rows], torch.tensor(data.labels)[rows]
     texts = reward.clip.texts([data.prompts[row].text for row in rows])
     mse = ((target - before(images, texts)) ** 2).mean()
     good = images[target > 0.5]
@@ -334,12 +335,19 @@ def test_reward_of_another_clip_is_refused(clip: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_weights_are_refused(clip: Path, tmp_path: Path) -> None:
+    """Cut short, or of a head of another shape; either way it says what to do."""
     study = colour_study(tmp_path / "study", clip, train=4)
     rate_all(study)
     run = fit(study, FitConfig(), ClipHead(**QUICK))
     weights = run.weights / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    with pytest.raises(UserError, match=r"cannot be loaded.*; delete the run and fit again"):
+        load_reward(study, run.name)
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    save_file({n: t for n, t in tensors.items() if n != "layers.0.bias"}, weights)
+    with pytest.raises(UserError, match=r"layers\.0\.bias.*; delete the run and fit again"):
         load_reward(study, run.name)
 
 

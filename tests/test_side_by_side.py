@@ -10,9 +10,9 @@ from scipy import stats
 from sayso.base.types import Comparison
 from sayso.metrics import quality as metrics
 from sayso.study.study import Study
-from sayso.votes.agreement import Ballot, Votes, collect
+from sayso.votes.agreement import ItemVote, Votes, collect
 from sayso.votes.balance import balance, binomial_test
-from sayso.votes.ballots import SIDES
+from sayso.votes.item_votes import SIDES
 from sayso.votes.side_by_side import side_by_side, two_way
 from sayso.votes.standings import standings
 
@@ -40,7 +40,7 @@ def panel(
     lead = middle + lead + np.sqrt(1 - share) * rng.normal(size=(prompts, raters))
     names = np.where(lead > tie, "first", np.where(lead < -tie, "second", "tie"))
     rows = [
-        Ballot(f"i{p:03}", f"p{p:03}", f"r{r}", str(names[p, r]))
+        ItemVote(f"i{p:03}", f"p{p:03}", f"r{r}", str(names[p, r]))
         for p in range(prompts)
         for r in range(raters)
     ]
@@ -159,7 +159,7 @@ def test_models_never_compared_stand_in_tables_of_their_own(votes: list[Comparis
     assert {row["model"] for row in small["models"]} == {"runs/a", "runs/b"}
 
 
-def test_a_model_that_never_lost_is_finite_and_marked(votes: list[Comparison]) -> None:
+def test_a_model_that_never_lost_is_finite_and_flagged(votes: list[Comparison]) -> None:
     pair = [v for v in votes if {v.left_model, v.right_model} == {"base", "runs/align-rwr"}]
     all_won = [replace(v, value="right" if v.left_model == "base" else "left") for v in pair]
     (table,) = standings(all_won)

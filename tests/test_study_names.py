@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from old_stores import OLD, old_store
 from sqlalchemy.engine import make_url
-from voted_images import mark, voted_study
+from voted_images import a_rating, voted_study
 
 from sayso.base.errors import UserError
 from sayso.feedback.database import Database
@@ -37,7 +37,7 @@ def beside(study: Study) -> list[str]:
 
 
 def test_votes_lie_in_the_study(study: Study):
-    vote = mark("s", "ann")
+    vote = a_rating("s", "ann")
     study.feedback.add_ratings([vote])
     raters(study, RatersConfig("add", ("anna",)))
     assert (study.path / "feedback.db").is_file()
@@ -82,7 +82,7 @@ def test_export_and_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_two_names_that_an_address_reads_alike_share_nothing(tmp_path: Path):
     for one, other in (("better? cats", "better? dogs"), ("run A", "run %41")):
         first, second = new(tmp_path / one), new(tmp_path / other)
-        first.feedback.add_ratings([mark("s", "ann")])
+        first.feedback.add_ratings([a_rating("s", "ann")])
         assert second.feedback.ratings() == []
 
 
@@ -90,7 +90,7 @@ def test_a_database_given_by_its_address(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     study = new(Path("a? b"))
     study.use_database("sqlite:///my%3F votes.db")
-    study.feedback.add_ratings([mark("s", "ann")])
+    study.feedback.add_ratings([a_rating("s", "ann")])
     assert Path("my? votes.db").is_file()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -118,7 +118,7 @@ def test_votes_of_an_earlier_version_are_found_and_left_alone(
     (tmp_path / "run A").mkdir()
     astray = Feedback(f"sqlite:///{study.path / 'feedback.db'}") if "%" in name else None
     astray = astray or Feedback(Path("better"))
-    vote = mark(study.samples()[0].id, "ann")
+    vote = a_rating(study.samples()[0].id, "ann")
     astray.add_ratings([vote])
     with pytest.raises(UserError, match="earlier version") as refused:
         Study.open(study.path).feedback  # noqa: B018
@@ -136,5 +136,5 @@ def test_votes_of_an_earlier_version_are_found_and_left_alone(
 def test_votes_on_other_images_are_none_of_a_study(tmp_path: Path):
     study = voted_study(tmp_path / "run %41", votes=False)
     other = voted_study(tmp_path / "run A", votes=False)
-    other.feedback.add_ratings([mark("another image", "ann")])
+    other.feedback.add_ratings([a_rating("another image", "ann")])
     assert study.feedback.ratings() == []

@@ -337,8 +337,8 @@ def test_raters_err_at_their_own_rates() -> None:
 def test_raters_skip_when_unsure() -> None:
     rater = SimulatedRater("simulated-x", 0.05, 0.05, skip_below=0.3, skip_rate_when_unsure=0.8)
     rng = np.random.default_rng(0)
-    marks = Counter(rater.rate(UNSURE, rng) for _ in range(4000))
-    assert marks["skip"] / 4000 == pytest.approx(0.8, abs=0.03)
+    votes = Counter(rater.rate(UNSURE, rng) for _ in range(4000))
+    assert votes["skip"] / 4000 == pytest.approx(0.8, abs=0.03)
 
 
 def test_rater_names_and_rates() -> None:
@@ -372,9 +372,9 @@ def test_careless_raters_press_one_key_and_then_another() -> None:
     assert raters[:3] == make_raters(3, seed=2)
     careless, rng = raters[3], np.random.default_rng(0)
     for seen in (GOOD, BAD, UNSURE):
-        marks = Counter(careless.rate(seen, rng) for _ in range(1000))
-        assert 0.75 < marks["good"] / 1000 < 0.95
-        assert marks["skip"] == 0
+        votes = Counter(careless.rate(seen, rng) for _ in range(1000))
+        assert 0.75 < votes["good"] / 1000 < 0.95
+        assert votes["skip"] == 0
     sides = Counter(careless.compare([BAD], [GOOD], "alignment", rng) for _ in range(1000))
     assert 0.75 < sides["left"] / 1000 < 0.95
     assert sides["tie"] == 0

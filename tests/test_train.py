@@ -286,3 +286,23 @@ def test_bad_options(message: str) -> None:
     options = dataclasses.replace(SMALL, **BAD_OPTIONS[message])
     with pytest.raises(UserError, match=message):
         options.check()
+
+
+def test_an_average_in_the_machine_s_memory_is_the_same(tmp_path: Path) -> None:
+    _, there = run_toy(tmp_path / "device")
+    _, here = run_toy(tmp_path / "machine", dataclasses.replace(SMALL, ema_on_cpu=True))
+    assert fingerprint(here) == fingerprint(there)
+
+
+def test_without_a_decay_no_average_is_kept(tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, ema_decay=0.0)
+    with pytest.raises(Stop):
+        run_toy(tmp_path / "r", options, Interrupted(at=5))
+    run = Run(tmp_path / "r")
+    assert {p.name for p in (run.checkpoints / "4").iterdir()} == {
+        "weights", "optimizer", "state.json",
+    }  # fmt: skip
+    resumed, _ = run_toy(tmp_path / "r", options)
+    whole, _ = run_toy(tmp_path / "whole", options)
+    for name, value in weights_of(whole).items():
+        assert torch.equal(weights_of(resumed)[name], value)

@@ -69,7 +69,7 @@ def test_captions(tmp_path: Path, form):
     assert after == before
 
 
-def test_gold_answers(tmp_path: Path, form):
+def test_gold_votes(tmp_path: Path, form):
     path = tmp_path / "gold.jsonl"
     path.write_bytes(
         form(b'{"sample_id": "a", "value": "good"}\n{"sample_id": "b", "value": "bad"}\n')

@@ -51,7 +51,7 @@ def truth(sample: str) -> bool:
 def add_ratings(
     study: Study, raters: int = 20, overlap: int = 3, *, simulated: bool = True, seed: int = 0
 ) -> None:
-    """Marks of the base's images by raters who err on 6 % and skip 6 %; one does not look."""
+    """Truth of the base's images by raters who err on 6 % and skip 6 %; one does not look."""
     rng = np.random.default_rng(seed)
     names = [f"{'simulated' if simulated else 'person'}-{k:02}" for k in range(raters)]
     votes = []

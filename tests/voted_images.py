@@ -50,7 +50,7 @@ def images_of(study: Study, prompt_id: str, model: str = BASE) -> list[str]:
     return [s.id for s in study.samples(model) if s.prompt_id == prompt_id]
 
 
-def mark(sample: str, rater: str, value: str = "good", **more: object) -> Rating:
+def a_rating(sample: str, rater: str, value: str = "good", **more: object) -> Rating:
     fields = {
         "question": "alignment", "simulated": False, "shown_at": 1.7e9 + 0.123456,
         "answered_at": 1.7e9 + 1.7654321, "id": digest(["mark", sample, rater, str(more)]), **more,
@@ -59,23 +59,24 @@ def mark(sample: str, rater: str, value: str = "good", **more: object) -> Rating
 
 
 def ratings(study: Study) -> list[Rating]:
-    """Marks of two people (one changed her mind, one skipped), an attention item, one program."""
+    """Truth of two people (one changed her mind, one skipped), an attention item, one program."""
     p0, p1, p2 = (images_of(study, p) for p in ("p0", "p1", "p2"))
-    first = mark(p0[3], "ann", "good", id="v-first", shown=SHOWN)
+    first = a_rating(p0[3], "ann", "good", id="v-first", shown=SHOWN)
     people = [
-        mark(p0[0], "ann", "good", shown=SHOWN), mark(p0[0], "Zoë 猫", "good"),
-        mark(p0[1], "ann", "bad"), mark(p0[1], "Zoë 猫", "bad"),
-        mark(p0[2], "ann", "good"), mark(p0[2], "Zoë 猫", "bad"),
-        first, mark(p0[3], "ann", "bad", id="v-second", supersedes="v-first"),
-        mark(p1[0], "ann", "good"), mark(p1[1], "ann", "bad"), mark(p1[2], "ann", "bad"),
-        mark(p1[3], "ann", "skip", reason="blurred, \"very\"\n"),
-        mark(p0[0], "ann", "bad", question="fidelity"),
-        mark(p0[1], "ann", "good", question="fidelity"),
-        mark(p2[0], "ann", "bad", shown={"attention": True}),
-        mark(images_of(study, "q0")[0], "ann", "good"),
-        mark(images_of(study, "q0")[1], "ann", "bad"),
+        a_rating(p0[0], "ann", "good", shown=SHOWN), a_rating(p0[0], "Zoë 猫", "good"),
+        a_rating(p0[1], "ann", "bad"), a_rating(p0[1], "Zoë 猫", "bad"),
+        a_rating(p0[2], "ann", "good"), a_rating(p0[2], "Zoë 猫", "bad"),
+        first, a_rating(p0[3], "ann", "bad", id="v-second", supersedes="v-first"),
+        a_rating(p1[0], "ann", "good"), a_rating(p1[1], "ann", "bad"),
+        a_rating(p1[2], "ann", "bad"),
+        a_rating(p1[3], "ann", "skip", reason="blurred, \"very\"\n"),
+        a_rating(p0[0], "ann", "bad", question="fidelity"),
+        a_rating(p0[1], "ann", "good", question="fidelity"),
+        a_rating(p2[0], "ann", "bad", shown={"attention": True}),
+        a_rating(images_of(study, "q0")[0], "ann", "good"),
+        a_rating(images_of(study, "q0")[1], "ann", "bad"),
     ]  # fmt: skip
-    return [*people, mark(p2[1], "simulated-1", "good", simulated=True)]
+    return [*people, a_rating(p2[1], "simulated-1", "good", simulated=True)]
 
 
 def comparison(

@@ -68,7 +68,7 @@ def test_a_decision_is_the_label_and_nobodys_rating(office: Office):
     assert answer.status_code == 200
     assert answer.json()["progress"]["mine"] == answer.json()["progress"]["project"] == 1
     [(sample,)] = office.table("select sample_id from ratings where decision")
-    label = office.study.feedback.labels(simulated=False)[sample]
+    label = office.study.feedback.counts(simulated=False)[sample]
     assert (label.good, label.bad, label.decided, label.value) == (1, 1, "bad", "bad")
     assert counters(office) == before, "no place is filled in the task"
     office.site.task = another_task(office, overlap=3)

@@ -102,7 +102,7 @@ def test_agreement_finds_the_careless_one_and_weighs_its_votes(tmp_path: Path) -
     votes = study.feedback.ratings(simulated=True)
     assert not study.feedback.ratings(simulated=False)
     checks = [vote for vote in votes if is_for(vote, "check")]
-    marks = [vote for vote in votes if is_for(vote, "ballot")]
+    marks = [vote for vote in votes if is_for(vote, "vote")]
     assert (len(marks), len(marks) + len(checks)) == (1920, added)
     assert set(Counter(vote.sample_id for vote in marks).values()) == {3}
     assert not any(vote.shown["surplus"] for vote in votes)
@@ -161,7 +161,7 @@ def test_interrupted_it_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -
         rate(study, through_app(raters=2, overlap=2))  # the others hold pages
     rate(study, through_app(**FEW))
     assert set(before) < set(told(study))
-    marks = [r.sample_id for r in study.feedback.ratings() if is_for(r, "ballot")]
+    marks = [r.sample_id for r in study.feedback.ratings() if is_for(r, "vote")]
     assert Counter(Counter(marks).values()) == {2: 24}
     assert rate(study, through_app(**FEW)) == 0
 
@@ -169,7 +169,7 @@ def test_interrupted_it_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -
 def test_votes_made_without_the_app_count(study: Study) -> None:
     rate(study, RateConfig(simulated=True, raters=4, overlap=1))
     rate(study, through_app(**FEW))
-    marks = Counter(r.sample_id for r in study.feedback.ratings() if is_for(r, "ballot"))
+    marks = Counter(r.sample_id for r in study.feedback.ratings() if is_for(r, "vote"))
     assert Counter(marks.values()) == {2: 24}
 
 
@@ -178,7 +178,7 @@ def test_comparisons_through_the_app(study: Study) -> None:
     assert plan(study, config)["votes"] == 6 * 2 * 3
     rate(study, config)
     votes = study.feedback.comparisons(simulated=True)
-    counted = [vote for vote in votes if is_for(vote, "ballot")]
+    counted = [vote for vote in votes if is_for(vote, "vote")]
     assert len(counted) == 6 * 2 * 3
     models = {s.id: s.model for s in study.samples()}
     assert all(models[vote.left_ids[0]] == vote.left_model for vote in counted)

@@ -78,7 +78,7 @@ def test_a_rating_session_tells_no_model(tmp_path: Path):
     options = TaskOptions(model=TUNED, images_per_page=3, attention_share=0.2)
     office = Office(study, options)
     received = everything_received(office)
-    assert len(study.feedback.labels(simulated=False)) == 12
+    assert len(study.feedback.counts(simulated=False)) == 12
     assert not [secret for secret in secrets_of(office) if secret.lower().encode() in received]
 
 

@@ -24,7 +24,7 @@ from sayso.base.types import Comparison, Prompt, Rating
 from sayso.feedback import work_tables
 from sayso.study.study import Study
 from sayso.votes import counted
-from sayso.votes.ballots import of_comparisons
+from sayso.votes.item_votes import of_comparisons
 from sayso.web import serving
 from sayso.web.admin import overview
 from sayso.web.work import checks
@@ -75,10 +75,10 @@ def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
     for check in asked:
         shown, drawn = check.shown["prompt_id"], samples[check.sample_id]  # type: ignore[union-attr]
         assert checks.is_surely_foreign(prompts[drawn], prompts[str(shown)])
-    labelled = set(study.feedback.labels(simulated=False))
+    labelled = set(study.feedback.counts(simulated=False))
     assert len(labelled) == 8 * 3
     assert not labelled & {check.sample_id for check in asked}  # type: ignore[union-attr]
-    assert all(label.good + label.bad == 1 for label in study.feedback.labels(False).values())
+    assert all(label.good + label.bad == 1 for label in study.feedback.counts(False).values())
     assert len(study.feedback.ratings()) == len(labelled) + len(asked)
 
 
@@ -281,12 +281,12 @@ def test_answers_to_struck_checks_count_as_no_checks(tmp_path: Path):
         row = overview.totals(votes, office.clock.now).raters["ann"]
         return row["attention_right"], row["attention_n"]
 
-    labels = study.feedback.labels(simulated=False)
+    labels = study.feedback.counts(simulated=False)
     assert decide("strike", office.client("eve")) == 403
     assert decide("strike") == 200
     assert right() == (0, len(answered) - 1)
     assert len(checks_of(study)) == len(answered) - 1
-    assert study.feedback.labels(simulated=False) == labels
+    assert study.feedback.counts(simulated=False) == labels
     exported = {found.vote.id: found.vote for found in study.feedback.stream(simulated=False)}
     assert exported[answered[0].id].shown["struck"], "it is exported, and counts as no check"
     assert not counted.is_for(exported[answered[0].id], "check")
@@ -322,9 +322,11 @@ def test_who_sees_no_difference_in_a_check_of_comparisons_fails_none(
     row = overview.totals(votes, office.clock.now).raters["ann"]
     failed = n if wrong else 0
     assert (row["attention_right"], row["attention_n"]) == (0, failed)
-    ballots = [b for found in of_comparisons(study.feedback.comparisons()).values() for b in found]
-    assert [b.attention for b in ballots if b.attention is not None] == [False] * failed
-    assert len(ballots) - failed == (0 if value == "skip" else 16), "checks are no ballots"
+    item_votes = [
+        b for found in of_comparisons(study.feedback.comparisons()).values() for b in found
+    ]
+    assert [b.attention for b in item_votes if b.attention is not None] == [False] * failed
+    assert len(item_votes) - failed == (0 if value == "skip" else 16), "a check is not a vote"
     boss = office.client("boss")
     answers = boss.http.get("/admin/raters/answers?name=ann").text
     assert ("check, wrong" in answers) is wrong

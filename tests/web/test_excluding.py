@@ -34,14 +34,14 @@ def test_places_open_again_and_votes_come_back(office: Office):
     assert exclude(office, "ann")
     assert not exclude(office, "ann"), "once is enough"
     assert votes(office) == [(0, 12)]
-    assert office.study.feedback.labels(False) == {}
+    assert office.study.feedback.counts(False) == {}
     assert len(office.study.feedback.ratings(excluded=True)) == 12
     assert office.client("bob").work(most=5) == 5
     assert votes(office) == [(5, 12)]
     assert exclude(office, "ann", excluded=False)
     assert votes(office) == [(12, 12)], "what both judged has more than it asked for"
     assert office.client("bob").work() == 0
-    counted = office.study.feedback.labels(False).values()
+    counted = office.study.feedback.counts(False).values()
     assert sorted(label.good for label in counted) == [1] * 7 + [2] * 5
 
 

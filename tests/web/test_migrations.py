@@ -82,7 +82,7 @@ def test_an_old_vote_counts_in_a_task(tmp_path: Path):
     office = Office(study)
     assert office.client().work() == 11
     shutil.rmtree(tmp_path / "study" / "images")
-    assert len(study.feedback.labels(simulated=False)) == 12
+    assert len(study.feedback.counts(simulated=False)) == 12
 
 
 WORK_OF_VERSION_2 = """

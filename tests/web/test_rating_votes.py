@@ -49,7 +49,7 @@ def test_everything_once_and_readable_as_feedback(office: Office):
     assert shown["surplus"] is False
     assert ratings[0].answered_at == office.clock.now
     assert (
-        sum(label.good + label.bad for label in office.study.feedback.labels(False).values()) == 12
+        sum(label.good + label.bad for label in office.study.feedback.counts(False).values()) == 12
     )
 
 

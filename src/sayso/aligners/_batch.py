@@ -66,4 +66,5 @@ class Batch:
         return Batch({name: tensor[part] for name, tensor in self.tensors.items()})
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch({n: t.to(device, non_blocking=True) for n, t in self.tensors.items()})
+        tensors = {n: t.to(device, non_blocking=True) for n, t in self.tensors.items()}
+        return Batch(tensors, self.pretraining and self.pretraining.to(device))

@@ -91,7 +91,7 @@ def sample_id(
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """One image judged by one rater.
+    """One image rated by one rater.
 
     `simulated` raters are programs and are never mixed with people. `shown` records what the
     rater saw (position, neighbours); `supersedes` is the id of the rating this one replaces.
@@ -115,7 +115,7 @@ class Rating:
 class Comparison:
     """Two sets of images of one prompt compared by one rater; who stood left is stored.
 
-    A skip says that the rater did not judge; why stands in `shown` under "reason".
+    A skip says that the rater gave no verdict; why is in `shown` under "reason".
     """
 
     id: str
@@ -139,7 +139,7 @@ class Preference:
     """Of two images of one prompt, the one that raters find better.
 
     `certainty` in (0, 1] is the chance that chosen is good and rejected bad, for independent
-    images, as far as the raters' marks say: 1 if all agree.
+    images, as far as the raters' ratings say: 1 if all agree.
     """
 
     prompt_id: str

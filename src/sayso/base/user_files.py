@@ -1,4 +1,4 @@
-"""Files that people write: prompts, captions, gold answers, options; as any editor leaves them.
+"""Files that people write: prompts, captions, gold votes, options; as any editor leaves them.
 
 UTF-8 with or without a byte order mark, lines ended as on any system, the last one ended or not.
 What Sayso itself appends is read by `files.read_lines`, where a half-written line means a crash.

@@ -36,7 +36,7 @@ COMMANDS = {
         needs="train",
     ),
     "rate": Command(
-        "mark images or compare sets of them", "sayso.stages.rate", "rate", "RateConfig"
+        "rate images or compare sets of them", "sayso.stages.rate", "rate", "RateConfig"
     ),
     "agreement": Command(
         "how far raters agree, and who is careless",
@@ -49,7 +49,12 @@ COMMANDS = {
         "add people who rate, print their links", "sayso.stages.raters", "raters", "RatersConfig"
     ),
     "fit": Command(
-        "learn the reward from the marks", "sayso.stages.fit", "fit", "FitConfig", "reward", "train"
+        "learn a reward from ratings",
+        "sayso.stages.fit",
+        "fit",
+        "FitConfig",
+        "reward",
+        "train",
     ),
     "align": Command(
         "fine-tune the model on the reward",

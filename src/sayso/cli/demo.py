@@ -69,14 +69,14 @@ def commands(study: str, config: DemoConfig) -> list[str]:
     sets = min(4, size.pool)
     base, tuned = "base", "runs/align-rwr"
     best = f"{base}@best-of-{size.pool}"
-    marked, taught, compared = "", "", ""
+    rated, taught, compared = "", "", ""
     if config.through_app:
-        marked, taught, compared = f" {THROUGH_APP}", " --labels dawid-skene", " --through-app"
+        rated, taught, compared = f" {THROUGH_APP}", " --labels dawid-skene", " --through-app"
     lines = [
         f"new {study} --seed {config.seed}",
         f"prompts {study} {size.prompts}",
         f"generate {study} --prompts train --per-prompt {size.train_images}",
-        f"rate {study} --simulated --prompts train{marked}",
+        f"rate {study} --simulated --prompts train{rated}",
         f"fit {study} {size.fit}{taught}",
         f"align {study} {size.align}",
         f"generate {study} --prompts test --per-prompt {size.pool}",

@@ -84,7 +84,7 @@ def _compared(votes: Iterable[Comparison]) -> dict[frozenset[str], dict[str, flo
     for vote in votes:
         if len(vote.left_ids) != 1 or len(vote.right_ids) != 1 or vote.value == "skip":
             continue
-        if not counted.is_for(vote, "ballot"):
+        if not counted.is_for(vote, "vote"):
             continue
         (left,), (right,) = vote.left_ids, vote.right_ids
         times = found.setdefault(frozenset((left, right)), {left: 0.0, right: 0.0})

@@ -1,4 +1,4 @@
-"""Marks that follow from imported comparisons, for rewards that learn from marks."""
+"""Ratings that follow from imported comparisons, for rewards that learn from ratings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Key = tuple[str, str, Question, bool]
 
 @dataclass(slots=True)
 class _Record:
-    """One image in one rater's comparisons: won less lost, and the rater's live mark of it."""
+    """One image in one rater's comparisons: won less lost, and the rater's live rating of it."""
 
     balance: int = 0
     answered_at: float = 0.0
@@ -23,14 +23,14 @@ class _Record:
 
 
 def ratings_from_comparisons(votes: Iterable[Recorded]) -> list[Rating]:
-    """One mark per rater and image: good if it won more of the rater's comparisons than it lost.
+    """One rating per rater and image: good if it won more of the rater's comparisons than it lost.
 
     Bad if it won fewer, skip if as many. The share of good of an image, which `fit` learns, is
-    then the share of the raters with whom it won. A relative judgement is made an absolute one
-    here: of two fine images the one that lost is called bad.
+    then the share of the raters with whom it won. This makes an absolute statement
+    of a relative one: of two fine images the one that lost is called bad.
 
-    Only imported comparisons of single images count. A rater's own mark is left alone; a mark made
-    here earlier is superseded if more comparisons have changed it.
+    Only imported comparisons of single images count. A rater's own rating is left alone; one
+    derived earlier is superseded if more comparisons have changed it.
 
     Args:
         votes: all ratings and comparisons.
@@ -40,11 +40,11 @@ def ratings_from_comparisons(votes: Iterable[Recorded]) -> list[Rating]:
     for found in votes:
         vote = found.vote
         if isinstance(vote, Rating):
-            if not counts(found.standing, "answer"):
+            if not counts(found.standing, "opinion"):
                 continue
             key = (vote.sample_id, vote.rater, vote.question, vote.simulated)
             records.setdefault(key, _Record()).rating = vote
-        elif not counts(found.standing, "ballot"):
+        elif not counts(found.standing, "vote"):
             continue
         elif vote.shown.get("imported_from") and _tells(vote):
             _count(records, vote)

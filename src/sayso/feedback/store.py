@@ -34,8 +34,8 @@ _CHUNK = 500  # ids in one query; SQLite allows some thousands of variables
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
-    """What the raters say of one image: how many marked it good, bad, or skipped it.
+class RatingCounts:
+    """The ratings of one image: how many raters rated it good or bad, or skipped it.
 
     `decided` is what a reviewer has decided on their disagreement, good or bad.
     """
@@ -163,23 +163,23 @@ class Feedback:
                 for row in db.execute(query).mappings():
                     yield Recorded(read(dict(row)), bool(row["live"]), bool(row["excluded"]))
 
-    def left_out(self, simulated: bool, purpose: Purpose = "ballot") -> dict[str, int]:
+    def left_out(self, simulated: bool, purpose: Purpose = "vote") -> dict[str, int]:
         """How many live votes do not count for a purpose, by why (see `counted.RULES`)."""
         live = (found.standing for found in self.stream(simulated) if found.live)
         return counted.left_out(live, purpose)
 
-    def labels(self, simulated: bool, question: Question = "alignment") -> dict[str, Label]:
+    def counts(self, simulated: bool, question: Question = "alignment") -> dict[str, RatingCounts]:
         """The ratings that count per sample id: of people or of simulated raters, never both."""
-        labels: dict[str, Label] = {}
-        marks = self._marks(simulated, question)
-        for rating in (r for r in marks if counted.is_for(r, "ballot")):
-            old = labels.get(rating.sample_id, Label(0, 0, 0, simulated))
+        found: dict[str, RatingCounts] = {}
+        ratings = self._counted(simulated, question)
+        for rating in (r for r in ratings if counted.is_for(r, "vote")):
+            old = found.get(rating.sample_id, RatingCounts(0, 0, 0, simulated))
             more = getattr(old, rating.value) + 1
-            labels[rating.sample_id] = replace(old, **{rating.value: more})
-        for sample, value in decisions(marks).items():
-            old = labels.get(sample, Label(0, 0, 0, simulated))
-            labels[sample] = replace(old, decided=value)
-        return labels
+            found[rating.sample_id] = replace(old, **{rating.value: more})
+        for sample, value in decisions(ratings).items():
+            old = found.get(sample, RatingCounts(0, 0, 0, simulated))
+            found[sample] = replace(old, decided=value)
+        return found
 
     def soft_labels(
         self,
@@ -193,14 +193,14 @@ class Feedback:
         Args:
             among: ids of the samples whose ratings count; default: all.
         """
-        marks = self._marks(simulated, question)
-        return soft_labels([r for r in marks if among is None or r.sample_id in among], method)
+        ratings = self._counted(simulated, question)
+        return soft_labels([r for r in ratings if among is None or r.sample_id in among], method)
 
     def label_table(
         self, simulated: bool, question: Question = "alignment", method: LabelMethod = "share"
     ) -> list[LabelRow]:
         """What the raters say of each image, one row an image, by sample id."""
-        return label_rows(self._marks(simulated, question), method, simulated, question)
+        return label_rows(self._counted(simulated, question), method, simulated, question)
 
     def preferences(
         self,
@@ -217,7 +217,7 @@ class Feedback:
         labels = self.soft_labels(simulated, question, method)
         return preferences(labels, samples, simulated, question)
 
-    def _marks(self, simulated: bool, question: Question) -> list[Rating]:
+    def _counted(self, simulated: bool, question: Question) -> list[Rating]:
         """The ratings that say something of an image: the raters' own, and reviewers' decisions."""
         if self.database.absent:
             return []
@@ -225,7 +225,7 @@ class Feedback:
         query = (
             _votes_of(table)
             .where(table.c.simulated == simulated, table.c.question == question)
-            .where(or_(counting(table, "ballot"), counting(table, "decision")))
+            .where(or_(counting(table, "vote"), counting(table, "decision")))
             .order_by(table.c.seq)
         )
         with self.database.read() as db:

@@ -40,7 +40,7 @@ def is_live(table: Table) -> ColumnElement[bool]:
 
 
 def is_struck(table: Table) -> ColumnElement[bool]:
-    """Whether a vote answers a check of attention that an admin has struck."""
+    """Whether a vote is on an attention check that an admin has struck."""
     item = work.items.c
     struck = exists().where(item.id == table.c.item_id, item.standing == "struck")
     return and_(table.c.attention == true(), struck)

@@ -2,7 +2,7 @@
 
 The constraints alone keep the promise of one live vote per item, rater and question: the first
 vote on an item is unique (partial index), a vote is superseded at most once (unique), and only by
-one of the same rater on the same item and question (foreign key over all of them). Answers to
+one of the same rater on the same item and question (foreign key over all of them). Votes on
 attention checks and reviewers' decisions stand beside the votes, each with a first one of its own.
 """
 

@@ -64,7 +64,7 @@ def count_labels(votes: Path) -> list[Count]:
     table = pq.read_table(votes, columns=columns)
     table = table.filter(pc.equal(table["kind"], "rating"))
     decided = _decisions(table.filter(pc.equal(table["counts_as"], "decision")))
-    table = table.filter(pc.equal(table["counts_as"], "ballot"))
+    table = table.filter(pc.equal(table["counts_as"], "vote"))
     counts = {
         f"n_{value}": pc.cast(pc.equal(table["value"], value), pa.int64())
         for value in ("good", "bad", "skip")

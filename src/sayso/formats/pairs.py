@@ -64,7 +64,7 @@ def _comparisons(votes: Path, question: str) -> Iterator[dict[str, Any]]:
     columns += ["value", "rater", "answered_at", "counts_as"]
     for row in read_votes(votes, columns):
         asked = row["kind"] == "comparison" and row["question"] == question
-        if asked and row["counts_as"] == "ballot":
+        if asked and row["counts_as"] == "vote":
             yield row
 
 

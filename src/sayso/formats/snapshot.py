@@ -146,7 +146,7 @@ def _reason(vote: Vote) -> str | None:
     return _text(vote.shown, "reason") if vote.value == "skip" else None
 
 
-COUNTS_AS: tuple[Literal["ballot", "decision"], ...] = ("ballot", "decision")
+COUNTS_AS: tuple[Literal["vote", "decision"], ...] = ("vote", "decision")
 """Values of the column `counts_as`; null where a vote counts as neither."""
 
 

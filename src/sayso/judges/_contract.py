@@ -63,6 +63,13 @@ class Judge(ABC):
         """What a reader should know of its errors, in a sentence; "" for nothing."""
         return ""
 
+    def canonical(self, study: Study) -> "Judge":  # noqa: ARG002 (most options name nothing)
+        """The same judge with what its options name in the study's one form, and checked.
+
+        Raises: UserError: if an option is missing, or names what is not there.
+        """
+        return self
+
     def understands(self, prompt: Prompt) -> bool:  # noqa: ARG002 (most judges read any text)
         """Whether it can judge images of this prompt; a prompt it does not is never shown to it."""
         return True

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
-from sayso.feedback.store import Label
+from sayso.feedback.store import RatingCounts
 from sayso.judges import Judge, Verdict
 from sayso.study.study import Study
 from sayso.votes.labels import LabelMethod
@@ -57,11 +57,11 @@ class People(Judge):
             ratings of two people.
         """
         labels = study.feedback.soft_labels(simulated=False, method=self.labels)
-        votes = study.feedback.labels(simulated=False)
+        votes = study.feedback.counts(simulated=False)
         return [_verdict(labels[s.id], votes[s.id]) if s.id in labels else None for s in samples]
 
 
-def _verdict(label: float, votes: Label) -> Verdict | None:
+def _verdict(label: float, votes: RatingCounts) -> Verdict | None:
     if label == 0.5:
         return None
     why = f"{votes.good} of {votes.good + votes.bad} said good"

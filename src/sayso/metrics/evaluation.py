@@ -78,7 +78,7 @@ def shares(rows: Sequence[Scored]) -> Section:
     """The share of true images by group, with an interval over prompts and both numbers."""
     known = [row for row in rows if row.true is not None]
     if not known:
-        return skipped("no image is marked true or false: no judge, and no ratings of these images")
+        return skipped("no image is judged true or false: no judge, and no ratings of these images")
     parts = {name: [r for r in known if wanted(r)] for name, wanted in groups(known).items()}
     return {name: _share(part) for name, part in parts.items() if part}
 
@@ -97,7 +97,7 @@ def paired(base: Sequence[Scored], aligned: Sequence[Scored]) -> Section:
     """
     both = [(b, a) for b, a in zip(base, aligned, strict=True) if None not in (b.true, a.true)]
     if not both:
-        return skipped("no pair of images of the same prompt and seed is marked in both models")
+        return skipped("no pair of images of the same prompt and seed is judged in both models")
     parts = groups([b for b, _ in both])
     found = {name: [pair for pair in both if wanted(pair[0])] for name, wanted in parts.items()}
     return {name: _change(pairs) for name, pairs in found.items() if pairs}
@@ -153,7 +153,7 @@ def reward_quality(rows: Sequence[Scored], calibrated: bool) -> Section:
     """
     known = [row for row in rows if None not in (row.true, row.reward, row.clip)]
     if not known:
-        return skipped("no image of the base model has both a reward and a mark true or false")
+        return skipped("no image of the base model has both a reward and a verdict")
     splits = {
         "seen": [r for r in known if r.split == "seen"],
         "unseen": [r for r in known if r.split == "unseen"],
@@ -213,7 +213,7 @@ def _with_limits(
 
 def _limits(good: np.ndarray, prompts: Sequence[str]) -> Section:
     found = metrics.share_over_prompts(good, prompts).plain()
-    return {"target_low": found["low"], "target_high": found["high"]}
+    return {"label_low": found["low"], "label_high": found["high"]}
 
 
 def optimisation(scores: Mapping[str, Section], change: Section) -> Section:
@@ -227,7 +227,7 @@ def optimisation(scores: Mapping[str, Section], change: Section) -> Section:
     overall = change.get("all", {})
     gain = overall.get("difference", {}).get("value")
     if None in means or gain is None:
-        return skipped("needs a reward and a mark true or false on both models")
+        return skipped("needs a reward and a verdict on both models")
     reward_gain = means[1] - means[0]
     high = overall["difference"]["high"]
     return {

@@ -222,32 +222,32 @@ def pair_accuracy(
     return (right / n if n else math.nan), n
 
 
-def brier(targets: Shaped[ndarray, " n"], scores: Float[ndarray, " n"]) -> float:
-    """Mean squared difference of targets and scores, both in [0, 1]; smaller is better."""
-    return float(np.mean((np.asarray(targets, float) - scores) ** 2))
+def brier(labels: Shaped[ndarray, " n"], scores: Float[ndarray, " n"]) -> float:
+    """Mean squared difference of labels and scores, both in [0, 1]; smaller is better."""
+    return float(np.mean((np.asarray(labels, float) - scores) ** 2))
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """The items with a score in [low, high): mean score and mean target (None if n is 0)."""
+    """The items with a score in [low, high): mean score and mean label (None if n is 0)."""
 
     low: float
     high: float
     n: int
     score: float | None
-    target: float | None
+    label: float | None
 
 
 def calibration(
-    targets: Shaped[ndarray, " n"], scores: Float[ndarray, " n"], bins: int = 10
+    labels: Shaped[ndarray, " n"], scores: Float[ndarray, " n"], bins: int = 10
 ) -> list[CalibrationBin]:
     """What share was good among the items with a score near each value; bins of equal width.
 
     Args:
-        targets, scores: in [0, 1]; a score of 1 belongs to the last bin.
+        labels, scores: in [0, 1]; a score of 1 belongs to the last bin.
     """
     place = bin_of(scores, bins)
-    return [_bin(i, bins, targets[place == i], scores[place == i]) for i in range(bins)]
+    return [_bin(i, bins, labels[place == i], scores[place == i]) for i in range(bins)]
 
 
 def bin_of(scores: Float[ndarray, " n"], bins: int = 10) -> Shaped[ndarray, " n"]:
@@ -255,14 +255,14 @@ def bin_of(scores: Float[ndarray, " n"], bins: int = 10) -> Shaped[ndarray, " n"
     return np.minimum((scores * bins).astype(int), bins - 1)
 
 
-def _bin(i: int, bins: int, targets: ndarray, scores: ndarray) -> CalibrationBin:
+def _bin(i: int, bins: int, labels: ndarray, scores: ndarray) -> CalibrationBin:
     n = len(scores)
-    means = (float(scores.mean()), float(targets.mean())) if n else (None, None)
+    means = (float(scores.mean()), float(labels.mean())) if n else (None, None)
     return CalibrationBin(i / bins, (i + 1) / bins, n, *means)
 
 
 def calibration_error(table: Sequence[CalibrationBin]) -> float:
-    """Expected calibration error: mean distance of score and target over the bins, weighted by n.
+    """Expected calibration error: mean distance of score and label over the bins, weighted by n.
 
     Raises: ValueError: if the table is empty of items.
     """
@@ -270,7 +270,7 @@ def calibration_error(table: Sequence[CalibrationBin]) -> float:
     if n == 0:
         raise ValueError("a calibration error needs at least one item")
     gaps = [
-        r.n * abs(r.score - r.target) for r in table if r.score is not None and r.target is not None
+        r.n * abs(r.score - r.label) for r in table if r.score is not None and r.label is not None
     ]
     return sum(gaps) / n
 

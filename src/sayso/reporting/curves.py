@@ -23,16 +23,21 @@ def calibration_plot(quality: JsonObject) -> Markup | None:
 def _bins(quality: JsonObject, split: str) -> list[dict[str, Any]]:
     """The bins with enough images, of more than one prompt, to say something."""
     table = quality.get(split, {}).get("calibration", [])
-    rows = [row for row in table if isinstance(row, dict) and row["n"] >= _LEAST_IN_BIN]
-    return [row for row in rows if row["target_low"] is not None]
+    rows = [_in_todays_words(row) for row in table if isinstance(row, dict)]
+    return [row for row in rows if row["n"] >= _LEAST_IN_BIN and row["label_low"] is not None]
+
+
+def _in_todays_words(row: JsonObject) -> JsonObject:
+    """A bin of result.json; earlier versions called its label the target."""
+    return {key.replace("target", "label"): value for key, value in row.items()}
 
 
 def _reliability(part: JsonObject, split: str) -> Series:
     rows = _bins({split: part}, split)
     return Series(
         split,
-        [(row["score"], row["target"]) for row in rows],
-        [(row["target_low"], row["target_high"]) for row in rows],
+        [(row["score"], row["label"]) for row in rows],
+        [(row["label_low"], row["label_high"]) for row in rows],
         dots=True,
     )
 

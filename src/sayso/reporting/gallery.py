@@ -37,8 +37,8 @@ class Row:
     pictures: list[Picture]
 
     @property
-    def marked(self) -> int:
-        """How many of the images are marked true or false."""
+    def judged(self) -> int:
+        """How many of the images are judged true or false."""
         return sum(picture.true is not None for picture in self.pictures)
 
     @property

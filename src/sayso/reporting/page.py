@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from sayso.base.files import JsonObject
 from sayso.reporting import charts, curves, gallery, words
-from sayso.reporting.material import Material
 from sayso.reporting.raters import raters_part
+from sayso.reporting.report_data import ReportData
 from sayso.reporting.standings import standings_part
 from sayso.reporting.summary import GROUPS, comparison
 from sayso.study.run import PACKAGES
@@ -26,40 +26,40 @@ KINDS = {"base": "base", "aligned": "aligned", "best_of_n": "best"}
 """Role → CSS class that gives its colour."""
 
 
-def render(material: Material, summary: dict[str, Any], prompts_shown: int) -> str:
+def render(data: ReportData, summary: dict[str, Any], prompts_shown: int) -> str:
     """The whole page as HTML."""
     page = _environment()
     template = page.from_string(gallery.template_text("page.html.j2"))
     return template.render(
         style=Markup(gallery.template_text("style.css")),
-        study=material.study.info,
-        m=material,
+        study=data.study.info,
+        m=data,
         summary=summary,
         left_out=in_words(summary["feedback"]["left_out"]),
-        result=material.result,
-        method=partial(words.method, material.result),
-        missing=material.missing,
-        headline=words.headline(material),
-        lead=words.lead(material),
-        judged=words.judged(material.result),
+        result=data.result,
+        method=partial(words.method, data.result),
+        missing=data.missing,
+        headline=words.headline(data),
+        lead=words.lead(data),
+        judged=words.judged(data.result),
         facts=words.facts(summary),
-        limits=words.limits(material),
-        roles=_roles(material),
-        cards=_cards(material, prompts_shown),
+        limits=words.limits(data),
+        roles=_roles(data),
+        cards=_cards(data, prompts_shown),
         open_cards=_OPEN_CARDS,
-        groups=_groups(material.result),
-        cells=_cells(material.result),
-        flow=_flow(material.result),
-        battles=_battles(material),
+        groups=_groups(data.result),
+        cells=_cells(data.result),
+        flow=_flow(data.result),
+        battles=_battles(data),
         spread=_spread,
-        standings=standings_part(page, material),
-        raters=raters_part(page, material),
-        reward_plot=curves.calibration_plot(material.result.get("reward_quality", {})),
-        fit_plot=curves.fit_plot(material.fit_run),
-        loss_plot=curves.training_plot(material.align_run, "loss", "loss"),
-        rate_plot=curves.training_plot(material.align_run, "learning_rate", "learning rate"),
-        stages=_stages(material),
-        provenance=_provenance(material),
+        standings=standings_part(page, data),
+        raters=raters_part(page, data),
+        reward_plot=curves.calibration_plot(data.result.get("reward_quality", {})),
+        fit_plot=curves.fit_plot(data.fit_run),
+        loss_plot=curves.training_plot(data.align_run, "loss", "loss"),
+        rate_plot=curves.training_plot(data.align_run, "learning_rate", "learning rate"),
+        stages=_stages(data),
+        provenance=_provenance(data),
     )
 
 
@@ -81,20 +81,20 @@ def _environment() -> Environment:
     return found
 
 
-def _roles(material: Material) -> list[dict[str, str]]:
+def _roles(data: ReportData) -> list[dict[str, str]]:
     """The models in the order of the columns, with their names and colours."""
-    names = {"base": "before", "aligned": "after", "best_of_n": words.best_of(material)}
+    names = {"base": "before", "aligned": "after", "best_of_n": words.best_of(data)}
     return [
         {"role": role, "name": name, "kind": KINDS[role]}
         for role, name in names.items()
-        if role in material.models
+        if role in data.models
     ]
 
 
-def _cards(material: Material, most: int) -> list[gallery.Card]:
-    if not material.evaluate_run or not most:
+def _cards(data: ReportData, most: int) -> list[gallery.Card]:
+    if not data.evaluate_run or not most:
         return []
-    found = gallery.cards(material.study, material.models, material.scores, most, columns=4)
+    found = gallery.cards(data.study, data.models, data.scores, most, columns=4)
     return gallery.within(found, IMAGE_BUDGET_BYTES)
 
 
@@ -135,15 +135,15 @@ def _flow(result: JsonObject) -> dict[str, Any] | None:
     return {"parts": [(n, change[n] / change["n"]) for n in names], **change}
 
 
-def _battles(material: Material) -> list[dict[str, Any]]:
+def _battles(data: ReportData) -> list[dict[str, Any]]:
     """The three comparisons, each with both questions."""
-    names = {"base": "before", "aligned": "after", "best_of_n": words.best_of(material)}
+    names = {"base": "before", "aligned": "after", "best_of_n": words.best_of(data)}
     found = []
     for first, second in _PAIRS:
         rows = [
             row
             for question in ("alignment", "fidelity")
-            if (row := comparison(material.result, first, second, question))
+            if (row := comparison(data.result, first, second, question))
         ]
         if rows:
             title = f"{names[first]} against {names[second]}"
@@ -159,17 +159,17 @@ def _spread(row: dict[str, Any]) -> dict[str, Any]:
     return row.get("intervals", row)
 
 
-def _stages(material: Material) -> list[dict[str, Any]]:
-    total = sum(material.seconds.values()) or 1.0
+def _stages(data: ReportData) -> list[dict[str, Any]]:
+    total = sum(data.seconds.values()) or 1.0
     return [
         {"stage": stage, "seconds": seconds, "share": seconds / total}
-        for stage, seconds in material.seconds.items()
+        for stage, seconds in data.seconds.items()
     ]
 
 
-def _provenance(material: Material) -> dict[str, Any]:
+def _provenance(data: ReportData) -> dict[str, Any]:
     """Commit, versions and machine, as the runs recorded them, and of the report itself."""
-    records = [run.environment for run in material.runs]
+    records = [run.environment for run in data.runs]
     commits = sorted({str(r["commit"]) for r in records if r.get("commit")})
     packages: dict[str, set[str]] = {}
     for record in records:
@@ -182,7 +182,7 @@ def _provenance(material: Material) -> dict[str, Any]:
         "commits": commits,
         "versions": versions or {"sayso": _own_version(), "python": platform.python_version()},
         "machine": machine,
-        "runs": [(run.name, run.config, run.finished) for run in material.runs],
+        "runs": [(run.name, run.config, run.finished) for run in data.runs],
     }
 
 

@@ -8,68 +8,68 @@ from markupsafe import Markup
 
 from sayso.base.files import JsonObject
 from sayso.reporting import gallery, words
-from sayso.reporting.material import Material
+from sayso.reporting.report_data import ReportData
 from sayso.votes.rater_table import RULES, in_order
 
 KINDS = {"good": "win", "bad": "lose", "skip": "undecided", "first": "win", "second": "lose"}
-"""Answer → CSS class that gives its colour; a tie has its own."""
+"""Value → CSS class that gives its colour; a tie has its own."""
 SHOWN = 15
 """Raters shown at once; the rest is folded."""
 METHODS = {"majority": "majority", "share": "share of good", "dawid-skene": "Dawid–Skene"}
 
 
-def raters_part(page: Environment, material: Material) -> Markup:
+def raters_part(page: Environment, data: ReportData) -> Markup:
     """The section as HTML; empty if nobody has voted on what another voted on."""
-    result = material.agreement
+    result = data.agreement
     template = page.from_string(gallery.template_text("raters.html.j2"))
-    sections = [_section(section, material) for section in result.get("sections", [])]
+    sections = [_section(section, data) for section in result.get("sections", [])]
     return Markup(
         template.render(
-            absent=material.missing.get("agreement", ""),
-            marks=[s for s in sections if s["task"] == "rate"],
+            absent=data.missing.get("agreement", ""),
+            ratings=[s for s in sections if s["task"] == "rate"],
             battles=[s for s in sections if s["task"] == "compare"],
             lead=_lead(result),
-            stale=material.agreement_is_stale,
+            stale=data.agreement_is_stale,
             spoken=_spoken(result),
             careless=result.get("careless", []),
             labels=_labels(result.get("labels", {})),
             start=_start(result),
             shown=SHOWN,
             timed=_is_timed(result),
-            study=material.study.path,
+            study=data.study.path,
         )
     )
 
 
-def _section(section: Mapping[str, Any], material: Material) -> dict[str, Any]:
+def _section(section: Mapping[str, Any], data: ReportData) -> dict[str, Any]:
     raters = sorted(section["raters"], key=lambda r: (not r["careless"], in_order(r["rater"])))
     return {
         **section,
-        "title": _title(section, material),
-        "answers": [(a, KINDS.get(a, a)) for a in section["groups"]["all"]["rates"]],
+        "title": _title(section, data),
+        "kinds": [(a, KINDS.get(a, a)) for a in section["groups"]["all"]["rates"]],
         "groups": [_group(name, group) for name, group in section["groups"].items()],
         "raters": [{**row, "parts": _parts(row["shares"])} for row in raters],
         "checks": [c for c in ("gold", "attention") if any(r[c]["n"] for r in raters)],
     }
 
 
-def _title(section: Mapping[str, Any], material: Material) -> str:
+def _title(section: Mapping[str, Any], data: ReportData) -> str:
     if section["task"] == "rate":
-        return f"marks, {section['question']}"
-    names = words.model_names(material)
+        return f"ratings, {section['question']}"
+    names = words.model_names(data)
     first, second = (names.get(model, model) for model in section["models"])
     return f"{first} against {second}, {section['question']}"
 
 
 def _group(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
-    rates = {answer: rate["value"] for answer, rate in group["rates"].items()}
+    rates = {value: rate["value"] for value, rate in group["rates"].items()}
     label = "all prompts" if name == "all" else name
     return {**group, "label": label, "total": name == "all", "parts": _parts(rates)}
 
 
 def _parts(shares: Mapping[str, float | None]) -> list[tuple[str, float]]:
-    """Shares of the answers as parts of a stacked bar."""
-    return [(KINDS.get(answer, answer), share or 0.0) for answer, share in shares.items()]
+    """Shares of the values as parts of a stacked bar."""
+    return [(KINDS.get(value, value), share or 0.0) for value, share in shares.items()]
 
 
 def _is_timed(result: JsonObject) -> bool:
@@ -99,15 +99,15 @@ def _spoken(result: JsonObject) -> list[tuple[str, str]]:
 
 def _lead(result: JsonObject) -> str:
     """One or two sentences on how many judged what, and how much alike."""
-    marks = [s for s in result.get("sections", []) if s["task"] == "rate"]
-    if not marks:
+    ratings = [s for s in result.get("sections", []) if s["task"] == "rate"]
+    if not ratings:
         return ""
-    section, every = marks[0], marks[0]["groups"]["all"]
+    section, every = ratings[0], ratings[0]["groups"]["all"]
     one = len(section["raters"]) == 1
     people, simulated = ("person", "simulated rater") if one else ("people", "simulated raters")
     who = simulated if result["raters"] == "simulated" else people
     text = (
-        f"{words.number(len(section['raters']))} {who} marked {words.number(section['items'])} "
+        f"{words.number(len(section['raters']))} {who} rated {words.number(section['items'])} "
         f"images, {words.number(every['shared_items'])} of them by two or more."
     )
     alpha = every["alpha"]

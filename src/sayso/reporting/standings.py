@@ -7,22 +7,22 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from sayso.reporting import gallery, words
-from sayso.reporting.material import Material
+from sayso.reporting.report_data import ReportData
 
 _LEAST_MODELS = 3
 """With two models the win and lose shares say it all."""
 
 
-def standings_part(page: Environment, material: Material) -> Markup:
+def standings_part(page: Environment, data: ReportData) -> Markup:
     """Strengths and balance as HTML, of people's votes if there are any, else of programs'."""
-    strengths = [t for t in _of_one_kind(material.result.get("bradley_terry", []))
+    strengths = [t for t in _of_one_kind(data.result.get("bradley_terry", []))
                  if len(t["models"]) >= _LEAST_MODELS]  # fmt: skip
     template = page.from_string(gallery.template_text("standings.html.j2"))
-    names = words.model_names(material)
+    names = words.model_names(data)
     return Markup(
         template.render(
             tables=[_table(table, names) for table in strengths],
-            balance=_of_one_kind(material.result.get("balance", [])),
+            balance=_of_one_kind(data.result.get("balance", [])),
         )
     )
 

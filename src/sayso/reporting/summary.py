@@ -3,27 +3,27 @@
 from typing import Any
 
 from sayso.base.types import CATEGORIES
-from sayso.reporting.material import Material, number
+from sayso.reporting.report_data import ReportData, number
 
 ROLES = ("base", "aligned", "best_of_n")
 GROUPS = (*CATEGORIES, "seen", "unseen", "all")
 
 
-def summarise(material: Material) -> dict[str, Any]:
+def summarise(data: ReportData) -> dict[str, Any]:
     """The summary of a study, with at least the fields that docs/study-folder.md lists."""
-    seconds = {stage: round(value, 3) for stage, value in material.seconds.items()}
+    seconds = {stage: round(value, 3) for stage, value in data.seconds.items()}
     return {
         "seconds": {"total": round(sum(seconds.values()), 3), **seconds},
-        "feedback": material.feedback,
-        "reward": _reward(material.result.get("reward_quality", {})),
-        "alignment": _alignment(material.result),
-        "comparison": _comparison(comparison(material.result, "aligned", "base", "alignment")),
-        "agreement": _agreement(material.agreement),
-        "bradley_terry": material.result.get("bradley_terry", []),
-        "balance": material.result.get("balance", []),
-        "fidelity": _fidelity(material.result.get("fidelity", {})),
-        "models": dict(material.models),
-        "missing": material.missing,
+        "feedback": data.feedback,
+        "reward": _reward(data.result.get("reward_quality", {})),
+        "alignment": _alignment(data.result),
+        "comparison": _comparison(comparison(data.result, "aligned", "base", "alignment")),
+        "agreement": _agreement(data.agreement),
+        "bradley_terry": data.result.get("bradley_terry", []),
+        "balance": data.result.get("balance", []),
+        "fidelity": _fidelity(data.result.get("fidelity", {})),
+        "models": dict(data.models),
+        "missing": data.missing,
     }
 
 
@@ -78,15 +78,15 @@ def _comparison(row: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _agreement(result: dict[str, Any]) -> dict[str, Any]:
-    """Of the marks on alignment; who is careless in any section."""
-    marks = [s for s in result.get("sections", []) if s["task"] == "rate"]
-    if not marks:
+    """Of the ratings on alignment; who is careless in any section."""
+    sections = [s for s in result.get("sections", []) if s["task"] == "rate"]
+    if not sections:
         fields = ("kind", "raters", "images", "alpha", "kappa", "agreement", "labels")
         return dict.fromkeys(fields) | {"careless": result.get("careless", [])}
-    every = marks[0]["groups"]["all"]
+    every = sections[0]["groups"]["all"]
     return {
         "kind": result["raters"],
-        "raters": len(marks[0]["raters"]),
+        "raters": len(sections[0]["raters"]),
         "images": every["shared_items"],
         **{name: every[name] for name in ("alpha", "kappa", "agreement")},
         "labels": result["labels"].get("truth"),

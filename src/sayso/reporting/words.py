@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from sayso.reporting.material import Material
+from sayso.reporting.report_data import ReportData
 from sayso.study.identity import chosen_from
 
 PAPER_COMPARISONS: dict[tuple[str, str], dict[str, str]] = {
@@ -104,22 +104,22 @@ def method(result: dict[str, Any], number: str) -> str:
     return result.get("methods", _FORMER_METHODS)[number]
 
 
-def best_of(material: Material) -> str:
+def best_of(data: ReportData) -> str:
     """How the selection is called on the page: "best of 16"."""
-    model = material.models.get("best_of_n", "")
+    model = data.models.get("best_of_n", "")
     made = chosen_from(model)
     return f"best of {made[1]}" if made else "best of n"
 
 
-def model_names(material: Material) -> dict[str, str]:
+def model_names(data: ReportData) -> dict[str, str]:
     """How the models of the evaluation are called on the page; others keep their names."""
-    names = {"base": "before", "aligned": "after", "best_of_n": best_of(material)}
-    return {model: names[role] for role, model in material.models.items()}
+    names = {"base": "before", "aligned": "after", "best_of_n": best_of(data)}
+    return {model: names[role] for role, model in data.models.items()}
 
 
-def headline(material: Material) -> dict[str, str]:
+def headline(data: ReportData) -> dict[str, str]:
     """The one result: what was drawn right before and after."""
-    shares = material.result.get("alignment", {})
+    shares = data.result.get("alignment", {})
     for group, what in (("combination", "Combination prompts"), ("all", "Test prompts")):
         before, after = (shares.get(r, {}).get(group, {}).get("value") for r in ("base", "aligned"))
         if before is not None and after is not None:
@@ -128,7 +128,7 @@ def headline(material: Material) -> dict[str, str]:
                 "before": percent(before),
                 "after": percent(after),
             }
-    if material.evaluate_run:
+    if data.evaluate_run:
         return {"text": "Evaluated, with nobody to say what is right", "before": "", "after": ""}
     return {"text": "Not evaluated yet", "before": "", "after": ""}
 
@@ -141,9 +141,9 @@ def judged(result: dict[str, Any]) -> str:
     return "rated by people" if name == "ratings of people" else f"read by the judge {name}"
 
 
-def lead(material: Material) -> str:
+def lead(data: ReportData) -> str:
     """One or two sentences under the headline: on what, how sure, and who judged."""
-    change, result = material.result.get("paired", {}).get("all"), material.result
+    change, result = data.result.get("paired", {}).get("all"), data.result
     if not change:
         return "What the study holds so far, and the commands that go on from here."
     spread = change["difference"]
@@ -186,10 +186,10 @@ def _fact(value: str, name: str, basis: str) -> dict[str, str]:
     return {"value": value, "name": name, "basis": basis}
 
 
-def limits(material: Material) -> list[str]:
+def limits(data: ReportData) -> list[str]:
     """What these numbers do not show."""
-    result, found = material.result, []
-    if material.simulated:
+    result, found = data.result, []
+    if data.simulated:
         found.append(
             "Where it says simulated, no person was asked: programs read the pictures and err on "
             "purpose, at rates of their own."

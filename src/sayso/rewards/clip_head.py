@@ -1,4 +1,4 @@
-"""The paper's reward: a small network on frozen CLIP embeddings, trained by `fit` on the marks."""
+"""The paper's reward: a small network on frozen CLIP embeddings, trained by `fit` on ratings."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -25,12 +25,12 @@ from sayso.study.run import Run
 from sayso.study.study import Study
 
 
-def squared_error(score: Float[Tensor, " b"], target: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """(y − r)² of each image's target y and score r, both in [0, 1].
+def squared_error(score: Float[Tensor, " b"], label: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """(y − r)² of each image's label y and score r, both in [0, 1].
 
     Source: Lee et al. 2023, arXiv 2302.12192, L_MSE.
     """
-    return (target - score) ** 2
+    return (label - score) ** 2
 
 
 def prompt_classification_loss(
@@ -214,7 +214,7 @@ class _Fit:
         self.prompts = data.prompts
         self.texts = reward.clip.texts(texts)
         self.images = embed_samples(study, reward.clip, data.samples).to(device)
-        self.targets = torch.tensor(data.targets, device=device)
+        self.labels = torch.tensor(data.labels, device=device)
         self.heldout = torch.tensor(data.heldout)
         self.grammar = _grammar(reward, study)
         self.rng = np.random.default_rng([study.info.seed, 3])
@@ -282,8 +282,8 @@ class _Fit:
 
     def _losses(self, rows: Tensor) -> dict[str, Tensor]:
         scores = self.reward.head(self.images[rows], self.texts[rows])
-        losses = {"squared_error": squared_error(scores, self.targets[rows]).mean()}
-        good = self.targets[rows] > 0.5
+        losses = {"squared_error": squared_error(scores, self.labels[rows]).mean()}
+        good = self.labels[rows] > 0.5
         if self.classifies and good.any():
             altered_scores = self._altered_scores(rows[good.cpu()])
             candidates = torch.cat([scores[good][:, None], altered_scores], dim=1)
@@ -320,7 +320,7 @@ class _Fit:
     def _heldout_error(self) -> float:
         rows = self.heldout
         scores = self.reward.head(self.images[rows], self.texts[rows])
-        return float(squared_error(scores, self.targets[rows]).mean())
+        return float(squared_error(scores, self.labels[rows]).mean())
 
     def _facts(self, best_epoch: int, epochs: int) -> dict[str, object]:
         return {

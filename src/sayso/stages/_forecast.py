@@ -43,7 +43,8 @@ def forecast(
     if lora_rank:
         policy.add_lora(lora_rank, 0)
     n = open_pretraining(study).train_count(pretraining_images) if pretraining_images else 0
-    c, h, w = policy.latent_shape(images.samples[0].sampler.image_size_px)
+    sampler = images.samples[0].sampler if images.samples else study.info.sampler
+    c, h, w = policy.latent_shape(sampler.image_size_px)
     image = c * h * w * LATENT_BYTES
     trained = sum(p.numel() for p in policy.trainable().values()) * WEIGHT_BYTES
     average = trained if options.ema_decay else 0
@@ -56,7 +57,7 @@ def forecast(
         "memory, weights": decimal(_weights(policy)),
         "memory, gradients": decimal(trained),
         "memory, optimiser": decimal(2 * trained),
-        "memory, EMA": decimal(average),
+        "memory, EMA": decimal(average) + (" of the machine's" if options.ema_on_cpu else ""),
         "memory, writing a checkpoint": f"{decimal(checkpoint)} of the machine's",
         "memory, activations": "beside these; they go with micro_batch_size",
     }

@@ -88,7 +88,7 @@ def open_rows(
     more = None
     if pretraining_images:
         # of one size with the samples, which may be another than the study's
-        size = images.samples[0].sampler.image_size_px
+        size = images.samples[0].sampler.image_size_px if images.samples else 0
         more = encoded_pretraining(study, policy, pretraining_images, precision, size)
         _say_cut(policy, more[1])
 

@@ -14,9 +14,9 @@ from sayso.study.generations import Generations
 from sayso.study.identity import canonical_config
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.votes.ballots import fingerprint
 from sayso.votes.counted import GOLD, is_for
-from sayso.votes.labels import METHODS, judgements
+from sayso.votes.item_votes import fingerprint
+from sayso.votes.labels import METHODS, good_and_bad
 from sayso.votes.rater_print import show
 from sayso.votes.rater_report import (
     Section,
@@ -81,6 +81,7 @@ def agreement(
         other votes.
     """
     config = canonical_config(study, config or AgreementConfig())
+    judge = judge and judge.canonical(study)
     votes = _gather(study, config)
     run = study.run("agreement", config.name or f"{votes.kind}-{votes.digest[:8]}", config, judge)
     if not run.finished:
@@ -131,11 +132,11 @@ def _result(
     study: Study, config: AgreementConfig, votes: _Votes, judge: Judge | None
 ) -> dict[str, Any]:
     options = {"resamples": config.resamples, "seed": study.info.seed}
-    marks = [
+    ratings = [
         rating_section(votes.ratings, votes.prompt_of, question, **options)
         for question in QUESTIONS
     ]
-    found = [section for section in marks if section]
+    found = [section for section in ratings if section]
     found += comparison_sections(votes.comparisons, votes.prompts.values(), **options)
     return {
         "raters": votes.kind,
@@ -159,12 +160,12 @@ def _labels(
     study: Study, config: AgreementConfig, votes: _Votes, judge: Judge | None
 ) -> dict[str, Any]:
     ratings = [r for r in votes.ratings if r.question == "alignment"]
-    marks = judgements(ratings)
-    per_image = marks.counts().sum(1)
-    shared = {name: i for i, name in enumerate(marks.items) if per_image[i] > 1}
+    good_bad = good_and_bad(ratings)
+    per_image = good_bad.counts().sum(1)
+    shared = {name: i for i, name in enumerate(good_bad.items) if per_image[i] > 1}
     if not shared:
-        return {"skipped": "no image has judgements of two raters"}
-    values = {method: make(marks) for method, make in METHODS.items()}
+        return {"skipped": "no image has ratings by two raters"}
+    values = {method: make(good_bad) for method, make in METHODS.items()}
     labels = {method: {name: v[i] for name, i in shared.items()} for method, v in values.items()}
     majority, estimate = labels["majority"], labels["dawid-skene"]
     truths = _truths(study, votes, ratings, list(shared), _judge(study, config, votes.kind, judge))
@@ -243,7 +244,7 @@ def _judge(
         name = "" if config.judge == "none" else config.judge
     else:
         name = world_judge(study) if importlib.util.find_spec("torch") else ""
-    return (name, judge or load_judge(name)()) if name else None
+    return (name, judge or load_judge(name)().canonical(study)) if name else None
 
 
 def _read(

@@ -44,7 +44,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Material:
+class _Gathered:
     """What is measured: role → model, each model's images on the test prompts, and for fidelity.
 
     All of them were drawn with one sampler, but for imported ones. `identities` has what stands
@@ -79,30 +79,31 @@ def evaluate(study: Study, config: EvaluateConfig, judge: Judge | None = None) -
         the judge does not understand the prompts.
     """
     config = canonical_config(study, config)
-    material = _gather(study, config, judge)
-    name, started = _own_name(study, config, material), time.perf_counter()
+    judge = judge and judge.canonical(study)
+    gathered = _gather(study, config, judge)
+    name, started = _own_name(study, config, gathered), time.perf_counter()
     # before the run is opened: what a reward or CLIP refuses must leave no run behind
     begun = study.begun("evaluate", name)
-    rows = None if begun else _score(study, config, material)
+    rows = None if begun else _score(study, config, gathered)
     run = study.run("evaluate", name, config, judge)
     if run.finished:
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run
-    say(study, material.models.values())
-    _note_environment(study, config, material, run)
-    rows = rows or _score(study, config, material)
+    say(study, gathered.models.values())
+    _note_environment(study, config, gathered, run)
+    rows = rows or _score(study, config, gathered)
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     files.write_bytes(run.path / "scores.jsonl", ("\n".join(lines) + "\n").encode())
-    result = _result(study, config, material, rows)
+    result = _result(study, config, gathered, rows)
     run.finish(result | {"seconds": time.perf_counter() - started})
     return run
 
 
-def _own_name(study: Study, config: EvaluateConfig, material: _Material) -> str:
+def _own_name(study: Study, config: EvaluateConfig, gathered: _Gathered) -> str:
     default = Path(config.model).name
     there = study.path / "runs" / f"evaluate-{config.name or default}" / "result.json"
-    same = there.exists() and not material.generations.changed_since(Run(there.parent))
-    identity = digest(material.identities)
+    same = there.exists() and not gathered.generations.changed_since(Run(there.parent))
+    identity = digest(gathered.identities)
     return own_name(
         study,
         "evaluate",
@@ -110,32 +111,32 @@ def _own_name(study: Study, config: EvaluateConfig, material: _Material) -> str:
         default,
         identity,
         unrecorded=same,
-        former=digest(without_judge(material.identities)),
+        former=digest(without_judge(gathered.identities)),
     )
 
 
-def _note_environment(study: Study, config: EvaluateConfig, material: _Material, run: Run) -> None:
+def _note_environment(study: Study, config: EvaluateConfig, gathered: _Gathered, run: Run) -> None:
     from sayso.base.devices import make_accelerator
     from sayso.rewards import reward_folders
     from sayso.study.provenance import computed_on, loaded
 
     rewards = reward_folders(study, config.reward) if config.reward else []
-    folders = dict.fromkeys([*rewards, *material.judge.folders(study)])
-    facts = {IDENTITY: digest(material.identities), "loaded": loaded(folders)}
+    folders = dict.fromkeys([*rewards, *gathered.judge.folders(study)])
+    facts = {IDENTITY: digest(gathered.identities), "loaded": loaded(folders)}
     run.add_environment({**computed_on(make_accelerator("no")), **facts})
 
 
 def plan(study: Study, config: EvaluateConfig) -> dict[str, object]:
     """How many images of each model are measured, and who judges them."""
-    material = _gather(study, canonical_config(study, config), None)
-    counts = {f"images of {model}": len(found) for model, found in material.samples.items()}
-    return {"judge": material.judge_name, "prompts": len(material.prompts), **counts}
+    gathered = _gather(study, canonical_config(study, config), None)
+    counts = {f"images of {model}": len(found) for model, found in gathered.samples.items()}
+    return {"judge": gathered.judge_name, "prompts": len(gathered.prompts), **counts}
 
 
 # what is there to measure
 
 
-def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Material:
+def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Gathered:
     prompts = {p.id: p for p in study.prompts(config.prompts)}
     if not prompts:
         raise UserError(f"{study.path} has no {config.prompts} prompts to evaluate on")
@@ -143,7 +144,7 @@ def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Mater
         raise UserError(f"--model {config.model} is not a tuned model; give a run of align")
     study.find_run(config.model)
     judge_name = _judge_name(study, config, prompts.values())
-    judge = judge or load_judge(judge_name)()
+    judge = judge or load_judge(judge_name)().canonical(study)
     _refuse_unknown_prompts(judge_name, judge, prompts.values())
     generations = Generations(study)
     generations.now(config.model)
@@ -172,7 +173,7 @@ def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Mater
         identities["reward"] = reward_identity(study, config.reward)
     identities |= judge_identities(study, judge_name, judge)
     samples = {model: by_model[model] for model in models.values()}
-    return _Material(models, samples, drawn, prompts, generations, identities, judge_name, judge)
+    return _Gathered(models, samples, drawn, prompts, generations, identities, judge_name, judge)
 
 
 def _by_model(samples: Iterable[Sample], prompts: Container[str]) -> dict[str, list[Sample]]:
@@ -252,77 +253,77 @@ def _refuse_unknown_prompts(name: str, judge: Judge, prompts: Iterable[Prompt]) 
             )
 
 
-def _score(study: Study, config: EvaluateConfig, material: _Material) -> "list[Scored]":
+def _score(study: Study, config: EvaluateConfig, gathered: _Gathered) -> "list[Scored]":
     """One line an image: the judge's verdict, the reward, CLIP similarity."""
     from sayso.base.devices import make_accelerator
     from sayso.stages._scoring import score
 
-    samples = [s for model in material.models.values() for s in material.samples[model]]
-    prompts = [material.prompts[s.prompt_id] for s in samples]
+    samples = [s for model in gathered.models.values() for s in gathered.samples[model]]
+    prompts = [gathered.prompts[s.prompt_id] for s in samples]
     device = make_accelerator("no").device
-    return score(study, samples, prompts, material.judge, config.reward, device)
+    return score(study, samples, prompts, gathered.judge, config.reward, device)
 
 
 def _result(
-    study: Study, config: EvaluateConfig, material: _Material, rows: "list[Scored]"
+    study: Study, config: EvaluateConfig, gathered: _Gathered, rows: "list[Scored]"
 ) -> dict[str, Any]:
     from sayso.data.features import fidelity
     from sayso.metrics import evaluation
 
     by_role = {
-        role: [row for row in rows if row.model == model] for role, model in material.models.items()
+        role: [row for row in rows if row.model == model] for role, model in gathered.models.items()
     }
     drawn = by_role["base"]
     by_role["base"], by_role["aligned"] = evaluation.pair_up(drawn, by_role["aligned"])
     scores = {role: evaluation.mean_scores(part) for role, part in by_role.items()}
     change = evaluation.paired(by_role["base"], by_role["aligned"])
     return {
-        "models": material.models,
-        "identities": material.identities,
-        "judge": material.judge_name,
-        "judged": material.judge.title,
-        "caveat": material.judge.caveat,
+        "models": gathered.models,
+        "identities": gathered.identities,
+        "judge": gathered.judge_name,
+        "judged": gathered.judge.title,
+        "caveat": gathered.judge.caveat,
         "prompts": len({row.prompt_id for row in by_role["base"]}),
         "images": {role: len(part) for role, part in by_role.items()},
-        "sampler": asdict(material.sampler),
+        "sampler": asdict(gathered.sampler),
         "alignment": {role: evaluation.shares(part) for role, part in by_role.items()},
         "paired": change,
         "methods": evaluation.METHODS,
         "scores": scores,
         "optimisation": evaluation.optimisation(scores, change),
         "reward_quality": evaluation.reward_quality(drawn, _is_probability(rows)),
-        "fidelity": fidelity(study, config.model, material.for_fidelity, material.sampler),
-        **_compared(study, material),
+        "fidelity": fidelity(study, config.model, gathered.for_fidelity, gathered.sampler),
+        **_compared(study, gathered),
     }
 
 
-def _compared(study: Study, material: _Material) -> dict[str, Any]:
+def _compared(study: Study, gathered: _Gathered) -> dict[str, Any]:
     """The side-by-side votes on the test prompts; strengths take in every model compared there."""
     from sayso.votes.balance import balance
     from sayso.votes.counted import is_for
     from sayso.votes.side_by_side import side_by_side
     from sayso.votes.standings import standings
 
-    seed, prompts = study.info.seed, set(material.prompts)
-    counted = [v for v in study.feedback.comparisons() if is_for(v, "ballot")]
+    seed, prompts = study.info.seed, set(gathered.prompts)
+    counted = [v for v in study.feedback.comparisons() if is_for(v, "vote")]
     votes = [v for v in counted if v.prompt_id in prompts]
-    reasons = [_unfit(material, vote) for vote in votes]
+    reasons = [_unfit(gathered, vote) for vote in votes]
     left_out = Counter(reason for reason in reasons if reason)
     votes = [v for v, reason in zip(votes, reasons, strict=True) if not reason]
-    votes = list(material.generations.labelled(votes))
+    votes = list(gathered.generations.labelled(votes))
     for reason, n in left_out.items():
         console.print(f"{n} comparisons are left out, of {reason}", highlight=False)
     return {
         "comparisons_left_out": dict(left_out),
-        "comparisons": side_by_side(votes, set(material.models.values()), prompts, seed),
+        "comparisons": side_by_side(votes, set(gathered.models.values()), prompts, seed),
         "bradley_terry": standings(votes, seed),
         "balance": balance(votes, seed),
     }
 
 
-def _unfit(material: _Material, vote: Comparison) -> str:
+def _unfit(gathered: _Gathered, vote: Comparison) -> str:
     """Why a comparison says nothing of the models as they are now and as they were drawn; or ""."""
-    generations = material.generations
+    generations = gathered.generations
     found = [generations.by_id.get(i) for i in (*vote.left_ids, *vote.right_ids)]
     samples = [sample for sample in found if sample]
     if len(samples) < len(found):
@@ -330,7 +331,7 @@ def _unfit(material: _Material, vote: Comparison) -> str:
     if not all(map(generations.is_present, samples)):
         return "images of earlier models"
     drawn = {s.sampler for s in samples if not s.model.startswith(IMPORTED)}
-    return "" if drawn <= {material.sampler} else "images drawn with another sampler"
+    return "" if drawn <= {gathered.sampler} else "images drawn with another sampler"
 
 
 def _is_probability(rows: "Sequence[Scored]") -> bool:

@@ -15,7 +15,7 @@ from sayso.formats.options import ExportOptions
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
-    from sayso.formats.content import Material
+    from sayso.formats.export_data import ExportData
     from sayso.formats.exports import ExportFormat
 
 
@@ -128,37 +128,37 @@ def _refuse_different(out: Path, folder: Path) -> None:
 def _write(
     study: Study, config: ExportConfig, form: "ExportFormat", simulated: bool, folder: Path
 ) -> Mapping[str, int]:
-    from sayso.formats.content import Material
+    from sayso.formats.export_data import ExportData
     from sayso.formats.exports._card import card
     from sayso.formats.manifest import write_manifest
 
     votes = folder / ".votes.parquet"
-    material = Material(study, config, votes, simulated)
-    counts = material.counts
-    rows = form.write(material, folder)
+    data = ExportData(study, config, votes, simulated)
+    counts = data.counts
+    rows = form.write(data, folder)
     if not rows:
         raise UserError(
             f"nothing to export: format {config.format} can hold none of the {counts['votes']} "
-            f"votes (left out: {material.left_out}); choose another --format or --question"
+            f"votes (left out: {data.left_out}); choose another --format or --question"
         )
     votes.unlink(missing_ok=True)
     name = Path(config.format).stem
-    text = card(material, form, name, rows, config.license)
+    text = card(data, form, name, rows, config.license)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    write_manifest(folder, _facts(config, material, name, rows))
+    write_manifest(folder, _facts(config, data, name, rows))
     return rows
 
 
 def _facts(
-    config: ExportConfig, material: "Material", name: str, rows: Mapping[str, int]
+    config: ExportConfig, data: "ExportData", name: str, rows: Mapping[str, int]
 ) -> dict[str, object]:
     options = {f.name: getattr(config, f.name) for f in fields(ExportOptions)}
     return {
         "format": name,
-        "study": material.study.info.name,
-        "raters": "simulated" if material.simulated else "people",
+        "study": data.study.info.name,
+        "raters": "simulated" if data.simulated else "people",
         "options": options,
-        "counts": material.counts,
+        "counts": data.counts,
         "rows": dict(rows),
-        "left_out": material.left_out,
+        "left_out": data.left_out,
     }

@@ -13,7 +13,7 @@ from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import Prompt, Sample
-from sayso.feedback.store import Label
+from sayso.feedback.store import RatingCounts
 from sayso.study.checks import check_feedback
 from sayso.study.identity import canonical_config, fitted_identity
 from sayso.study.inputs import (
@@ -44,10 +44,10 @@ class FitConfig:
     """Whose ratings count; auto: people's if there are any, else those of simulated raters. Both
     are never mixed."""
     labels: LabelMethod = "share"
-    """What several raters' marks of an image teach: share, the share of good; majority; or
+    """What an image's ratings come to: share, the share of good; majority; or
     dawid-skene, the probability of good with each rater's own errors learned beside it. share
     assumes no single truth and no rater's rank, and is the paper's label where an image has one
-    rater; take dawid-skene where the answer is a fact and some raters are careless."""
+    rater; take dawid-skene where the label is a fact and some raters are careless."""
     heldout_fraction: float = 0.15
     """Share of the rated prompts kept from training, to stop in time and to measure; in (0, 1)."""
 
@@ -55,15 +55,15 @@ class FitConfig:
 class Data(NamedTuple):
     """The ratings of train prompts, one row per image; images with skips alone are left out.
 
-    `targets` are what the reward learns, in [0, 1], made of the marks as the option `labels` says.
-    `ignored` counts rated images of
-    test prompts, which a reward must not learn from.
+    `labels` are what the reward learns, in [0, 1], made of the ratings in `counts` as the option
+    `labels` says. `ignored` counts rated images of test prompts, which a reward must not
+    learn from.
     """
 
     samples: list[Sample]
     prompts: list[Prompt]
-    labels: list[Label]
-    targets: list[float]
+    counts: list[RatingCounts]
+    labels: list[float]
     simulated: bool
     skipped: int
     ignored: int
@@ -110,7 +110,7 @@ def _learn(study: Study, config: FitConfig, reward: "TrainableReward", run: Run)
 
     started = time.perf_counter()
     data, heldout = _frozen(study, run)
-    rated = RatedSamples(data.samples, data.prompts, data.targets, heldout)
+    rated = RatedSamples(data.samples, data.prompts, data.labels, heldout)
     facts = reward.fit(study, rated, run)
     scores = reward.score_samples(study, data.samples, [p.text for p in data.prompts]).numpy()
     measured = _measure(data, np.array(heldout), scores)
@@ -125,7 +125,7 @@ def _learn(study: Study, config: FitConfig, reward: "TrainableReward", run: Run)
 def _collected(study: Study, config: FitConfig) -> JsonObject:
     """What the run will learn from: images, prompts and labels, and which are held out."""
     data = collect(study, config)
-    rows = zip(data.samples, data.labels, data.targets, _heldout(study, config, data), strict=True)
+    rows = zip(data.samples, data.counts, data.labels, _heldout(study, config, data), strict=True)
     return {
         "labels": config.labels,
         "raters": "simulated" if data.simulated else "people",
@@ -134,10 +134,10 @@ def _collected(study: Study, config: FitConfig) -> JsonObject:
         "prompts": [asdict(p) for p in {p.id: p for p in data.prompts}.values()],
         "images": [
             {
-                "id": s.id, "picture": picture_digest(study, s), "marks": asdict(label),
-                "target": target, "heldout": heldout,
+                "id": s.id, "picture": picture_digest(study, s), "counts": asdict(counts),
+                "label": label, "heldout": heldout,
             }
-            for s, label, target, heldout in rows
+            for s, counts, label, heldout in rows
         ],
     }  # fmt: skip
 
@@ -153,20 +153,26 @@ def _sources(study: Study, config: FitConfig) -> dict[str, str]:
 def _frozen(study: Study, run: Run) -> tuple[Data, list[bool]]:
     """The data as it was when the run was begun, and which of it is held out."""
     inputs = run.inputs or {}
-    rows = inputs["images"]
+    rows = [_in_todays_words(row) for row in inputs["images"]]
     samples = samples_by_id(study, [row["id"] for row in rows], run.name)
     refuse_other_pictures(study, run, rows, samples)
     prompts = {row["id"]: Prompt(**row) for row in inputs["prompts"]}
     data = Data(
         samples=samples,
         prompts=[prompts[s.prompt_id] for s in samples],
-        labels=[Label(**row["marks"]) for row in rows],
-        targets=[row["target"] for row in rows],
+        counts=[RatingCounts(**row["counts"]) for row in rows],
+        labels=[row["label"] for row in rows],
         simulated=inputs["raters"] == "simulated",
         skipped=inputs["skipped"],
         ignored=inputs["ignored"],
     )
     return data, [row["heldout"] for row in rows]
+
+
+def _in_todays_words(row: JsonObject) -> JsonObject:
+    """A row of inputs.json; earlier versions had other names for two of its keys."""
+    old = {"marks": "counts", "target": "label"}
+    return {old.get(key, key): value for key, value in row.items()}
 
 
 def plan(study: Study, config: FitConfig) -> dict[str, object]:
@@ -178,8 +184,8 @@ def plan(study: Study, config: FitConfig) -> dict[str, object]:
 
 def _heldout(study: Study, config: FitConfig, data: Data) -> list[bool]:
     ids = [p.id for p in data.prompts]
-    # by the marks and not by the targets, so that every kind of label is measured on the same rows
-    shares = [v.share for v in data.labels if v.share is not None]
+    # by the counts and not by the labels, so that every kind of label is measured on the same rows
+    shares = [v.share for v in data.counts if v.share is not None]
     return hold_out(ids, shares, config.heldout_fraction, study.info.seed)
 
 
@@ -208,27 +214,27 @@ def collect(study: Study, config: FitConfig) -> Data:
 
 
 def _rows(study: Study, method: LabelMethod, *, simulated: bool) -> Data:
-    labels = study.feedback.labels(simulated)
+    counts = study.feedback.counts(simulated)
     prompts = {p.id: p for p in study.prompts()}
-    rated = [(s, prompts[s.prompt_id], labels[s.id]) for s in study.samples() if s.id in labels]
-    train = [row for row in rated if row[1].split == "train"]
-    marked = [(s, p, v) for s, p, v in train if v.share is not None]
-    ids = {s.id for s, _, _ in marked}
-    targets = study.feedback.soft_labels(simulated, method=method, among=ids)
+    every = [(s, prompts[s.prompt_id], counts[s.id]) for s in study.samples() if s.id in counts]
+    train = [row for row in every if row[1].split == "train"]
+    rated = [(s, p, v) for s, p, v in train if v.share is not None]
+    ids = {s.id for s, _, _ in rated}
+    labels = study.feedback.soft_labels(simulated, method=method, among=ids)
     return Data(
-        samples=[s for s, _, _ in marked],
-        prompts=[p for _, p, _ in marked],
-        labels=[v for _, _, v in marked],
-        targets=[targets[s.id] for s, _, _ in marked],
+        samples=[s for s, _, _ in rated],
+        prompts=[p for _, p, _ in rated],
+        counts=[v for _, _, v in rated],
+        labels=[labels[s.id] for s, _, _ in rated],
         simulated=simulated,
         skipped=sum(v.skip for _, _, v in train),
-        ignored=len(rated) - len(train),
+        ignored=len(every) - len(train),
     )
 
 
 def _refuse_one_kind(data: Data) -> None:
     who = "simulated raters" if data.simulated else "people"
-    good, bad = sum(v.good for v in data.labels), sum(v.bad for v in data.labels)
+    good, bad = sum(v.good for v in data.counts), sum(v.bad for v in data.counts)
     if not good or not bad:
         kind = "good or bad" if good == bad else "bad" if good else "good"
         raise UserError(
@@ -238,7 +244,7 @@ def _refuse_one_kind(data: Data) -> None:
 
 
 def hold_out(
-    prompt_ids: Sequence[str], targets: Sequence[float], fraction: float, seed: int
+    prompt_ids: Sequence[str], labels: Sequence[float], fraction: float, seed: int
 ) -> list[bool]:
     """Choose whole prompts to hold out, so that no image of a learned prompt is measured on.
 
@@ -252,7 +258,7 @@ def hold_out(
     wanted = max(1, round(fraction * len(prompts)))
     held: set[str] = set()
     for i in np.random.default_rng([seed, 4]).permutation(len(prompts)):
-        if len(held) < wanted and _varied(prompt_ids, targets, held | {prompts[i]}):
+        if len(held) < wanted and _varied(prompt_ids, labels, held | {prompts[i]}):
             held.add(prompts[i])
     if not held:
         raise UserError(
@@ -262,13 +268,13 @@ def hold_out(
     return [p in held for p in prompt_ids]
 
 
-def _varied(prompt_ids: Sequence[str], targets: Sequence[float], held: set[str]) -> bool:
-    rest = [t for p, t in zip(prompt_ids, targets, strict=True) if p not in held]
+def _varied(prompt_ids: Sequence[str], labels: Sequence[float], held: set[str]) -> bool:
+    rest = [t for p, t in zip(prompt_ids, labels, strict=True) if p not in held]
     return any(t > 0 for t in rest) and any(t < 1 for t in rest)
 
 
 def _counts(data: Data, heldout: Sequence[bool]) -> dict[str, object]:
-    good, bad = sum(v.good for v in data.labels), sum(v.bad for v in data.labels)
+    good, bad = sum(v.good for v in data.counts), sum(v.bad for v in data.counts)
     return {
         "raters": "simulated" if data.simulated else "people",
         "n": {
@@ -286,29 +292,29 @@ def _counts(data: Data, heldout: Sequence[bool]) -> dict[str, object]:
 
 
 def _measure(data: Data, heldout: ndarray, scores: ndarray) -> dict[str, object]:
-    targets = np.array(data.targets)
+    labels = np.array(data.labels)
     ids = np.array([p.id for p in data.prompts])
     parts = {"heldout": heldout, "train": ~heldout}
-    return {name: _quality(targets[m], scores[m], ids[m]) for name, m in parts.items()}
+    return {name: _quality(labels[m], scores[m], ids[m]) for name, m in parts.items()}
 
 
-def _quality(targets: ndarray, scores: ndarray, prompt_ids: ndarray) -> dict[str, object]:
+def _quality(labels: ndarray, scores: ndarray, prompt_ids: ndarray) -> dict[str, object]:
     """Metrics of one part; those on good and bad leave out images on which the raters are split."""
     from sayso.metrics import quality as metrics
 
-    clear = targets != 0.5
-    good, of_clear, ids = targets[clear] > 0.5, scores[clear], prompt_ids[clear]
+    clear = labels != 0.5
+    good, of_clear, ids = labels[clear] > 0.5, scores[clear], prompt_ids[clear]
     both = bool(good.any() and (~good).any())
     pairs, n_pairs = metrics.pair_accuracy(good, of_clear, ids.tolist())
-    table = metrics.calibration(targets, scores)
+    table = metrics.calibration(labels, scores)
     return {
-        "n": len(targets),
+        "n": len(labels),
         "n_good": int(good.sum()),
         "accuracy": metrics.accuracy(good, of_clear) if len(good) else None,
         "auc": metrics.roc_auc(good, of_clear) if both else None,
         "pair_accuracy": pairs if n_pairs else None,
         "n_pairs": n_pairs,
-        "brier": metrics.brier(targets, scores),
+        "brier": metrics.brier(labels, scores),
         "calibration_error": metrics.calibration_error(table),
         "calibration": [asdict(row) for row in table],
     }

@@ -45,16 +45,16 @@ class ImportConfig:
     Default: what the names of files and folders say (train; test and validation become seen, test
     prompts), or train if none of them says anything (sayso: as the table says)."""
     question: Question = "alignment"
-    """pickapic: which question its preferences answer; fit reads alignment."""
+    """pickapic: the question its preferences are about; fit reads alignment."""
     rating_column: Literal["image_text_alignment_rating", "overall_rating"] = (
         "image_text_alignment_rating"
     )
-    """imagerewarddb: the column that becomes the marks on alignment."""
+    """imagerewarddb: the column that becomes the ratings on alignment."""
     raters: Literal["people", "simulated"] = "people"
     """Who made the votes (sayso: as the table says)."""
     comparisons_only: bool = False
-    """pickapic: do not derive a good or bad mark of each image from the comparisons; fit needs
-    marks."""
+    """pickapic: do not derive a good or bad rating of each image from the comparisons; fit needs
+    ratings."""
     long_prompts: Literal["keep", "leave-out"] = "keep"
     """leave-out: leave out rows whose prompt the study's CLIP cannot read whole, on which fit would
     stop; needs sayso[train]."""
@@ -85,7 +85,7 @@ def import_table(study: Study, config: ImportConfig) -> Run:
     run.finish({**tally.facts, "derived_ratings": derived, "tables": _hashes(Path(config.path))})
     console.print(
         f"{run.name}: {len(tally.images)} images of {len(tally.prompts)} prompts, "
-        f"{tally.comparisons} comparisons, {tally.ratings + derived} marks"
+        f"{tally.comparisons} comparisons, {tally.ratings + derived} ratings"
     )
     return run
 

@@ -1,4 +1,4 @@
-"""Stage `rate`: marks and comparisons, by people in the rating app or by programs."""
+"""Stage `rate`: ratings and comparisons, by people in the rating app or by programs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ class RateConfig:
     """Simulated raters: work in the rating app as people do, each signed in and over HTTP, checks
     and all, in place of writing to the store. Pages, gold, checks and --db are as for people."""
     task: Literal["rate", "compare"] = "rate"
-    """Mark images good, bad or skip; or compare two sets of images of one prompt."""
+    """Rate images good, bad or skip; or compare two sets of images of one prompt."""
     prompts: PromptChoice | None = None
     """Which prompts; default: train to rate, test (seen and unseen) to compare."""
     model: str = "base"
@@ -41,7 +41,7 @@ class RateConfig:
     split_tie: bool = False
     """People, to compare: offer "both good" and "both bad" in place of a tie; ties they remain."""
     raters: int = 1
-    """How many simulated raters there are; the paper has 2 to mark and 9 to compare."""
+    """How many simulated raters there are; the paper has 2 to rate and 9 to compare."""
     careless: int = 0
     """How many of the simulated raters, the last ones, press keys without looking."""
     overlap: int = 1
@@ -55,9 +55,9 @@ class RateConfig:
     gold: str = ""
     """People, to rate: JSON lines with sample_id and the known value, shown to everyone."""
     gold_share: float = 0.05
-    """People: share of pages with known answers, hidden among the others."""
+    """People: share of gold pages, whose right vote is known, hidden among the others."""
     attention_share: float | None = None
-    """People: share of hidden checks with an obvious answer; default 0.1, or 0 without sign-in."""
+    """People: share of hidden attention checks; default 0.1, or 0 without sign-in."""
     db: str = ""
     """People: database, such as postgresql+psycopg://USER@HOST/NAME; the study keeps it."""
     workers: int = 1
@@ -186,4 +186,4 @@ def _check_people(config: RateConfig) -> None:
     if not 1 <= config.port <= 65535:
         raise UserError(f"port {config.port} is not possible; give 1 to 65535")
     if config.gold and config.task == "compare":
-        raise UserError("--gold holds answers about single images; leave it out to compare")
+        raise UserError("--gold holds votes on single images; leave it out to compare")

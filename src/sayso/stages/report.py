@@ -26,16 +26,16 @@ def report(study: Study, config: ReportConfig | None = None) -> Path:
     Returns: the path of report.html.
     Raises: UserError: if the evaluation asked for is not there, or an image to show is damaged.
     """
-    from sayso.reporting.material import Material
     from sayso.reporting.page import render
+    from sayso.reporting.report_data import ReportData
     from sayso.reporting.summary import summarise
 
     config = config or ReportConfig()
     if config.prompts_shown < 0:
         raise UserError(f"prompts_shown {config.prompts_shown} is negative; give 0 or more")
-    material = Material(study, config.evaluation)
-    summary = summarise(material)
-    html = render(material, summary, config.prompts_shown)
+    data = ReportData(study, config.evaluation)
+    summary = summarise(data)
+    html = render(data, summary, config.prompts_shown)
     path = study.write_report(html)
     study.write_summary(summary)  # last: its presence means that all is there
     console.print(f"report: {path}")

@@ -72,7 +72,7 @@ class Generations:
             return False
 
     def label(self, sample: Sample) -> str:
-        """The model's name, or that with a remark if the image is of an earlier model."""
+        """The model's name, or that with a note if the image is of an earlier model."""
         if self.is_present(sample):
             return sample.model
         return f"{sample.model} (earlier, {sample.model_identity[:8] or 'not recorded'})"
@@ -90,7 +90,7 @@ class Generations:
                 right_model=self.label(right) if right else vote.right_model,
             )
 
-    def remarks(self, models: Iterable[str]) -> list[str]:
+    def notes(self, models: Iterable[str]) -> list[str]:
         """A line for each model with images of an earlier one, or of which nothing is recorded."""
         found: list[str] = []
         for model in dict.fromkeys(models):
@@ -217,10 +217,10 @@ def _among(weights: dict[str, str], loaded: Iterable[JsonObject]) -> bool:
 
 
 def say(study: ReadableStudy, models: Iterable[str]) -> None:
-    """Print the remarks on the models' images, if there are any."""
+    """Print the notes on the models' images, if there are any."""
     from sayso.base.progress import console
 
-    for line in Generations(study).remarks(models):
+    for line in Generations(study).notes(models):
         console.print(line, highlight=False)
 
 

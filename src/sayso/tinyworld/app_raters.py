@@ -107,14 +107,14 @@ def _link(db: Connection, name: str, study: Study) -> str:
 
 
 def _work(workers: "Sequence[_Worker]", eyes: "_Eyes") -> int:
-    """All raters in turn lease pages; the pictures are read together; all in turn answer."""
+    """All raters in turn lease pages; the pictures are read together; all in turn vote."""
     added, state = 0, workers[0].session["progress"]
     kind = workers[0].session["task"]["kind"]
     with progress(kind, state["project_total"], "votes", done=state["project"]) as advance:
         while leased := [(w, page) for w in workers for page in w.lease()]:
             eyes.look(picture for _, page in leased for picture in page.pictures)
             for worker, page in leased:
-                for vote in worker.answers(page, eyes):
+                for vote in worker.votes(page, eyes):
                     new = worker.browser.post("/api/votes", vote)["progress"]
                     advance(new["project"] - state["project"])
                     added, state = added + 1, new
@@ -139,14 +139,14 @@ class _Page:
 
 @dataclass
 class _Worker:
-    """One rater in the app, who answers so many pages in a turn."""
+    """One rater in the app, who rates so many pages in a turn."""
 
     rater: SimulatedRater
     crew: Crew
     browser: "_Browser"
     pages: int
     session: Json = field(init=False)
-    answered: int = 0
+    done: int = 0
 
     def __post_init__(self) -> None:
         self.session = self.browser.get_json("/api/session")
@@ -169,8 +169,8 @@ class _Worker:
         pictures = [[self.browser.get(image["url"]) for image in side] for side in sides]
         return _Page(page, items, pictures)
 
-    def answers(self, page: _Page, eyes: "_Eyes") -> Iterator[Json]:
-        """An answer to each item of the page, as the rating page would send it."""
+    def votes(self, page: _Page, eyes: "_Eyes") -> Iterator[Json]:
+        """A vote on each item of the page, as the rating page would send it."""
         slots = _slots(page.body["prompt"])
         views = [[verdict(eyes.readings[_key(p)], slots) for p in side] for side in page.sides]
         for item, view in zip(page.items, views, strict=False):
@@ -180,7 +180,7 @@ class _Worker:
             else:
                 value = self.rater.rate(view[0], rng)
             yield self._vote(page, item, value, rng)
-        self.answered += 1
+        self.done += 1
 
     def _vote(self, page: _Page, item: Json, value: str, rng: np.random.Generator) -> Json:
         """The body; the time it took is simulated like the rest, and ends now."""
@@ -194,7 +194,7 @@ class _Worker:
             "shown_at": (now - took) * 1000,
             "answered_at": now * 1000,
             "latency_ms": took * 1000,
-            "position": self.answered,
+            "position": self.done,
             "guideline_version": self.session["task"]["guideline_version"],
             "supersedes": replaced,
         }
@@ -270,11 +270,11 @@ class _Browser:
         if body is not None:
             headers["Content-Type"] = "application/json"
         self._line.request(method, path, body, headers)
-        with closing(self._line.getresponse()) as answer:
-            content = answer.read()
-        if answer.status >= 400:
-            raise UserError(f"{_message(content)} (rating app, {answer.status}, {path})")
-        return answer.headers.get("Set-Cookie", ""), content
+        with closing(self._line.getresponse()) as response:
+            content = response.read()
+        if response.status >= 400:
+            raise UserError(f"{_message(content)} (rating app, {response.status}, {path})")
+        return response.headers.get("Set-Cookie", ""), content
 
 
 def _message(content: bytes) -> str:

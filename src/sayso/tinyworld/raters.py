@@ -1,4 +1,4 @@
-"""Simulated raters: programs that mark pictures as people do, with mistakes of their own.
+"""Simulated raters: programs that rate pictures as people do, with mistakes of their own.
 
 Their names say that they are simulated; no report mixes them with people.
 """
@@ -22,14 +22,14 @@ class SimulatedRater:
 
     Args:
         name: contains "simulated".
-        false_good: probability in [0, 1] of marking a bad picture good.
-        false_bad: probability in [0, 1] of marking a good picture bad.
+        false_good: probability in [0, 1] of rating a bad picture good.
+        false_bad: probability in [0, 1] of rating a good picture bad.
         skip_below: certainty in [0, 1] under which it is unsure.
         skip_rate_when_unsure: probability in [0, 1] of skipping then.
         taste_noise: standard deviation of its view of how clean a set of pictures is.
         just_noticeable: smaller differences in cleanness are ties.
-        pace_s: usual time to an answer, in seconds; it only matters in the rating app.
-        same_key: of a careless rater, the share in [0, 1] of its answers that are "good" (of
+        pace_s: usual time to a vote, in seconds; it only matters in the rating app.
+        same_key: of a careless rater, the share in [0, 1] of its votes that are "good" (of
             comparisons: "left"); it presses keys without looking, and never skips. None looks.
     Raises: ValueError: if the name hides that the rater is simulated or a rate is no probability.
     """
@@ -52,7 +52,7 @@ class SimulatedRater:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be in [0, 1]")
 
     def rate(self, verdict: Verdict, rng: np.random.Generator) -> Value:
-        """Mark one picture: skip when unsure, else tell the truth but for mistakes."""
+        """Rate one picture: skip when unsure, else tell the truth but for mistakes."""
         if self.same_key is not None:
             return "good" if rng.random() < self.same_key else "bad"
         unsure, slip = rng.random(2).tolist()
@@ -88,7 +88,7 @@ class SimulatedRater:
         return _larger(views[0], views[1], self.just_noticeable)
 
     def seconds(self, rng: np.random.Generator) -> float:
-        """A simulated time to an answer, log-normal around the rater's pace, in seconds."""
+        """A simulated time to a vote, log-normal around the rater's pace, in seconds."""
         return float(self.pace_s * np.exp(rng.normal(0, _PACE_SPREAD)))
 
     def _sees_good(self, verdict: Verdict, slip: float) -> bool:
@@ -96,8 +96,8 @@ class SimulatedRater:
 
     def _share_good(self, verdicts: Sequence[Verdict], rng: np.random.Generator) -> float:
         slips = rng.random(len(verdicts)).tolist()
-        marks = [self._sees_good(v, slip) for v, slip in zip(verdicts, slips, strict=True)]
-        return float(np.mean(marks))
+        seen_good = [self._sees_good(v, slip) for v, slip in zip(verdicts, slips, strict=True)]
+        return float(np.mean(seen_good))
 
     def _cleanness(self, verdicts: Sequence[Verdict], rng: np.random.Generator) -> float:
         return float(np.mean([v.cleanness for v in verdicts])) + rng.normal(0, self.taste_noise)
@@ -113,7 +113,7 @@ def make_raters(n: int, seed: int, careless: int = 0) -> list[SimulatedRater]:
     """Make raters "simulated-1" to "simulated-n" with error rates of their own around 3–8 %.
 
     The k-th honest rater is the same however many are made. The last `careless` of them do not
-    look. Careless answers come as repetition and as randomness; theirs are some of both, "good" on
+    look. Careless votes come as repetition and as randomness; theirs are some of both, "good" on
     80–90 %: to repeat is the less effort, and one key alone would be seen without statistics.
 
     Raises: ValueError: if n < 1, or careless is not in [0, n].

@@ -1,4 +1,4 @@
-"""Marks and comparisons by simulated raters, who read the tiny world's pictures."""
+"""Ratings and comparisons by simulated raters, who read the tiny world's pictures."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -117,7 +117,7 @@ class Crew:
         return decision_rng(self._seeds[0], rater, f"{self._seeds[1]} {item}")
 
 
-# marks
+# ratings
 
 
 def _rate(study: Study, config: "RaterOptions", crew: Crew) -> int:

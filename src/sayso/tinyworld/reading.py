@@ -76,7 +76,7 @@ def is_true(reading: Reading, slots: Mapping[str, str | int]) -> bool:
         slots: "object" always; "count", "colour", "background" where the prompt names them.
     Raises: ValueError: if the slots name no object.
     """
-    return all(right for right, _ in _answers(reading, slots))
+    return all(right for right, _ in _findings(reading, slots))
 
 
 def verdict(reading: Reading, slots: Mapping[str, str | int]) -> Verdict:
@@ -84,9 +84,9 @@ def verdict(reading: Reading, slots: Mapping[str, str | int]) -> Verdict:
 
     A true prompt is as certain as its least certain part; a false one as its most certain fault.
     """
-    answers = _answers(reading, slots)
-    faults = [certainty for right, certainty in answers if not right]
-    certainty = max(faults) if faults else min(certainty for _, certainty in answers)
+    findings = _findings(reading, slots)
+    faults = [certainty for right, certainty in findings if not right]
+    certainty = max(faults) if faults else min(certainty for _, certainty in findings)
     on_subject = any(found.object == slots["object"] for found in reading.objects)
     return Verdict(not faults, certainty, reading.certainty, on_subject, in_words(reading))
 
@@ -98,24 +98,24 @@ def in_words(reading: Reading) -> str:
     return ", ".join([*(parts or ["nothing"]), reading.background])
 
 
-def _answers(reading: Reading, slots: Mapping[str, str | int]) -> list[tuple[bool, float]]:
+def _findings(reading: Reading, slots: Mapping[str, str | int]) -> list[tuple[bool, float]]:
     """Whether each thing asked for is there, and how certain that is."""
     if "object" not in slots:
         raise ValueError(f"slots {dict(slots)} name no object; the judge needs one to look for")
     found = reading.objects
     if not found:
         return [(False, reading.count_certainty)]
-    answers = [_alike([(o.object == slots["object"], o.object_score) for o in found])]
+    findings = [_alike([(o.object == slots["object"], o.object_score) for o in found])]
     if "count" in slots:
-        answers.append((len(found) == slots["count"], reading.count_certainty))
+        findings.append((len(found) == slots["count"], reading.count_certainty))
     if "colour" in slots:
-        answers.append(_alike([(o.colour == slots["colour"], o.colour_score) for o in found]))
+        findings.append(_alike([(o.colour == slots["colour"], o.colour_score) for o in found]))
     if "background" in slots:
-        answers.append((reading.background == slots["background"], reading.background_score))
-    return answers
+        findings.append((reading.background == slots["background"], reading.background_score))
+    return findings
 
 
-def _alike(answers: list[tuple[bool, float]]) -> tuple[bool, float]:
-    """Join the answers about each object: one clear stranger is enough for a clear no."""
-    strangers = [certainty for right, certainty in answers if not right]
-    return (False, max(strangers)) if strangers else (True, min(c for _, c in answers))
+def _alike(findings: list[tuple[bool, float]]) -> tuple[bool, float]:
+    """Join the findings about each object: one clear stranger is enough for a clear no."""
+    strangers = [certainty for right, certainty in findings if not right]
+    return (False, max(strangers)) if strangers else (True, min(c for _, c in findings))

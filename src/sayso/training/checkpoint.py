@@ -135,6 +135,9 @@ def _write(
     if main:
         for old in run.checkpoint_folders()[KEPT:]:
             shutil.rmtree(old)
+    if group is not None:
+        # for all processes it is written only when it has its name
+        dist.barrier(group)
 
 
 def _agreed(folder: Path | None, group: ProcessGroup | None) -> Path:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,10 +55,15 @@ def means(sums: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float]
 
 
 class Log:
-    """Scalars that stay on the device for some steps, and lines that wait for a checkpoint."""
+    """Scalars that stay on the device for some steps, and lines that wait for a checkpoint.
 
-    def __init__(self, run: Run, accelerator: Accelerator) -> None:
+    Args:
+        settle: waits until checkpoints that are being written are there.
+    """
+
+    def __init__(self, run: Run, accelerator: Accelerator, settle: Callable[[], None]) -> None:
         self.run, self.accelerator, self.note = run, accelerator, ""
+        self.settle = settle
         self.unread: list[Logged] = []
         self.lines: list[dict[str, float]] = []
         self.since = time.perf_counter()
@@ -92,6 +97,7 @@ class Log:
         watched = ["loss"] if self.accelerator.scaler is not None else ["loss", "grad_norm"]
         for name in watched:
             if not math.isfinite(named[name]):
+                self.settle()
                 last = self.run.latest_checkpoint
                 kept = (
                     f"the checkpoint of step {last.name} is kept" if last else "nothing was saved"

@@ -71,11 +71,22 @@ def train(
 
 
 def _ahead(aligner: Aligner, work: Work) -> Iterator[Batch]:
-    """The batches, made in a thread where they do not hang on the updates before them."""
-    batches = aligner.batches(work)
+    """The batches with their pre-training rows, on the device.
+
+    They are made in a thread where they do not hang on the updates before them.
+    """
+    batches = enumerate(aligner.batches(work), work.start_step)
+
+    def ready(numbered: tuple[int, Batch]) -> Batch:
+        step, batch = numbered
+        pretraining = batch.pretraining
+        if pretraining is None:
+            pretraining = work.pretraining_batch(step, aligner.unit)
+        return Batch(batch.tensors, pretraining).to(work.policy.device)
+
     if aligner.required() & {"rollouts", "old"}:
-        return batches
-    return prefetched(batches, lambda batch: batch)
+        return map(ready, batches)
+    return prefetched(batches, ready)
 
 
 def placed(work: Work, aligner: Aligner, options: TrainOptions, accelerator: Accelerator) -> Work:
@@ -120,7 +131,10 @@ class _Loop:
             _enable_checkpointing(policy.network, policy.network_kind)
         self.named = policy.trainable()
         self.parameters: list[Tensor] = [*self.named.values()]
-        self.average: list[Tensor] = [p.detach().clone() for p in self.parameters]
+        place = "cpu" if options.ema_on_cpu else None
+        self.average = (
+            [p.detach().to(place, copy=True) for p in self.parameters] if options.ema_decay else []
+        )
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             learning_rate_at(0, options),
@@ -136,8 +150,8 @@ class _Loop:
             policy.network.compile()
         self.network, self.prepared = acc.prepare(policy.network, self.optimizer)
         policy.network = self.network
-        self.log = Log(run, acc)
         self.saver = checkpoint.Saver(run)
+        self.log = Log(run, acc, self.saver.wait)
 
     def resume(self) -> None:
         state = checkpoint.load_latest(self.run, self.contents())
@@ -196,8 +210,6 @@ class _Loop:
                 "make them equal"
             )
         natural = batch.pretraining
-        if natural is None:
-            natural = work.pretraining_batch(self.step, unit)
         own, size = len(batch), len(batch) + (len(natural) if natural else 0)
         for at in range(0, size, work.micro_batch):
             end = at + work.micro_batch
@@ -208,13 +220,13 @@ class _Loop:
             )
 
     def _part(self, own: Batch, natural: Batch | None) -> Part:
-        work, device = self.work, self.policy.device
+        work = self.work
         if natural is not None and not len(natural):
             natural = None
         return Part(
-            own.to(device),
+            own,
             len(own) / work.batch_size * work.world,
-            natural.to(device) if natural else None,
+            natural,
             len(natural or ()) / max(work.n_pretraining, 1) * work.world,
         )
 
@@ -224,10 +236,14 @@ class _Loop:
         return norm.detach()
 
     def _average(self) -> None:
+        """Follow the weights; without a decay the weights themselves are the result."""
+        if not self.average:
+            return
         # a young average must forget the start quickly, hence the rising decay
         decay = min(self.options.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            now = [p.to(mean.device) for p, mean in zip(self.parameters, self.average, strict=True)]
+            torch._foreach_lerp_(self.average, now, 1 - decay)
 
     def save_in_time(self) -> None:
         """Write a checkpoint if it is time, and if all of the last rollout has been learned."""
@@ -253,15 +269,18 @@ class _Loop:
         self.saver.save(state, self.contents())
 
     def contents(self) -> checkpoint.Contents:
-        average = dict(zip(self.named, self.average, strict=True))
+        average = (
+            {"average": dict(zip(self.named, self.average, strict=True))} if self.average else {}
+        )
         old = {f"older-{name}": values for name, values in self.policy.remembered.items()}
-        return checkpoint.Contents(self.named, self.optimizer, {"average": average, **old})
+        return checkpoint.Contents(self.named, self.optimizer, {**average, **old})
 
     def finish(self) -> None:
         """Make the average the policy's weights and write them."""
         self.log.flush()
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+            for parameter, mean in zip(self.parameters, self.average, strict=False):
+                parameter.copy_(mean)
         self.policy.network = self.accelerator.unwrap_model(
             self.network, keep_fp32_wrapper=False
         ).eval()

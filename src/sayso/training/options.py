@@ -13,7 +13,7 @@ Options = TypeVar("Options", bound="TrainOptions")
 class TrainOptions:
     """How long, how fast and in what portions to train."""
 
-    portions: ClassVar = frozenset({"micro_batch_size", "checkpoint_every"})
+    portions: ClassVar = frozenset({"micro_batch_size", "checkpoint_every", "ema_on_cpu"})
     may_grow: ClassVar = frozenset({"max_steps"})
 
     max_steps: int = 1000
@@ -30,7 +30,10 @@ class TrainOptions:
     decay_fraction: float = 0.33
     """Last part of the training, in which the learning rate falls to 0; 0 = constant."""
     ema_decay: float = 0.99
-    """Decay of the moving average of the weights, which is the result; 0 = the last weights."""
+    """Decay of the moving average of the weights, which is the result; 0 = the last weights,
+    and no average is kept."""
+    ema_on_cpu: bool = False
+    """Keep that average in the machine's memory in place of the device's."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay. It pulls weights to 0, whatever the rewards say, so it is
     off here (1e-2 is usual): with all rewards 0 the weights do not change."""

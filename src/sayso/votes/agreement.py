@@ -1,4 +1,4 @@
-"""How far raters agree beyond chance: Krippendorff's alpha, Fleiss' kappa, rates of the answers.
+"""How far raters agree beyond chance: Krippendorff's alpha, Fleiss' kappa, rates of the values.
 
 Pure functions on arrays; numpy alone, so that the small install can use them. An item is what one
 vote is about: an image, or a pair of sets of images.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from sayso.base.bootstrap import Clusters, Interval, bootstrap
-from sayso.votes.ballots import Ballot
+from sayso.votes.item_votes import ItemVote
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +42,33 @@ class Votes:
         return Clusters(len(self.raters), len(self.prompts))
 
     def counts(self) -> ndarray:
-        """How often each item got each answer [n, c]."""
+        """How often each item got each value [n, c]."""
         cell = self.item * len(self.classes) + self.value
         counts = np.bincount(cell, minlength=len(self.items) * len(self.classes))
         return counts.reshape(len(self.items), len(self.classes)).astype(float)
 
-    def without(self, answer: str) -> "Votes":
-        """The votes with another answer; items, raters and prompts keep their positions."""
-        if answer not in self.classes:
+    def without(self, value: str) -> "Votes":
+        """The votes with another value; items, raters and prompts keep their positions."""
+        if value not in self.classes:
             return self
-        gone = self.classes.index(answer)
+        gone = self.classes.index(value)
         kept = self.value != gone
-        value = self.value[kept]
+        places = self.value[kept]
         return replace(
             self,
-            classes=tuple(c for c in self.classes if c != answer),
+            classes=tuple(c for c in self.classes if c != value),
             item=self.item[kept],
             rater=self.rater[kept],
-            value=value - (value > gone),
+            value=places - (places > gone),
         )
 
 
-def collect(ballots: Iterable[Ballot], classes: Sequence[str]) -> Votes:
-    """Turn votes into arrays; an answer that is not among `classes` is left out.
+def collect(item_votes: Iterable[ItemVote], classes: Sequence[str]) -> Votes:
+    """Turn votes into arrays; a vote whose value is not among `classes` is left out.
 
     Raises: ValueError: if a rater voted twice on an item, or an item has two prompts.
     """
-    rows = sorted((b for b in ballots if b.value in classes), key=lambda b: (b.item, b.rater))
+    rows = sorted((b for b in item_votes if b.value in classes), key=lambda b: (b.item, b.rater))
     if len({(b.item, b.rater) for b in rows}) < len(rows):
         raise ValueError("a rater has two votes on one item; give live votes only")
     prompt_of = {b.item: b.prompt for b in rows}
@@ -92,13 +92,13 @@ def _positions(names: Sequence[str]) -> tuple[tuple[str, ...], ndarray]:
 
 
 def krippendorff_alpha(counts: ndarray) -> float:
-    """Krippendorff's alpha for answers without order: 1 − observed / expected disagreement.
+    """Krippendorff's alpha for values without order: 1 − observed / expected disagreement.
 
     1 is perfect agreement, 0 what chance gives, below 0 systematic disagreement. Any number of
     raters an item; items with one vote do not count.
 
     Args:
-        counts: how often each item got each answer, [n, c], ≥ 0.
+        counts: how often each item got each value, [n, c], ≥ 0.
     Returns: NaN if no item has two votes, or all votes are the same: then nothing can be said.
     Source: Krippendorff 2011, Computing Krippendorff's alpha-reliability.
     """
@@ -112,7 +112,7 @@ def fleiss_kappa(counts: ndarray) -> float:
     P and in the shares that give P_e.
 
     Args:
-        counts: how often each item got each answer, [n, c], ≥ 0.
+        counts: how often each item got each value, [n, c], ≥ 0.
     Returns: NaN in the cases of `krippendorff_alpha`.
     Source: Fleiss 1971, Psychological Bulletin 76.
     """
@@ -120,7 +120,7 @@ def fleiss_kappa(counts: ndarray) -> float:
 
 
 class _Numbers(NamedTuple):
-    """For each of g groups of items: alpha, kappa, agreement [g], and rates of answers [c, g]."""
+    """For each of g groups of items: alpha, kappa, agreement [g], and rates of values [c, g]."""
 
     alpha: ndarray
     kappa: ndarray
@@ -131,35 +131,39 @@ class _Numbers(NamedTuple):
 def _unweighted(counts: ndarray) -> _Numbers:
     sums = np.asarray(counts, dtype=float).T
     weight = np.ones(sums.shape[1])
-    return _numbers(sums, sums, weight, weight[:, None], judging=len(sums))
+    return _numbers(sums, sums, weight, weight[:, None], n_unskipped=len(sums))
 
 
 def _numbers(
-    sums: ndarray, squares: ndarray, weight: ndarray, groups: ndarray, judging: int
+    sums: ndarray, squares: ndarray, weight: ndarray, groups: ndarray, n_unskipped: int
 ) -> _Numbers:
-    """The statistics of weighted answers; weights of 1 give the textbook's.
+    """The statistics of weighted votes; weights of 1 give the textbook's.
 
     Every one is a ratio of sums over items, so one product with `groups` serves all groups.
 
     Args:
-        sums: the weights of the raters who gave each answer, [c, n].
+        sums: the weights of the raters who gave each value, [c, n].
         squares: the same of their squares, so that a rater drawn twice by a bootstrap is not
             counted as agreeing with itself, [c, n].
         weight: of each item, [n].
         groups: 1 where an item belongs to a group, else 0, [n, g].
-        judging: the first so many answers are judgements.
+        n_unskipped: how many values, from the first, are not skips.
     """
-    judged, doubles = sums[:judging], squares[:judging]
-    total = judged.sum(0)
+    unskipped, doubles = sums[:n_unskipped], squares[:n_unskipped]
+    total = unskipped.sum(0)
     pairs = total**2 - doubles.sum(0)
     kept = weight * (pairs > 0)
-    agree = kept * (judged**2 - doubles).sum(0) / np.where(pairs > 0, pairs, 1)
+    agree = kept * (unskipped**2 - doubles).sum(0) / np.where(pairs > 0, pairs, 1)
     by_item = [kept, agree, kept * total, agree * total]
-    parts = [kept * judged, kept * weight * doubles, kept * judged / np.where(total > 0, total, 1)]
+    parts = [
+        kept * unskipped,
+        kept * weight * doubles,
+        kept * unskipped / np.where(total > 0, total, 1),
+    ]
     found = np.concatenate([np.stack(by_item), *parts, weight * sums]) @ groups
     n, agreed, votes, agreed_votes = found[:4]
-    pooled, pooled_doubles, shares = found[4 : 4 + 3 * judging].reshape(3, judging, -1)
-    rates = found[4 + 3 * judging :]
+    pooled, pooled_doubles, shares = found[4 : 4 + 3 * n_unskipped].reshape(3, n_unskipped, -1)
+    rates = found[4 + 3 * n_unskipped :]
     with np.errstate(invalid="ignore", divide="ignore"):
         agreement = agreed / n
         same = (pooled**2 - pooled_doubles).sum(0) / (votes**2 - pooled_doubles.sum(0))
@@ -180,8 +184,8 @@ def _beyond(observed: ndarray, chance: ndarray) -> ndarray:
 class Agreement:
     """How far the raters agree on a group of items.
 
-    `shared_items` have two judgements or more; alpha, kappa and `agreement` (the share of pairs of
-    judgements on an item that are equal) rest on them. `rates` are the shares of each answer.
+    `shared_items` have two votes or more, skips apart; alpha, kappa and `agreement` (the share of
+    pairs of votes on an item that are equal) rest on them. `rates` are the shares of each value.
     """
 
     items: int
@@ -194,15 +198,15 @@ class Agreement:
 
 
 def measure(
-    votes: Votes, groups: Mapping[str, ndarray], *, judging: int, resamples: int, seed: int
+    votes: Votes, groups: Mapping[str, ndarray], *, n_unskipped: int, resamples: int, seed: int
 ) -> dict[str, Agreement]:
     """Alpha, kappa, agreement and rates of each group, with intervals over raters × prompts.
 
     Args:
         votes: on one question.
         groups: name → which items belong to it, bool [n].
-        judging: the first so many classes are judgements; the rest (skip) counts in the rates
-            alone, for who skips has said nothing to agree with.
+        n_unskipped: how many classes, from the first, are not skips; a skip counts in the rates
+            alone, because it says nothing to agree with.
         resamples, seed: of the bootstrap.
     """
     members = np.stack(list(groups.values()), axis=1).astype(float)
@@ -215,22 +219,24 @@ def measure(
             np.bincount(cell, weights=w, minlength=shape[0] * shape[1]).reshape(shape)
             for w in (drawn, drawn**2)
         )
-        return np.vstack(_numbers(sums, squares, prompts[votes.prompt], members, judging)).ravel()
+        return np.vstack(
+            _numbers(sums, squares, prompts[votes.prompt], members, n_unskipped)
+        ).ravel()
 
     intervals = bootstrap(statistic, votes.clusters, seed=seed, resamples=resamples)
     counts, n = votes.counts(), len(groups)
     return {
-        name: _result(votes.classes, counts[mask], judging, intervals[i::n])
+        name: _result(votes.classes, counts[mask], n_unskipped, intervals[i::n])
         for i, (name, mask) in enumerate(groups.items())
     }
 
 
 def _result(
-    classes: Sequence[str], counts: ndarray, judging: int, found: Sequence[Interval]
+    classes: Sequence[str], counts: ndarray, n_unskipped: int, found: Sequence[Interval]
 ) -> Agreement:
     return Agreement(
         items=len(counts),
-        shared_items=int((counts[:, :judging].sum(1) >= 2).sum()),
+        shared_items=int((counts[:, :n_unskipped].sum(1) >= 2).sum()),
         votes=int(counts.sum()),
         alpha=found[0],
         kappa=found[1],

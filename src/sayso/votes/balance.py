@@ -13,7 +13,7 @@ from numpy import ndarray
 from sayso.base.bootstrap import bootstrap
 from sayso.base.types import Comparison, outcome
 from sayso.votes.agreement import collect
-from sayso.votes.ballots import Ballot, item_of, judged, pair_of
+from sayso.votes.item_votes import ItemVote, item_of, pair_of, without_skips
 
 SUSPECT_BELOW = 0.01
 """p-value under which a side counts as favoured."""
@@ -33,7 +33,7 @@ def balance(comparisons: Iterable[Comparison], seed: int = 0) -> list[dict[str, 
         seed: of the bootstrap.
     """
     tables: dict[tuple[bool, str], list[Comparison]] = {}
-    for vote in judged(comparisons):
+    for vote in without_skips(comparisons):
         tables.setdefault((vote.simulated, vote.question), []).append(vote)
     found = []
     for (simulated, question), votes in sorted(tables.items()):
@@ -66,11 +66,11 @@ def _row(votes: Sequence[Comparison], left: Sequence[bool], seed: int) -> dict[s
 
 def _share(votes: Sequence[Comparison], left: Sequence[bool], seed: int) -> dict[str, Any]:
     """The share with its interval over raters × prompts."""
-    ballots = [
-        Ballot(item_of(vote), vote.prompt_id, vote.rater, "left" if yes else "right")
+    item_votes = [
+        ItemVote(item_of(vote), vote.prompt_id, vote.rater, "left" if yes else "right")
         for vote, yes in zip(votes, left, strict=True)
     ]
-    found = collect(ballots, ("left", "right"))
+    found = collect(item_votes, ("left", "right"))
 
     def statistic(raters: ndarray, prompts: ndarray) -> ndarray:
         weight = raters[found.rater] * prompts[found.prompt[found.item]]

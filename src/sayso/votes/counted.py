@@ -13,14 +13,14 @@ from sayso.base.types import Comparison, Rating
 GOLD, ATTENTION = "gold", "attention"
 """Keys of `shown`, written by whoever puts the vote, never seen by the rater before it.
 
-The value under either is the answer expected: good or bad for a rating, left, right or tie for a
-comparison. A gold item is an ordinary one whose answer is known, and its votes count like others.
+The value under either is the vote expected: good or bad for a rating, left, right or tie for a
+comparison. A gold item is an ordinary one whose right vote is known; votes on it count like others.
 An attention item only checks that the rater looks; its votes count for nothing else.
 """
 ADJUDICATION = "adjudication"
 """Key of `shown`: true for a reviewer's decision on what raters disagree about.
 
-It is made where they disagree, so it is no ballot beside theirs.
+It is made where they disagree, so it is not one more vote.
 """
 STRUCK = "struck"
 """Key of `shown` that the store adds when it reads: an admin has struck the check as wrong."""
@@ -29,7 +29,7 @@ Trait = Literal[
     "superseded", "excluded", "attention", "struck", "decision", "surplus", "everyone", "skip"
 ]
 
-Purpose = Literal["label", "decision", "ballot", "check", "answer", "place", "work"]
+Purpose = Literal["label", "decision", "vote", "check", "opinion", "place", "work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Standing:
     Attributes:
         superseded: replaced by another vote, or taken back.
         excluded: of a rater whose votes an admin has excluded.
-        gold, attention: the vote answers a check of this kind.
+        gold, attention: the vote is on a check of this kind.
         struck: an admin has struck the check.
         decision: a reviewer's, on a disagreement.
         surplus: the item had its raters already, or the task was closed.
         everyone: the item is asked of everyone and has no places to fill, as checks are.
-        skip: no judgement.
+        skip: says nothing of the item.
     """
 
     superseded: bool = False
@@ -73,12 +73,12 @@ RULES: Mapping[Purpose, Rule] = {
     "label": Rule(("superseded", "excluded", "attention", "decision", "skip")),
     # an image's label whatever the raters said, and nothing else
     "decision": Rule(("superseded", "excluded", "attention", "skip"), ("decision",)),
-    # one vote in statistics: agreement, rates, standings, balance, numbers of ratings
-    "ballot": Rule(("superseded", "excluded", "attention", "decision")),
+    # in statistics: agreement, rates, standings, balance, numbers of ratings
+    "vote": Rule(("superseded", "excluded", "attention", "decision")),
     # whether a rater looks: right or wrong
     "check": Rule(("superseded", "excluded", "struck", "decision"), (GOLD, ATTENTION)),
-    # a person's own word on an item, so that it is asked of that person nowhere else
-    "answer": Rule(("superseded", "attention", "decision")),
+    # what a person thinks of an item, so that the item is shown to that person nowhere else
+    "opinion": Rule(("superseded", "attention", "decision")),
     # one of the raters that an item wants: overlap and progress of the task that asked
     "place": Rule(("superseded", "excluded", "attention", "decision", "surplus", "everyone")),
     # what a rater has done, counted or not
@@ -118,7 +118,7 @@ def standing_of(
     excluded: bool = False,
     struck: bool = False,
 ) -> Standing:
-    """As `standing`, of a vote's circumstances and answer."""
+    """As `standing`, from what was shown and the value."""
     return Standing(
         superseded=superseded,
         excluded=excluded,
@@ -133,7 +133,7 @@ def standing_of(
 
 
 def is_right(value: str, expected: str) -> bool | None:
-    """Whether an answer to a check is the one expected; None if it speaks neither for nor against.
+    """Whether a vote on a check is the one expected; None if it speaks neither for nor against.
 
     In a check of comparisons one set shows something else than the prompt. That the other one does
     is likely, not sure, so a rater who finds both bad, or sees no difference, may well have looked.
@@ -150,10 +150,10 @@ def is_for(vote: Rating | Comparison, purpose: Purpose) -> bool:
 
 WHY_NOT: Mapping[str, str] = {
     "excluded": "of raters whom an admin has excluded",
-    "attention": "answers to checks of attention",
-    "decision": "reviewers' decisions, which are labels",
+    "attention": "on attention checks",
+    "decision": "reviewers' decisions, which set labels",
 }
-"""Why a live vote is no ballot, in words."""
+"""Why a live vote does not count as one, in words."""
 
 
 def in_words(left_out: Mapping[str, int]) -> str:

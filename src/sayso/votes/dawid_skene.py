@@ -19,7 +19,7 @@ class DawidSkene:
         probabilities: of each class being true of each item, [n, c]; rows add up to 1. An item
             without votes gets `shares`.
         shares: of the classes among the items, [c].
-        confusion: [r, c, c]: how each rater answers (last axis) when a class is true.
+        confusion: [r, c, c]: how each rater votes (last axis) when a class is true.
         votes: the expected numbers of votes behind `confusion`, without the prior, [r, c, c].
         log_posterior: after each iteration; never falls.
         converged: no probability changed by more than the tolerance in the last iteration.
@@ -35,8 +35,8 @@ class DawidSkene:
     def skill(self) -> tuple[ndarray, ndarray]:
         """How far above guessing each rater is, and the standard deviation of that, both [r].
 
-        The mean over the true classes of the chance of a right answer, rescaled: 1 is never wrong,
-        0 guesses, below 0 answers against the truth. For two classes it is Youden's J. The
+        The mean over the true classes of the chance of a right vote, rescaled: 1 is never wrong,
+        0 guesses, below 0 votes against the truth. For two classes it is Youden's J. The
         deviation takes the estimated truth as known.
         """
         classes = self.confusion.shape[1]
@@ -52,14 +52,14 @@ def dawid_skene(
 ) -> DawidSkene:
     """Estimate the truth of every item and the confusion table of every rater.
 
-    Each item has one true class; a rater answers by the row of its own table, independently of the
+    Each item has one true class; a rater votes by the row of its own table, independently of the
     other raters. EM alternates: the truth given the tables, the tables given the truth. Dirichlet
     priors (`RIGHT` and `WRONG` votes a row, one item a class) keep a rater of few votes near a
     sensible one, probabilities off 0 and 1, and the classes from swapping their names. It starts
-    from the share of each answer and draws nothing at random.
+    from the share of each value and draws nothing at random.
 
     Args:
-        votes: judgements only; take skips out with `without("skip")`.
+        votes: without skips; take them out with `without("skip")`.
         tolerance: the largest change of a probability at which EM stops.
     Raises: ValueError: if there are no votes or fewer than two classes.
     Source: Dawid and Skene 1979, Applied Statistics 28; the prior makes it a posterior mode.

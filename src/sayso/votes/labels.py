@@ -1,4 +1,4 @@
-"""What several raters' marks of one image come to, and preferences between images of a prompt.
+"""Labels, what the ratings of one image come to, and preferences between images of a prompt.
 
 numpy alone, so that the small install can use it; loaded when labels are made, because the rating
 app, which makes none, shall start fast.
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 from sayso.base.errors import UserError, unknown_name
 from sayso.base.types import Preference, Question, Rating, Sample, Value
-from sayso.votes import ballots, counted
+from sayso.votes import counted
+from sayso.votes.item_votes import RATING_VALUES, VALUES_WITHOUT_SKIP, of_ratings
 
 if TYPE_CHECKING:
     from sayso.votes.agreement import Votes
 
 LabelMethod = Literal["share", "majority", "dawid-skene"]
-"""How the marks of several raters become one label."""
+"""How the ratings of several raters become one label."""
 
 
 def soft_labels(ratings: Iterable[Rating], method: LabelMethod) -> dict[str, float]:
@@ -24,20 +25,19 @@ def soft_labels(ratings: Iterable[Rating], method: LabelMethod) -> dict[str, flo
 
     share: good among good and bad. majority: 1 or 0, and 1/2 for a tie. dawid-skene: the
     probability of good, with every rater's own rates of error learned beside it. Skips count for
-    nothing: who skips could not tell, and an answer nobody gave must not come of it. Checks of
-    attention count for nothing either. Where a reviewer has decided good or bad, the label is 1 or
-    0 whatever the raters said.
+    nothing, for who skips could not tell; nor do attention checks. Where a reviewer has decided
+    good or bad, the label is 1 or 0 whatever the raters said.
 
     Args:
         ratings: live ones on one question, all of people or all of simulated raters.
     Returns: sample id → label; images with skips alone have none.
-    Raises: UserError: for an unknown method, or dawid-skene where no image has two marks.
+    Raises: UserError: for an unknown method, or dawid-skene where no image has two ratings.
     """
     check_method(method)
     ratings = list(ratings)
-    marks = judgements(ratings)
-    values = METHODS[method](marks) if len(marks) else []
-    labels = dict(zip(marks.items, values, strict=True))
+    votes = good_and_bad(ratings)
+    values = METHODS[method](votes) if len(votes) else []
+    labels = dict(zip(votes.items, values, strict=True))
     return labels | {name: float(said == "good") for name, said in decisions(ratings).items()}
 
 
@@ -56,33 +56,33 @@ def check_method(method: str) -> None:
         raise unknown_name("labels", method, METHODS)
 
 
-def judgements(ratings: Iterable[Rating]) -> "Votes":
-    """The raters' good and bad marks as arrays, good first."""
+def good_and_bad(ratings: Iterable[Rating]) -> "Votes":
+    """The raters' good and bad ratings as arrays, good first."""
     from sayso.votes.agreement import collect
 
-    marks = [r for r in ratings if counted.is_for(r, "label")]
-    alone = {r.sample_id: r.sample_id for r in marks}
-    return collect(ballots.of_ratings(marks, alone), ballots.MARKS[: ballots.JUDGING_MARKS])
+    kept = [r for r in ratings if counted.is_for(r, "label")]
+    alone = {r.sample_id: r.sample_id for r in kept}
+    return collect(of_ratings(kept, alone), RATING_VALUES[:VALUES_WITHOUT_SKIP])
 
 
-def _share(marks: "Votes") -> list[float]:
-    counts = marks.counts()
+def _share(votes: "Votes") -> list[float]:
+    counts = votes.counts()
     return (counts[:, 0] / counts.sum(1)).tolist()
 
 
-def _majority(marks: "Votes") -> list[float]:
-    return [0.5 if share == 0.5 else float(share > 0.5) for share in _share(marks)]
+def _majority(votes: "Votes") -> list[float]:
+    return [0.5 if share == 0.5 else float(share > 0.5) for share in _share(votes)]
 
 
-def _probability(marks: "Votes") -> list[float]:
-    if not (marks.counts().sum(1) > 1).any():
+def _probability(votes: "Votes") -> list[float]:
+    if not (votes.counts().sum(1) > 1).any():
         raise UserError(
-            "labels dawid-skene compare raters with each other, and no image has marks of two; "
+            "labels dawid-skene compare raters with each other, and no image has ratings by two; "
             "rate with an overlap of 2 or more (3 is usual), or choose labels share"
         )
     from sayso.votes.dawid_skene import dawid_skene
 
-    return dawid_skene(marks).probabilities[:, 0].tolist()
+    return dawid_skene(votes).probabilities[:, 0].tolist()
 
 
 METHODS: Mapping[str, Callable[["Votes"], list[float]]] = {
@@ -96,8 +96,8 @@ METHODS: Mapping[str, Callable[["Votes"], list[float]]] = {
 class LabelRow:
     """What the raters say of one image.
 
-    The numbers are of the raters' own marks. `p_good` in [0, 1], None if all skipped; `agreement`
-    is the share of pairs of the judgements that are equal, None with fewer than two.
+    The numbers are of the raters' own ratings. `p_good` in [0, 1], None if all skipped; `agreement`
+    is the share of pairs of raters who say the same, skips apart; None with fewer than two.
     """
 
     sample_id: str
@@ -116,25 +116,25 @@ def label_rows(
     """The labels of one kind of raters on one question as a table, by sample id."""
     labels = soft_labels(ratings, method)
     votes: dict[str, list[str]] = {name: [] for name in labels}
-    for rating in (r for r in ratings if counted.is_for(r, "ballot")):
+    for rating in (r for r in ratings if counted.is_for(r, "vote")):
         votes.setdefault(rating.sample_id, []).append(rating.value)
     rows = []
     for name in sorted(votes):
-        good, bad, skip = (votes[name].count(value) for value in ballots.MARKS)
+        good, bad, skip = (votes[name].count(value) for value in RATING_VALUES)
         said = (labels.get(name), pairs_alike(good, bad))
         rows.append(LabelRow(name, question, good, bad, skip, *said, simulated))
     return rows
 
 
 def majority(good: int, bad: int) -> Value:
-    """What more marks say of good and bad; "skip" if neither."""
+    """What more ratings say, good or bad; "skip" if neither."""
     if good == bad:
         return "skip"
     return "good" if good > bad else "bad"
 
 
 def pairs_alike(good: int, bad: int) -> float | None:
-    """Share of the pairs of judgements that are equal; None with fewer than two."""
+    """Share of the pairs of ratings that are equal; None with fewer than two."""
     n = good + bad
     return (good * (good - 1) + bad * (bad - 1)) / (n * (n - 1)) if n > 1 else None
 
@@ -147,7 +147,7 @@ def preferences(
     Args:
         labels: sample id → label in [0, 1]; above 1/2 is good, below bad, 1/2 neither.
         samples: the images; in their order the preferences come.
-        simulated, question: of the marks behind the labels.
+        simulated, question: of the ratings behind the labels.
     """
     by_prompt: dict[str, list[Sample]] = {}
     for sample in samples:

@@ -31,17 +31,17 @@ def show(result: JsonObject) -> None:
 
 
 def title(section: Mapping[str, Any]) -> str:
-    """What was asked, such as "marks, alignment" or "runs/align-rwr against base, fidelity"."""
+    """What was asked, such as "ratings, alignment" or "runs/align-rwr against base, fidelity"."""
     if section["task"] == "rate":
-        return f"marks, {section['question']}"
+        return f"ratings, {section['question']}"
     return f"{' against '.join(section['models'])}, {section['question']}"
 
 
 def _agreement(section: Mapping[str, Any]) -> Table:
-    answers = list(section["groups"]["all"]["rates"])
-    table = _table("prompts", "alpha", "kappa", "alike", *answers, "by 2+")
+    values = list(section["groups"]["all"]["rates"])
+    table = _table("prompts", "alpha", "kappa", "alike", *values, "by 2+")
     for name, group in section["groups"].items():
-        rates = [_percent(group["rates"][a]["value"]) for a in answers]
+        rates = [_percent(group["rates"][a]["value"]) for a in values]
         table.add_row(
             escape(name),
             _interval(group["alpha"]),
@@ -54,13 +54,13 @@ def _agreement(section: Mapping[str, Any]) -> Table:
 
 
 def _raters(section: Mapping[str, Any]) -> Table:
-    answers = list(section["groups"]["all"]["rates"])
+    values = list(section["groups"]["all"]["rates"])
     checks = [c for c in ("gold", "attention") if any(r[c]["n"] for r in section["raters"])]
     table = _table(
         "rater",
         "votes",
         "s/vote",
-        *answers,
+        *values,
         "agrees",
         "kappa",
         "skill",
@@ -72,7 +72,7 @@ def _raters(section: Mapping[str, Any]) -> Table:
             escape(row["rater"]) + (" *" if row["careless"] else ""),
             str(row["votes"]),
             _number(row["seconds"], 1),
-            *(_percent(row["shares"][a]) for a in answers),
+            *(_percent(row["shares"][a]) for a in values),
             _percent(row["agreement"]),
             _number(row["kappa"]),
             _number(row["skill"]["value"]),

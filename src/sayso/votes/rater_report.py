@@ -13,16 +13,16 @@ import numpy as np
 from sayso.base.bootstrap import Clusters, Interval, bootstrap, finite
 from sayso.base.types import CATEGORIES, Comparison, Prompt, Question, Rating
 from sayso.votes.agreement import Agreement, Votes, collect, measure
-from sayso.votes.ballots import (
-    JUDGING_MARKS,
-    MARKS,
+from sayso.votes.dawid_skene import DawidSkene, dawid_skene
+from sayso.votes.item_votes import (
+    RATING_VALUES,
     SIDES,
-    Ballot,
+    VALUES_WITHOUT_SKIP,
+    ItemVote,
     Pair,
     of_comparisons,
     of_ratings,
 )
-from sayso.votes.dawid_skene import DawidSkene, dawid_skene
 from sayso.votes.rater_table import Checks, RaterRow, rater_table
 
 
@@ -32,11 +32,11 @@ class Section:
 
     Attributes:
         task: "rate" or "compare"; `models` are the two compared, first and second.
-        overlap: number of judgements → how many items have so many.
+        overlap: number of votes other than skips → how many items have so many.
         over: what the intervals drew anew.
         groups: "all", then each category of prompts.
         estimation: how Dawid and Skene's model went: items, iterations, whether it converged, and
-            the shares of the true classes; None where no item has two judgements.
+            the shares of the true classes; None where no item has two such votes.
     """
 
     task: str
@@ -73,10 +73,12 @@ def rating_section(
         resamples: of the bootstrap; 0 leaves the limits out and is fast.
     """
     ids = {sample: prompt.id for sample, prompt in prompt_of.items()}
-    ballots = of_ratings((r for r in ratings if r.question == question), ids)
+    item_votes = of_ratings((r for r in ratings if r.question == question), ids)
     categories = {prompt.id: prompt.category for prompt in prompt_of.values()}
     name = ("rate", question, ())
-    return _section(name, ballots, (MARKS, JUDGING_MARKS), categories, resamples, seed)
+    return _section(
+        name, item_votes, (RATING_VALUES, VALUES_WITHOUT_SKIP), categories, resamples, seed
+    )
 
 
 def comparison_sections(
@@ -89,8 +91,8 @@ def comparison_sections(
     """A section for each pair of models and question; see `rating_section`."""
     categories = {prompt.id: prompt.category for prompt in prompts}
     found = [
-        _section(_name(pair), ballots, (SIDES, len(SIDES)), categories, resamples, seed)
-        for pair, ballots in of_comparisons(comparisons).items()
+        _section(_name(pair), item_votes, (SIDES, len(SIDES)), categories, resamples, seed)
+        for pair, item_votes in of_comparisons(comparisons).items()
     ]
     return [section for section in found if section]
 
@@ -101,19 +103,19 @@ def _name(pair: Pair) -> tuple[str, str, tuple[str, ...]]:
 
 def _section(
     name: tuple[str, str, tuple[str, ...]],
-    ballots: Sequence[Ballot],
-    answers: tuple[Sequence[str], int],
+    item_votes: Sequence[ItemVote],
+    values: tuple[Sequence[str], int],
     categories: Mapping[str, str],
     resamples: int,
     seed: int,
 ) -> Section | None:
-    classes, judging = answers
-    votes = collect((b for b in ballots if b.attention is None), classes)
+    classes, n_unskipped = values
+    votes = collect((b for b in item_votes if b.attention is None), classes)
     if not len(votes):
         return None
-    judged = votes.without("skip")
-    per_item = judged.counts().sum(1).astype(int)
-    model = dawid_skene(judged) if (per_item > 1).any() else None
+    unskipped = votes.without("skip")
+    per_item = unskipped.counts().sum(1).astype(int)
+    model = dawid_skene(unskipped) if (per_item > 1).any() else None
     groups = _groups(votes, categories)
     return Section(
         *name,
@@ -122,9 +124,9 @@ def _section(
         prompts=len(votes.prompts),
         overlap={n: int((per_item == n).sum()) for n in sorted(set(per_item.tolist()))},
         over=votes.clusters.drawn,
-        groups=measure(votes, groups, judging=judging, resamples=resamples, seed=seed),
-        raters=rater_table(ballots, votes, judged, model),
-        estimation=None if model is None else _estimation(model, judged),
+        groups=measure(votes, groups, n_unskipped=n_unskipped, resamples=resamples, seed=seed),
+        raters=rater_table(item_votes, votes, unskipped, model),
+        estimation=None if model is None else _estimation(model, unskipped),
     )
 
 
@@ -137,12 +139,12 @@ def _groups(votes: Votes, categories: Mapping[str, str]) -> dict[str, np.ndarray
     return {"all": np.ones(len(votes.items), dtype=bool), **parts}
 
 
-def _estimation(model: DawidSkene, judged: Votes) -> dict[str, Any]:
+def _estimation(model: DawidSkene, unskipped: Votes) -> dict[str, Any]:
     return {
-        "items": len(judged.items),
+        "items": len(unskipped.items),
         "iterations": len(model.log_posterior),
         "converged": model.converged,
-        "shares": dict(zip(judged.classes, model.shares.tolist(), strict=True)),
+        "shares": dict(zip(unskipped.classes, model.shares.tolist(), strict=True)),
     }
 
 

@@ -1,4 +1,4 @@
-"""One row a rater: number, speed, answers, agreement with the others, checks, and who is careless.
+"""One row per rater: votes, speed, agreement with the others, checks, and who is careless.
 
 numpy alone, so that the small install can use it.
 """
@@ -15,8 +15,8 @@ from numpy import ndarray
 
 from sayso.base.bootstrap import Interval
 from sayso.votes.agreement import Votes
-from sayso.votes.ballots import Ballot
 from sayso.votes.dawid_skene import DawidSkene
+from sayso.votes.item_votes import ItemVote
 
 LEAST_SHARE_RIGHT = 2 / 3
 """Of checks; who passes fewer, and not by bad luck, is careless."""
@@ -34,7 +34,7 @@ _TOO_FEW = (
 RULES: Mapping[str, str] = {
     "guesses": "skill, with the upper end of its 95 % interval, below half the median rater's",
     "attention": _TOO_FEW.format("attention checks"),
-    "gold": _TOO_FEW.format("items with a known answer"),
+    "gold": _TOO_FEW.format("items whose right vote is known"),
     "hurries": f"median time below {LEAST_SECONDS} s (over at least {LEAST_TIMED} votes)",
 }
 """Name of each rule by which a rater is called careless → what it says."""
@@ -63,12 +63,12 @@ class RaterRow:
     """What is known of one rater on one question.
 
     Attributes:
-        votes: all of them but attention checks; `shares` are those of each answer.
+        votes: all of them but attention checks; `shares` are those of each value.
         seconds: median time of a vote; None if not recorded.
-        shared: judgements on items that others judged too; the next two rest on them.
-        agreement: share of the others' judgements on the same items that are the same.
-        kappa: the same beyond chance: 0 is what answering without looking gives.
-        confusion: true class → answer → chance, by Dawid and Skene, with the prior's few votes.
+        shared: votes, skips apart, on items that others voted on too; the next two rest on them.
+        agreement: share of the others' votes on the same items that are the same.
+        kappa: the same beyond chance: 0 is what voting without looking gives.
+        confusion: true class → value → chance, by Dawid and Skene, with the prior's few votes.
         skill: how far above guessing (see `DawidSkene.skill`), with a 95 % interval.
         careless: the names of the `RULES` that speak against the rater.
     """
@@ -88,20 +88,20 @@ class RaterRow:
 
 
 def rater_table(
-    ballots: Sequence[Ballot], votes: Votes, judged: Votes, model: DawidSkene | None
+    item_votes: Sequence[ItemVote], votes: Votes, unskipped: Votes, model: DawidSkene | None
 ) -> list[RaterRow]:
     """A row for each rater of `votes`, in the order of their names.
 
     Args:
-        ballots: all votes on the question, with times and checks.
+        item_votes: all votes on the question, with times and checks.
         votes: the same as arrays, without attention checks.
-        judged: the same without skips.
-        model: fitted to `judged`; None leaves skill and confusion out.
+        unskipped: the same without skips.
+        model: fitted to `unskipped`; None leaves skill and confusion out.
     """
-    by_rater: dict[str, list[Ballot]] = {}
-    for ballot in ballots:
-        by_rater.setdefault(ballot.rater, []).append(ballot)
-    known = zip(votes.raters, _with_the_rest(judged), _estimates(model, judged), strict=True)
+    by_rater: dict[str, list[ItemVote]] = {}
+    for vote in item_votes:
+        by_rater.setdefault(vote.rater, []).append(vote)
+    known = zip(votes.raters, _with_the_rest(unskipped), _estimates(model, unskipped), strict=True)
     rows = [
         _row(name, by_rater[name], votes.classes, beside, estimate)
         for name, beside, estimate in known
@@ -143,26 +143,26 @@ def fails(checks: Checks) -> bool:
 
 
 class _Beside(NamedTuple):
-    """A rater beside the others: judgements on shared items, agreement, kappa."""
+    """A rater beside the others: votes on shared items, agreement, kappa."""
 
     shared: int
     agreement: float
     kappa: float
 
 
-def _with_the_rest(judged: Votes) -> list[_Beside]:
-    counts, raters = judged.counts(), len(judged.raters)
-    others = counts[judged.item]
-    own = np.eye(len(judged.classes))[judged.value]
+def _with_the_rest(unskipped: Votes) -> list[_Beside]:
+    counts, raters = unskipped.counts(), len(unskipped.raters)
+    others = counts[unskipped.item]
+    own = np.eye(len(unskipped.classes))[unskipped.value]
     others = others - own
     kept = others.sum(1) > 0
-    others, own, rater = others[kept], own[kept], judged.rater[kept]
+    others, own, rater = others[kept], own[kept], unskipped.rater[kept]
     others /= others.sum(1, keepdims=True)
     n, same = _per_rater(np.ones((len(rater), 1)), rater, raters), (own * others).sum(1)
     agreed = _per_rater(same[:, None], rater, raters)
-    answers = [_per_rater(columns, rater, raters) for columns in (own, others)]
+    totals = [_per_rater(columns, rater, raters) for columns in (own, others)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        agreement, (mine, theirs) = (agreed / n)[:, 0], (a / n for a in answers)
+        agreement, (mine, theirs) = (agreed / n)[:, 0], (a / n for a in totals)
         chance = (mine * theirs).sum(1)
         kappa = np.where(chance < 1 - 1e-12, (agreement - chance) / (1 - chance), math.nan)
     columns = n[:, 0].astype(int).tolist(), agreement.tolist(), kappa.tolist()
@@ -179,16 +179,16 @@ def _per_rater(columns: ndarray, rater: ndarray, raters: int) -> ndarray:
 _Estimate = tuple[Interval, Mapping[str, Mapping[str, float]]]
 
 
-def _estimates(model: DawidSkene | None, judged: Votes) -> list[_Estimate]:
+def _estimates(model: DawidSkene | None, unskipped: Votes) -> list[_Estimate]:
     """Skill and confusion table of each rater."""
     if model is None:
-        return [(Interval(math.nan, math.nan, math.nan), {}) for _ in judged.raters]
+        return [(Interval(math.nan, math.nan, math.nan), {}) for _ in unskipped.raters]
     values, deviations = model.skill()
     margins = 1.96 * deviations
     ends = zip(
         values.tolist(), (values - margins).tolist(), (values + margins).tolist(), strict=True
     )
-    tables = (_named(table, judged.classes) for table in model.confusion)
+    tables = (_named(table, unskipped.classes) for table in model.confusion)
     return [(Interval(*end), table) for end, table in zip(ends, tables, strict=True)]
 
 
@@ -199,12 +199,12 @@ def _named(table: ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]
 
 def _row(
     name: str,
-    ballots: Sequence[Ballot],
+    item_votes: Sequence[ItemVote],
     classes: Sequence[str],
     beside: _Beside,
     estimate: _Estimate,
 ) -> RaterRow:
-    counted = [b for b in ballots if b.attention is None and b.value in classes]
+    counted = [b for b in item_votes if b.attention is None and b.value in classes]
     times = [b.seconds for b in counted if b.seconds is not None]
     n = len(counted)
     return RaterRow(
@@ -215,8 +215,8 @@ def _row(
         shared=beside.shared,
         agreement=beside.agreement,
         kappa=beside.kappa,
-        gold=_checks([b.gold for b in ballots]),
-        attention=_checks([b.attention for b in ballots]),
+        gold=_checks([b.gold for b in item_votes]),
+        attention=_checks([b.attention for b in item_votes]),
         confusion=estimate[1],
         skill=estimate[0],
     )

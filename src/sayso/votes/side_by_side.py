@@ -11,7 +11,7 @@ from sayso.base.bootstrap import centred, draws
 from sayso.base.types import Comparison
 from sayso.metrics import quality as metrics
 from sayso.votes.agreement import Votes, collect
-from sayso.votes.ballots import SIDES, Ballot, Pair, of_comparisons, pair_of, rank
+from sayso.votes.item_votes import SIDES, ItemVote, Pair, of_comparisons, pair_of, rank
 
 THRESHOLD = 2 / 3
 """Share of the raters of a prompt that must agree, as in the paper."""
@@ -47,8 +47,8 @@ def side_by_side(
     for simulated in (False, True):
         votes = [v for v in wanted if v.simulated == simulated]
         rows = [
-            _row(pair, ballots, [v for v in votes if pair_of(v) == pair], seed)
-            for pair, ballots in of_comparisons(votes).items()
+            _row(pair, item_votes, [v for v in votes if pair_of(v) == pair], seed)
+            for pair, item_votes in of_comparisons(votes).items()
         ]
         found += sorted(rows, key=_order)
     return found
@@ -60,21 +60,21 @@ def _order(row: dict[str, Any]) -> Any:
 
 
 def _row(
-    pair: Pair, ballots: Sequence[Ballot], comparisons: Sequence[Comparison], seed: int
+    pair: Pair, item_votes: Sequence[ItemVote], comparisons: Sequence[Comparison], seed: int
 ) -> dict[str, Any]:
     by_prompt: dict[str, list[int]] = {}
-    for ballot in ballots:
-        by_prompt.setdefault(ballot.prompt, []).append(_VOTE[ballot.value])
+    for vote in item_votes:
+        by_prompt.setdefault(vote.prompt, []).append(_VOTE[vote.value])
     counted = metrics.win_tie_lose(list(by_prompt.values()), THRESHOLD)
     return {
         **pair._asdict(),
         "simulated": comparisons[0].simulated,
-        "raters": len({ballot.rater for ballot in ballots}),
-        "votes": len(ballots),
+        "raters": len({vote.rater for vote in item_votes}),
+        "votes": len(item_votes),
         "set_size": max(len(vote.left_ids) for vote in comparisons),
         "threshold": THRESHOLD,
         **asdict(counted),
-        "intervals": two_way(collect(ballots, SIDES), seed=seed),
+        "intervals": two_way(collect(item_votes, SIDES), seed=seed),
     }
 
 
@@ -107,7 +107,7 @@ def two_way(votes: Votes, *, seed: int, resamples: int = RESAMPLES) -> dict[str,
 
 
 def _shares(counts: ndarray, prompts: ndarray) -> ndarray:
-    """The six numbers of `two_way`, from weighted answers [3, p] and weights of prompts [p]."""
+    """The six numbers of `two_way`, from weighted votes [3, p] and weights of prompts [p]."""
     total = counts.sum(0)
     # the same slack as in win_tie_lose: 6 of 9 are two thirds in floating point
     reached = (counts >= THRESHOLD * total - 1e-9) & (total > 0)

@@ -11,8 +11,8 @@ from numpy import ndarray
 
 from sayso.base.bootstrap import Clusters, Interval, draws, finite, percentiles
 from sayso.base.types import Comparison, outcome
-from sayso.votes.ballots import judged, rank
 from sayso.votes.bradley_terry import PRIOR_SD, connected, davidson, separated
+from sayso.votes.item_votes import rank, without_skips
 
 RESAMPLES = 999
 
@@ -67,7 +67,7 @@ def standings(comparisons: Iterable[Comparison], seed: int = 0) -> list[dict[str
         seed: of the bootstrap over raters × prompts.
     """
     tables: dict[tuple[bool, str], list[Comparison]] = {}
-    for vote in judged(comparisons):
+    for vote in without_skips(comparisons):
         tables.setdefault((vote.simulated, vote.question), []).append(vote)
     found = []
     for (simulated, question), votes in sorted(tables.items()):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from sayso.formats.content import Material
+from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 
 CHOICES = "left, right, tie (where a task offers them, both good or both bad in its place) or skip."
@@ -16,16 +16,16 @@ ASKED = {
 
 
 def card(
-    material: Material, form: ExportFormat, name: str, rows: Mapping[str, int], license_: str
+    data: ExportData, form: ExportFormat, name: str, rows: Mapping[str, int], license_: str
 ) -> str:
     """The text of README.md."""
-    title = f"{material.study.info.name} ({name})"
+    title = f"{data.study.info.name} ({name})"
     sections = [
         f"---\n{_header(title, form, rows, license_)}\n---",
         f"# {title}",
         f"{form.summary} Written by Sayso; `manifest.json` has the checksum of every file.",
-        "## What was asked\n\n" + _asked(material),
-        "## What is in it\n\n" + _counts(material, rows),
+        "## What was asked\n\n" + _asked(data),
+        "## What is in it\n\n" + _counts(data, rows),
         "## Columns\n\n" + _table("column", "meaning", form.columns),
         "## Licence\n\n" + _licence(license_),
     ]
@@ -59,24 +59,24 @@ def _size(rows: int) -> str:
     return next((word for limit, word in steps.items() if rows < limit), "1M<n<10M")
 
 
-def _asked(material: Material) -> str:
-    who = "programs (simulated raters)" if material.simulated else "people"
+def _asked(data: ExportData) -> str:
+    who = "programs (simulated raters)" if data.simulated else "people"
     asked = [f"- **{question}**: {text}" for question, text in ASKED.items()]
     return (
-        f"Raters are {who}. They answered, about images and the prompt they were drawn for:\n\n"
+        f"Raters are {who}. They were asked about images and the prompt they were drawn for:\n\n"
         + ("\n".join(asked))
     )
 
 
-def _counts(material: Material, rows: Mapping[str, int]) -> str:
-    votes = _table("in the store", "number", material.counts)
+def _counts(data: ExportData, rows: Mapping[str, int]) -> str:
+    votes = _table("in the store", "number", data.counts)
     written = _table("rows here", "number", rows)
     text = f"{votes}\n\n{written}"
-    if material.left_out:
-        text += f"\n\nThis format cannot hold:\n\n{_table('left out', 'number', material.left_out)}"
+    if data.left_out:
+        text += f"\n\nThis format cannot hold:\n\n{_table('left out', 'number', data.left_out)}"
     return text + (
         "\n\nRaters' names are replaced by keyed hashes; the key stays with the study's owner. "
-        "Base model: " + json.dumps(material.base_model, ensure_ascii=False) + "."
+        "Base model: " + json.dumps(data.base_model, ensure_ascii=False) + "."
     )
 
 

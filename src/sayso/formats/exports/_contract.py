@@ -9,7 +9,7 @@ from sayso.base.extras import need
 from sayso.base.plugins import load_plugin
 
 if TYPE_CHECKING:
-    from sayso.formats.content import Material
+    from sayso.formats.export_data import ExportData
 
 
 class ExportFormat(ABC):
@@ -25,7 +25,7 @@ class ExportFormat(ABC):
     configs: ClassVar[Mapping[str, Mapping[str, str]]]
 
     @abstractmethod
-    def write(self, material: "Material", folder: Path) -> Mapping[str, int]:
+    def write(self, data: "ExportData", folder: Path) -> Mapping[str, int]:
         """Write all files of the format into the empty folder `folder`.
 
         Returns: rows written per split or table, for the manifest.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from sayso.formats.content import Material
+from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 from sayso.formats.tables import ImageFolder, json_arrays
 
@@ -22,21 +22,21 @@ class HPDv2(ExportFormat):
         "default": {"train": "train.json", "test": "test.json"}
     }
 
-    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
-        images = {s: ImageFolder(folder / s, material.extension) for s in ("train", "test")}
+    def write(self, data: ExportData, folder: Path) -> Mapping[str, int]:
+        images = {s: ImageFolder(folder / s, data.extension) for s in ("train", "test")}
         ties = 0
         with json_arrays(folder) as arrays:
-            for pair in material.pairs():
+            for pair in data.pairs():
                 if pair.value == "tie":
                     ties += 1
                     continue
-                prompt = material.prompts[pair.prompt_id]
-                split = material.split(prompt)
+                prompt = data.prompts[pair.prompt_id]
+                split = data.split(prompt)
                 ids = (pair.left_id, pair.right_id)
-                names = [images[split].keep(material.sample(i), material.picture) for i in ids]
+                names = [images[split].keep(data.sample(i), data.picture) for i in ids]
                 left = int(pair.value == "left")
                 arrays.add(split, {
                     "prompt": prompt.text, "file_path": names, "human_preference": [left, 1 - left],
                 })  # fmt: skip
-        material.leave_out("ties", ties)
+        data.leave_out("ties", ties)
         return arrays.rows

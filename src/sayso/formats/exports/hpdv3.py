@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sayso.formats.content import Material
+from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 from sayso.formats.tables import ImageFolder, json_arrays
 
@@ -35,25 +35,25 @@ class HPDv3(ExportFormat):
         "default": {"train": "train.json", "test": "test.json"}
     }
 
-    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
-        tallies = _tallies(material)
-        images = ImageFolder(folder / "images", material.extension)
+    def write(self, data: ExportData, folder: Path) -> Mapping[str, int]:
+        tallies = _tallies(data)
+        images = ImageFolder(folder / "images", data.extension)
         undecided = 0
         with json_arrays(folder) as arrays:
             for ids, tally in tallies.items():
                 if tally.first == tally.second:
                     undecided += 1
                     continue
-                split = material.split(material.prompts[tally.prompt_id])
-                arrays.add(split, _row(material, images, ids, tally))
-        material.leave_out("ties", sum(tally.ties for tally in tallies.values()))
-        material.leave_out("undecided_pairs", undecided)
+                split = data.split(data.prompts[tally.prompt_id])
+                arrays.add(split, _row(data, images, ids, tally))
+        data.leave_out("ties", sum(tally.ties for tally in tallies.values()))
+        data.leave_out("undecided_pairs", undecided)
         return arrays.rows
 
 
-def _tallies(material: Material) -> dict[tuple[str, str], _Tally]:
+def _tallies(data: ExportData) -> dict[tuple[str, str], _Tally]:
     tallies: dict[tuple[str, str], _Tally] = {}
-    for pair in material.pairs():
+    for pair in data.pairs():
         first, second = sorted((pair.left_id, pair.right_id))
         tally = tallies.setdefault((first, second), _Tally(pair.prompt_id))
         if pair.value == "tie":
@@ -66,17 +66,17 @@ def _tallies(material: Material) -> dict[tuple[str, str], _Tally]:
 
 
 def _row(
-    material: Material, images: ImageFolder, ids: tuple[str, str], tally: _Tally
+    data: ExportData, images: ImageFolder, ids: tuple[str, str], tally: _Tally
 ) -> dict[str, object]:
     votes = [tally.first, tally.second]
     order = (0, 1) if votes[0] > votes[1] else (1, 0)
-    samples = [material.sample(ids[i]) for i in order]
-    paths = [f"images/{images.keep(sample, material.picture)}" for sample in samples]
+    samples = [data.sample(ids[i]) for i in order]
+    paths = [f"images/{images.keep(sample, data.picture)}" for sample in samples]
     return {
-        "prompt": material.prompts[tally.prompt_id].text,
+        "prompt": data.prompts[tally.prompt_id].text,
         "path1": paths[0],
         "path2": paths[1],
         "choice_dist": [votes[i] for i in order],
-        "model1": material.model_name(samples[0]),
-        "model2": material.model_name(samples[1]),
+        "model1": data.model_name(samples[0]),
+        "model2": data.model_name(samples[1]),
     }

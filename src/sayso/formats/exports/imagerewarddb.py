@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
-from sayso.formats.content import Material
+from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 from sayso.formats.labels import Count
 from sayso.formats.tables import IMAGE, ParquetTables, image_value, with_features
@@ -24,7 +24,7 @@ MOST_IMAGES = 127
 
 
 def rating(p_good: float) -> int:
-    """The share of good marks on the scale of 1 (all bad) to 7 (all good): 1 + 6 p, rounded."""
+    """The share of good ratings on the scale of 1 (all bad) to 7 (all good): 1 + 6 p, rounded."""
     return 1 + int(6 * p_good + 0.5)
 
 
@@ -36,8 +36,8 @@ class ImageRewardDB(ExportFormat):
         "image": "the image",
         "prompt_id, prompt, classification": "the prompt and its category",
         "image_amount_in_total": "rows of this prompt",
-        "rank": "1 is best: 1 + how many images of the prompt have a higher share of good marks",
-        "image_text_alignment_rating": "1 + 6 × share of good marks on alignment, rounded; or null",
+        "rank": "1 is best: 1 + how many images of the prompt have a higher share of good ratings",
+        "image_text_alignment_rating": "1 + 6 × share of good on alignment, rounded; or null",
         "fidelity_rating": "the same on fidelity; or null",
         "overall_rating": "the same of the mean of both shares, or of the one there is",
     }
@@ -45,28 +45,28 @@ class ImageRewardDB(ExportFormat):
         "default": {"train": "data/train-*", "test": "data/test-*"}
     }
 
-    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
-        shares = _shares(material.labels)
+    def write(self, data: ExportData, folder: Path) -> Mapping[str, int]:
+        shares = _shares(data.labels)
         if not shares:
             raise UserError("nothing to export: no image is rated good or bad by these raters")
         by_prompt: dict[str, list[Sample]] = {}
-        for sample in material.samples:
+        for sample in data.samples:
             if sample.id in shares:
                 by_prompt.setdefault(sample.prompt_id, []).append(sample)
         tables = ParquetTables(folder, SCHEMA)
         for prompt_id, samples in by_prompt.items():
-            prompt = material.prompts[prompt_id]
+            prompt = data.prompts[prompt_id]
             _refuse_too_many(prompt, len(samples))
             for sample in samples:
-                content = material.picture(sample)
+                content = data.picture(sample)
                 row = _row(sample, prompt, samples, shares)
-                row["image"] = image_value(content, f"{sample.id}.{material.extension}")
-                tables.add(material.split(prompt), row, len(content))
+                row["image"] = image_value(content, f"{sample.id}.{data.extension}")
+                tables.add(data.split(prompt), row, len(content))
         return tables.close()
 
 
 def _shares(counts: list[Count]) -> dict[str, dict[str, float]]:
-    """Share of good per image and question, where there is a good or bad mark."""
+    """Share of good per image and question, where there is a good or bad rating."""
     shares: dict[str, dict[str, float]] = {}
     for count in counts:
         if count.p_good is not None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from sayso.formats.content import Material
+from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 from sayso.formats.tables import IMAGE, ParquetTables, image_value, with_features
 
@@ -28,16 +28,16 @@ class KTO(ExportFormat):
         "default": {"train": "data/train-*", "test": "data/test-*"}
     }
 
-    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
+    def write(self, data: ExportData, folder: Path) -> Mapping[str, int]:
         tables = ParquetTables(folder, SCHEMA)
         split_votes = 0
-        for sample, prompt, marks in material.rated():
-            if marks.majority == "skip":
+        for sample, prompt, counts in data.rated():
+            if counts.majority == "skip":
                 split_votes += 1
                 continue
-            content = material.picture(sample)
-            image = image_value(content, f"{sample.id}.{material.extension}")
-            row = {"prompt": prompt.text, "image": image, "label": marks.majority == "good"}
-            tables.add(material.split(prompt), row, len(content))
-        material.leave_out("images_without_majority", split_votes)
+            content = data.picture(sample)
+            image = image_value(content, f"{sample.id}.{data.extension}")
+            row = {"prompt": prompt.text, "image": image, "label": counts.majority == "good"}
+            tables.add(data.split(prompt), row, len(content))
+        data.leave_out("images_without_majority", split_votes)
         return tables.close()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from sayso.formats.content import Material
+from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 from sayso.formats.pairs import Pair
 from sayso.formats.tables import ParquetTables
@@ -39,7 +39,7 @@ class PickAPic(ExportFormat):
         "has_label": "always true",
         "user_id": "the rater's keyed hash as a number; null if the pair follows from ratings",
         "ranking_id": "the vote's hash as a number",
-        "created_at": "when it was answered, UTC; null if the pair follows from ratings",
+        "created_at": "when it was made, UTC; null if the pair follows from ratings",
         "num_example_per_prompt": "rows of this prompt",
         "image_0_url, image_1_url": "empty",
     }
@@ -47,21 +47,21 @@ class PickAPic(ExportFormat):
         "default": {"train": "data/train-*", "test": "data/test-*"}
     }
 
-    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
+    def write(self, data: ExportData, folder: Path) -> Mapping[str, int]:
         tables = ParquetTables(folder, SCHEMA)
-        per_prompt = Counter(pair.prompt_id for pair in material.pairs())
-        for pair in material.pairs():
-            row = _row(material, pair, per_prompt[pair.prompt_id])
-            split = material.split(material.prompts[pair.prompt_id])
+        per_prompt = Counter(pair.prompt_id for pair in data.pairs())
+        for pair in data.pairs():
+            row = _row(data, pair, per_prompt[pair.prompt_id])
+            split = data.split(data.prompts[pair.prompt_id])
             tables.add(split, row, len(row["jpg_0"]) + len(row["jpg_1"]))
         return tables.close()
 
 
-def _row(material: Material, pair: Pair, of_prompt: int) -> dict[str, Any]:
-    samples = [material.sample(pair.left_id), material.sample(pair.right_id)]
-    pictures = [material.picture(sample) for sample in samples]
+def _row(data: ExportData, pair: Pair, of_prompt: int) -> dict[str, Any]:
+    samples = [data.sample(pair.left_id), data.sample(pair.right_id)]
+    pictures = [data.picture(sample) for sample in samples]
     row: dict[str, Any] = {
-        "caption": material.prompts[pair.prompt_id].text,
+        "caption": data.prompts[pair.prompt_id].text,
         "are_different": pictures[0] != pictures[1],
         "best_image_uid": {"left": pair.left_id, "right": pair.right_id, "tie": "tie"}[pair.value],
         "created_at": pair.answered_at,
@@ -76,7 +76,7 @@ def _row(material: Material, pair: Pair, of_prompt: int) -> dict[str, Any]:
             f"image_{i}_url": "",
             f"jpg_{i}": picture,
             f"label_{i}": LABELS[pair.value][i],
-            f"model_{i}": material.model_name(sample),
+            f"model_{i}": data.model_name(sample),
         }
     return row
 

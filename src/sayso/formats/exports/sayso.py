@@ -12,7 +12,7 @@ import pyarrow as pa
 from sayso.base.pictures import picture_size
 from sayso.base.types import Sample
 from sayso.formats import labels
-from sayso.formats.content import Material
+from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 from sayso.formats.tables import IMAGE, ParquetTable, image_value, with_features
 
@@ -40,37 +40,37 @@ class Sayso(ExportFormat):
         name: {"train": f"{name}.parquet"} for name in ("votes", "images", "labels")
     }
 
-    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
-        rows = {"images": _write_images(material, folder / "images.parquet")}
-        rows["labels"] = _write_labels(material, folder / "labels.parquet")
-        rows["votes"] = material.counts["votes"]
-        material.votes.rename(folder / "votes.parquet")
+    def write(self, data: ExportData, folder: Path) -> Mapping[str, int]:
+        rows = {"images": _write_images(data, folder / "images.parquet")}
+        rows["labels"] = _write_labels(data, folder / "labels.parquet")
+        rows["votes"] = data.counts["votes"]
+        data.votes.rename(folder / "votes.parquet")
         return rows
 
 
-def _write_images(material: Material, path: Path) -> int:
+def _write_images(data: ExportData, path: Path) -> int:
     table = ParquetTable(path, IMAGES)
-    for sample in material.samples:
-        content = material.picture(sample)
-        table.add(_image_row(material, sample, content), len(content))
+    for sample in data.samples:
+        content = data.picture(sample)
+        table.add(_image_row(data, sample, content), len(content))
     table.close()
     return table.rows
 
 
-def _image_row(material: Material, sample: Sample, content: bytes) -> dict[str, Any]:
-    prompt = material.prompts[sample.prompt_id]
+def _image_row(data: ExportData, sample: Sample, content: bytes) -> dict[str, Any]:
+    prompt = data.prompts[sample.prompt_id]
     width, height = picture_size(content)
     return {
         "sample_id": sample.id,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "image": image_value(content, f"{sample.id}.{material.extension}"),
+        "image": image_value(content, f"{sample.id}.{data.extension}"),
         "prompt_id": prompt.id,
         "prompt": prompt.text,
         "category": prompt.category,
         "slots": json.dumps(dict(prompt.slots), sort_keys=True, ensure_ascii=False),
         "split": prompt.split,
         "model": sample.model,
-        "base_model": material.base_model,
+        "base_model": data.base_model,
         "seed": sample.seed,
         **asdict(sample.sampler),
         "width": width,
@@ -79,9 +79,9 @@ def _image_row(material: Material, sample: Sample, content: bytes) -> dict[str, 
     }
 
 
-def _write_labels(material: Material, path: Path) -> int:
+def _write_labels(data: ExportData, path: Path) -> int:
     table = ParquetTable(path, labels.SCHEMA)
-    for count in material.labels:
+    for count in data.labels:
         derived = {"p_good": count.p_good, "agreement": count.agreement}
         table.add({**asdict(count), **derived})
     table.close()

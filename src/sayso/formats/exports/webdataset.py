@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from sayso.formats.content import Material
+from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 
 SHARD_BYTES = 256 * 2**20
@@ -20,18 +20,18 @@ class WebDataset(ExportFormat):
     columns: ClassVar[Mapping[str, str]] = {
         "png (or jpg)": "the image",
         "txt": "the prompt",
-        "json": "prompt, marks (p_good, n_good, n_bad, n_skip) and where the image comes from",
+        "json": "prompt, ratings (p_good, n_good, n_bad, n_skip) and where the image comes from",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "default": {"train": "train-*.tar", "test": "test-*.tar"}
     }
 
-    def write(self, material: Material, folder: Path) -> Mapping[str, int]:
+    def write(self, data: ExportData, folder: Path) -> Mapping[str, int]:
         shards = {split: _Shards(folder, split) for split in ("train", "test")}
-        for rated in material.kept():
-            about = {"prompt": rated.prompt.text, **material.facts(rated)}
-            shards[material.split(rated.prompt)].add({
-                material.extension: material.picture(rated.sample),
+        for rated in data.kept():
+            about = {"prompt": rated.prompt.text, **data.facts(rated)}
+            shards[data.split(rated.prompt)].add({
+                data.extension: data.picture(rated.sample),
                 "txt": rated.prompt.text.encode(),
                 "json": json.dumps(about, ensure_ascii=False).encode(),
             })  # fmt: skip

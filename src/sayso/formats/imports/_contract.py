@@ -69,7 +69,7 @@ class TableImport(ABC):
 
     columns: ClassVar[Mapping[str, Column]]
     derives_ratings: ClassVar[bool] = False
-    """Whether comparisons of two images are all it has, so that marks must follow from them."""
+    """Whether it has comparisons of two images only, so that ratings are derived from them."""
 
     def entries(self, path: Path, context: "Context") -> Iterator[Entry]:
         """What the rows of the table become; always the same for the same table.

@@ -81,7 +81,7 @@ def totals(votes: list[Row], now: float) -> Totals:
         raters_active=len({vote["rater"] for vote in recent}),
         votes_last_hour=len(recent),
         wanted_last_hour=sum(is_for(v, "place") for v in recent),
-        surplus=sum(v["surplus"] and is_for(v, "ballot") for v in votes),
+        surplus=sum(v["surplus"] and is_for(v, "vote") for v in votes),
         excluded=sum(v["excluded"] for v in votes),
         hours=hours(votes, now),
         rates=rates(votes),
@@ -135,7 +135,7 @@ def rates(votes: Iterable[Row]) -> list[dict[str, Any]]:
     """How often each answer that counts was given to each question."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in votes:
-        if is_for(vote, "ballot"):
+        if is_for(vote, "vote"):
             counts[vote["question"]][vote["value"]] += 1
     return [
         {"question": question, "value": value, "n": n, "share": n / sum(values.values())}

@@ -69,7 +69,7 @@ def _refuse_late(db: Connection, kind: str, item: Row, reviewer: Person) -> None
     """Refuse what was settled while the page was open."""
     table = VOTE_TABLES[kind]
     here, values = on_item(table), of_item(kind, item)
-    own = and_(here, table.c.rater == reviewer.name, counting(table, "answer"))
+    own = and_(here, table.c.rater == reviewer.name, counting(table, "opinion"))
     if db.execute(select(table.c.id).where(own), values).first():
         raise VoteRefused(
             "judged",

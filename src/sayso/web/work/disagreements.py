@@ -79,7 +79,7 @@ def standing(db: Connection, task: Row, split: Sequence[Split], reviewer: str) -
     by = _contents(db, task, counting(table, "decision"))
     passed = and_(is_live(table), table.c.decision == true(), table.c.value == "skip")
     mine = {content for content, raters in by.items() if reviewer in raters}
-    own = {*_contents(db, task, and_(table.c.rater == reviewer, counting(table, "answer")))}
+    own = {*_contents(db, task, and_(table.c.rater == reviewer, counting(table, "opinion")))}
     skipped = {c for c, raters in _contents(db, task, passed).items() if reviewer in raters}
     decided = [s for s in split if s.content in by]
     left = [s for s in split if s.content not in by]
@@ -139,6 +139,6 @@ def _answers(table: Table, item: Row) -> Select[Any]:
     return (
         select(table)
         .join(work.assignments, seats.vote == table.c.id)
-        .where(seats.item == item["id"], seats.state == "answered", counting(table, "ballot"))
+        .where(seats.item == item["id"], seats.state == "answered", counting(table, "vote"))
         .order_by(table.c.seq)
     )

@@ -35,7 +35,7 @@ def take_over_votes(db: Connection, task: str, options: TaskOptions) -> None:
     Who has decided on it as a reviewer is not asked for it as a rater.
     """
     table = VOTE_TABLES[options.kind]
-    answers = counting(table, "answer"), "answered"
+    answers = counting(table, "opinion"), "answered"
     decisions = and_(is_live(table), table.c.decision == true()), "refused"
     for which, state in (answers, decisions):
         query = _votes_on_items(task, options.kind, which)

@@ -28,7 +28,7 @@ def _votes() -> None:
 
 
 def _unique(table: str, first: list[str]) -> None:
-    """An answer to an attention check may stand beside a vote on the same images."""
+    """A vote on an attention check may stand beside a vote on the same images."""
     alone = sa.text("supersedes IS NULL AND NOT attention")
     check = sa.text("supersedes IS NULL AND attention")
     op.drop_index(f"{table}_first", table)

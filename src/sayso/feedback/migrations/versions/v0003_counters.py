@@ -1,4 +1,4 @@
-"""Counters of answers, standing of checks, epochs of sessions; partial indices that are used."""
+"""Counters of votes, standing of checks, epochs of sessions; partial indices that are used."""
 
 import sqlalchemy as sa
 from alembic import op

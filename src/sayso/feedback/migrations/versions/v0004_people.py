@@ -17,7 +17,7 @@ def upgrade() -> None:
         op.add_column(
             table, sa.Column("decision", sa.Boolean, nullable=False, server_default=sa.false())
         )
-        _mark_decisions(table)
+        _flag_decisions(table)
         op.drop_index(f"{table}_first", table)
         op.drop_index(f"{table}_check", table)
         alone = "supersedes IS NULL AND"
@@ -42,7 +42,7 @@ def _partial(name: str, table: str, columns: list[str], which: str, unique: bool
     )  # fmt: skip
 
 
-def _mark_decisions(table: str) -> None:
+def _flag_decisions(table: str) -> None:
     votes = sa.table(table, sa.column("shown", sa.JSON), sa.column("decision", sa.Boolean))
     decided = votes.c.shown["adjudication"].as_boolean() == sa.true()
     op.execute(sa.update(votes).where(decided).values(decision=True))

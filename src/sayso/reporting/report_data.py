@@ -15,15 +15,15 @@ from sayso.judges import changed_judge
 from sayso.study.generations import Generations
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.votes.ballots import fingerprint
 from sayso.votes.counted import is_for
+from sayso.votes.item_votes import fingerprint
 
 SESSION_GAP_S = {"people": 300.0, "simulated": 10.0}
 """Votes further apart than this belong to two sittings; the pause between them is not counted."""
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """All that the report reads. `evaluation` names a run of evaluate; "" takes the newest one."""
 
     study: Study
@@ -114,8 +114,8 @@ class Material:
         people = {"people": False, "simulated": True}
         chosen = self.fit_run.result.get("raters") if self.fit_run else None
         simulated = people[chosen] if chosen in people else store.kind_in_use()
-        marks = (r for r in store.ratings(simulated) if r.question == "alignment")
-        votes = [r for r in marks if is_for(r, "ballot")]
+        ratings = (r for r in store.ratings(simulated) if r.question == "alignment")
+        votes = [r for r in ratings if is_for(r, "vote")]
         counts = {value: sum(r.value == value for r in votes) for value in ("good", "bad", "skip")}
         kind = "none" if not votes else "simulated" if simulated else "people"
         raters = len({r.rater for r in votes})
@@ -150,7 +150,7 @@ class Material:
     def _voted_twice(self) -> bool:
         """Some image or pair of sets has votes of two raters, so that they could disagree."""
         store, simulated = self.study.feedback, self.agreement_kind == "simulated"
-        votes = [v for v in store.votes(simulated) if is_for(v, "ballot")]
+        votes = [v for v in store.votes(simulated) if is_for(v, "vote")]
         items = [(v.question, v.sample_id) for v in votes if isinstance(v, Rating)]
         pairs = [
             (v.question, frozenset((v.left_ids, v.right_ids)))

@@ -23,10 +23,10 @@ class Rated(NamedTuple):
 
     sample: Sample
     prompt: Prompt
-    marks: Count
+    counts: Count
 
 
-class Material:
+class ExportData:
     """A snapshot of a study's votes, and the images they are about.
 
     Args:
@@ -117,18 +117,18 @@ class Material:
         Raises: UserError: if there are none.
         """
         counts = {c.sample_id: c for c in self.labels if c.question == self.options.question}
-        marked = {i: c for i, c in counts.items() if c.p_good is not None}
-        self.leave_out("images_with_skips_only", len(counts) - len(marked))
-        if not marked:
+        rated = {i: c for i, c in counts.items() if c.p_good is not None}
+        self.leave_out("images_with_skips_only", len(counts) - len(rated))
+        if not rated:
             raise self._nothing("no image is rated good or bad")
         for sample in self.samples:
-            if sample.id in marked:
-                yield Rated(sample, self.prompts[sample.prompt_id], marked[sample.id])
+            if sample.id in rated:
+                yield Rated(sample, self.prompts[sample.prompt_id], rated[sample.id])
 
     def kept(self) -> Iterator[Rated]:
         """`rated`, or of these only what most raters call good, as the option `keep` says."""
         everything = list(self.rated())
-        kept = [r for r in everything if self.options.keep == "all" or r.marks.majority == "good"]
+        kept = [r for r in everything if self.options.keep == "all" or r.counts.majority == "good"]
         self.leave_out("images_not_good", len(everything) - len(kept))
         if not kept:
             raise self._nothing("most raters call no image good")
@@ -136,12 +136,12 @@ class Material:
 
     def facts(self, rated: Rated) -> dict[str, object]:
         """What is known of a rated image beside its text; the same fields for every image."""
-        sample, prompt, marks = rated
+        sample, prompt, counts = rated
         return {
-            "p_good": marks.p_good,
-            "n_good": marks.n_good,
-            "n_bad": marks.n_bad,
-            "n_skip": marks.n_skip,
+            "p_good": counts.p_good,
+            "n_good": counts.n_good,
+            "n_bad": counts.n_bad,
+            "n_skip": counts.n_skip,
             "sample_id": sample.id,
             "prompt_id": prompt.id,
             "category": prompt.category,

@@ -1,4 +1,4 @@
-"""Ratings and comparisons reduced to ballots, the form in which statistics take votes."""
+"""Ratings and comparisons in one form, the one that statistics take: a vote on an item."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -6,21 +6,22 @@ from typing import NamedTuple
 from sayso.base.types import Comparison, Question, Rating, digest, outcome
 from sayso.votes.counted import ATTENTION, GOLD, counts, is_right, standing
 
-MARKS = ("good", "bad", "skip")
-"""Answers to one image; the first two are judgements, a skip is none."""
-JUDGING_MARKS = 2
+RATING_VALUES = ("good", "bad", "skip")
+"""Values of a rating; a skip says nothing of the image."""
+VALUES_WITHOUT_SKIP = 2
+"""How many of them, from the first, are not skips."""
 SIDES = ("first", "second", "tie")
-"""Answers to a comparison, whichever model stood left: all three are judgements."""
+"""Values of a comparison that was not skipped, whichever model was on the left."""
 
 LATENCY_MS = "latency_ms"
 """Key of `shown`: the time the rater took, without the time the page was hidden."""
 
 
-class Ballot(NamedTuple):
-    """One vote, reduced to what statistics need.
+class ItemVote(NamedTuple):
+    """One vote on an item, an image or a pair of sets, with what statistics need.
 
     `seconds` it took, None if not recorded. `gold` and `attention`: whether the vote was right, on
-    an item with a known answer and on a check of attention; None on other items.
+    an item whose right vote is known and on an attention check; None on other items.
     """
 
     item: str
@@ -42,19 +43,19 @@ class Pair(NamedTuple):
 
 def rank(model: str) -> tuple[int, str]:
     """Order of the models: tuned ones come first, then selections, then the base."""
-    # without the remark that an image is of an earlier model of that name
+    # without the note that an image is of an earlier model of that name
     name = model.partition(" (")[0]
     return (2 if name == "base" else 1 if "@" in name else 0, model)
 
 
 def pair_of(vote: Comparison) -> Pair:
-    """The models and the question of a comparison, whichever stood left."""
+    """The models and the question of a comparison, whichever was on the left."""
     first, second = sorted((vote.left_model, vote.right_model), key=rank)
     return Pair(first, second, vote.question)
 
 
 def item_of(vote: Comparison) -> str:
-    """The prompt and the two sets compared, whichever stood left."""
+    """The prompt and the two sets compared, whichever was on the left."""
     return digest([vote.prompt_id, *sorted([list(vote.left_ids), list(vote.right_ids)])])
 
 
@@ -66,7 +67,7 @@ def verdict(vote: Comparison) -> str:
     return "first" if chosen == pair_of(vote).first else "second"
 
 
-def judged(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+def without_skips(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
     """The comparisons that were not skipped: a skip counts in no statistic of wins."""
     return (vote for vote in comparisons if vote.value != "skip")
 
@@ -76,39 +77,39 @@ def fingerprint(votes: Iterable[Rating | Comparison]) -> str:
     return digest(sorted(vote.id for vote in votes))
 
 
-def of_ratings(ratings: Iterable[Rating], prompt_of: Mapping[str, str]) -> list[Ballot]:
-    """The ballots of ratings on one question, and the checks of attention, marked as such.
+def of_ratings(ratings: Iterable[Rating], prompt_of: Mapping[str, str]) -> list[ItemVote]:
+    """The votes of ratings on one question, attention checks included and flagged.
 
     Args:
         ratings: live ones.
         prompt_of: sample id → prompt id; ratings of other samples are left out.
     """
     found = (
-        _ballot(vote, vote.sample_id, prompt_of[vote.sample_id], vote.value)
+        _item_vote(vote, vote.sample_id, prompt_of[vote.sample_id], vote.value)
         for vote in ratings
         if vote.sample_id in prompt_of
     )
-    return [ballot for ballot in found if ballot]
+    return [vote for vote in found if vote]
 
 
-def of_comparisons(comparisons: Iterable[Comparison]) -> dict[Pair, list[Ballot]]:
-    """The ballots of live comparisons by pair of models and question; an item is a pair of sets.
+def of_comparisons(comparisons: Iterable[Comparison]) -> dict[Pair, list[ItemVote]]:
+    """The votes of live comparisons by pair of models and question; an item is a pair of sets.
 
-    Checks of attention are among them, marked as such; skips are not.
+    Attention checks are included and flagged; skips are left out.
     """
-    found: dict[Pair, list[Ballot]] = {}
-    for vote in judged(comparisons):
-        ballot = _ballot(vote, item_of(vote), vote.prompt_id, verdict(vote))
-        if ballot:
-            found.setdefault(pair_of(vote), []).append(ballot)
+    found: dict[Pair, list[ItemVote]] = {}
+    for comparison in without_skips(comparisons):
+        item, value = item_of(comparison), verdict(comparison)
+        if vote := _item_vote(comparison, item, comparison.prompt_id, value):
+            found.setdefault(pair_of(comparison), []).append(vote)
     return dict(sorted(found.items(), key=lambda e: (e[0].question, rank(e[0].first), e[0])))
 
 
-def _ballot(vote: Rating | Comparison, item: str, prompt: str, value: str) -> Ballot | None:
-    """None for votes that are neither a ballot nor a check that says something of the rater."""
+def _item_vote(vote: Rating | Comparison, item: str, prompt: str, value: str) -> ItemVote | None:
+    """None for votes that count neither as a vote nor as a check of the rater."""
     known = standing(vote)
     is_check = counts(known, "check")
-    if not is_check and not counts(known, "ballot"):
+    if not is_check and not counts(known, "vote"):
         return None
     asked = [vote.shown.get(check) if is_check else None for check in _CHECKS]
     right = [
@@ -116,7 +117,7 @@ def _ballot(vote: Rating | Comparison, item: str, prompt: str, value: str) -> Ba
     ]
     if known.attention and right[1] is None:
         return None
-    return Ballot(item, prompt, vote.rater, value, _seconds(vote), *right)
+    return ItemVote(item, prompt, vote.rater, value, _seconds(vote), *right)
 
 
 _CHECKS = (GOLD, ATTENTION)
