@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 test-mutants check format test-kill test-scale bench-rating bench-intervals bench-demo recipe docs clean
+.PHONY: demo test test-avx2 test-mutants check format test-kill test-scale bench-rating bench-intervals bench-demo bench-aligners recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -34,8 +34,7 @@ format: $(INSTALLED)
 
 test-mutants: $(INSTALLED)  ## faults planted in the method's core: which does no test notice?
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutants]"
-	$(BIN)/mutmut run
-	$(BIN)/mutmut results
+	$(BIN)/python benchmarks/planted_faults.py
 
 test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600
@@ -56,6 +55,9 @@ bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of
 bench-demo: $(INSTALLED)  ## seconds of each part of the demo; sampling and training against diffusers'
 	$(BIN)/python benchmarks/network.py
 	$(BIN)/python benchmarks/demo.py
+
+bench-aligners: $(INSTALLED)  ## rwr, dpo and grpo on the same ratings: how many images are true to their prompt
+	$(BIN)/python benchmarks/aligners.py
 
 recipe: $(INSTALLED)  ## the longer tiny-world recipe, up to 45 minutes on 2 cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/lee2023_tiny.sh

@@ -200,7 +200,7 @@ def test_dpo_trains_through_the_command_line(study: Study) -> None:
         "--beta", "50", "--kl-weight", "0.1", "--norm-guard", "0.1", "--checkpoint-every", "2",
     ])  # fmt: skip
     run = study.find_run("runs/align-dpo")
-    assert run.config["learning_rate"] == 1e-4
+    assert run.config["learning_rate"] == 2e-5
     assert run.config["pretraining_weight"] == 0
     first = run.history()[0]
     assert first["margin"] == 0

@@ -341,7 +341,8 @@ def test_fidelity_compares_what_was_drawn_for_captions(
     """Features that are just a few mean colours: equal images have distance 0 to themselves."""
     from sayso.data.pretraining_images import open_pretraining
 
-    captions, natural = open_pretraining(study).heldout(8)
+    images = open_pretraining(study)
+    captions, natural = images.heldout_captions(8), list(images.heldout_images(8))
     prompts = [Prompt(f"f{i}", c, "fidelity", {}, "fidelity") for i, c in enumerate(captions)]
     study.write_prompts([*study.prompts(), *prompts])
     monkeypatch.setattr(syn, "_scene", lambda *_: None)

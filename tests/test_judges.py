@@ -139,6 +139,25 @@ def test_the_report_names_the_judge(study: Study, own: Path) -> None:
     assert any("wrong on a few in a hundred" in line for line in limits)
 
 
+def test_labels_of_simulated_raters_are_held_against_a_judge_of_ones_own(
+    study: Study, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = study.samples("base")[:6]
+    study.feedback.add_ratings([
+        Rating(f"s{i}{r}", s.id, f"simulated-{r}", "alignment", "good", True, 0.0, 1.0)
+        for i, s in enumerate(samples)
+        for r in range(2)
+    ])  # fmt: skip
+    options = ["--raters", "simulated", "--resamples", "0", "--judge", str(own), "--least", "0.3"]
+    cli.run(["agreement", str(study.path), *options])
+    [run] = study.runs("agreement")
+    name = str(own.resolve())
+    bright = [np.asarray(study.image(s)).mean() / 255 >= 0.3 for s in samples]
+    assert run.result["labels"]["truth"][name]["majority"]["accuracy"] == np.mean(bright)
+    assert run.result["labels"]["truths"] == {name: "the truth as judged by Bright"}
+    assert "Against the truth as judged by Bright" in capsys.readouterr().err
+
+
 # people
 
 
@@ -224,6 +243,14 @@ def test_a_reward_judges_by_its_threshold(study: Study, brightness: str) -> None
     assert "errs as the reward does" in found.result["caveat"]
 
 
+def test_the_reward_may_be_called_by_any_of_its_names(study: Study, made: Path) -> None:
+    judge = RewardJudge("clip_head.py/../fit-clip_head").canonical
+    with pytest.raises(UserError, match="is no run of"):
+        judge(study)
+    named = [RewardJudge(n).canonical(study) for n in ("fit-clip_head", "runs/fit-clip_head")]
+    assert named == [RewardJudge("runs/fit-clip_head")] * 2
+
+
 @pytest.mark.parametrize(
     ("judge", "said"),
     [
@@ -241,6 +268,13 @@ def test_a_reward_that_cannot_judge_is_refused_before_a_run_is_made(
 
 
 # the user's mistakes
+
+
+def test_a_judge_under_anothers_name_is_refused(study: Study) -> None:
+    with pytest.raises(UserError, match="is a RewardJudge, and the config names people"):
+        evaluate(study, replace(CONFIG, judge="people"), RewardJudge("clip_score"))
+    with pytest.raises(UserError, match="is a People, and the config names tinyworld"):
+        evaluate(study, replace(CONFIG, judge="auto"), People())
 
 
 @pytest.mark.parametrize(

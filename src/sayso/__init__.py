@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sayso.aligners import Aligner, Batch
+    from sayso.aligners import Aligner, Batch, Work
     from sayso.base.errors import UserError
     from sayso.base.types import Comparison, Preference, Prompt, Rating, Sample, Sampler
     from sayso.families import Policy
@@ -36,12 +36,12 @@ __all__ = [
     "EvaluateConfig", "ExportConfig", "FitConfig", "GenerateConfig", "ImportConfig", "Judge",
     "NewConfig", "Policy", "Preference", "Prompt", "PromptsConfig", "RateConfig", "Rating",
     "ReportConfig", "Reward", "Run", "Sample", "Sampler", "Study", "TrainableReward", "UserError",
-    "Verdict", "agreement", "align", "evaluate", "export", "fit", "generate", "import_table", "new",
-    "rate", "report", "write_prompts",
+    "Verdict", "Work", "agreement", "align", "evaluate", "export", "fit", "generate",
+    "import_table", "new", "rate", "report", "write_prompts",
 ]  # fmt: skip
 
 _HOMES = {
-    "aligners": ("Aligner", "Batch"),
+    "aligners": ("Aligner", "Batch", "Work"),
     "base.errors": ("UserError",),
     "base.types": ("Comparison", "Preference", "Prompt", "Rating", "Sample", "Sampler"),
     "families": ("Policy",),

@@ -20,7 +20,6 @@ A whole aligner, for a file of one's own:
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -28,7 +27,7 @@ from torch import Tensor
 from sayso.aligners._batch import Batch
 from sayso.aligners._work import Work
 from sayso.base.errors import UserError
-from sayso.base.plugins import load_plugin
+from sayso.base.plugins import load_plugin, refuse_bad_options
 
 NEEDS = frozenset(
     {"data", "pairs", "reward", "gradient", "rollouts", "reference", "old", "pretraining"}
@@ -86,11 +85,11 @@ class Aligner(ABC):
 def load_aligner(name: str) -> type[Aligner]:
     """The aligner class called `name`, or of the user's own file if it ends in ".py".
 
-    Raises: UserError: if there is none, or it is no dataclass or needs something unknown.
+    Raises: UserError: if there is none, its fields cannot be options, or it needs something
+        unknown.
     """
     kind = load_plugin("aligner", name, Aligner)
-    if not is_dataclass(kind):
-        raise UserError(f"aligner {kind.__name__} is no dataclass; write @dataclass(frozen=True)")
+    refuse_bad_options("aligner", kind)
     if odd := kind.needs - NEEDS:
         raise UserError(f"aligner {kind.__name__} needs {sorted(odd)}; known: {sorted(NEEDS)}")
     return kind

@@ -60,9 +60,9 @@ def draw_groups(
     """
     generator = work.generator(step, "rollout")
     chosen = stratified(torch.ones(len(work.prompts)), images // group_size, generator)
-    order = chosen[torch.randperm(len(chosen), generator=generator)]
-    seeds = torch.randint(2**31, (images,), generator=generator).tolist()
-    texts = [work.prompts[i] for i in order.tolist()]
+    order: list[int] = chosen[torch.randperm(len(chosen), generator=generator)].tolist()
+    seeds: list[int] = torch.randint(2**31, (images,), generator=generator).tolist()
+    texts = [work.prompts[i] for i in order]
     prompt = torch.arange(len(texts)).repeat_interleave(group_size)
     with torch.no_grad():
         cond = work.policy.encode_prompts(texts)
@@ -93,7 +93,8 @@ def _drawn(
     rollout = policy.rollout(
         take(cond, prompt.to(policy.device)), uncond, seeds, sampler, form=form
     )
-    rewards = rewarded(work, rollout.latents, [texts[i] for i in prompt.tolist()])
+    which: list[int] = prompt.tolist()
+    rewards = rewarded(work, rollout.latents, [texts[i] for i in which])
     return rollout.way.transpose(0, 1), rollout.log_prob.T, rewards
 
 

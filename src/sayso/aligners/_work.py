@@ -182,7 +182,7 @@ class Work:
 def predict_together(policy: Policy, batches: Sequence[Batch], model: str = "policy") -> None:
     """Predict for the rows of several batches in one pass; see `Batch.predicted`."""
     inputs = [_inputs(policy, batch) for batch in batches]
-    noisy, t = (torch.cat([own[i] for own in inputs]) for i in (0, 1))
+    noisy, t = torch.cat([own[0] for own in inputs]), torch.cat([own[1] for own in inputs])
     cond = {key: torch.cat([own[2][key] for own in inputs]) for key in inputs[0][2]}
     rows = policy.predict(noisy, t, cond).split([len(own[1]) for own in inputs])
     for batch, prediction in zip(batches, rows, strict=True):

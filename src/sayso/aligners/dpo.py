@@ -1,6 +1,6 @@
 """Direct preference optimisation of diffusion models, with a guard for the preferred image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -66,7 +66,7 @@ class DirectPreference(Aligner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference"})
-    defaults: ClassVar[dict[str, float]] = {"learning_rate": 1e-4}
+    defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-5}
 
     beta: float = 2000.0
     """Pull to the frozen start; smaller moves further. It belongs to the mean squared error over

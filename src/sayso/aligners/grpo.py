@@ -1,6 +1,6 @@
 """Policy gradient on the steps of drawing: DDPO, with advantages within groups of a prompt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -41,7 +41,7 @@ class GroupPolicy(Aligner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "rollouts"})
-    defaults: ClassVar[dict[str, float]] = {"learning_rate": 1e-4}
+    defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 1e-4}
 
     images: int = 64
     """Images of a rollout, over all processes, after which all of it is learned from."""

@@ -1,6 +1,6 @@
 """Reward-weighted fine-tuning: the paper's method."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -61,7 +61,7 @@ class RewardWeighted(Aligner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"data", "reward"})
-    defaults: ClassVar[dict[str, float]] = {"pretraining_weight": 0.15}
+    defaults: ClassVar[Mapping[str, float]] = {"pretraining_weight": 0.15}
 
     weight: Literal["reward", "mark", "product"] = "reward"
     """Weight of an own image: the learned reward (the paper's r); people's mark, share of good;

@@ -1,6 +1,5 @@
 """Names of models to policies: which folder, which family, which run's weights."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from sayso.base.plugins import load_plugin, plugin_names
 from sayso.base.types import Sampler
 from sayso.base.weights import VARIANTS
 from sayso.base.worlds import find_world, or_world
-from sayso.families import PARTS, Policy
+from sayso.families import Policy
 from sayso.study.identity import model_folder
 from sayso.study.study import Study
 
@@ -74,20 +73,17 @@ def family(folder: Path) -> type[Policy]:
     raise UserError(f"{folder} is a {wanted}; sayso can load {known}")
 
 
-def load_policy(
-    study: Study, model: str, device: torch.device, parts: Sequence[str] = PARTS
-) -> Policy:
+def load_policy(study: Study, model: str, device: torch.device) -> Policy:
     """The base model of the study with the weights of `model` over it.
 
     Args:
         study: names the base model, holds the runs.
         model: "base" or an align run such as "runs/align-rwr".
         device: where the policy lives.
-        parts: what of it is loaded, see `Policy.load`.
     Raises: UserError: for an unknown or unfinished run, or a selection such as "base@best-of-16".
     """
     folder, *runs = model_folders(study, model)
-    policy = family(folder).load(folder, device, parts=parts)
+    policy = family(folder).load(folder, device)
     policy.name = f"{model} ({folder})" if model == "base" else model
     for weights in runs:
         policy.load_weights(weights)

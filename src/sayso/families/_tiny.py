@@ -15,6 +15,9 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SCHEDULERS = {"dpm": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}
+# diffusers types these narrower than it takes them
+_PIPELINE: Any = StableDiffusionPipeline
+_VAE: Any = AutoencoderKL
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -24,7 +27,7 @@ def tiny_stable_diffusion(
     """Write the pipeline to `folder`: 32-pixel images, 16×16×4 latents, letters as tokens."""
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder / "vocabulary")
-    pipeline = StableDiffusionPipeline(
+    pipeline = _PIPELINE(
         vae=_vae(), unet=tiny_unet(), text_encoder=_text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
         scheduler=SCHEDULERS[scheduler](
@@ -49,7 +52,7 @@ def tiny_unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
+    return _VAE(
         block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=32,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
     )  # fmt: skip

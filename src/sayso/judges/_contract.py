@@ -63,6 +63,13 @@ class Judge(ABC):
         """What a reader should know of its errors, in a sentence; "" for nothing."""
         return ""
 
+    def canonical(self, study: Study) -> "Judge":  # noqa: ARG002 (most options name nothing)
+        """The same judge with what its options name in the study's one form, and checked.
+
+        Raises: UserError: if an option is missing, or names what is not there.
+        """
+        return self
+
     def understands(self, prompt: Prompt) -> bool:  # noqa: ARG002 (most judges read any text)
         """Whether it can judge images of this prompt; a prompt it does not is never shown to it."""
         return True
@@ -141,6 +148,21 @@ def load_judge(name: str) -> type[Judge]:
     kind = load_plugin("judge", name, Judge)
     refuse_bad_options("judge", kind)
     return kind
+
+
+def named_judge(study: Study, name: str, judge: Judge | None = None) -> Judge:
+    """`judge`, or without one the judge called `name` with its defaults; in canonical form.
+
+    Raises: UserError: if there is none of that name, `judge` is another one, or an option is bad.
+    """
+    kind = load_judge(name)
+    # a file is loaded anew each time, so its class is never the same object
+    if judge is not None and type(judge).__name__ != kind.__name__:
+        raise UserError(
+            f"the judge given is a {type(judge).__name__}, and the config names {name}; let the "
+            "config name the judge that is given, such as judge='people' or judge='./mine.py'"
+        )
+    return (judge or kind()).canonical(study)
 
 
 def world_judge(study: Study) -> str:

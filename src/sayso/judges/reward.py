@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,15 +44,24 @@ class RewardJudge(Judge):
             "images are better."
         )
 
+    def canonical(self, study: Study) -> "RewardJudge":
+        """With the reward's canonical name."""
+        if not self.judge_reward:
+            raise UserError(
+                "--judge reward needs a reward to judge with; give --judge-reward, such as "
+                "clip_score or a run of fit"
+            )
+        return replace(self, judge_reward=canonical_reward(study, self.judge_reward))
+
     def folders(self, study: Study) -> list[Path]:
         """The folders of the reward's weights."""
         from sayso.rewards import reward_folders
 
-        return reward_folders(study, self._name(study))
+        return reward_folders(study, self.judge_reward)
 
     def identity(self, study: Study) -> str:
         """The reward's identity."""
-        return reward_identity(study, self._name(study))
+        return reward_identity(study, self.judge_reward)
 
     def prepare(self, study: Study, device: "torch.device | str" = "cpu") -> None:
         """Load the reward.
@@ -61,21 +70,13 @@ class RewardJudge(Judge):
         """
         from sayso.rewards import load_reward
 
-        self._reward: Any = load_reward(study, self._name(study), device)
+        self._reward: Any = load_reward(study, self.judge_reward, device)
         low, high = self._reward.range
         if not low < self.threshold < high:
             raise UserError(
                 f"--threshold {self.threshold:g} is out of reach: {self.judge_reward} scores from "
                 f"{low:g} to {high:g}"
             )
-
-    def _name(self, study: Study) -> str:
-        if not self.judge_reward:
-            raise UserError(
-                "--judge reward needs a reward to judge with; give --judge-reward, such as "
-                "clip_score or a run of fit"
-            )
-        return canonical_reward(study, self.judge_reward)
 
     def verdicts(
         self, images: "Float[Tensor, 'b 3 h w']", prompts: Sequence[Prompt]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.base.errors import UserError, quoted, unknown_name
-from sayso.base.plugins import is_plugin, load_plugin, plugin_names
+from sayso.base.plugins import is_plugin, load_plugin, plugin_names, refuse_bad_options
 from sayso.base.types import Prompt, Sample
 from sayso.data.clip import ClipEncoder, embed_samples, resolve_clip, stacked
 from sayso.study.identity import canonical_run
@@ -161,6 +161,7 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     if not is_plugin("reward", name):
         return _load_fitted(_fit_run(study, name), study, device)
     kind: type[Any] = load_plugin("reward", name, Reward)
+    refuse_bad_options("reward", kind)
     if issubclass(kind, TrainableReward):
         raise UserError(
             f"reward {name!r} has to learn first: run sayso fit --reward {quoted(name)}, then "
@@ -194,6 +195,7 @@ def load_trainable_reward(name: str) -> type[TrainableReward]:
     Raises: UserError: if there is none, or the plug-in needs no training.
     """
     found = load_plugin("reward", name, Reward)
+    refuse_bad_options("reward", found)
     if not issubclass(found, TrainableReward):
         able = [p for p in plugin_names("reward") if _is_trainable(p)]
         raise UserError(f"reward {name!r} has nothing to learn; fit one of {', '.join(able)}")

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
 from sayso.base.types import QUESTIONS, Comparison, Prompt, Rating, Sample
-from sayso.judges import Judge, load_judge, world_judge
+from sayso.judges import Judge, load_judge, named_judge, world_judge
 from sayso.study.generations import Generations
 from sayso.study.identity import canonical_config
 from sayso.study.run import Run
@@ -81,6 +81,7 @@ def agreement(
         other votes.
     """
     config = canonical_config(study, config or AgreementConfig())
+    judge = judge and judge.canonical(study)
     votes = _gather(study, config)
     run = study.run("agreement", config.name or f"{votes.kind}-{votes.digest[:8]}", config, judge)
     if not run.finished:
@@ -243,7 +244,7 @@ def _judge(
         name = "" if config.judge == "none" else config.judge
     else:
         name = world_judge(study) if importlib.util.find_spec("torch") else ""
-    return (name, judge or load_judge(name)()) if name else None
+    return (name, named_judge(study, name, judge)) if name else None
 
 
 def _read(
