@@ -122,7 +122,7 @@ def test_formats_of_ratings_say_nothing_of_comparisons(form: str, tmp_path: Path
 def test_where_all_were_skipped_it_says_so(form: str, tmp_path: Path) -> None:
     study = voted_study(tmp_path / "study", votes=False)
     study.feedback.add_comparisons([v for v in votes(study) if v.value == "skip"])
-    with pytest.raises(UserError, match=r"no comparison .* answered \(2 skipped comparisons\)"):
+    with pytest.raises(UserError, match=r"no comparison .* decided \(2 skipped comparisons\)"):
         written(study, tmp_path / "out", form, pairs="comparisons")
     assert not (tmp_path / "out").exists()
 
