@@ -270,6 +270,13 @@ def test_a_reward_that_cannot_judge_is_refused_before_a_run_is_made(
 # the user's mistakes
 
 
+def test_a_judge_under_anothers_name_is_refused(study: Study) -> None:
+    with pytest.raises(UserError, match="is a RewardJudge, and the config names people"):
+        evaluate(study, replace(CONFIG, judge="people"), RewardJudge("clip_score"))
+    with pytest.raises(UserError, match="is a People, and the config names tinyworld"):
+        evaluate(study, replace(CONFIG, judge="auto"), People())
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

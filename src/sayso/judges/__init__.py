@@ -6,6 +6,7 @@ from sayso.judges._contract import (
     changed_judge,
     judge_identities,
     load_judge,
+    named_judge,
     without_judge,
     world_judge,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "changed_judge",
     "judge_identities",
     "load_judge",
+    "named_judge",
     "without_judge",
     "world_judge",
 ]

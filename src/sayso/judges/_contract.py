@@ -150,6 +150,21 @@ def load_judge(name: str) -> type[Judge]:
     return kind
 
 
+def named_judge(study: Study, name: str, judge: Judge | None = None) -> Judge:
+    """`judge`, or without one the judge called `name` with its defaults; in canonical form.
+
+    Raises: UserError: if there is none of that name, `judge` is another one, or an option is bad.
+    """
+    kind = load_judge(name)
+    # a file is loaded anew each time, so its class is never the same object
+    if judge is not None and type(judge).__name__ != kind.__name__:
+        raise UserError(
+            f"the judge given is a {type(judge).__name__}, and the config names {name}; let the "
+            "config name the judge that is given, such as judge='people' or judge='./mine.py'"
+        )
+    return (judge or kind()).canonical(study)
+
+
 def world_judge(study: Study) -> str:
     """The name of the judge that belongs to the study's world; "" if its model is of none."""
     world = find_world(study.info.base_model)

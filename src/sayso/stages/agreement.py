@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
 from sayso.base.types import QUESTIONS, Comparison, Prompt, Rating, Sample
-from sayso.judges import Judge, load_judge, world_judge
+from sayso.judges import Judge, load_judge, named_judge, world_judge
 from sayso.study.generations import Generations
 from sayso.study.identity import canonical_config
 from sayso.study.run import Run
@@ -220,7 +220,7 @@ def _truths(
         for r in ratings
         if GOLD in r.shown and is_for(r, "check")
     }
-    found = {"gold": _Truth("the known answers of gold items", gold)} if gold else {}
+    found = {"gold": _Truth("the known votes on gold items", gold)} if gold else {}
     if judge:
         name, reads = judge
         known = [votes.samples[i] for i in images if i in votes.samples]
@@ -244,7 +244,7 @@ def _judge(
         name = "" if config.judge == "none" else config.judge
     else:
         name = world_judge(study) if importlib.util.find_spec("torch") else ""
-    return (name, judge or load_judge(name)().canonical(study)) if name else None
+    return (name, named_judge(study, name, judge)) if name else None
 
 
 def _read(

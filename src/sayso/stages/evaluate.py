@@ -12,7 +12,14 @@ from sayso.base import files
 from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
 from sayso.base.types import Comparison, Prompt, Sample, Sampler, digest
-from sayso.judges import Judge, judge_identities, load_judge, without_judge, world_judge
+from sayso.judges import (
+    Judge,
+    judge_identities,
+    load_judge,
+    named_judge,
+    without_judge,
+    world_judge,
+)
 from sayso.study.generations import IDENTITY, Generations, own_name, say
 from sayso.study.identity import IMPORTED, canonical_config, chosen_from, reward_identity
 from sayso.study.info import PromptChoice
@@ -144,7 +151,7 @@ def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Gathe
         raise UserError(f"--model {config.model} is not a tuned model; give a run of align")
     study.find_run(config.model)
     judge_name = _judge_name(study, config, prompts.values())
-    judge = judge or load_judge(judge_name)().canonical(study)
+    judge = named_judge(study, judge_name, judge)
     _refuse_unknown_prompts(judge_name, judge, prompts.values())
     generations = Generations(study)
     generations.now(config.model)
