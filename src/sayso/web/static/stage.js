@@ -76,11 +76,11 @@ export function layOut() {
     place.style.setProperty("--room-h", `${plans[i].width / ratio}px`);
   });
   stage().classList.toggle("scrolls", plans.some(({ scrolls }) => scrolls));
-  markScrolling();
+  showScrolling();
 }
 
 /** What can scroll is reachable by keyboard, and shows that there is more. */
-function markScrolling() {
+function showScrolling() {
   const { scrollHeight, clientHeight, scrollTop } = stage();
   const scrolls = scrollHeight > clientHeight + 1;
   if (scrolls) stage().tabIndex = 0;
@@ -94,7 +94,7 @@ export function followRoom(resized) {
     layOut();
     resized();
   }).observe(stage());
-  stage().addEventListener("scroll", markScrolling, { passive: true });
+  stage().addEventListener("scroll", showScrolling, { passive: true });
 }
 
 // what was seen
