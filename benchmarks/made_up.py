@@ -63,7 +63,7 @@ def sign_in_links(study: Path, raters: int) -> list[str]:
 
 @contextmanager
 def served(study: Path, *options: object) -> Iterator[tuple[str, int, float]]:
-    """`sayso rate` in a process of its own: address, process id, seconds until it answered."""
+    """`sayso rate` in a process of its own: address, process id, seconds until it responded."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -72,7 +72,7 @@ def served(study: Path, *options: object) -> Iterator[tuple[str, int, float]]:
     command = sayso("rate", study, "--no-browser", "--port", port, *options)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        while not _answers(port):
+        while not _responds(port):
             assert process.poll() is None, "the server has stopped"
             time.sleep(0.005)
         yield address, process.pid, time.perf_counter() - started
@@ -81,7 +81,7 @@ def served(study: Path, *options: object) -> Iterator[tuple[str, int, float]]:
         process.wait(60)
 
 
-def _answers(port: int) -> bool:
+def _responds(port: int) -> bool:
     # the standard library's client, because the other one takes some 30 ms to begin
     try:
         with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as line:
@@ -133,7 +133,7 @@ _RATER = "full-rater-"
 
 
 def fill(db: Connection, task: str, votes: int, overlap: int = 3, raters: int = 50) -> None:
-    """Put answered items into an open task, in the middle of whose work the database then is.
+    """Put finished items into an open task, in the middle of whose work the database then is.
 
     Args:
         votes: how many; each item has `overlap` of them, of different raters.

@@ -94,6 +94,8 @@ class Hunt:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed:
+            raise session.Interrupted("not all tests can be imported")
         _hurry()
         self._run_unchanged(session.items)
         # what the forks share is not to be copied by a collection of garbage

@@ -3,7 +3,7 @@
     python benchmarks/rating_load.py [--seconds 30] [--votes 100000] [--images 20000]
         [--db postgresql://USER@HOST/NAME --workers 2]
 
-Each rater does what the rating page does for an answer: POST the vote, fetch the picture of a page
+Each rater does what the rating page does for a vote: POST the vote, fetch the picture of a page
 to come, and ask for more pages when few are left.
 
 1. Fifty raters, one vote a second each, on an empty database and on one that holds `--votes` votes:
@@ -67,7 +67,7 @@ class Line:
         self._reader, self._writer = await asyncio.open_connection(self._host, int(self._port))
 
     async def ask(self, method: str, path: str, body: object = None) -> tuple[int, bytes, bytes]:
-        """Status, head and body of the answer."""
+        """Status, head and body of the response."""
         content = b"" if body is None else json.dumps(body).encode()
         head = {**self.headers, "Content-Length": str(len(content))}
         if content:
@@ -83,7 +83,7 @@ class Line:
 
 
 class Rater:
-    """One browser: it keeps pages ahead and answers at its own pace."""
+    """One browser: it keeps pages ahead and votes at its own pace."""
 
     def __init__(self, address: str, link: str, times: Times) -> None:
         self._line, self._link, self.times = Line(address), link, times
@@ -103,13 +103,13 @@ class Rater:
         end = time.perf_counter() + seconds
         while due < end:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            await self._answer()
+            await self._vote()
             due += pace
 
     def leave(self) -> None:
         self._line.close()
 
-    async def _answer(self) -> None:
+    async def _vote(self) -> None:
         if not self._pages:
             await self._fill()
         page = self._pages.popleft()
@@ -118,23 +118,23 @@ class Rater:
             "question": page["question"], "value": random.choice(("good", "bad")),
             "shown_at": 1.0, "answered_at": 2.0, "latency_ms": 1.0,
         }  # fmt: skip
-        answer = await self._timed(self.times.vote, "POST", "/api/votes", body)
-        self.times.acknowledged += answer is not None
+        response = await self._timed(self.times.vote, "POST", "/api/votes", body)
+        self.times.acknowledged += response is not None
         if len(self._pages) <= AHEAD:
             await self._fill()
 
     async def _fill(self) -> None:
         have = [page["page_id"] for page in self._pages]
         ask = {"have": have, "n": min(MOST, AHEAD + BATCH - len(have))}
-        answer = await self._timed(self.times.next, "POST", "/api/next", ask)
-        for page in json.loads(answer)["pages"] if answer else []:
+        response = await self._timed(self.times.next, "POST", "/api/next", ask)
+        for page in json.loads(response)["pages"] if response else []:
             await self._timed(self.times.picture, "GET", page["items"][0]["image"]["url"])
             self._pages.append(page)
 
     async def _timed(
         self, times: list[float], method: str, path: str, body: object = None
     ) -> bytes | None:
-        """The body of the answer; None, and an error noted, if there is none."""
+        """The body of the response; None, and an error noted, if there is none."""
         started = time.perf_counter()
         status, _, content = await self._line.ask(method, path, body)
         times.append(time.perf_counter() - started)

@@ -2,7 +2,7 @@
 
     python benchmarks/rating_open.py [--images 100000]
 
-Times from the start of `sayso rate` until its page answers: the first time, when the items are put
+Times from the start of `sayso rate` until its page loads: the first time, when the items are put
 into the database, and later (the median of five); then single requests for the next item and for
 its picture, in the fresh task and with half of its items done. Exits with 1 if opening again takes
 1 s or more, or the 95th percentile of next item and picture together 50 ms or more.
@@ -21,13 +21,13 @@ import httpx2 as httpx
 from made_up import finish, make_study, milliseconds, served
 
 TURNS, OPENINGS = 300, 5
-ANSWER = {
+VOTE = {
     "question": "alignment", "value": "good", "shown_at": 1, "answered_at": 2, "latency_ms": 1,
 }  # fmt: skip
 
 
 def seconds_to_open(study: Path) -> float:
-    """From the start of the command until the page answers."""
+    """From the start of the command until the page loads."""
     with served(study) as (_, _, seconds):
         return seconds
 
@@ -42,7 +42,7 @@ def next_items(address: str) -> list[float]:
             page = browser.post("/api/next", json={"n": 1}).raise_for_status().json()["pages"][0]
             browser.get(page["items"][0]["image"]["url"]).raise_for_status()
             times.append(time.perf_counter() - started)
-            vote = {"id": uuid.uuid4().hex, "item_id": page["items"][0]["item_id"], **ANSWER}
+            vote = {"id": uuid.uuid4().hex, "item_id": page["items"][0]["item_id"], **VOTE}
             browser.post("/api/votes", json=vote).raise_for_status()
     return times
 

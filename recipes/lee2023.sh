@@ -1,17 +1,17 @@
 #!/bin/sh
 # The paper, step by step: Lee et al. 2023, arXiv 2302.12192, on Stable Diffusion v1.5.
-# Needs GPUs and people. Each flag stands with the section it comes from; "not given" is our choice.
+# Needs GPUs and people. Each flag is given with the section it comes from; "not given" is our choice.
 # usage, in this order:
 #   sh recipes/lee2023.sh draw STUDY BASE_MODEL CLIP_MODEL PRETRAINING_FOLDER
-#   sh recipes/lee2023.sh mark STUDY                              people; Ctrl+C when all is marked
+#   sh recipes/lee2023.sh rate STUDY                              people; Ctrl+C when all is rated
 #   sh recipes/lee2023.sh learn STUDY
 #   sh recipes/lee2023.sh compare STUDY base runs/align-rwr       people; likewise for
 #   sh recipes/lee2023.sh compare STUDY base base@best-of-16      each pair of models
 #   sh recipes/lee2023.sh compare STUDY base@best-of-16 runs/align-rwr
 #   sh recipes/lee2023.sh measure STUDY
-# A part that was stopped goes on when it is repeated.
+# Run a part again to resume it after a stop.
 set -eu
-PART=${1:?draw, mark, learn, compare or measure} STUDY=${2:?the folder of the study}
+PART=${1:?draw, rate, learn, compare or measure} STUDY=${2:?the folder of the study}
 
 draw() {
   # Stable Diffusion v1.5 at 512 px; CLIP ViT-L/14 (Sec. 4.1). Sampler: not given.
@@ -25,9 +25,9 @@ draw() {
   sayso generate "$STUDY" --prompts train --per-prompt 0
 }
 
-mark() {
-  # Good, bad or skip; one label an image, three images on a page. To share the work add people
-  # first, as docs/rating.md tells, and listen on --host 0.0.0.0.
+rate() {
+  # Good, bad or skip; one rating per image, three images per page. To share the work, add people
+  # first (see docs/rating.md) and listen on --host 0.0.0.0.
   sayso rate "$STUDY" --prompts train --images-per-page 3 --overlap 1
 }
 
@@ -57,8 +57,7 @@ compare() {
 }
 
 measure() {
-  # What the raters say, how far they agree, fidelity, and all of it on one page. There is no judge of
-  # truth for photographs.
+  # What the raters say, how far they agree, fidelity, and all of it on one page.
   sayso evaluate "$STUDY" --model runs/align-rwr --judge people
   sayso agreement "$STUDY"
   sayso report "$STUDY"
@@ -66,6 +65,6 @@ measure() {
 
 shift 2
 case $PART in
-  draw | mark | learn | compare | measure) "$PART" "$@" ;;
-  *) echo "unknown part $PART: draw, mark, learn, compare or measure" >&2 && exit 2 ;;
+  draw | rate | learn | compare | measure) "$PART" "$@" ;;
+  *) echo "unknown part $PART: draw, rate, learn, compare or measure" >&2 && exit 2 ;;
 esac

@@ -161,7 +161,7 @@ def add_runs(study: Study) -> None:
          "learning_rate": 5e-4 * min(1, s / 20, (401 - s) / 133)}
         for s in range(1, 401)
     ])  # fmt: skip
-    align.finish({"steps": 400, "seconds": 131.0, "own_images": 2560, "rated_images": 2560,
+    align.finish({"steps": 400, "seconds": 131.0, "samples": 2560, "rated_images": 2560,
                   "good_images": 1100, "pretraining_images": 1024})  # fmt: skip
 
 

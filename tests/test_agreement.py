@@ -125,7 +125,7 @@ def test_full_agreement_is_one_and_nothing_is_above(table) -> None:
         assert math.isnan(other) or other <= 1 + 1e-12
 
 
-def test_answers_at_random_agree_no_more_than_by_chance() -> None:
+def test_votes_at_random_agree_no_more_than_by_chance() -> None:
     rng = np.random.default_rng(0)
     votes = rng.choice(3, size=(2000, 3), p=[0.6, 0.3, 0.1]).tolist()
     counts = counted(votes, 3)
@@ -215,7 +215,7 @@ def test_measured_agreement_and_rates_by_hand() -> None:
     assert counts == [(5, 3, 10), (3, 1, 5)]
 
 
-def test_votes_without_an_answer_that_is_not_the_last() -> None:
+def test_votes_without_a_value_that_is_not_the_last() -> None:
     votes = collect([ItemVote("i", "p", f"r{k}", v) for k, v in enumerate("bacb")], tuple("abc"))
     assert votes.value.tolist() == [1, 0, 2, 1]
     rest = votes.without("a")

@@ -1,6 +1,7 @@
 """Stage align: needs are checked first, the user's own aligner, LoRA, rounds, caches."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from sayso.testing import check_aligner
 from sayso.tinyworld.pretraining_images import Scenes
 
 QUICK = AlignConfig(max_steps=3, batch_size=8, pretraining_images=6, checkpoint_every=2)
-MARKS = RewardWeighted(weight="mark")
+LABELS = RewardWeighted(weight="label")
 
 MINE = '''
 from collections.abc import Iterator
@@ -122,13 +123,13 @@ def moved(study: Study, model: str, start: str = "base") -> float:
 
 
 def test_align_trains_the_unet_and_generate_uses_it(study: Study) -> None:
-    run = align(study, QUICK, MARKS)
+    run = align(study, QUICK, LABELS)
     assert run.name == "runs/align-rwr"
     assert run.result["steps"] == 3
-    assert run.result["own_images"] == 12
+    assert run.result["samples"] == 12
     assert run.result["good_images"] == 6
     assert run.result["pretraining_images"] == 6
-    assert run.config["options"]["weight"] == "mark"
+    assert run.config["options"]["weight"] == "label"
     assert 0 < moved(study, run.name) < 0.01
     generate(study, GenerateConfig(model=run.name, per_prompt=1, prompts="seen"))
     assert study.samples(run.name)[0].seed == _seed_of_base(study)
@@ -140,24 +141,29 @@ def _seed_of_base(study: Study) -> int:
 
 
 def test_finished_run_is_left_alone_and_another_config_is_refused(study: Study) -> None:
-    run = align(study, QUICK, MARKS)
+    run = align(study, QUICK, LABELS)
     before = (run.weights / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    align(study, QUICK, MARKS)
+    align(study, QUICK, LABELS)
+    # a run of a version whose word for a label was another
+    config = json.loads((run.path / "config.json").read_text())
+    config["options"]["weight"] = "mark"
+    (run.path / "config.json").write_text(json.dumps(config))
+    align(study, QUICK, LABELS)
     assert (run.weights / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="finished with --max-steps 3"):
-        align(study, dataclasses.replace(QUICK, max_steps=4), MARKS)
+        align(study, dataclasses.replace(QUICK, max_steps=4), LABELS)
     with pytest.raises(UserError, match="options"):
-        align(study, QUICK, RewardWeighted(weight="mark", prompt_dropout=0.2))
+        align(study, QUICK, RewardWeighted(weight="label", prompt_dropout=0.2))
 
 
 def test_lora_round_upon_full_round(study: Study) -> None:
-    first = align(study, QUICK, MARKS)
+    first = align(study, QUICK, LABELS)
     generate(study, GenerateConfig(model=first.name))
     pairs = zip(study.feedback.ratings(), study.samples(first.name), strict=True)
     labels = [dataclasses.replace(r, id=r.id + "2", sample_id=s.id) for r, s in pairs]
     study.feedback.add_ratings(labels)
     config = dataclasses.replace(QUICK, model=first.name, lora_rank=2, name="two")
-    second = align(study, config, MARKS)
+    second = align(study, config, LABELS)
     assert second.result["trainable_weights"] < first.result["trainable_weights"] / 10
     assert [p.name for p in second.weights.iterdir()] == ["pytorch_lora_weights.safetensors"]
     assert moved(study, second.name, first.name) > 0
@@ -278,7 +284,7 @@ def test_nan_reward_stops_before_training(study: Study, monkeypatch: pytest.Monk
 def test_one_kind_of_rating_is_refused(tmp_path: Path, good_every: int, word: str) -> None:
     study = rated_study(tmp_path, good_every)
     with pytest.raises(UserError, match=f"no image of 'base' is rated {word}"):
-        align(study, QUICK, MARKS)
+        align(study, QUICK, LABELS)
     assert not (study.path / "runs/align-rwr").exists()
 
 
@@ -293,13 +299,13 @@ def test_missing_things_are_named_before_a_model_loads(
     with pytest.raises(UserError, match="no images of 'runs/align-x' for train prompts"):
         align(study, dataclasses.replace(QUICK, model="runs/align-x"))
     with pytest.raises(UserError, match="batch_size 8 is no multiple"):
-        align(study, dataclasses.replace(QUICK, micro_batch_size=3), MARKS)
+        align(study, dataclasses.replace(QUICK, micro_batch_size=3), LABELS)
     empty = random_study(tmp_path / "empty", pretraining="")
     with pytest.raises(UserError, match="no images of 'base'"):
-        align(empty, QUICK, MARKS)
+        align(empty, QUICK, LABELS)
     bare = Study(study.path, dataclasses.replace(study.info, pretraining=""))
     with pytest.raises(UserError, match="needs pre-training images"):
-        align(bare, QUICK, MARKS)
+        align(bare, QUICK, LABELS)
     assert not (study.path / "runs/align-rwr").exists()
 
 
@@ -307,7 +313,7 @@ def test_missing_latents_are_named(study: Study) -> None:
     shard = study.samples()[0].latents
     (study.path / shard).unlink()
     with pytest.raises(UserError, match=f"{shard} are missing or damaged"):
-        align(study, QUICK, MARKS)
+        align(study, QUICK, LABELS)
 
 
 def test_pretraining_images_are_encoded_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,11 +331,11 @@ def test_pretraining_images_are_encoded_once(study: Study, monkeypatch: pytest.M
 def test_plan_counts(study: Study) -> None:
     sizes = plan(study, QUICK)
     assert sizes["images in all"] == 24
-    assert sizes["passes over the own images, about"] == 2.0
+    assert sizes["passes over the samples, about"] == 2.0
 
 
 def test_saved_average_is_what_load_policy_gives(study: Study) -> None:
-    run = align(study, QUICK, MARKS)
+    run = align(study, QUICK, LABELS)
     saved = load_file(run.weights / "unet/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(saved[n], v) for n, v in unet(study, run.name).items())
 
@@ -350,7 +356,7 @@ def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
         align(study, dataclasses.replace(config, name="marks"), RewardWeighted(weight="product"))
 
 
-def test_natural_images_have_the_size_of_the_own_ones(tmp_path: Path) -> None:
+def test_pretraining_images_have_the_size_of_the_samples(tmp_path: Path) -> None:
     """Images may be drawn at another size than the study's."""
     study = random_study(tmp_path)
     generate(study, GenerateConfig(per_prompt=2, image_size_px=16))

@@ -68,11 +68,11 @@ def test_pretraining_rows_are_drawn_with_the_others() -> None:
         ({"unrated": False}, {0: 0.9, 1: 0.4, 2: 0.7}),
         ({"reward_threshold": 0.5}, {0: 0.9, 1: 0.0, 2: 0.7, 3: 0.0}),
         ({"weight": "product", "reward_threshold": 0.35}, {0: 0.9, 1: 0.0, 2: 0.35, 3: 0.0}),
-        ({"weight": "mark"}, {0: 1.0, 1: 0.0, 2: 0.5}),
+        ({"weight": "label"}, {0: 1.0, 1: 0.0, 2: 0.5}),
         ({"weight": "product"}, {0: 0.9, 1: 0.0, 2: 0.35, 3: 0.2}),
     ],
 )
-def test_weights_of_own_images(options: dict[str, object], expected: dict[int, float]) -> None:
+def test_weights_of_samples(options: dict[str, object], expected: dict[int, float]) -> None:
     rows = rows_with([1.0, 0.0, 0.5, NAN], [0.9, 0.4, 0.7, 0.2])
     index, weight = RewardWeighted(**options).weighted_rows(rows)
     assert dict(zip(index.tolist(), weight.tolist(), strict=True)) == pytest.approx(expected)
@@ -84,8 +84,8 @@ def test_weights_of_own_images(options: dict[str, object], expected: dict[int, f
         ({}, {"reward"}),
         ({"unrated": False}, {"data", "reward"}),
         ({"weight": "product"}, {"data", "reward"}),
-        ({"weight": "mark"}, {"data"}),
-        ({"weight": "mark", "unrated": False}, {"data"}),
+        ({"weight": "label"}, {"data"}),
+        ({"weight": "label", "unrated": False}, {"data"}),
     ],
 )
 def test_what_is_needed_with_which_options(options: dict, required: set[str]) -> None:

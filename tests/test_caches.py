@@ -69,7 +69,7 @@ def other_size(study: Study) -> None:
 
 
 @pytest.mark.parametrize("change", [replaced_images, other_vae, other_size])
-def test_latents_of_natural_images_are_made_anew(
+def test_latents_of_pretraining_images_are_made_anew(
     study: Study, change: Callable[[Study], None]
 ) -> None:
     first, _ = rows(study)
@@ -78,7 +78,7 @@ def test_latents_of_natural_images_are_made_anew(
     assert not torch.equal(rows(study)[0], first)
 
 
-def test_captions_of_natural_images_are_read_anew(study: Study) -> None:
+def test_captions_of_pretraining_images_are_read_anew(study: Study) -> None:
     assert set(rows(study)[1]) == {"two red cats"}
     metadata = Path(study.info.pretraining) / "metadata.jsonl"
     metadata.write_text(metadata.read_text().replace("two red cats", "one red cat!"))
@@ -94,7 +94,7 @@ def test_latents_in_another_number_format_are_others(study: Study) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:50], lambda b: b[:-64] + b"\xff" * 64])
-def test_damaged_latents_of_natural_images_are_made_anew(
+def test_damaged_latents_of_pretraining_images_are_made_anew(
     study: Study, damage: Callable[[bytes], bytes]
 ) -> None:
     """Cut short, or no longer numbers."""
@@ -104,7 +104,7 @@ def test_damaged_latents_of_natural_images_are_made_anew(
     assert torch.equal(rows(study)[0], first)
 
 
-def test_natural_images_in_another_place_are_the_same(study: Study, tmp_path: Path) -> None:
+def test_pretraining_images_in_another_place_are_the_same(study: Study, tmp_path: Path) -> None:
     first, _ = rows(study)
     (tmp_path / "natural").rename(tmp_path / "moved")
     study.info = replace(study.info, pretraining=str(tmp_path / "moved"))

@@ -157,7 +157,7 @@ def test_sharded_weights_are_written_by_two_processes_and_read_by_any_number(
     for launcher, what in ((two, "write"), ((), "read")):
         done = subprocess.run(
             [sys.executable, *launcher, str(script), str(run), what],
-            capture_output=True, text=True, check=False, timeout=240,
+            capture_output=True, text=True, check=False, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "3"]

@@ -127,7 +127,7 @@ def test_a_wrong_line_is_found():
 
 
 PARTS = [
-    ["draw", "study", "base", "clip", "natural"], ["mark", "study"], ["learn", "study"],
+    ["draw", "study", "base", "clip", "natural"], ["rate", "study"], ["learn", "study"],
     ["compare", "study", "base", "runs/align-rwr"],
     ["compare", "study", "base", "base@best-of-16"],
     ["compare", "study", "base@best-of-16", "runs/align-rwr"], ["measure", "study"],
@@ -171,7 +171,7 @@ def test_the_paper_s_recipe_is_a_whole_story(tmp_path: Path, stand_in: dict[str,
 
 def test_the_recipes_say_what_they_miss(tmp_path: Path, stand_in: dict[str, str]):
     assert run("lee2023.sh", ["paint", "s"], stand_in, tmp_path).returncode == 2
-    assert "the folder of the study" in run("lee2023.sh", ["mark"], stand_in, tmp_path).stderr
+    assert "the folder of the study" in run("lee2023.sh", ["rate"], stand_in, tmp_path).stderr
     assert run("lee2023_tiny.sh", ["study"], stand_in, tmp_path).returncode == 0
     for line in (tmp_path / "said").read_text().splitlines():
         refuse_wrong(line)

@@ -21,7 +21,7 @@ from sayso.judges.people import People
 from sayso.reporting.page import render
 from sayso.reporting.report_data import ReportData
 from sayso.reporting.summary import summarise
-from sayso.stages._training_data import samples_of
+from sayso.stages._training_data import labels_of
 from sayso.stages.agreement import agreement
 from sayso.stages.evaluate import _compared, _Gathered
 from sayso.stages.export import ExportConfig, export
@@ -270,7 +270,7 @@ READERS: dict[str, tuple[Callable[[Case], object], set[str]]] = {
     ),
     "fit": (lambda c: collect(c.study, FitConfig(raters="people")).labels, LABELS | {"decision"}),
     "align": (
-        lambda c: samples_of(c.study, BASE, "share", simulated=False).labels,
+        lambda c: labels_of(c.study, c.study.samples(BASE), "share", simulated=False),
         LABELS | {"decision"},
     ),
     "evaluate by people": (judged_by_people, LABELS | {"decision"}),

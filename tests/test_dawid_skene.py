@@ -128,7 +128,7 @@ def test_nobody_is_called_careless_among_careful_raters(seed: int) -> None:
     assert [row.rater for row in rows if row.careless] == []
 
 
-def test_who_always_answers_the_same_guesses_too() -> None:
+def test_who_always_votes_the_same_guesses_too() -> None:
     item_votes, _ = crowd(3, careless=CARELESS)
     item_votes = [b._replace(value="good") if b.rater == "r07" else b for b in item_votes]
     judged, model = fitted(item_votes)

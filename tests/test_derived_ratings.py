@@ -51,7 +51,7 @@ def test_wins_less_losses_decide() -> None:
     assert derived(*votes) == derived(*votes[::-1]) == expected
 
 
-def test_what_the_mark_tells() -> None:
+def test_what_the_rating_tells() -> None:
     votes = [
         compared("a", "b", "left", answered_at=9.0, simulated=True, question="fidelity"),
         compared("a", "c", "left", answered_at=5.0, simulated=True, question="fidelity"),
@@ -93,7 +93,7 @@ def test_only_what_was_said_of_single_images_counts() -> None:
     assert derived(*useless, compared("x", "y", "left")) == {"x": "good", "y": "bad"}
 
 
-def test_an_earlier_mark_is_replaced_when_the_balance_has_changed() -> None:
+def test_an_earlier_rating_is_replaced_when_the_balance_has_changed() -> None:
     old = a_rating("a", "good", DERIVED)
     assert derived(old, compared("a", "b", "left")) == {"b": "bad"}
     made = ratings_from_comparisons(map(Recorded, [compared("a", "b", "right"), old]))

@@ -359,7 +359,7 @@ def test_fidelity_compares_what_was_drawn_for_captions(
     found = features.fidelity(study, syn.ALIGNED, drawn, study.info.sampler)
     assert found["base"]["frechet"] == pytest.approx(0, abs=1e-6)
     assert (found["n"], found["dimensions"]) == (8, 3)
-    assert found["natural"]["frechet"] > 1e-4
+    assert found["pretraining"]["frechet"] > 1e-4
     assert found["base"]["precision"] == 1.0
 
 

@@ -253,7 +253,7 @@ def test_bad_addresses(url: str):
         Feedback(url)
 
 
-def test_postgresql_that_does_not_answer_hides_the_password():
+def test_postgresql_that_does_not_respond_hides_the_password():
     pytest.importorskip("psycopg")
     store = Feedback("postgresql://me:secret@127.0.0.1:1/votes")
     with pytest.raises(UserError, match="check its address") as error:

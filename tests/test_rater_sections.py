@@ -284,7 +284,23 @@ def test_prompts_of_no_known_category_are_in_no_group() -> None:
     assert section.groups["all"].items == 3
 
 
-def test_accuracy_of_labels_by_hand() -> None:
-    truth = {"a": True, "b": False, "c": True, "d": True}
-    found = label_quality({"a": 0.9, "b": 0.1, "c": 0.6, "d": 0.4}, truth)
-    assert found["accuracy"] == 3 / 4
+def test_quality_of_labels_by_hand() -> None:
+    """Images that have both; a label of 1/2 is half right."""
+    labels = {"a": 0.9, "b": 0.1, "c": 0.5, "d": 0.4, "no-truth": 1.0}
+    truth = {"a": True, "b": False, "c": True, "d": True, "no-label": False}
+    assert label_quality(labels, truth) == {
+        "n": 4,
+        "accuracy": pytest.approx((1 + 1 + 0.5 + 0) / 4),
+        "squared_error": pytest.approx((0.01 + 0.01 + 0.25 + 0.36) / 4),
+    }
+    nothing = {"n": 0, "accuracy": None, "squared_error": None}
+    assert label_quality(labels, {"no-label": True}) == nothing
+
+
+def test_label_gain_is_of_images_with_both_labels_and_a_truth() -> None:
+    only, prompt_of = label_gain(LABELS, OTHERS, TRUTH, PROMPT_OF), {**PROMPT_OF, "x": "p0"}
+    assert label_gain({**LABELS, "x": 1.0}, OTHERS, TRUTH, prompt_of) == only
+    assert label_gain(LABELS, {**OTHERS, "x": 1.0}, TRUTH, prompt_of) == only
+    assert label_gain(LABELS, OTHERS, {**TRUTH, "x": True}, prompt_of) == only
+    none = label_gain(LABELS, {}, TRUTH, PROMPT_OF)
+    assert all(math.isnan(x) for x in (none.value, none.low, none.high))

@@ -76,7 +76,7 @@ def test_table_by_hand() -> None:
     assert plain(a)["skill"] == {"value": None, "low": None, "high": None}
 
 
-def test_who_answers_always_the_same_agrees_by_chance_alone() -> None:
+def test_who_votes_always_the_same_agrees_by_chance_alone() -> None:
     found = table_of(
         [*votes_of("a", "gggggggg"), *votes_of("b", "ggggggbb"), *votes_of("c", "ggggggbb")]
     )

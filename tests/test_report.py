@@ -121,7 +121,7 @@ def test_simulated_raters_are_named_where_they_judged(html: str) -> None:
     assert "by 2 simulated raters" in text
 
 
-def test_every_picture_bears_a_mark_that_is_not_only_a_colour(study: Study, html: str) -> None:
+def test_every_picture_has_a_verdict_that_is_not_only_a_colour(study: Study, html: str) -> None:
     shown = gallery.cards(study, ReportData(study).models, ReportData(study).scores, 16, 4)
     pictures = [p for card in shown for row in card.rows for p in row.pictures]
     assert len(pictures) == 16 * 3 * 4

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from sayso.base.devices import best_precision
 from sayso.prompts.grammar import load_grammar
 from sayso.rewards import RatedSamples
 from sayso.rewards.clip_head import ClipHead, _Fit, _grammar
+from sayso.rewards.clip_score import ClipScore
 from sayso.stages.fit import FitConfig, collect
 from sayso.study.study import Study
 
@@ -302,6 +304,23 @@ def test_everything_lies_where_clip_computes(
     fitting = _Fit(reward, study, rated, study.run("fit", f"r{next(RUNS)}", {}))
     tensors = [fitting.images, fitting.texts, fitting.labels, *reward.head.parameters()]
     assert {t.device.type for t in tensors} == {"meta"}
+
+
+def test_stored_embeddings_are_scored_where_clip_computes(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def score(self: ClipScore, images: Tensor, texts: Tensor) -> Tensor:
+        seen.extend([images.device.type, texts.device.type])
+        return torch.zeros(len(images))
+
+    monkeypatch.setattr(ClipScore, "score_embeddings", score)
+    monkeypatch.setattr("sayso.rewards._contract.embed_samples", lambda *_: torch.zeros(2, 24))
+    reward = ClipScore()
+    reward.clip = SimpleNamespace(texts=lambda texts: torch.zeros(len(texts), 24, device="meta"))  # type: ignore[assignment]
+    reward.score_samples(study, study.samples()[:2], ["a", "b"])
+    assert seen == ["meta", "meta"]
 
 
 def test_bf16_does_not_follow_the_devices_usual_half(

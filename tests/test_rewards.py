@@ -285,6 +285,13 @@ def test_clip_is_loaded_to_the_device_asked_for(
     assert seen == [(study.info.clip_model, "meta")]
 
 
+def test_a_fit_may_be_named_by_any_path_to_it(study: Study) -> None:
+    path = study.path / "runs" / "fit-clip_head"
+    found, named = load_reward(study, str(path)), load_reward(study, "runs/fit-clip_head")
+    assert found == named
+    assert reward_folders(study, str(path)) == reward_folders(study, "runs/fit-clip_head")
+
+
 def test_unknown_reward_names_the_nearest(study: Study) -> None:
     with pytest.raises(UserError, match="did you mean 'runs/fit-clip_head'"):
         load_reward(study, "runs/fit-clip_hed")

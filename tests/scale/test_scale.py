@@ -44,7 +44,7 @@ def test_align_starts_soon_and_in_little_memory(tmp_path: Path, pytestconfig: py
     done = subprocess.run(
         [
             sys.executable, "-c", COMMAND, str(LIMIT_BYTES), "align", str(study.path), "--weight",
-            "mark", "--pretraining-images", str(rows), "--max-steps", "20", "--batch-size", "64",
+            "label", "--pretraining-images", str(rows), "--max-steps", "20", "--batch-size", "64",
             "--mixed-precision", "no",
         ],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -52,7 +52,7 @@ def test_align_starts_soon_and_in_little_memory(tmp_path: Path, pytestconfig: py
     assert done.returncode == 0, done.stderr
     run = study.find_run("align-rwr")
     assert run.result["steps"] == 20
-    assert (run.result["own_images"], run.result["pretraining_images"]) == (rows, rows)
+    assert (run.result["samples"], run.result["pretraining_images"]) == (rows, rows)
     first = float(done.stdout.split("first step:")[1].split()[0])
     print(json.dumps({"rows": rows, "first_step_cpu_s": first}))
     assert first < FIRST_STEP_S

@@ -110,9 +110,9 @@ def test_sft_moves_to_the_good_ones(base: ToyPolicy, own: Tensor, tmp_path: Path
 
 def test_marks_and_rewards_are_not_mixed_up(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
     marks, rewards = (corner(own) == 3).float(), (corner(own) == 0).float()
-    by_mark = tune(base, rwr(weight="mark"), own, rewards, marks, tmp_path / "m")
+    by_label = tune(base, rwr(weight="label"), own, rewards, marks, tmp_path / "m")
     by_reward = tune(base, rwr(), own, rewards, marks, tmp_path / "r")
-    assert shares(by_mark)[3] > 0.9
+    assert shares(by_label)[3] > 0.9
     assert shares(by_reward)[0] > 0.9
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from rating_studies import BASE, TUNED, Office, make_study
+from rating_studies import BASE, TUNED, RatingApp, make_study
 from sqlalchemy import RowMapping, select, update
 
 from sayso.feedback import vote_tables, work_tables
@@ -34,7 +34,7 @@ class WallClock:
 class Served:
     """A running app and what its store holds."""
 
-    office: Office
+    app: RatingApp
     url: str = ""
 
     @property
@@ -42,13 +42,13 @@ class Served:
         return self.link_of("ann")
 
     def link_of(self, name: str) -> str:
-        return f"{self.url}/in/{self.office.links[name]}"
+        return f"{self.url}/in/{self.app.links[name]}"
 
     def rows(self) -> list[RowMapping]:
         """Every row of every vote, in the order stored."""
-        kind = self.office.options.kind
+        kind = self.app.options.kind
         table = vote_tables.comparisons if kind == "compare" else vote_tables.ratings
-        with self.office.site.read() as db:
+        with self.app.site.read() as db:
             return list(db.execute(select(table).order_by(table.c.seq)).mappings())
 
     def live(self) -> dict[str, str]:
@@ -57,16 +57,16 @@ class Served:
         return {item: value for item, value in heads.items() if value != "retracted"}
 
     def set_state(self, state: str) -> None:
-        with self.office.site.write() as db:
+        with self.app.site.write() as db:
             db.execute(update(work_tables.tasks).values(state=state))
 
     def write_guideline(self, text: str, base_version: int = 0) -> None:
-        with self.office.site.write() as db:
+        with self.app.site.write() as db:
             people.write_guideline(db, text, "boss", base_version)
 
     def refused(self) -> int:
         """How many items were handed out and never come to their rater again."""
-        with self.office.site.read() as db:
+        with self.app.site.read() as db:
             given = select(work_tables.assignments).filter_by(state="refused")
             return len(db.execute(given).all())
 
@@ -83,9 +83,9 @@ def serve(
     else:
         study = make_study(folder, PROMPTS, -(-n // PROMPTS))
     clock = WallClock()
-    office = Office(study, options, names=names, clock=clock, root_path=root_path)  # type: ignore[arg-type]
-    with running(office.app) as url:
-        yield Served(office, url)
+    app = RatingApp(study, options, names=names, clock=clock, root_path=root_path)  # type: ignore[arg-type]
+    with running(app.asgi) as url:
+        yield Served(app, url)
 
 
 @contextmanager

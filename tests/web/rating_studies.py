@@ -86,7 +86,7 @@ class Clock:
 
 
 @dataclass
-class Office:
+class RatingApp:
     """A served study: its app, and the people who sign in."""
 
     study: Study
@@ -112,7 +112,7 @@ class Office:
             self.study, database, task, self.local, self.clock, split_tie=self.options.split_tie,
             root_path=self.root_path,
         )  # fmt: skip
-        self.app = create_app(self.site)
+        self.asgi = create_app(self.site)
 
     def client(self, name: str = "ann") -> "Rater":
         return Rater(self, name)
@@ -129,11 +129,11 @@ def _role(name: str) -> str:
 class Rater:
     """A browser of one rater: cookie, token, and the calls of the page."""
 
-    def __init__(self, office: Office, name: str) -> None:
-        self.office, self.name = office, name
-        self.http = TestClient(office.app, base_url=ADDRESS, raise_server_exceptions=False)
-        if name in office.links:
-            self.http.get(f"/in/{office.links[name]}")
+    def __init__(self, app: RatingApp, name: str) -> None:
+        self.app, self.name = app, name
+        self.http = TestClient(app.asgi, base_url=ADDRESS, raise_server_exceptions=False)
+        if name in app.links:
+            self.http.get(f"/in/{app.links[name]}")
         self.token = ""
         self.session()
 
@@ -155,7 +155,7 @@ class Rater:
         return self.next(n, have)["pages"]
 
     def body(self, item: str, value: str = "good", **more: object) -> dict[str, Any]:
-        now = self.office.clock.now * 1000
+        now = self.app.clock.now * 1000
         return {
             "id": uuid.uuid4().hex, "item_id": item, "question": "alignment",
             "value": value, "shown_at": now - 1500, "answered_at": now, "latency_ms": 1500,

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rating_studies import BASE, Office, Rater, make_study
+from rating_studies import BASE, Rater, RatingApp, make_study
 
-from sayso.web.admin import counts as admin_counts
-from sayso.web.admin import overview
+from sayso.web import slow_counts
+from sayso.web.admin import numbers
 from sayso.web.work.tasks import TaskOptions
 
 
@@ -18,85 +18,84 @@ def submit(rater: Rater, path: str, **fields: object) -> Any:
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> Office:
+def app(tmp_path: Path) -> RatingApp:
     study = make_study(tmp_path, per_prompt=5)
     gold: Any = {s.id: "good" for s in study.samples(BASE)[:2]}
     options = TaskOptions(
         overlap=2, gold=gold, gold_share=0.2, attention_share=0.2, per_prompt=3
     )  # fmt: skip
-    return Office(study, options, names=("ann", "bob", "eve", "boss"))
+    return RatingApp(study, options, names=("ann", "bob", "eve", "boss"))
 
 
-def rows(office: Office) -> dict[str, dict[str, Any]]:
-    with office.site.read() as db:
-        task = overview.tasks(db)[0]
-        votes = overview.live_votes(db, task)
-        so_far = overview.totals(votes, office.clock.now)
-        return {row["name"]: row for row in overview.raters(db, so_far)}
+def rows(app: RatingApp) -> dict[str, dict[str, Any]]:
+    with app.site.read() as db:
+        task = numbers.tasks(db)[0]
+        votes = numbers.live_votes(db, task)
+        so_far = numbers.totals(votes, app.clock.now)
+        return {row["name"]: row for row in numbers.raters(db, so_far)}
 
 
-def test_numbers_of_raters_and_progress(office: Office):
-    office.client().work()
-    office.client("bob").work(lambda _: "skip", most=3)
-    ann, bob = rows(office)["ann"], rows(office)["bob"]
+def test_numbers_of_raters_and_progress(app: RatingApp):
+    app.client().work()
+    app.client("bob").work(lambda _: "skip", most=3)
+    ann, bob = rows(app)["ann"], rows(app)["bob"]
     assert (
         ann["votes"]
         == ann["today"]
-        == office.table("select count(*) from ratings where rater = 'ann'")[0][0]
+        == app.table("select count(*) from ratings where rater = 'ann'")[0][0]
     )
     assert (ann["median_s"], ann["skip_share"], bob["skip_share"]) == (1.5, 0.0, 1.0)
     assert ann["gold_right"] == ann["gold_n"] > 0
     assert ann["attention_right"] == 0 < ann["attention_n"]
-    assert rows(office)["eve"]["votes"] == 0
-    with office.site.read() as db:
-        task = overview.tasks(db)[0]
-        votes = overview.live_votes(db, task)
-        so_far = overview.totals(votes, office.clock.now)
-        progress = overview.progress(db, task, so_far, office.clock.now)
+    assert rows(app)["eve"]["votes"] == 0
+    with app.site.read() as db:
+        task = numbers.tasks(db)[0]
+        votes = numbers.live_votes(db, task)
+        so_far = numbers.totals(votes, app.clock.now)
+        progress = numbers.progress(db, task, so_far, app.clock.now)
     assert progress["items"] == 10
     assert progress["votes_needed"] == 20
     assert progress["votes"] == 10 + sum(not v["shown"].get("gold") and not v["attention"]
                                          and v["rater"] == "bob" for v in votes)  # fmt: skip
     assert progress["raters_active"] == 2
     assert progress["votes_last_hour"] == len(votes)
-    assert sum(hour["votes"] for hour in overview.hours(votes, office.clock.now)) == len(votes)
-    shares = overview.rates(votes)
+    assert sum(hour["votes"] for hour in numbers.hours(votes, app.clock.now)) == len(votes)
+    shares = numbers.rates(votes)
     assert sum(rate["share"] for rate in shares) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/raters", "/gold", "/agreement", "/disagreements", "/guideline", "/export", "/audit"],
+    ["", "/raters", "/checks", "/agreement", "/disagreements", "/guideline", "/export", "/audit"],
 )
-def test_every_page_renders_empty_and_full(office: Office, path: str):
-    boss = office.client("boss")
+def test_every_page_renders_empty_and_full(app: RatingApp, path: str):
+    boss = app.client("boss")
     for work in (0, 20):
-        office.client().work(most=work)
-        office.client("bob").work(lambda _: "bad", most=work)
+        app.client().work(most=work)
+        app.client("bob").work(lambda _: "bad", most=work)
         page = boss.http.get(f"/admin{path}")
         assert page.status_code == 200
         assert "meadow" in page.text
 
 
 def test_numbers_that_take_long_are_not_counted_for_each_look(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    app: RatingApp, monkeypatch: pytest.MonkeyPatch
 ):
     """What an admin changes shows at once all the same."""
     counted: list[int] = []
-    count = overview.totals
+    count = numbers.totals
     monkeypatch.setattr(
-        overview, "totals", lambda votes, now: counted.append(len(votes)) or count(votes, now)
+        numbers, "totals", lambda votes, now: counted.append(len(votes)) or count(votes, now)
     )
-    monkeypatch.setattr(admin_counts, "FREE_S", 60.0)
-    boss = office.client("boss")
+    monkeypatch.setattr(slow_counts, "SLOW_S", 60.0)
+    boss = app.client("boss")
     for page in ("/admin", "/admin/raters", "/admin"):
-        office.client().work(most=1)
+        app.client().work(most=1)
         assert "Counted at" not in boss.http.get(page).text
     assert counted == [1, 2, 3]
-    monkeypatch.setattr(admin_counts, "FREE_S", 0.0)
-    monkeypatch.setattr(admin_counts, "SHARE_OF_TIME", 1e-6)
+    monkeypatch.setattr(slow_counts, "SLOW_S", 0.0)
     for _ in range(3):
-        office.client().work(most=1)
+        app.client().work(most=1)
         assert "Counted at" in boss.http.get("/admin").text
     assert counted == [1, 2, 3, 4]
     page = submit(boss, "/admin/raters", action="add", name="zoe", role="rater").text
@@ -105,40 +104,40 @@ def test_numbers_that_take_long_are_not_counted_for_each_look(
 
 
 def test_careless_raters_are_flagged():
-    assert overview._flag((0, 2), (0, 2)) == ""
-    assert overview._flag((2, 5), (9, 10)) == "", "bad luck is no carelessness"
-    assert "3 of 10 attention" in overview._flag((5, 5), (3, 10))
-    assert "4 of 10 gold" in overview._flag((4, 10), (9, 10))
-    assert overview._flag((5, 5), (9, 10)) == ""
+    assert numbers._flag((0, 2), (0, 2)) == ""
+    assert numbers._flag((2, 5), (9, 10)) == "", "bad luck is no carelessness"
+    assert "3 of 10 attention" in numbers._flag((5, 5), (3, 10))
+    assert "4 of 10 gold" in numbers._flag((4, 10), (9, 10))
+    assert numbers._flag((5, 5), (9, 10)) == ""
 
 
-def test_adding_raters_and_links(office: Office):
-    boss = office.client("boss")
+def test_adding_raters_and_links(app: RatingApp):
+    boss = app.client("boss")
     page = submit(boss, "/admin/raters", action="add", name="zoe", role="reviewer").text
     link = re.search(r"http://127\.0\.0\.1:8321/in/([\w-]+)", page)
     assert link
-    office.links["zoe"] = link[1]
-    assert office.client("zoe").session()["rater"] == {"name": "zoe", "role": "reviewer"}
+    app.links["zoe"] = link[1]
+    assert app.client("zoe").session()["rater"] == {"name": "zoe", "role": "reviewer"}
     again = submit(boss, "/admin/raters", action="add", name="zoe", role="rater")
     assert (again.status_code, "already" in again.text) == (422, True)
     submit(boss, "/admin/raters", action="link", name="zoe")
-    assert office.client("zoe").session()["error"]["code"] == "not_signed_in"
+    assert app.client("zoe").session()["error"]["code"] == "not_signed_in"
     submit(boss, "/admin/raters", action="disable", name="ann")
-    assert office.client().session()["error"]["code"] == "not_signed_in"
+    assert app.client().session()["error"]["code"] == "not_signed_in"
     submit(boss, "/admin/raters", action="enable", name="ann")
-    assert office.client().session()["rater"]["name"] == "ann"
+    assert app.client().session()["rater"]["name"] == "ann"
 
 
-def test_a_list_of_names_adds_all_and_says_what_was_refused(office: Office):
-    boss = office.client("boss")
+def test_a_list_of_names_adds_all_and_says_what_was_refused(app: RatingApp):
+    boss = app.client("boss")
     names = "lou\r\n  mia \r\n\r\nann\r\nsimulated-9\r\nlou"
     page = submit(boss, "/admin/raters", action="add", name=names, role="rater",
                   address="https://rate.example.org/x/")  # fmt: skip
     assert page.status_code == 200
     links = re.findall(r"https://rate\.example\.org/x/in/[\w-]{32}", page.text)
     assert len(set(links)) == 3
-    assert "there is a rater &#39;ann&#39; already" in page.text
-    assert "For the study “meadow”" in page.text
+    assert "rater &#39;ann&#39; already exists" in page.text
+    assert "Study “meadow”" in page.text
     for name in ("lou", "mia", "simulated-9"):
         assert f'aria-label="Sign-in link of {name}"' in page.text
         assert f'aria-label="QR code of the sign-in link of {name}"' in page.text
@@ -146,31 +145,31 @@ def test_a_list_of_names_adds_all_and_says_what_was_refused(office: Office):
     assert 'data-confirm="Make a new sign-in link for lou? The old one stops working."' in page.text
     for odd in ("rate.example.org", "javascript:alert(1)", "https://", "https://a?b"):
         refused = submit(boss, "/admin/raters", action="link", name="lou", address=odd)
-        assert (refused.status_code, "no address of a server" in refused.text) == (422, True)
+        assert (refused.status_code, "not the address of a server" in refused.text) == (422, True)
     assert "name=\"address\" required value=\"http://127.0.0.1:8321\"" in boss.http.get(
         "/admin/raters").text  # fmt: skip
 
 
-def test_an_admin_excludes_a_rater_and_looks_at_the_answers(office: Office):
-    office.client().work(lambda _: "bad")
-    boss = office.client("boss")
-    answers = boss.http.get("/admin/raters/answers?name=ann").text
+def test_an_admin_excludes_a_rater_and_looks_at_the_votes(app: RatingApp):
+    app.client().work(lambda _: "bad")
+    boss = app.client("boss")
+    answers = boss.http.get("/admin/raters/votes?name=ann").text
     assert "attention check, right" in answers
     assert "gold check, wrong" in answers
     assert answers.count('class="case"') <= 24
     page = submit(boss, "/admin/raters", action="exclude", name="ann").text
     assert "excluded" in page
-    assert office.table("select votes from tasks") == [(0,)]
-    assert "they are kept and do not count" in boss.http.get(
-        "/admin/raters/answers?name=ann").text  # fmt: skip
+    assert app.table("select votes from tasks") == [(0,)]
+    assert "they are kept, but do not count" in boss.http.get(
+        "/admin/raters/votes?name=ann").text  # fmt: skip
     submit(boss, "/admin/raters", action="include", name="ann")
-    assert office.table("select votes from tasks") == [(10,)]
-    assert boss.http.get("/admin/raters/answers?name=nobody").status_code == 404
-    assert office.client("eve").http.get("/admin/raters/answers?name=ann").status_code == 403
+    assert app.table("select votes from tasks") == [(10,)]
+    assert boss.http.get("/admin/raters/votes?name=nobody").status_code == 404
+    assert app.client("eve").http.get("/admin/raters/votes?name=ann").status_code == 403
 
 
-def test_the_audit_tells_who_changed_what(office: Office):
-    boss = office.client("boss")
+def test_the_audit_tells_who_changed_what(app: RatingApp):
+    boss = app.client("boss")
     submit(boss, "/admin/task", action="pause")
     submit(boss, "/admin/raters", action="add", name="zoe", role="reviewer")
     submit(boss, "/admin/raters", action="link", name="zoe")
@@ -179,26 +178,26 @@ def test_the_audit_tells_who_changed_what(office: Office):
     submit(boss, "/admin/raters", action="exclude", name="ann")
     submit(boss, "/admin/guideline", text="First.", base_version=0)
     submit(boss, "/admin/guideline", text="First.", base_version=1)
-    found = office.table("select author, action, about from audit order by seq")
+    found = app.table("select author, action, about from audit order by seq")
     assert found == [
-        ("boss", "pause", office.options.name), ("boss", "add", "zoe, reviewer"),
+        ("boss", "pause", app.options.name), ("boss", "add", "zoe, reviewer"),
         ("boss", "link", "zoe"), ("boss", "disable", "zoe"), ("boss", "exclude", "ann"),
         ("boss", "guideline", "as version 1"),
     ]  # fmt: skip
     page = boss.http.get("/admin/audit").text
-    assert "made a new sign-in link of zoe" in page
+    assert "made a new sign-in link for zoe" in page
     assert page.index("excluded the votes of ann") < page.index("paused the task")
-    assert office.client("eve").http.get("/admin/audit").status_code == 403
+    assert app.client("eve").http.get("/admin/audit").status_code == 403
 
 
-def test_guideline_versions(office: Office):
-    boss = office.client("boss")
+def test_guideline_versions(app: RatingApp):
+    boss = app.client("boss")
     submit(boss, "/admin/guideline", text="First.", base_version=0)
     assert "First." in boss.http.get("/admin/guideline").text
     late = submit(boss, "/admin/guideline", text="Mine.", base_version=0)
     assert late.status_code == 409
     assert "Mine." in late.text
     submit(boss, "/admin/guideline", text="Second.", base_version=1)
-    assert office.table("select version, text, author from guidelines order by version") == [
+    assert app.table("select version, text, author from guidelines order by version") == [
         (1, "First.", "boss"), (2, "Second.", "boss"),
     ]  # fmt: skip

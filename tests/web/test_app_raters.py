@@ -238,7 +238,7 @@ def test_a_rater_who_is_switched_off_is_named(study: Study) -> None:
         rate(study, through_app(raters=2, overlap=2, per_prompt=1))
 
 
-def test_what_nobody_can_judge_is_refused_before_anything_is_stored(study: Study) -> None:
+def test_what_nobody_can_read_is_refused_before_anything_is_stored(study: Study) -> None:
     picture = study.path / study.samples("base")[-1].path
     picture.write_bytes(picture.read_bytes()[:70])
     with pytest.raises(UserError, match="damaged"):

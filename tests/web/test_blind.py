@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
+from rating_studies import BASE, TUNED, Rater, RatingApp, items_of, make_study
 from scipy.stats import chisquare
 
 from sayso.base.types import digest
@@ -19,9 +19,9 @@ from sayso.web.work.opening import open_task
 from sayso.web.work.tasks import TaskOptions
 
 
-def everything_received(office: Office, name: str = "ann") -> bytes:
+def everything_received(app: RatingApp, name: str = "ann") -> bytes:
     """All answers of a whole session, headers, addresses and pictures included."""
-    rater, received = office.client(name), []
+    rater, received = app.client(name), []
     rater.http.event_hooks["response"] = [lambda answer: received.append(answer)]
     rater.http.get("/")
     rater.session()
@@ -41,19 +41,19 @@ def everything_received(office: Office, name: str = "ann") -> bytes:
     ).lower()
 
 
-def secrets_of(office: Office) -> set[str]:
+def secrets_of(app: RatingApp) -> set[str]:
     """What would tell a rater the model: names, ids, paths, hashes of them and of the files."""
     told = {
-        office.options.identity,
-        office.site.task,
+        app.options.identity,
+        app.site.task,
         TUNED,
         "secretmodel",
         "align-",
         "images/",
-        str(office.study.path),
+        str(app.study.path),
     }
-    for sample in office.study.samples():
-        content = (office.study.path / sample.path).read_bytes()
+    for sample in app.study.samples():
+        content = (app.study.path / sample.path).read_bytes()
         told |= {sample.id, sample.path, digest(sample.id), hashlib.sha256(content).hexdigest()}
         told |= {hashlib.md5(content).hexdigest(), hashlib.sha256(sample.id.encode()).hexdigest()}
         told |= {hashlib.sha1(content).hexdigest(), sample.prompt_id}
@@ -66,26 +66,26 @@ def secrets_of(office: Office) -> set[str]:
 
 def test_a_comparison_session_tells_no_model(tmp_path: Path):
     study = make_study(tmp_path, prompts=6, per_prompt=8, models=(BASE, TUNED))
-    office = Office(study, TaskOptions(kind="compare", right=TUNED, attention_share=0.2))
-    received = everything_received(office)
+    app = RatingApp(study, TaskOptions(kind="compare", right=TUNED, attention_share=0.2))
+    received = everything_received(app)
     assert len(study.feedback.comparisons()) > 12
     assert len(received) > 50_000
-    assert not [secret for secret in secrets_of(office) if secret.lower().encode() in received]
+    assert not [secret for secret in secrets_of(app) if secret.lower().encode() in received]
 
 
 def test_a_rating_session_tells_no_model(tmp_path: Path):
     study = make_study(tmp_path, models=(TUNED,))
     options = TaskOptions(model=TUNED, images_per_page=3, attention_share=0.2)
-    office = Office(study, options)
-    received = everything_received(office)
+    app = RatingApp(study, options)
+    received = everything_received(app)
     assert len(study.feedback.counts(simulated=False)) == 12
-    assert not [secret for secret in secrets_of(office) if secret.lower().encode() in received]
+    assert not [secret for secret in secrets_of(app) if secret.lower().encode() in received]
 
 
 def test_pictures_keep_their_pixels_and_lose_their_metadata(tmp_path: Path):
-    office = Office(make_study(tmp_path))
-    stored = {Image.open(office.study.path / s.path).tobytes() for s in office.study.samples(BASE)}
-    ann = office.client()
+    app = RatingApp(make_study(tmp_path))
+    stored = {Image.open(app.study.path / s.path).tobytes() for s in app.study.samples(BASE)}
+    ann = app.client()
     pages = ann.pages(10)
     for page in pages:
         answer = ann.http.get(page["items"][0]["image"]["url"])
@@ -132,12 +132,12 @@ def test_transparency_is_white_and_pictures_stand_upright():
 
 
 def test_pictures_come_in_the_size_shown_where_that_is_smaller(tmp_path: Path):
-    office = Office(make_study(tmp_path, prompts=1, per_prompt=2))
+    app = RatingApp(make_study(tmp_path, prompts=1, per_prompt=2))
     scene = Image.effect_noise((48, 48), 90).resize((900, 600)).convert("RGB")
-    paths = [office.study.path / sample.path for sample in office.study.samples(BASE)]
+    paths = [app.study.path / sample.path for sample in app.study.samples(BASE)]
     for path in paths:
         scene.save(path)
-    ann = office.client()
+    ann = app.client()
     url = ann.pages(2)[0]["items"][0]["image"]["url"]
     original = ann.http.get(url)
     assert Image.open(io.BytesIO(original.content)).tobytes() == scene.tobytes()
@@ -172,7 +172,7 @@ def test_small_and_plain_pictures_stay_as_they_are():
 
 
 def test_the_rest_of_a_picture_can_be_asked_for(tmp_path: Path):
-    ann = Office(make_study(tmp_path)).client()
+    ann = RatingApp(make_study(tmp_path)).client()
     url = ann.pages()[0]["items"][0]["image"]["url"]
     whole = ann.http.get(url)
     rest = ann.http.get(url, headers={"Range": "bytes=10-"})
@@ -204,9 +204,9 @@ def test_a_picture_is_made_ready_once_and_by_its_content(monkeypatch: pytest.Mon
 
 
 def test_pictures_belong_to_one_rater(tmp_path: Path):
-    office = Office(make_study(tmp_path), names=("ann", "bob"))
-    url = office.client().pages()[0]["items"][0]["image"]["url"]
-    assert office.client("bob").http.get(url).status_code == 404
+    app = RatingApp(make_study(tmp_path), names=("ann", "bob"))
+    url = app.client().pages()[0]["items"][0]["image"]["url"]
+    assert app.client("bob").http.get(url).status_code == 404
 
 
 def red(rater: Rater, url: str) -> int:
@@ -218,9 +218,9 @@ def test_sides_are_stored_and_even_per_rater_and_pair(tmp_path: Path):
     names = tuple(f"rater{i}" for i in range(6))
     study = make_study(tmp_path, prompts=10, per_prompt=1, models=(BASE, TUNED))
     options = TaskOptions(kind="compare", right=TUNED, set_size=1, overlap=6, attention_share=0.0)
-    office = Office(study, options, names=names)
+    app = RatingApp(study, options, names=names)
     for name in names:
-        rater = office.client(name)
+        rater = app.client(name)
         while pages := rater.pages(10):
             for page in pages:
                 choice = "left" if red(rater, page["left"][0]["url"]) >= 100 else "right"
@@ -273,9 +273,9 @@ def test_no_counter_tells_which_pages_are_checks(tmp_path: Path, overlap: int):
     study = make_study(tmp_path, prompts=8, per_prompt=6)
     gold = {sample.id: "good" for sample in study.samples(BASE)[:4]}
     options = TaskOptions(gold=gold, gold_share=0.1, attention_share=0.2, overlap=overlap)
-    office = Office(study, options)
-    control = dict(office.table("select id, control from items"))
-    ann = office.client()
+    app = RatingApp(study, options)
+    control = dict(app.table("select id, control from items"))
+    ann = app.client()
     start = before = ann.session()["progress"]
     assert start["mine_total"] > 44
     assert start["project_total"] > 44 * overlap
@@ -309,19 +309,19 @@ def test_no_counter_tells_which_pages_are_checks(tmp_path: Path, overlap: int):
     assert Counter(map(bool, control.values()))[True] > 8
 
 
-def test_answers_taken_over_do_not_tilt_the_sides(tmp_path: Path):
+def test_votes_taken_over_do_not_tilt_the_sides(tmp_path: Path):
     study = make_study(tmp_path, prompts=40, per_prompt=1, models=(BASE, TUNED))
     prompts = study.prompts()
     options = TaskOptions(kind="compare", right=TUNED, set_size=1, attention_share=0.0)
     study.write_prompts(prompts[:20])
-    office = Office(study, options)
-    ann = office.client()
+    app = RatingApp(study, options)
+    ann = app.client()
     ann.work(lambda _: "left")
     study.write_prompts(prompts)
-    office.site.task = open_task(office.site.database, study, replace(options, seed=9))
+    app.site.task = open_task(app.site.database, study, replace(options, seed=9))
     seen: dict[str, bool] = {}
     while pages := ann.pages():
-        [[swapped]] = office.table(
+        [[swapped]] = app.table(
             f"select swapped from assignments where item = '{pages[0]['item_id']}'"
         )
         seen.setdefault(pages[0]["prompt"], bool(swapped))

@@ -10,8 +10,8 @@ from rating_studies import (
     BASE,
     SECRET,
     TUNED,
-    Office,
     Rater,
+    RatingApp,
     items_of,
     make_study,
     set_secret,
@@ -26,8 +26,8 @@ from sayso.study.study import Study
 from sayso.votes import counted
 from sayso.votes.item_votes import of_comparisons
 from sayso.web import serving
-from sayso.web.admin import overview
-from sayso.web.work import checks
+from sayso.web.admin import numbers
+from sayso.web.work import checks, foreign_prompts
 from sayso.web.work.excluding import set_excluded
 from sayso.web.work.tasks import TaskOptions, draft, read_gold
 
@@ -45,10 +45,10 @@ def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=11)
     gold: Any = gold_of(study, 4)
     options = TaskOptions(gold=gold, gold_share=0.05, attention_share=0.1, per_prompt=10)
-    office = Office(study, options, names=("ann", "bob"))
+    app = RatingApp(study, options, names=("ann", "bob"))
     kinds = set()
-    for name in office.names:
-        rater = office.client(name)
+    for name in app.names:
+        rater = app.client(name)
         for _ in range(38):
             (page,) = rater.pages()
             kinds.add(tuple(sorted(page)) + tuple(sorted(page["items"][0])))
@@ -64,17 +64,17 @@ def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
     assert all(c.shown["attention"] == "bad" for c in asked)
 
 
-def test_answers_to_attention_checks_are_no_labels(tmp_path: Path):
+def test_votes_on_attention_checks_are_no_labels(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=5)
-    office = Office(study, TaskOptions(attention_share=0.3, per_prompt=3))
-    office.client().work()
+    app = RatingApp(study, TaskOptions(attention_share=0.3, per_prompt=3))
+    app.client().work()
     asked = checks_of(study)
     samples = {s.id: s.prompt_id for s in study.samples()}
     prompts = {p.id: p for p in study.prompts()}
     assert len(asked) > 4
     for check in asked:
         shown, drawn = check.shown["prompt_id"], samples[check.sample_id]  # type: ignore[union-attr]
-        assert checks.is_surely_foreign(prompts[drawn], prompts[str(shown)])
+        assert foreign_prompts.is_surely_foreign(prompts[drawn], prompts[str(shown)])
     labelled = set(study.feedback.counts(simulated=False))
     assert len(labelled) == 8 * 3
     assert not labelled & {check.sample_id for check in asked}  # type: ignore[union-attr]
@@ -87,8 +87,8 @@ def test_attention_checks_of_comparisons(tmp_path: Path):
     options = TaskOptions(
         kind="compare", right=TUNED, set_size=2, attention_share=0.3, gold_share=0.0
     )
-    office = Office(study, options)
-    ann = office.client()
+    app = RatingApp(study, options)
+    ann = app.client()
     while pages := ann.pages():
         ann.answer(pages[0], lambda _: "left")
     asked = checks_of(study)
@@ -111,19 +111,18 @@ def test_a_page_with_a_gold_image_is_asked_of_everyone(tmp_path: Path):
     assert [item.expected for item in pages[3]] == ["", "good", ""]
 
 
-def compared(study: Study, seed: int) -> Office:
+def compared(study: Study, seed: int) -> RatingApp:
     options = TaskOptions(kind="compare", right=TUNED, set_size=2, attention_share=0.3, seed=seed)
-    return Office(study, options, names=())
+    return RatingApp(study, options, names=())
 
 
 def test_either_model_is_the_foreign_one_and_no_set_is_shown_in_both(tmp_path: Path):
     study = make_study(tmp_path, prompts=16, per_prompt=4, models=(BASE, TUNED))
     right: list[str] = []
     for seed in range(8):
-        office = compared(study, seed)
-        rows = office.table(
-            "select control, expected, samples, models from items "
-            f"where task = '{office.site.task}'"
+        app = compared(study, seed)
+        rows = app.table(
+            f"select control, expected, samples, models from items where task = '{app.site.task}'"
         )
         shown: dict[str, set[str]] = {"": set(), "attention": set()}
         for control, expected, samples, models in rows:
@@ -154,20 +153,21 @@ def test_who_keeps_its_prompt_comes_from_the_secret(tmp_path: Path):
 def test_a_comparison_without_spare_sets_has_no_checks_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    office = compared(make_study(tmp_path, 16, 2, models=(BASE, TUNED)), 0)
-    assert office.table("select count(*) from items where control <> ''") == [(0,)]
+    app = compared(make_study(tmp_path, 16, 2, models=(BASE, TUNED)), 0)
+    assert app.table("select count(*) from items where control <> ''") == [(0,)]
     monkeypatch.setattr(serving, "_run", lambda *_: None)
-    serving.serve(office.site, serving.Listening(port=free_port(), browser=False))
+    serving.serve(app.site, serving.Listening(port=free_port(), browser=False))
     said = capsys.readouterr()
     assert "Attention checks: 0 in use, 0 proposed, 0 struck" in said.out
-    assert re.search("Warning: no attention check is in use.*--per-prompt 8.*/admin/gold", said.err)
+    warning = "Warning: no attention check is in use.*--per-prompt 8.*/admin/checks"
+    assert re.search(warning, said.err)
 
 
 def test_checks_show_images_that_no_other_page_shows_where_there_are_any(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=6)
-    office = Office(study, TaskOptions(per_prompt=4, attention_share=0.3), names=())
+    app = RatingApp(study, TaskOptions(per_prompt=4, attention_share=0.3), names=())
     shown = "select samples from items where control = '{}'"
-    ordinary, checks = (set(office.table(shown.format(c))) for c in ("", "attention"))
+    ordinary, checks = (set(app.table(shown.format(c))) for c in ("", "attention"))
     assert len(checks) == 10
     assert not ordinary & checks
 
@@ -182,8 +182,8 @@ def test_a_picture_comes_to_nobody_as_a_check_and_as_work(
     options = TaskOptions(
         attention_share=0.3, overlap=overlap, images_per_page=images_per_page
     )  # fmt: skip
-    office = Office(study, options, names=("ann", "bob", "cy", "zoe"))
-    raters = [office.client(name) for name in office.names]
+    app = RatingApp(study, options, names=("ann", "bob", "cy", "zoe"))
+    raters = [app.client(name) for name in app.names]
     while sum(rater.work(most=2) for rater in raters):
         pass
     votes = study.feedback.ratings()
@@ -192,11 +192,11 @@ def test_a_picture_comes_to_nobody_as_a_check_and_as_work(
         seen[vote.rater, vote.sample_id] += 1
     assert set(seen.values()) == {1}, "nobody saw a picture twice"
     checks = checks_of(study)
-    assert {c.rater for c in checks} == set(office.names), "and yet there were checks for everyone"
+    assert {c.rater for c in checks} == set(app.names), "and yet there were checks for everyone"
     ordinary = [v for v in votes if "attention" not in v.shown]
     assert len(ordinary) == 48 * overlap, "and all the work was done"
-    assert office.table("select wanted - votes from tasks") == [(0,)]
-    with office.site.write() as db:  # a reviewer throws out somebody: others are asked once more
+    assert app.table("select wanted - votes from tasks") == [(0,)]
+    with app.site.write() as db:  # a reviewer throws out somebody: others are asked once more
         set_excluded(db, "zoe", True, "boss")
     while sum(rater.work(most=2) for rater in raters[:3]):
         pass
@@ -209,14 +209,14 @@ def test_who_works_alone_reads_that_no_check_comes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     study = make_study(tmp_path, prompts=8, per_prompt=3)
-    office = Office(study, TaskOptions(attention_share=0.3), names=("ann", "boss"))
+    app = RatingApp(study, TaskOptions(attention_share=0.3), names=("ann", "boss"))
     monkeypatch.setattr(serving, "_run", lambda *_: None)
-    serving.serve(office.site, serving.Listening(port=free_port(), browser=False))
+    serving.serve(app.site, serving.Listening(port=free_port(), browser=False))
     said = capsys.readouterr()
-    assert "8 in use (8 of them after others have judged the picture), 0 proposed" in said.out
-    assert "to nobody who works alone" in said.err
-    assert "8 of them after others" in office.client("boss").http.get("/admin/gold").text
-    assert office.client().work() == 24
+    assert "8 in use (8 of them after others have rated the picture), 0 proposed" in said.out
+    assert "never for somebody who works alone" in said.err
+    assert "8 of them after others" in app.client("boss").http.get("/admin/checks").text
+    assert app.client().work() == 24
     assert checks_of(study) == []
 
 
@@ -234,55 +234,55 @@ def test_pairs_of_plain_prompts_wait_for_an_admin(
     texts = ("a photo of a red car", "a photo of an automobile", "a photo of ripe cherries",
              "a photo of a castle at night")  # fmt: skip
     study = own_prompts(tmp_path, *texts)
-    office = Office(study, TaskOptions(attention_share=0.5, per_prompt=4), names=("ann", "boss"))
+    app = RatingApp(study, TaskOptions(attention_share=0.5, per_prompt=4), names=("ann", "boss"))
     states = "select standing, open, count(*) from items where control = 'attention' group by 1, 2"
-    assert office.table(states) == [("proposed", False, 8)]
-    assert office.client().work(most=5) == 5
+    assert app.table(states) == [("proposed", False, 8)]
+    assert app.client().work(most=5) == 5
     assert checks_of(study) == []
     monkeypatch.setattr(serving, "_run", lambda *_: None)
-    serving.serve(office.site, serving.Listening(port=free_port(), browser=False))
-    assert "an admin must look at the 8 proposed ones" in capsys.readouterr().err
-    boss = office.client("boss")
-    page = boss.http.get("/admin/gold").text
+    serving.serve(app.site, serving.Listening(port=free_port(), browser=False))
+    assert "an admin must confirm the 8 proposed ones" in capsys.readouterr().err
+    boss = app.client("boss")
+    page = boss.http.get("/admin/checks").text
     assert "0 in use, 8 proposed, 0 struck" in page
     assert "Careless raters go unnoticed" in page
     for action, left in (("confirm", [("", True, 8)]), ("strike", [("struck", False, 8)])):
-        [[items]] = office.table("select group_concat(id) from items where control = 'attention'")
+        [[items]] = app.table("select group_concat(id) from items where control = 'attention'")
         form = {"csrf": boss.token, "items": items, "action": action}
         answer = boss.http.post("/admin/checks", data=form)
         assert answer.status_code == 200
-        assert office.table(states) == left
+        assert app.table(states) == left
         if action == "confirm":
-            [[share]] = office.table("select check_share from tasks")
+            [[share]] = app.table("select check_share from tasks")
             assert share == pytest.approx(8 / 24)
-            office.client().work(most=8)
+            app.client().work(most=8)
             assert checks_of(study) != []
     assert checks_of(study) == []
 
 
-def test_answers_to_struck_checks_count_as_no_checks(tmp_path: Path):
+def test_votes_on_struck_checks_count_as_no_checks(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=5)
     options = TaskOptions(attention_share=0.3, per_prompt=3)
-    office = Office(study, options, names=("ann", "boss", "eve"))
-    office.client().work(lambda _: "good")
+    app = RatingApp(study, options, names=("ann", "boss", "eve"))
+    app.client().work(lambda _: "good")
     answered = checks_of(study)
     assert len(answered) > 4
     assert all(vote.value == "good" != vote.shown["attention"] for vote in answered)
-    boss, wrong = office.client("boss"), answered[0].shown["item"]
+    boss, wrong = app.client("boss"), answered[0].shown["item"]
 
     def decide(action: str, by: Rater = boss) -> int:
         form = {"csrf": by.token, "items": wrong, "action": action}
         return by.http.post("/admin/checks", data=form).status_code
 
     def right() -> tuple[int, int]:
-        with office.site.read() as db:
+        with app.site.read() as db:
             task = db.execute(select(work_tables.tasks)).mappings().one()
-            votes = overview.live_votes(db, task)
-        row = overview.totals(votes, office.clock.now).raters["ann"]
+            votes = numbers.live_votes(db, task)
+        row = numbers.totals(votes, app.clock.now).raters["ann"]
         return row["attention_right"], row["attention_n"]
 
     labels = study.feedback.counts(simulated=False)
-    assert decide("strike", office.client("eve")) == 403
+    assert decide("strike", app.client("eve")) == 403
     assert decide("strike") == 200
     assert right() == (0, len(answered) - 1)
     assert len(checks_of(study)) == len(answered) - 1
@@ -312,14 +312,14 @@ def test_who_sees_no_difference_in_a_check_of_comparisons_fails_none(
     options = TaskOptions(
         kind="compare", right=TUNED, set_size=2, attention_share=0.3, split_tie=split_tie
     )
-    office = Office(study, options, names=("ann", "boss"))
-    office.client().work(lambda _: value)
+    app = RatingApp(study, options, names=("ann", "boss"))
+    app.client().work(lambda _: value)
     n = len(checks_of(study))
     assert n > 3
-    with office.site.read() as db:
+    with app.site.read() as db:
         task = db.execute(select(work_tables.tasks)).mappings().one()
-        votes = overview.live_votes(db, task)
-    row = overview.totals(votes, office.clock.now).raters["ann"]
+        votes = numbers.live_votes(db, task)
+    row = numbers.totals(votes, app.clock.now).raters["ann"]
     failed = n if wrong else 0
     assert (row["attention_right"], row["attention_n"]) == (0, failed)
     item_votes = [
@@ -327,25 +327,25 @@ def test_who_sees_no_difference_in_a_check_of_comparisons_fails_none(
     ]
     assert [b.attention for b in item_votes if b.attention is not None] == [False] * failed
     assert len(item_votes) - failed == (0 if value == "skip" else 16), "a check is not a vote"
-    boss = office.client("boss")
-    answers = boss.http.get("/admin/raters/answers?name=ann").text
+    boss = app.client("boss")
+    answers = boss.http.get("/admin/raters/votes?name=ann").text
     assert ("check, wrong" in answers) is wrong
     assert ("check, does not count" in answers) is not wrong
-    share = boss.http.get("/admin/gold").text
+    share = boss.http.get("/admin/checks").text
     assert ("<small>of 1</small>" in share) is wrong
 
 
 def test_a_struck_check_that_somebody_holds_stays_struck(tmp_path: Path):
     study = make_study(tmp_path, prompts=8, per_prompt=3)
-    office = Office(study, TaskOptions(attention_share=0.5), names=("ann",))
-    ann = office.client()
+    app = RatingApp(study, TaskOptions(attention_share=0.5), names=("ann",))
+    ann = app.client()
     held = ann.pages(10)
-    with office.site.write() as db:
-        [ids] = zip(*office.table("select id from items where control = 'attention'"), strict=True)
-        assert checks.decide(db, office.site.task, ids, "struck") == len(ids) == 12
+    with app.site.write() as db:
+        [ids] = zip(*app.table("select id from items where control = 'attention'"), strict=True)
+        assert checks.decide(db, app.site.task, ids, "struck") == len(ids) == 12
     for page in held:
         ann.answer(page)
-    assert office.table("select distinct open from items where control = 'attention'") == [(False,)]
+    assert app.table("select distinct open from items where control = 'attention'") == [(False,)]
     assert checks_of(study) == []
     ann.work()
     assert ann.next()["done"]
@@ -371,14 +371,14 @@ def prompt(text: str, **slots: str) -> Prompt:
     ],
 )  # fmt: skip
 def test_which_prompts_are_surely_foreign(picture: Prompt, text: Prompt, surely: bool):
-    assert checks.is_surely_foreign(picture, text) is surely
+    assert foreign_prompts.is_surely_foreign(picture, text) is surely
 
 
 def test_words_that_all_prompts_share_tell_none_from_another():
     things = ("a castle", "cherries", "an old castle", "sand", "rain", "a boat", "ice", "wine",
               "a clown", "books", "a violin")  # fmt: skip
     photos = [prompt(f"a photo of {thing}") for thing in things]
-    fits = checks.Fits(photos)
+    fits = foreign_prompts.Fits(photos)
     assert fits.first_foreign(photos[0], photos[2:3], lambda p: p) is None
     assert fits.first_foreign(photos[0], photos[1:], lambda p: p) == (photos[1], "proposed")
 
@@ -389,7 +389,7 @@ def test_gold_files(tmp_path: Path):
     assert read_gold(path) == {"a": "good", "b": "bad"}
     for line in ({"sample_id": "a", "value": "skip"}, {"value": "good"}):
         path.write_text(json.dumps(line) + "\n")
-        with pytest.raises(UserError, match="line 1 is no gold answer"):
+        with pytest.raises(UserError, match="line 1 is not a gold item"):
             read_gold(path)
     with pytest.raises(UserError, match="missing"):
         read_gold(tmp_path / "none")
@@ -399,8 +399,8 @@ def test_gold_files(tmp_path: Path):
 
 
 def test_the_same_item_ids_for_all(tmp_path: Path):
-    office = Office(
+    app = RatingApp(
         make_study(tmp_path), TaskOptions(overlap=2, attention_share=0.0), names=("a", "b")
     )
-    ids = [{items_of(p)[0] for p in office.client(n).pages(10)} for n in "ab"]
+    ids = [{items_of(p)[0] for p in app.client(n).pages(10)} for n in "ab"]
     assert ids[0] & ids[1]

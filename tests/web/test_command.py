@@ -82,8 +82,8 @@ def test_raters_are_added_listed_and_switched_off(
         (["add", "ann\n"], None),
         (["link", "zoe"], "no rater 'zoe'"),
         (["off", "zoe"], "no rater 'zoe'"),
-        (["add", "\x07"], "is no name"),
-        (["add", "x" * 81], "is no name"),
+        (["add", "\x07"], "is not a valid name"),
+        (["add", "x" * 81], "is not a valid name"),
     ],
 )
 def test_refused_raters(tmp_path: Path, words: list[str], says: str | None):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from browser import answer, ready, saved, shown
 from page_actions import Start, browser_fixture, start_fixture
-from rating_studies import BASE, TUNED, Office, make_study
+from rating_studies import BASE, TUNED, RatingApp, make_study
 
 from sayso.web.work.tasks import TaskOptions
 
@@ -18,7 +18,7 @@ OPTIONS = TaskOptions(kind="compare", right=TUNED, set_size=1, attention_share=0
 @pytest.mark.parametrize("split", [False, True])
 def test_what_is_offered_and_stored(tmp_path: Path, split: bool):
     study = make_study(tmp_path, 4, 1, (BASE, TUNED))
-    ann = Office(study, replace(OPTIONS, split_tie=split)).client()
+    ann = RatingApp(study, replace(OPTIONS, split_tie=split)).client()
     ties = ["both_good", "both_bad"] if split else ["tie"]
     offered = ann.session()["task"]["answers"]
     assert offered == ["left", "right", *ties, "skip"]
@@ -31,7 +31,7 @@ def test_what_is_offered_and_stored(tmp_path: Path, split: bool):
 
 
 def test_a_skipped_comparison_is_not_asked_again_and_fills_its_place(tmp_path: Path):
-    ann = Office(make_study(tmp_path, 2, 1, (BASE, TUNED)), OPTIONS).client()
+    ann = RatingApp(make_study(tmp_path, 2, 1, (BASE, TUNED)), OPTIONS).client()
     assert ann.work(lambda _: "skip") == 4
     assert ann.next()["done"]
 
@@ -42,7 +42,7 @@ def test_split_ties_make_a_task_of_their_own():
 
 def test_the_page_skips_a_comparison_with_a_reason(start: Start) -> None:
     served, _, page = start(kind="compare", right=TUNED, set_size=1)
-    assert page.locator(".answer").evaluate_all("all => all.map(b => b.dataset.answer)") == [
+    assert page.locator(".choice").evaluate_all("all => all.map(b => b.dataset.value)") == [
         "left", "tie", "right", "skip",
     ]  # fmt: skip
     answer(page, "s")
@@ -58,7 +58,7 @@ def test_the_page_skips_a_comparison_with_a_reason(start: Start) -> None:
 
 def test_the_page_offers_two_kinds_of_tie(start: Start) -> None:
     served, _, page = start(kind="compare", right=TUNED, set_size=1, split_tie=True)
-    assert page.locator(".answer .label").all_inner_texts() == [
+    assert page.locator(".choice .label").all_inner_texts() == [
         "Left", "Both good", "Both bad", "Right", "Skip",
     ]  # fmt: skip
     page.keyboard.press("t")  # there is no plain tie
@@ -67,4 +67,4 @@ def test_the_page_offers_two_kinds_of_tie(start: Start) -> None:
     answer(page, "b")
     saved(page)
     assert [row["value"] for row in served.rows()] == ["both_good", "both_bad"]
-    assert page.locator("#strip .mark").count() == 2
+    assert page.locator("#strip .value").count() == 2

@@ -17,7 +17,7 @@ import httpx2 as httpx
 import pytest
 import uvicorn
 from postgresql import running_server
-from rating_studies import Office, make_study
+from rating_studies import RatingApp, make_study
 from served import start
 
 from sayso.base.errors import UserError
@@ -29,8 +29,8 @@ HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 
 @contextmanager
-def running(office: Office, limits: Limits) -> Iterator[int]:
-    config = uvicorn.Config(office.app, port=0, lifespan="off", **server_options(limits))
+def running(app: RatingApp, limits: Limits) -> Iterator[int]:
+    config = uvicorn.Config(app.asgi, port=0, lifespan="off", **server_options(limits))
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -53,8 +53,8 @@ def is_closed(line: socket.socket, within_s: float) -> bool:
 
 def test_half_open_connections_keep_nobody_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING, "sayso.web")
-    office = Office(make_study(tmp_path))
-    with running(office, Limits(in_all=20, per_address=5, head_s=1.5)) as port:
+    app = RatingApp(make_study(tmp_path))
+    with running(app, Limits(in_all=20, per_address=5, head_s=1.5)) as port:
         lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
         for line in lines:
             line.sendall(HALF)
@@ -149,8 +149,8 @@ def _answer(line: socket.socket) -> bytes:
 
 
 def test_a_request_that_never_ends_is_ended(tmp_path: Path):
-    office = Office(make_study(tmp_path))
-    with running(office, Limits(in_all=20, per_address=5, head_s=0.5, body_s=0.5)) as port:
+    app = RatingApp(make_study(tmp_path))
+    with running(app, Limits(in_all=20, per_address=5, head_s=0.5, body_s=0.5)) as port:
         body = b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\nab"
         for sent in (HALF, body, b""):
             with socket.create_connection(("127.0.0.1", port)) as line:

@@ -10,7 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from old_stores import OLD, migrate_to, old_store
-from rating_studies import Office, make_study
+from rating_studies import RatingApp, make_study
 from sqlalchemy import create_engine
 
 from sayso.base.types import Rating
@@ -79,8 +79,8 @@ def test_an_old_vote_counts_in_a_task(tmp_path: Path):
     old_store(path)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("update ratings set sample_id = ?", [study.samples()[0].id])
-    office = Office(study)
-    assert office.client().work() == 11
+    app = RatingApp(study)
+    assert app.client().work() == 11
     shutil.rmtree(tmp_path / "study" / "images")
     assert len(study.feedback.counts(simulated=False)) == 12
 

@@ -4,7 +4,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rating_studies import ADDRESS, Office, items_of, make_study
+from rating_studies import ADDRESS, RatingApp, items_of, make_study
 from schemathesis import GenerationMode
 
 from sayso.web.work.tasks import TaskOptions
@@ -17,16 +17,16 @@ LEFT_OUT = [schemathesis.checks.ignored_auth, schemathesis.checks.missing_requir
 
 
 @pytest.fixture(scope="module")
-def office(tmp_path_factory: pytest.TempPathFactory) -> Office:
+def app(tmp_path_factory: pytest.TempPathFactory) -> RatingApp:
     options = TaskOptions(attention_share=0.1, overlap=3)
-    return Office(make_study(tmp_path_factory.mktemp("api")), options)
+    return RatingApp(make_study(tmp_path_factory.mktemp("api")), options)
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(CALLS))
-def test_every_call_as_described(office: Office, method: str, path: str):
+def test_every_call_as_described(app: RatingApp, method: str, path: str):
     """Whatever fits the description, or nearly, gets an answer that fits it too."""
-    described = schemathesis.openapi.from_asgi("/openapi.json", office.app)
-    ann = office.client()
+    described = schemathesis.openapi.from_asgi("/openapi.json", app.asgi)
+    ann = app.client()
     item = items_of(ann.pages()[0])[0]
     answered: set[int] = set()
 
@@ -55,8 +55,8 @@ def strategy(operation: schemathesis.APIOperation) -> st.SearchStrategy[schemath
     return st.one_of(operation.as_strategy(generation_mode=mode) for mode in (right, wrong))
 
 
-def test_the_description_has_every_call(office: Office):
-    paths = office.app.openapi()["paths"]
+def test_the_description_has_every_call(app: RatingApp):
+    paths = app.asgi.openapi()["paths"]
     assert {(m.upper(), path) for path, calls in paths.items() for m in calls} == CALLS
     votes = paths["/api/votes"]["post"]
     assert {"200", "401", "403", "404", "409", "410", "422", "503"} <= votes["responses"].keys()

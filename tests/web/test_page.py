@@ -18,7 +18,7 @@ def test_the_next_pages_are_there_before_they_are_wanted(start: Start) -> None:
     assert asked == []
 
 
-def test_a_held_key_answers_once(start: Start) -> None:
+def test_a_held_key_votes_once(start: Start) -> None:
     served, _, page = start()
     before = shown(page)
     for _ in range(8):
@@ -49,7 +49,7 @@ PRESS_AT_ONCE = """async () => {
 }"""
 
 
-def test_a_press_right_after_a_new_picture_does_not_answer_it(start: Start) -> None:
+def test_a_press_right_after_a_new_picture_does_not_rate_it(start: Start) -> None:
     served, _, page = start()
     now, later = page.evaluate(PRESS_AT_ONCE)
     assert now == later
@@ -57,10 +57,10 @@ def test_a_press_right_after_a_new_picture_does_not_answer_it(start: Start) -> N
     assert len(served.rows()) == 1
 
 
-def test_a_double_click_answers_once(start: Start) -> None:
+def test_a_double_click_votes_once(start: Start) -> None:
     served, _, page = start()
     before = shown(page)
-    page.dblclick('[data-answer="good"]', delay=100)
+    page.dblclick('.choice[data-value="good"]', delay=100)
     ready(page, before)
     page.wait_for_timeout(300)
     saved(page)
@@ -72,7 +72,7 @@ def test_keys_can_be_changed_and_switched_off(start: Start) -> None:
     page.keyboard.press("?")
     page.click("#key-good")
     page.keyboard.press("l")
-    page.click('[aria-label="Switch off the key of: Bad"]')
+    page.click('[aria-label="Turn off the key for: Bad"]')
     page.keyboard.press("Escape")
     page.keyboard.press("j")
     page.keyboard.press("f")
@@ -81,8 +81,8 @@ def test_keys_can_be_changed_and_switched_off(start: Start) -> None:
     answer(page, "l")
     page.reload()
     ready(page)
-    assert page.inner_text('[data-answer="good"] kbd') == "L"
-    assert page.query_selector('[data-answer="bad"] kbd') is None
+    assert page.inner_text('.choice[data-value="good"] kbd') == "L"
+    assert page.query_selector('.choice[data-value="bad"] kbd') is None
     answer(page, "l")
     saved(page)
     assert [row["value"] for row in served.rows()] == ["good", "good"]
@@ -93,7 +93,7 @@ def test_a_key_that_is_taken_moves_and_is_said(start: Start) -> None:
     page.keyboard.press("?")
     page.click("#key-good")
     page.keyboard.press("f")
-    assert page.inner_text("#keys-said") == "Good: key F. Bad has no key now."
+    assert page.inner_text("#keys-said") == "Good: key F. Bad no longer has a key."
     page.click("#keys-off")
     assert page.query_selector("#key-list kbd") is None
     page.click("#keys-reset")
@@ -111,7 +111,7 @@ def test_a_skip_with_a_reason_is_one_key(start: Start) -> None:
     ]
 
 
-def test_three_pictures_are_answered_one_after_the_other(start: Start) -> None:
+def test_three_pictures_are_rated_one_after_the_other(start: Start) -> None:
     served, watched, page = start(n=90, images_per_page=3)
     expected: dict[str, str] = {}
     assert page.locator('.select[aria-current="true"]').count() == 1
@@ -138,7 +138,7 @@ def test_a_reload_in_the_middle_of_a_group_goes_on_there(start: Start) -> None:
     assert list(served.live().values()) == ["bad", "bad", "bad"]
 
 
-def test_any_of_the_last_answers_can_be_taken_back(start: Start) -> None:
+def test_any_of_the_last_votes_can_be_taken_back(start: Start) -> None:
     served, watched, page = start()
     expected: dict[str, str] = {}
     seen = [shown(page)]
@@ -233,13 +233,13 @@ def test_a_screen_reader_hears_what_is_saved(start: Start) -> None:
     page.wait_for_function(
         "() => /^Saved, 1 of [0-9]+$/.test(document.querySelector('#live').textContent)"
     )
-    assert page.get_attribute("#stage img", "alt") == "The picture to judge"
+    assert page.get_attribute("#stage img", "alt") == "The picture to rate"
 
 
 NEVER_OPENS = "IDBFactory.prototype.open = function () { return {} }"
 
 
-def test_a_browser_database_that_never_opens_is_said_and_answers_are_stored(start: Start) -> None:
+def test_a_browser_database_that_never_opens_is_said_and_votes_are_stored(start: Start) -> None:
     served, _, page = start(lambda _, watched: watched.context.add_init_script(NEVER_OPENS))
     assert "This browser keeps nothing" in page.inner_text("#notices")
     answer(page, "j")
@@ -275,3 +275,20 @@ def test_every_key_shown_works_on_other_keyboards(start: Start) -> None:
     page.keyboard.press("Escape")
     page.evaluate(PRESS, ["z", "KeyW", False])  # French: the letter on the key counts
     page.wait_for_selector(".stage.zoomed")
+
+
+def test_a_break_is_suggested_after_half_an_hour_of_rating(start: Start) -> None:
+    _, _, page = start(lambda _, watched: watched.context.clock.install())
+    reminder = page.locator("#notices", has_text="half an hour")
+    for minutes in (4, 4, 4, 4, 4, 4, 4, 6, 4, 4, 4, 4, 4, 4, 4):  # 28, then a break, then 28
+        answer(page, "j")
+        page.clock.fast_forward(minutes * 60_000)
+    assert reminder.count() == 0
+    answer(page, "j")
+    page.clock.fast_forward(4 * 60_000)
+    answer(page, "j")
+    assert reminder.count() == 1
+    page.click("#notices .close")
+    page.clock.fast_forward(4 * 60_000)
+    answer(page, "j")
+    assert reminder.count() == 0, "said once, and again after another half hour"

@@ -1,6 +1,5 @@
 """Every page: nothing that axe finds (WCAG 2.2 AA), light and dark, and no wider than a phone."""
 
-import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,7 @@ from browser import Watched, answer, ready, saved, scrolls_sideways, violations
 from page_actions import browser_fixture
 from page_server import Served, running, serve
 from playwright.sync_api import Browser, Dialog, Page
-from rating_studies import BASE, TUNED, Office, make_study
+from rating_studies import BASE, TUNED, RatingApp, make_study
 from sqlalchemy import update
 
 from sayso.feedback import work_tables
@@ -21,7 +20,7 @@ __all__ = ["browser_fixture"]
 
 PHONE = {"width": 320, "height": 640}
 DESK = {"width": 1440, "height": 900}
-PATHS = ("overview", "raters", "gold", "agreement", "disagreements", "guideline", "export", "audit")
+PATHS = ("", "raters", "checks", "agreement", "disagreements", "guideline", "export", "audit")
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def test_rating_three_pictures(stack: ExitStack, browser: Browser, tmp_path: Pat
     check(page)
 
 
-def test_comparing_and_refused_answers(stack: ExitStack, browser: Browser, tmp_path: Path) -> None:
+def test_comparing_and_refused_votes(stack: ExitStack, browser: Browser, tmp_path: Path) -> None:
     _, page = opened(stack, browser, tmp_path, kind="compare", right=TUNED)
     check(page)
     body = '{"error": {"code": "vote_conflict", "message": "Already answered."}}'
@@ -111,8 +110,8 @@ def worked(
     """A study on which two people disagreed, and its admin's browser."""
     folder = tmp_path_factory.mktemp("worked")
     with serve(folder, ("ann", "bob", "boss"), n=20, overlap=2) as served:
-        served.office.client("ann").work()
-        served.office.client("bob").work(lambda _: "bad")
+        served.app.client("ann").work()
+        served.app.client("bob").work(lambda _: "bad")
         served.write_guideline("One\n\n**Two**")
         watched = Watched(browser)
         page = watched.open(served.link_of("boss"))
@@ -123,27 +122,27 @@ def worked(
 @pytest.mark.parametrize("name", PATHS)
 def test_administration(worked: tuple[Served, Page], name: str) -> None:
     served, page = worked
-    page.goto(f"{served.url}/admin{'' if name == 'overview' else '/' + name}")
+    page.goto(f"{served.url}/admin/{name}".rstrip("/"))
     assert page.get_attribute('.tabs [aria-current="page"]', "href")
     check(page)
 
 
-@pytest.mark.parametrize("path", [*PATHS, "raters/answers?name=ann", "decide"])
+@pytest.mark.parametrize("path", [*PATHS, "raters/votes?name=ann", "decide"])
 def test_no_page_of_admins_scrolls_sideways_on_a_phone(
     worked: tuple[Served, Page], path: str
 ) -> None:
     served, page = worked
-    with served.office.site.write() as db:
+    with served.app.site.write() as db:
         long = {"name": "rate runs/align-" + "a-very-long-name-" * 6}
         db.execute(update(work_tables.tasks).values(long))
     page.set_viewport_size({"width": 390, "height": 844})
-    page.goto(f"{served.url}/admin{'' if path == 'overview' else '/' + path}")
+    page.goto(f"{served.url}/admin/{path}".rstrip("/"))
     assert not scrolls_sideways(page)
     assert page.evaluate("document.body.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("kind", ["rate", "compare"])
-def test_admins_see_pictures_large_enough_to_judge(
+def test_admins_see_pictures_large_enough_to_rate(
     stack: ExitStack, browser: Browser, tmp_path: Path, kind: str
 ) -> None:
     models = (BASE, TUNED) if kind == "compare" else (BASE,)
@@ -152,15 +151,15 @@ def test_admins_see_pictures_large_enough_to_judge(
     more: Any = {"right": TUNED, "set_size": 4} if kind == "compare" else {
         "gold": {study.samples(BASE)[0].id: "good"}, "gold_share": 0.2, "per_prompt": 4,
     }  # fmt: skip
-    office = Office(study, TaskOptions(**task, **more), names=("ann", "boss"))
-    office.client().work(lambda _: "left" if kind == "compare" else "good")
-    url = stack.enter_context(running(office.app))
+    app = RatingApp(study, TaskOptions(**task, **more), names=("ann", "boss"))
+    app.client().work(lambda _: "left" if kind == "compare" else "good")
+    url = stack.enter_context(running(app.asgi))
     watched = Watched(browser)
     stack.callback(watched.context.close)
-    page = watched.open(f"{url}/in/{office.links['boss']}")
+    page = watched.open(f"{url}/in/{app.links['boss']}")
     for width, height, least in ((1366, 768, 240), (390, 844, 140)):
         page.set_viewport_size({"width": width, "height": height})
-        for path in ("gold", "raters/answers?name=ann"):
+        for path in ("checks", "raters/votes?name=ann"):
             page.goto(f"{url}/admin/{path}")
             widths = page.eval_on_selector_all(
                 ".pictures img", "all => all.map((img) => img.getBoundingClientRect().width)"
@@ -182,9 +181,9 @@ def test_admins_see_pictures_large_enough_to_judge(
     assert watched.errors == []
 
 
-def test_the_answers_of_one_rater_and_the_page_of_decisions(worked: tuple[Served, Page]) -> None:
+def test_the_votes_of_one_rater_and_the_page_of_decisions(worked: tuple[Served, Page]) -> None:
     served, page = worked
-    page.goto(f"{served.url}/admin/raters/answers?name=ann")
+    page.goto(f"{served.url}/admin/raters/votes?name=ann")
     check(page)
     page.goto(f"{served.url}/admin/decide")
     ready(page)
@@ -215,22 +214,14 @@ def test_unsaved_guideline_text_is_not_thrown_away_unasked(worked: tuple[Served,
     page.goto(f"{served.url}/admin")
 
 
-def test_an_admin_makes_and_downloads_an_export(worked: tuple[Served, Page]) -> None:
+def test_an_admin_copies_the_command_of_an_export(worked: tuple[Served, Page]) -> None:
     served, page = worked
     page.set_viewport_size(DESK)  # type: ignore[arg-type]
     page.goto(f"{served.url}/admin/export")
-    page.check('[value="imagefolder"]')
-    page.click("text=Make the export")
-    page.wait_for_selector('.made[data-state="ready"]', timeout=30_000)
-    check(page)
-    with page.expect_download() as download:
-        page.click("text=Download")
-    assert zipfile.is_zipfile(download.value.path())
-    page.check('[value="kto"]')
-    page.click("text=Make the export")
-    page.wait_for_selector('.made[data-state="failed"]', timeout=30_000)
-    assert "can hold none of the 40 votes" in page.inner_text(".made")
-    check(page)
+    page.click('[aria-label="Copy the command for KTO style"]')
+    selected = page.evaluate("getSelection().toString()")
+    assert selected == page.input_value("#export-kto")
+    assert selected.endswith("--format kto")
 
 
 def test_an_admin_adds_a_rater_and_pauses(worked: tuple[Served, Page]) -> None:

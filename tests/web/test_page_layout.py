@@ -74,26 +74,26 @@ def test_pictures_are_large(
     _, page = pages[name]
     widths = sized(page, size)
     assert min(widths) >= least, widths
-    answers = page.locator("#answers").bounding_box()
+    answers = page.locator("#choices").bounding_box()
     assert answers is not None
     assert answers["y"] + answers["height"] <= size[1], "the answers are on screen"
 
 
-def test_a_comparison_is_answered_when_all_of_it_was_on_screen(
+def test_a_comparison_is_rated_when_all_of_it_was_on_screen(
     pages: dict[str, tuple[Served, Page]],
 ) -> None:
     served, page = pages["sets"]
     sized(page, PHONE)
     before = shown(page)
     page.wait_for_selector(".stage.more")
-    assert page.get_attribute('[data-answer="left"]', "aria-disabled") == "true"
+    assert page.get_attribute('.choice[data-value="left"]', "aria-disabled") == "true"
     page.keyboard.press("f")
     page.wait_for_timeout(400)
     assert shown(page) == before, "the first press shows the rest"
     for _ in range(4):
         page.locator("#stage").evaluate("stage => stage.scrollBy(0, 400)")
         page.wait_for_timeout(100)
-    page.wait_for_selector('[data-answer="left"][aria-disabled="false"]')
+    page.wait_for_selector('.choice[data-value="left"][aria-disabled="false"]')
     answer(page, "f")
     saved(page)
     assert len(served.rows()) == 1
@@ -117,7 +117,7 @@ def test_a_long_prompt_is_whole_or_says_that_there_is_more(
             box = page.locator("#prompt").bounding_box()
             assert box is not None
             assert page.locator("#prompt").evaluate("p => getComputedStyle(p).overflowY") == "auto"
-            assert page.inner_text("#prompt-more") == "Less"
+            assert page.inner_text("#prompt-more") == "Show less"
     assert page.get_attribute("#prompt", "dir") == "auto"
     assert page.get_attribute("#prompt", "translate") == "no"
 

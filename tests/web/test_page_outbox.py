@@ -49,7 +49,7 @@ def test_fifty_pictures_three_undone_ten_offline(start: Start) -> None:
     assert page.inner_text("#mine-text").startswith("62 of ")
 
 
-def test_a_busy_server_keeps_answers_over_a_reload(start: Start) -> None:
+def test_a_busy_server_keeps_votes_over_a_reload(start: Start) -> None:
     served, watched, page = start()
     watched.context.route("**/api/votes", fails_with(503))
     expected: dict[str, str] = {}
@@ -84,7 +84,7 @@ def test_an_expired_session_drops_nothing(start: Start) -> None:
     assert served.live() == expected
 
 
-def test_a_refused_answer_is_kept_and_can_be_sent_again(start: Start) -> None:
+def test_a_refused_vote_is_kept_and_can_be_sent_again(start: Start) -> None:
     served, watched, page = start()
     watched.context.route("**/api/votes", fails_with(409, "vote_conflict", "Already answered."))
     expected: dict[str, str] = {}
@@ -92,7 +92,7 @@ def test_a_refused_answer_is_kept_and_can_be_sent_again(start: Start) -> None:
     page.wait_for_selector("#refused-open:not([hidden])")
     page.reload()
     ready(page)
-    assert page.inner_text("#refused-open") == "1 answer refused"
+    assert page.inner_text("#refused-open") == "1 vote refused"
     page.click("#refused-open")
     assert "Already answered." in page.inner_text("#refused-list")
     with page.expect_download() as download:
@@ -100,13 +100,13 @@ def test_a_refused_answer_is_kept_and_can_be_sent_again(start: Start) -> None:
     kept = json.loads(download.value.path().read_text())
     assert kept[0]["vote"]["value"] == "good"
     watched.context.unroute("**/api/votes")
-    page.click("text=Send again")
+    page.click('button:has-text("Resend")')
     page.wait_for_selector("#refused-open", state="hidden")
     saved(page)
     assert served.live() == expected
 
 
-def test_leaving_with_unsent_answers_warns(start: Start) -> None:
+def test_leaving_with_unsent_votes_warns(start: Start) -> None:
     _, watched, page = start()
     watched.context.route("**/api/votes", fails_with(503))
     answer(page, "j")
@@ -123,7 +123,7 @@ def test_one_tab_rates_the_other_stands_aside(start: Start) -> None:
     second = watched.open(first.url)
     second.wait_for_selector("text=Open in another tab")
     answer(first, "j")
-    second.click("text=Rate here instead")
+    second.click("text=Rate here")
     ready(second)
     first.wait_for_selector("text=Open in another tab")
     first.keyboard.press("f")
@@ -171,7 +171,7 @@ def test_done_paused_and_closed_are_said(start: Start) -> None:
     for _ in range(9):
         answer(page, "j")
     page.keyboard.press("j")
-    page.wait_for_selector("text=All done, thank you")
+    page.wait_for_selector("text=All done. Thank you!")
     assert len(served.live()) == 10
     page.keyboard.press("Backspace")
     ready(page)
@@ -209,7 +209,7 @@ def test_a_new_guideline_in_mid_session_is_read_and_nothing_is_lost(start: Start
     assert versions == [0] * 5 + [2] * 2
 
 
-def test_a_task_closed_in_mid_session_keeps_what_is_answered(start: Start) -> None:
+def test_a_task_closed_in_mid_session_keeps_what_is_rated(start: Start) -> None:
     served, watched, page = start()
     expected: dict[str, str] = {}
     rate(page, watched, ["good"], expected)
@@ -229,7 +229,7 @@ def test_a_task_closed_in_mid_session_keeps_what_is_answered(start: Start) -> No
     assert [row["surplus"] for row in served.rows()] == [False, True, True, True]
     assert page.is_hidden("#refused-open")
     served.set_state("open")
-    page.click("text=Look again")
+    page.click("text=Check again")
     ready(page)
     rate(page, watched, ["good"], expected)
     saved(page)
@@ -277,7 +277,7 @@ def test_a_reload_without_a_connection_says_what_waits(browser: Browser, tmp_pat
         waits(page, 2)
         page.on("dialog", lambda dialog: dialog.accept())
         page.reload()
-        page.wait_for_selector("text=2 answers wait on this device.")
+        page.wait_for_selector("text=2 votes are waiting on this device.")
         assert page.evaluate(KEPT) == sorted(f"/{name}" for name in OFFLINE)
         page.set_viewport_size({"width": 320, "height": 640})
         assert violations(page) == []

@@ -16,7 +16,7 @@ from page_actions import browser_fixture
 from page_server import Served, serve
 from playwright.sync_api import Browser
 from proxy import proxy_to
-from rating_studies import ADDRESS, Office, make_study
+from rating_studies import ADDRESS, RatingApp, make_study
 
 from sayso.base.errors import UserError
 from sayso.web.app import MOST_BYTES
@@ -60,7 +60,7 @@ def test_a_site_under_a_path_works_everywhere(
             and outside.append(r.url)
         ),
     )
-    page = mine.open(f"{url}/in/{served.office.links['boss']}")
+    page = mine.open(f"{url}/in/{served.app.links['boss']}")
     ready(page)
     assert page.url == f"{url}/"
     answer(page, "j")
@@ -88,7 +88,7 @@ def test_a_site_under_a_path_works_everywhere(
     page.keyboard.press("?")
     page.click("text=Sign out")
     page.wait_for_selector("#link")
-    page.fill("#link", f"{url}/in/{served.office.links['ann']}")
+    page.fill("#link", f"{url}/in/{served.app.links['ann']}")
     page.click("main form button")
     page.wait_for_selector("#begin-go")
     paths = {c["path"] for c in mine.context.cookies()}  # pyright: ignore
@@ -99,7 +99,7 @@ def test_a_site_under_a_path_works_everywhere(
 
 def test_links_to_another_path_of_this_host_are_refused(tmp_path: Path) -> None:
     """An admin who typed the page's address: it came without the page that tells the path."""
-    boss = Office(make_study(tmp_path), names=("boss",)).client("boss")
+    boss = RatingApp(make_study(tmp_path), names=("boss",)).client("boss")
     form = {"csrf": boss.token, "action": "add", "name": "zoe", "address": ADDRESS}
     behind = {"Referer": f"{ADDRESS}/rating/admin/raters"}
     answer = boss.http.post("/admin/raters", data=form, headers=behind)
@@ -111,8 +111,8 @@ def test_links_to_another_path_of_this_host_are_refused(tmp_path: Path) -> None:
 
 
 def test_only_the_path_without_its_slash_is_redirected(tmp_path: Path) -> None:
-    office = Office(make_study(tmp_path), root_path="/a/rating")
-    browser = TestClient(office.app, base_url=ADDRESS, follow_redirects=False)
+    app = RatingApp(make_study(tmp_path), root_path="/a/rating")
+    browser = TestClient(app.asgi, base_url=ADDRESS, follow_redirects=False)
     answer = browser.get("/a/rating")
     assert (answer.status_code, answer.headers["location"]) == (307, "/a/rating/")
     for path in ("/a/rating/healthz", "/healthz"):
@@ -120,7 +120,7 @@ def test_only_the_path_without_its_slash_is_redirected(tmp_path: Path) -> None:
     for path in ("/a", "/a/ratings", "/a/rating/a/rating/", "/a/ratinghealthz"):
         assert browser.get(path).status_code == 404
     assert browser.get("/openapi.json").json()["servers"] == [{"url": "/a/rating"}]
-    signed_in = browser.get(f"/a/rating/in/{office.links['ann']}").headers
+    signed_in = browser.get(f"/a/rating/in/{app.links['ann']}").headers
     assert signed_in["location"] == "../"
     assert "; Path=/a/rating;" in signed_in["set-cookie"]
 
@@ -129,16 +129,16 @@ def test_only_the_path_without_its_slash_is_redirected(tmp_path: Path) -> None:
     "path", ["sayso", "/say so", "//sayso", "/../x", "/sayso?x", "https://a.org/x", "/a//b", "/é"]
 )
 def test_what_is_no_path_is_refused(path: str) -> None:
-    with pytest.raises(UserError, match="is no path of a site; give one such as /sayso"):
+    with pytest.raises(UserError, match="is not a valid path; give one such as /sayso"):
         check_root_path(path)
 
 
 def test_paths_that_begin_as_the_apps_own_are_refused(tmp_path: Path) -> None:
-    office = Office(make_study(tmp_path))
-    paths = {str(route.path) for route in iter_route_contexts(office.app.routes)}
+    app = RatingApp(make_study(tmp_path))
+    paths = {str(route.path) for route in iter_route_contexts(app.asgi.routes)}
     own = {path.split("/")[1] for path in paths} - {""}
     for path in own:
-        with pytest.raises(UserError, match="begins as pages of the app do"):
+        with pytest.raises(UserError, match="clashes with a page of the app"):
             check_root_path(f"/{path}/x")
     assert own == OWN
     assert check_root_path("/sayso/") == "/sayso"
@@ -149,7 +149,7 @@ def test_bodies_of_no_stated_length_are_taken(
     stack: ExitStack, browser: Browser, served: Served
 ) -> None:
     url = stack.enter_context(proxy_to(served.url, chunked=True))
-    page = watched(stack, browser).open(f"{url}/in/{served.office.links['ann']}")
+    page = watched(stack, browser).open(f"{url}/in/{served.app.links['ann']}")
     ready(page)
     answer(page, "j")
     saved(page)
@@ -157,7 +157,7 @@ def test_bodies_of_no_stated_length_are_taken(
 
 
 def send_chunked(served: Served, n_bytes: int) -> tuple[int, str]:
-    ann = served.office.client("ann")
+    ann = served.app.client("ann")
     cookie = "; ".join(f"{k}={v}" for k, v in ann.http.cookies.items())
     headers = {
         "Cookie": cookie, "X-CSRF-Token": ann.token, "Content-Type": "application/json",
@@ -183,15 +183,15 @@ def test_a_rewritten_host_is_said_to_raters_and_once_in_the_log(
 ) -> None:
     url = stack.enter_context(proxy_to(served.url, host=True))
     with caplog.at_level(logging.WARNING, "sayso.web"):
-        page = watched(stack, browser).open(f"{url}/in/{served.office.links['ann']}")
+        page = watched(stack, browser).open(f"{url}/in/{served.app.links['ann']}")
         page.wait_for_selector("#message:not([hidden])")
         said = page.inner_text("#message")
-        assert "the proxy in between must hand on the Host header" in said
+        assert "the proxy in between must pass on the Host header" in said
         assert url in said
         assert "busy" not in said
         page.click("text=Try again")
         page.wait_for_timeout(500)
-    told = [r for r in caplog.records if "must hand on Host" in r.getMessage()]
+    told = [r for r in caplog.records if "must pass on Host" in r.getMessage()]
     assert len(told) == 1
 
 

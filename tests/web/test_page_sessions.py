@@ -13,7 +13,7 @@ from sayso.web.work.tasks import TaskOptions
 __all__ = ["browser_fixture", "start_fixture"]
 
 BOTH = ("ann", "bob")
-SOMEBODY_ELSE = "#message h1:has-text('Somebody else has signed in here')"
+SOMEBODY_ELSE = "#message h1:has-text('Another rater has signed in here')"
 
 
 def signs_in(page: Page, link: str) -> None:
@@ -37,10 +37,10 @@ def answer_as_somebody_else(
     page.wait_for_selector(SOMEBODY_ELSE)
     page.keyboard.press("f")
     assert [row["rater"] for row in served.rows()] == ["ann"]
-    assert page.inner_text("#saved") == "1 waiting: somebody else has signed in"
+    assert page.inner_text("#saved") == "1 waiting: another rater has signed in"
 
 
-def test_no_answer_goes_out_in_the_name_of_somebody_else(start: Start) -> None:
+def test_no_vote_goes_out_in_the_name_of_somebody_else(start: Start) -> None:
     served, watched, page = start(names=BOTH)
     expected: dict[str, str] = {}
     answer_as_somebody_else(served, watched, page, expected)
@@ -67,7 +67,7 @@ def test_the_page_goes_on_when_its_rater_is_back(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("", "You are signed out"), ("bob", "Somebody else has signed in here")]
+    ("name", "said"), [("", "You are signed out"), ("bob", "Another rater has signed in here")]
 )
 def test_a_picture_refused_without_the_session_is_no_broken_picture(
     start: Start, name: str, said: str
@@ -103,11 +103,11 @@ def test_a_picture_refused_without_the_session_is_no_broken_picture(
     assert len(served.live()) == 1
 
 
-def test_undo_goes_back_to_no_answer_of_another_task(start: Start) -> None:
+def test_undo_goes_back_to_no_vote_of_another_task(start: Start) -> None:
     served, _, page = start()
     rated = answer(page, "j")
     saved(page)
-    site, study = served.office.site, served.office.study
+    site, study = served.app.site, served.app.study
     add_images(study, TUNED, 4)
     rating_task, options = site.task, TaskOptions("compare", right=TUNED, attention_share=0.0)
     site.task = open_task(site.database, study, options)
@@ -140,8 +140,8 @@ def test_what_this_page_holds_itself_is_not_said_to_be_with_others(start: Start)
         answer(page, "j")
     page.wait_for_timeout(200)
     page.keyboard.press("j")
-    page.wait_for_selector("text=All done, thank you")
-    assert set(page.evaluate("titles")) == {"Almost done", "All done, thank you"}
+    page.wait_for_selector("text=All done. Thank you!")
+    assert set(page.evaluate("titles")) == {"Almost done", "All done. Thank you!"}
 
 
 def more_may_come(route: Route) -> None:
@@ -152,7 +152,7 @@ def more_may_come(route: Route) -> None:
 
 def test_work_that_others_hold_is_waited_for_and_comes_by_itself(start: Start) -> None:
     def take_three(served: Served, watched: Watched) -> None:
-        bob.append(served.office.client("bob"))
+        bob.append(served.app.client("bob"))
         assert len(bob[0].pages(3)) == 3
         watched.context.route("**/api/next", more_may_come)
 
@@ -162,7 +162,7 @@ def test_work_that_others_hold_is_waited_for_and_comes_by_itself(start: Start) -
         answer(page, "j")
     last = shown(page)
     page.keyboard.press("j")
-    page.wait_for_selector("text=Others are working on the rest. This page asks again by itself.")
+    page.wait_for_selector("text=Other raters have the remaining pages. This page keeps checking.")
     bob[0].http.post("/out", data={"csrf": bob[0].token})
     ready(page, last)
     answer(page, "f")

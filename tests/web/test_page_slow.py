@@ -12,7 +12,7 @@ from page_actions import browser_fixture
 from page_server import Served, running
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route
-from rating_studies import BASE, Office, add_images, make_study
+from rating_studies import BASE, RatingApp, add_images, make_study
 
 from sayso.web.work.tasks import TaskOptions
 
@@ -42,9 +42,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     assert len(sizes) == PICTURES
     assert min(sizes) > 1_700_000
     options = TaskOptions(attention_share=0.0, overlap=5)
-    office = Office(study, options, names=("ann", "bob", "cleo", "dora", "emil"))
-    with running(office.app) as url:
-        yield Served(office, url)
+    app = RatingApp(study, options, names=("ann", "bob", "cleo", "dora", "emil"))
+    with running(app.asgi) as url:
+        yield Served(app, url)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def first_picture_s(stack: ExitStack, browser: Browser, served: Served, name: st
     page.on("request", lambda request: turn(request.url, 1))
     page.on("requestfinished", lambda request: turn(request.url, -1))
     page.on("requestfailed", lambda request: failed.append(request.url))
-    page.goto(f"{line.url}/in/{served.office.links[name]}", wait_until="commit")
+    page.goto(f"{line.url}/in/{served.app.links[name]}", wait_until="commit")
     page.wait_for_selector("#stage[data-shown]")
     took_s = page.evaluate("performance.now() / 1000")
     came = line.down
@@ -131,7 +131,7 @@ def test_a_line_that_stalls_is_slow_and_goes_on_where_it_was(
     asked: list[str] = []
     page.on("request", lambda r: "/i/" in r.url and asked.append(r.headers.get("range", "all")))
     page.route("**/static/api.js", short_silence)
-    page.goto(f"{line.url}/in/{served.office.links['bob']}", wait_until="commit")
+    page.goto(f"{line.url}/in/{served.app.links['bob']}", wait_until="commit")
     ready(page)
     page.keyboard.press("z")  # the original takes 3.6 s, four times the silence allowed
     page.wait_for_function(
@@ -166,7 +166,7 @@ def test_the_page_shows_how_much_of_a_picture_has_come(
     line = stack.enter_context(line_to(served.url, 8e5))
     _, page = opened(stack, browser, line)
     page.add_init_script(NOTE_SAYINGS)
-    page.goto(f"{line.url}/in/{served.office.links['cleo']}", wait_until="commit")
+    page.goto(f"{line.url}/in/{served.app.links['cleo']}", wait_until="commit")
     page.wait_for_selector("#prompt:not(:empty)", state="attached")  # the first page was handed out
     line.rate = 1.5e5  # nine seconds, so that they are more than three on any machine
     ready(page)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from made_up import fill
 from postgresql import running_server
-from rating_studies import BASE, TUNED, Office, Rater, items_of, make_study
+from rating_studies import BASE, TUNED, Rater, RatingApp, items_of, make_study
 from sqlalchemy import event, text
 
 from sayso.web.work.tasks import TaskOptions
@@ -22,7 +22,7 @@ MOST_STEPS = 8_000
 Statement = tuple[str, Any]
 
 
-def full_office(folder: Path, kind: str, url: str = "", votes: int = VOTES) -> Office:
+def full_office(folder: Path, kind: str, url: str = "", votes: int = VOTES) -> RatingApp:
     models = (BASE, TUNED) if kind == "compare" else (BASE,)
     study = make_study(folder, 8, 12, models)
     gold = {} if kind == "compare" else {s.id: "good" for s in study.samples()[:4]}
@@ -30,17 +30,17 @@ def full_office(folder: Path, kind: str, url: str = "", votes: int = VOTES) -> O
         kind=kind, right=TUNED, set_size=2, overlap=3, attention_share=0.2, gold=gold,  # type: ignore[arg-type]
         gold_share=0.1 if gold else 0.0, per_prompt=8,
     )  # fmt: skip
-    office = Office(study, options, url, names=("ann", "boss"))
-    with office.site.write() as db:
-        fill(db, office.site.task, votes, raters=5)
+    app = RatingApp(study, options, url, names=("ann", "boss"))
+    with app.site.write() as db:
+        fill(db, app.site.task, votes, raters=5)
         if url:
             db.exec_driver_sql("analyze")
-    return office
+    return app
 
 
-def work_of_a_rater(office: Office) -> None:
+def work_of_a_rater(app: RatingApp) -> None:
     """Every request that a rater's page makes."""
-    rater = office.client()
+    rater = app.client()
     held: list[dict[str, Any]] = []
     for _ in range(8):
         held += rater.pages(3, tuple(page["page_id"] for page in held))
@@ -69,16 +69,16 @@ def look(rater: Rater, page: dict[str, Any]) -> None:
         assert rater.http.get(image["url"]).status_code == 200
 
 
-def statements(office: Office) -> Iterator[Statement]:
+def statements(app: RatingApp) -> Iterator[Statement]:
     """Each statement that the work sends to the database, once, with its values."""
     seen: dict[str, Any] = {}
 
     def note(_conn: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
         seen.setdefault(statement, values)
 
-    event.listen(office.site.database.engine, "before_cursor_execute", note)
-    work_of_a_rater(office)
-    event.remove(office.site.database.engine, "before_cursor_execute", note)
+    event.listen(app.site.database.engine, "before_cursor_execute", note)
+    work_of_a_rater(app)
+    event.remove(app.site.database.engine, "before_cursor_execute", note)
     planned = ("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")
     yield from ((s, v) for s, v in seen.items() if s.lstrip().startswith(planned))
 
@@ -109,8 +109,8 @@ def steps(db: sqlite3.Connection, statement: str, values: Any) -> int:
 
 @pytest.mark.parametrize("kind", ["rate", "compare"])
 def test_no_request_reads_a_whole_table(tmp_path: Path, kind: str):
-    office = full_office(tmp_path, kind)
-    found = list(statements(office))
+    app = full_office(tmp_path, kind)
+    found = list(statements(app))
     assert len(found) > 20
     db = sqlite3.connect(tmp_path / "study" / "feedback.db", isolation_level=None)
     slow: list[tuple[object, str]] = []
@@ -133,11 +133,11 @@ def postgresql() -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", ["rate", "compare"])
 def test_no_request_reads_a_whole_table_of_postgresql(tmp_path: Path, kind: str, postgresql: str):
-    office = full_office(tmp_path, kind, postgresql, votes=30_000)
-    found = list(statements(office))
+    app = full_office(tmp_path, kind, postgresql, votes=30_000)
+    found = list(statements(app))
     assert len(found) > 20
     slow: list[tuple[str, str]] = []
-    with office.site.database.engine.begin() as db:
+    with app.site.database.engine.begin() as db:
         large = [t for t in BIG if (db.scalar(text(f"select count(*) from {t}")) or 0) > 1000]
         for statement, values in found:
             many = values[0] if isinstance(values, list) else values
@@ -145,13 +145,13 @@ def test_no_request_reads_a_whole_table_of_postgresql(tmp_path: Path, kind: str,
             slow += [(s, statement) for s in plan if any(f"Seq Scan on {t}" in s for t in large)]
         db.exec_driver_sql("drop schema public cascade")
         db.exec_driver_sql("create schema public")
-    office.site.database.close()
+    app.site.database.close()
     assert len(large) == 3
     assert not slow, slow
 
 
 def test_the_store_is_as_full_as_it_says(tmp_path: Path):
-    office = full_office(tmp_path, "rate")
-    assert office.table("select count(*) from ratings") == [(VOTES // 3 * 3,)]
+    app = full_office(tmp_path, "rate")
+    assert app.table("select count(*) from ratings") == [(VOTES // 3 * 3,)]
     per_item = "select count(distinct rater) n, count(*) m from assignments group by item"
-    assert office.table(f"select distinct n, m from ({per_item}) c") == [(3, 3)]
+    assert app.table(f"select distinct n, m from ({per_item}) c") == [(3, 3)]

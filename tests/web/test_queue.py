@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from rating_studies import BASE, SECRET, Office, Rater, items_of, make_study, set_secret
+from rating_studies import BASE, SECRET, Rater, RatingApp, items_of, make_study, set_secret
 from scipy.stats import chisquare
 
 from sayso.web.work import queue
@@ -178,7 +178,7 @@ def test_the_coin_lands_on_its_edge():
     assert not queue.swap_sides(-1, 2, 0.26)
 
 
-def test_swapped_answers():
+def test_swapped_votes():
     swapped = {v: queue.opposite(v) for v in ("left", "right", "tie", "both_good", "skip")}
     assert swapped.pop("left") == "right"
     assert swapped.pop("right") == "left"
@@ -215,10 +215,10 @@ def test_two_servers_make_the_same_order(tmp_path: Path):
         options = TaskOptions(attention_share=0.15, overlap=2, seed=11)
         study = make_study(tmp_path / folder, 8, 3)
         set_secret(study, secret)
-        office = Office(study, options, names=("ann", "bob"))
-        for name in office.names:
-            office.client(name).work()
-        seen.append(office.table("select rater, sample_id, attention from ratings order by seq"))
+        app = RatingApp(study, options, names=("ann", "bob"))
+        for name in app.names:
+            app.client(name).work()
+        seen.append(app.table("select rater, sample_id, attention from ratings order by seq"))
     assert seen[0] == seen[1] != seen[2], "who knows the options alone cannot replay the order"
 
 
@@ -235,7 +235,7 @@ class Walk(RuleBasedStateMachine):
         options = TaskOptions(
             overlap=overlap, gold=gold, gold_share=0.1, attention_share=0.2, seed=1
         )
-        self.office, self.overlap = Office(study, options, names=self.names), overlap
+        self.app, self.overlap = RatingApp(study, options, names=self.names), overlap
         self.clock_was_wrong = False
         self.raters: dict[str, Rater] = {}
         self.held: dict[str, dict[str, dict[str, Any]]] = {}
@@ -245,7 +245,7 @@ class Walk(RuleBasedStateMachine):
     @rule(name=st.sampled_from(names), n=st.integers(1, 4))
     def lease(self, name: str, n: int) -> None:
         if name not in self.raters:
-            self.raters[name], self.held[name] = self.office.client(name), {}
+            self.raters[name], self.held[name] = self.app.client(name), {}
         have = tuple(self.held[name])
         for page in self.raters[name].pages(n, have):
             assert page["page_id"] not in have
@@ -288,10 +288,10 @@ class Walk(RuleBasedStateMachine):
     def send_again(self, k: int) -> None:
         if self.sent:
             name, body = self.sent[k % len(self.sent)]
-            stored = self.office.table("select count(*), sum(surplus) from ratings")
+            stored = self.app.table("select count(*), sum(surplus) from ratings")
             again = self.raters[name].post("/api/votes", body)
             assert (again.status_code, again.json()["id"]) == (200, body["id"])
-            assert self.office.table("select count(*), sum(surplus) from ratings") == stored
+            assert self.app.table("select count(*), sum(surplus) from ratings") == stored
 
     @rule(name=st.sampled_from(names))
     def leave(self, name: str) -> None:
@@ -301,24 +301,24 @@ class Walk(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([60.0, LEASE_S + 1, -5.0, -3600.0, 86400.0]))
     def time_passes(self, seconds: float) -> None:
-        self.office.clock.now += seconds
+        self.app.clock.now += seconds
         self.clock_was_wrong |= seconds < 0
 
     @invariant()
     def promises_hold(self) -> None:
-        if not hasattr(self, "office"):
+        if not hasattr(self, "app"):
             return
         raters = "select id, rater, item_id, surplus from ratings a where value <> 'retracted' "
-        live = self.office.table(
+        live = self.app.table(
             raters + "and not exists (select 1 from ratings b where b.supersedes = a.id)"
         )
         assert {row[0] for row in live} == set(self.live.values())
         counted = Counter(row[2] for row in live if not row[3])
-        items = self.office.table("select id, control, overlap, votes, open from items")
-        now = self.office.clock.now
+        items = self.app.table("select id, control, overlap, votes, open from items")
+        now = self.app.clock.now
         reserved = Counter(
             row[0]
-            for row in self.office.table("select item, until from assignments where state='leased'")
+            for row in self.app.table("select item, until from assignments where state='leased'")
             if now < row[1] <= now + LEASE_S
         )
         for item, control, overlap, votes, is_open in items:
@@ -329,14 +329,14 @@ class Walk(RuleBasedStateMachine):
             assert control or votes + held <= overlap
             assert bool(is_open) == (overlap == 0 or votes < overlap)
         done = sum(row[3] for row in items if not row[1])
-        assert self.office.table("select votes, answers from tasks") == [(done, len(live))]
+        assert self.app.table("select votes, answers from tasks") == [(done, len(live))]
         own = Counter(row[1] for row in live)
         seats = "select name, answers from participants join raters on raters.id = rater"
-        assert all(own[name] == answers for name, answers in self.office.table(seats))
+        assert all(own[name] == answers for name, answers in self.app.table(seats))
 
     def teardown(self) -> None:
-        if hasattr(self, "office"):
-            self.office.site.database.close()
+        if hasattr(self, "app"):
+            self.app.site.database.close()
             self.folder.cleanup()
 
 

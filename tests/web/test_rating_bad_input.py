@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from rating_studies import Office, items_of, make_study
+from rating_studies import RatingApp, items_of, make_study
 
 from sayso.base.errors import UserError
 from sayso.stages.rate import RateConfig, plan, rate
@@ -22,8 +22,8 @@ PLAIN = TaskOptions(attention_share=0.0)
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> Office:
-    return Office(make_study(tmp_path), names=("ann", "bob", "boss"), busy_timeout_s=0.1)
+def app(tmp_path: Path) -> RatingApp:
+    return RatingApp(make_study(tmp_path), names=("ann", "bob", "boss"), busy_timeout_s=0.1)
 
 
 def error(answer: object) -> tuple[int, str, bool]:
@@ -33,14 +33,14 @@ def error(answer: object) -> tuple[int, str, bool]:
     return answer.status_code, said["code"], said["retry"]  # type: ignore[attr-defined]
 
 
-def set_state(office: Office, action: str) -> None:
-    boss = office.client("boss")
-    form = {"csrf": boss.token, "task": office.site.task, "action": action}
+def set_state(app: RatingApp, action: str) -> None:
+    boss = app.client("boss")
+    form = {"csrf": boss.token, "task": app.site.task, "action": action}
     assert boss.http.post("/admin/task", data=form, follow_redirects=False).status_code == 303
 
 
-def test_unknown_and_odd_items(office: Office):
-    ann = office.client()
+def test_unknown_and_odd_items(app: RatingApp):
+    ann = app.client()
     item = items_of(ann.pages()[0])[0]
     assert error(ann.vote("nothing")) == (404, "unknown_item", False)
     for odd in (
@@ -51,22 +51,22 @@ def test_unknown_and_odd_items(office: Office):
         assert error(ann.vote(item, **odd))[:2] == (422, "invalid"), odd
     broken = ann.http.post("/api/votes", content=b"{", headers={"X-CSRF-Token": ann.token})
     assert error(broken)[0] == 422
-    assert office.table("select count(*) from ratings") == [(0,)]
+    assert app.table("select count(*) from ratings") == [(0,)]
 
 
-def test_replayed_id_with_another_body(office: Office):
-    ann = office.client()
+def test_replayed_id_with_another_body(app: RatingApp):
+    ann = app.client()
     one, two = (items_of(page)[0] for page in ann.pages(2))
     assert ann.vote(one, id="same").status_code == 200
     assert error(ann.vote(two, id="same")) == (409, "vote_conflict", False)
-    assert office.table("select item_id from ratings") == [(one,)]
+    assert app.table("select item_id from ratings") == [(one,)]
 
 
-def test_votes_after_the_task_was_closed_are_kept(office: Office):
-    ann = office.client()
+def test_votes_after_the_task_was_closed_are_kept(app: RatingApp):
+    ann = app.client()
     first, second = (items_of(page)[0] for page in ann.pages(2))
     assert ann.vote(first, id="before").status_code == 200
-    set_state(office, "close")
+    set_state(app, "close")
     body = ann.body(second)
     late = ann.post("/api/votes", body)
     assert error(late) == (410, "task_closed", False)
@@ -74,26 +74,26 @@ def test_votes_after_the_task_was_closed_are_kept(office: Office):
     assert error(ann.post("/api/votes", body))[:2] == (410, "task_closed")
     assert error(ann.vote("nothing"))[0] == 404
     assert error(ann.post("/api/next", {})) == (410, "task_closed", False)
-    stored = office.table("select id, surplus from ratings order by seq")
+    stored = app.table("select id, surplus from ratings order by seq")
     assert stored == [("before", 0), (body["id"], 1)]
     assert ann.session()["task"]["closed"]
 
 
-def test_pausing(office: Office):
-    ann = office.client()
+def test_pausing(app: RatingApp):
+    ann = app.client()
     item = items_of(ann.pages()[0])[0]
-    set_state(office, "pause")
+    set_state(app, "pause")
     assert error(ann.post("/api/next", {})) == (423, "paused", True)
     assert ann.session()["task"]["paused"]
     assert ann.vote(item).status_code == 200
-    set_state(office, "resume")
+    set_state(app, "resume")
     assert len(ann.pages(10)) == 10
 
 
-def test_image_deleted_under_the_page(office: Office):
-    ann = office.client()
+def test_image_deleted_under_the_page(app: RatingApp):
+    ann = app.client()
     page = ann.pages()[0]
-    shutil.rmtree(office.study.path / "images")
+    shutil.rmtree(app.study.path / "images")
     gone = ann.http.get(page["items"][0]["image"]["url"])
     assert gone.status_code == 404
     assert "missing" in gone.text
@@ -101,15 +101,15 @@ def test_image_deleted_under_the_page(office: Office):
     assert answer.status_code == 200
     final = ann.next()
     assert (final["pages"], final["done"]) == ([], True)
-    assert office.table("select count(*) from items where broken") == [(12,)]
-    assert office.study.feedback.ratings() == []
+    assert app.table("select count(*) from items where broken") == [(12,)]
+    assert app.study.feedback.ratings() == []
 
 
 def test_very_many_missing_images_do_not_end_the_work(tmp_path: Path):
-    office = Office(make_study(tmp_path, prompts=8, per_prompt=6))
-    images = office.study.path / "images"
+    app = RatingApp(make_study(tmp_path, prompts=8, per_prompt=6))
+    images = app.study.path / "images"
     images.rename(images.with_name("away"))
-    ann = office.client()
+    ann = app.client()
     assert error(ann.post("/api/next", {})) == (503, "pictures_missing", True)
     for _ in range(5):
         assert error(ann.post("/api/next", {})) == (503, "pictures_missing", True)
@@ -117,22 +117,22 @@ def test_very_many_missing_images_do_not_end_the_work(tmp_path: Path):
     assert ann.work() == 48
 
 
-def test_restored_images_come_back(office: Office):
-    images = office.study.path / "images"
+def test_restored_images_come_back(app: RatingApp):
+    images = app.study.path / "images"
     images.rename(images.with_name("away"))
-    ann = office.client()
+    ann = app.client()
     assert ann.pages(10) == []
     images.with_name("away").rename(images)
-    open_task(office.site.database, office.study, PLAIN)
+    open_task(app.site.database, app.study, PLAIN)
     assert ann.work() == 12
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_damaged_image(office: Office, damage: str):
-    ann = office.client()
+def test_damaged_image(app: RatingApp, damage: str):
+    ann = app.client()
     url = ann.pages()[0]["items"][0]["image"]["url"]
-    for sample in office.study.samples():
-        path = office.study.path / sample.path
+    for sample in app.study.samples():
+        path = app.study.path / sample.path
         content = path.read_bytes()
         middle = len(content) // 2
         rest = b"" if damage == "cut" else b"?" + content[middle + 1 :]
@@ -155,13 +155,13 @@ def empty_png(size: tuple[int, int]) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_pictures_beyond_all_size_are_set_aside(office: Office):
-    huge, great = office.study.samples()[3:5]
-    (office.study.path / huge.path).write_bytes(empty_png(HUGE))
-    (office.study.path / great.path).write_bytes(empty_png(GREAT))
-    ann = office.client()
+def test_pictures_beyond_all_size_are_set_aside(app: RatingApp):
+    huge, great = app.study.samples()[3:5]
+    (app.study.path / huge.path).write_bytes(empty_png(HUGE))
+    (app.study.path / great.path).write_bytes(empty_png(GREAT))
+    ann = app.client()
     assert ann.work() == 11
-    assert office.table("select count(*) from items where broken") == [(1,)]
+    assert app.table("select count(*) from items where broken") == [(1,)]
 
 
 def test_a_png_without_pixels_is_broken():
@@ -174,62 +174,62 @@ def test_no_port_is_after_the_last():
 
 
 @pytest.mark.parametrize("base", ["²", "9" * 5000, "", "-1"])
-def test_odd_versions_of_a_guideline(office: Office, base: str):
-    boss = office.client("boss")
+def test_odd_versions_of_a_guideline(app: RatingApp, base: str):
+    boss = app.client("boss")
     form = {"csrf": boss.token, "text": "x", "base_version": base}
     assert boss.http.post("/admin/guideline", data=form).status_code == 409
 
 
-def test_port_in_use_suggests_a_free_one(office: Office):
+def test_port_in_use_suggests_a_free_one(app: RatingApp):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} is in use; give another, such"):
-            check(True, office.site.database, Listening(port=port))
+            check(True, app.site.database, Listening(port=port))
         free = free_port("127.0.0.1", port)
-    check(True, office.site.database, Listening(port=free))
+    check(True, app.site.database, Listening(port=free))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.7.7", "rating.example"])
-def test_other_addresses_need_sign_in(office: Office, host: str):
+def test_other_addresses_need_sign_in(app: RatingApp, host: str):
     with pytest.raises(UserError, match="sayso raters STUDY add NAME"):
-        check(True, office.site.database, Listening(host=host))
+        check(True, app.site.database, Listening(host=host))
 
 
 @pytest.mark.parametrize("jump", [-86400.0, 86400.0, -5.0])
-def test_the_server_clock_jumps(office: Office, jump: float):
-    ann, bob = office.client(), office.client("bob")
+def test_the_server_clock_jumps(app: RatingApp, jump: float):
+    ann, bob = app.client(), app.client("bob")
     item = items_of(ann.pages()[0])[0]
-    office.clock.now += jump
+    app.clock.now += jump
     assert ann.vote(item).status_code == 200
     assert ann.work() + bob.work() == 11
-    counts = office.table("select count(*) from ratings where not surplus group by item_id")
+    counts = app.table("select count(*) from ratings where not surplus group by item_id")
     assert counts == [(1,)] * 12
 
 
-def test_a_lease_from_the_future_blocks_nobody(office: Office):
-    ann, bob = office.client(), office.client("bob")
+def test_a_lease_from_the_future_blocks_nobody(app: RatingApp):
+    ann, bob = app.client(), app.client("bob")
     held = [items_of(page)[0] for page in ann.pages(10)]
-    office.clock.now -= 10 * LEASE_S
+    app.clock.now -= 10 * LEASE_S
     assert bob.work() == 12
     assert ann.vote(held[0], id="late").status_code == 200
-    assert office.table("select surplus from ratings where id = 'late'") == [(True,)]
+    assert app.table("select surplus from ratings where id = 'late'") == [(True,)]
 
 
 @pytest.mark.parametrize("times", [(0, 0), (9e12, 1), (5, 4e13)])
-def test_the_clock_of_the_page_is_wrong(office: Office, times: tuple[float, float]):
-    ann = office.client()
+def test_the_clock_of_the_page_is_wrong(app: RatingApp, times: tuple[float, float]):
+    ann = app.client()
     item = items_of(ann.pages()[0])[0]
     assert ann.vote(item, shown_at=times[0], answered_at=times[1]).status_code == 200
-    (rating,) = office.study.feedback.ratings()
+    (rating,) = app.study.feedback.ratings()
     assert (rating.shown_at, rating.answered_at) == (times[0] / 1000, times[1] / 1000)
-    assert rating.shown["received_at"] == office.clock.now
+    assert rating.shown["received_at"] == app.clock.now
 
 
-def test_a_guideline_comes_before_the_work(office: Office):
-    ann = office.client()
-    with office.site.write() as db:
+def test_a_guideline_comes_before_the_work(app: RatingApp):
+    ann = app.client()
+    with app.site.write() as db:
         people.write_guideline(db, "Look **closely**.", "boss", 0)
     assert error(ann.post("/api/next", {})) == (428, "guideline_required", False)
     task = ann.session()["task"]
@@ -240,11 +240,11 @@ def test_a_guideline_comes_before_the_work(office: Office):
     assert ann.session()["task"]["guideline_accepted"]
     item = items_of(ann.pages()[0])[0]
     assert ann.vote(item, guideline_version=1).status_code == 200
-    assert office.study.feedback.ratings()[0].shown["guideline_version"] == 1
+    assert app.study.feedback.ratings()[0].shown["guideline_version"] == 1
 
 
-def test_a_bug_is_answered_and_told_nothing(office: Office, monkeypatch: pytest.MonkeyPatch):
-    ann = office.client()
+def test_a_bug_gets_a_reply_that_tells_nothing(app: RatingApp, monkeypatch: pytest.MonkeyPatch):
+    ann = app.client()
     monkeypatch.setattr("sayso.web.api.hand_out", lambda *_: 1 / 0)
     assert error(ann.post("/api/next", {})) == (500, "bug", True)
 

@@ -15,7 +15,7 @@ from browser import Watched, chromium, ready, saved
 from page_actions import rate
 from page_server import Served, WallClock, running
 from postgresql import Server
-from rating_studies import Office, Rater, items_of, make_study
+from rating_studies import Rater, RatingApp, items_of, make_study
 from served import served
 from test_rating_store import waiting_together
 
@@ -26,7 +26,7 @@ from sayso.web.site import Site
 from sayso.web.work import people
 from sayso.web.work.opening import open_task
 from sayso.web.work.tasks import TaskOptions
-from sayso.web.work.voting import Circumstances, Vote, cast_vote
+from sayso.web.work.voting import Context, Vote, cast_vote
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,13 @@ def test_same_tables(url: str):
         assert compare_metadata(MigrationContext.configure(db), work_tables.metadata) == []
 
 
-def second_worker(one: Office) -> Office:
+def second_worker(one: RatingApp) -> RatingApp:
     """Another server of the same study."""
-    two = Office.__new__(Office)
+    two = RatingApp.__new__(RatingApp)
     two.__dict__.update(one.__dict__)
     database = Database(one.url, one.busy_timeout_s, keep_open=True)
     two.site = Site(one.study, database, one.site.task, False, one.clock)
-    two.app = create_app(two.site)
+    two.asgi = create_app(two.site)
     return two
 
 
@@ -68,9 +68,9 @@ def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
     """Four raters at two servers of one database, all at once."""
     names = ("ann", "bob", "cem", "dan")
     options = TaskOptions(overlap=2, attention_share=0.3)  # some meet each rater soon
-    one = Office(make_study(tmp_path, per_prompt=5), options, url, names=names)
+    one = RatingApp(make_study(tmp_path, per_prompt=5), options, url, names=names)
     two = second_worker(one)
-    raters = [office.client(name) for office, name in zip((one, two) * 2, names, strict=True)]
+    raters = [app.client(name) for app, name in zip((one, two) * 2, names, strict=True)]
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(Rater.work, raters))
     assert sum(done) >= 40
@@ -80,51 +80,51 @@ def test_two_workers_keep_the_overlap(tmp_path: Path, url: str):
     assert set(Counter(v.sample_id for v in votes).values()) == {2}
     assert len({(v.sample_id, v.rater) for v in votes}) == len(votes) == 40
     assert not any(v.shown["surplus"] for v in votes)
-    for office in (one, two):
-        office.site.database.close()
+    for app in (one, two):
+        app.site.database.close()
 
 
 def test_a_task_opened_again_waits_for_votes_being_cast(tmp_path: Path, url: str):
     """Another server opens the task while a vote is not committed yet: no counter is lost."""
     options = TaskOptions(attention_share=0.0)
-    office = Office(make_study(tmp_path), options, url)
-    item = items_of(office.client().pages()[0])[0]
+    app = RatingApp(make_study(tmp_path), options, url)
+    item = items_of(app.client().pages()[0])[0]
     vote = Vote("v1", item, "alignment", "good", 1.0, 2.0, 1.0, 0.0, 0)
-    around = Circumstances("session", "version", office.clock.now)
+    around = Context("session", "version", app.clock.now)
     other = Database(url)
     with ThreadPoolExecutor(1) as pool:
         with other.write() as db:
             rater = people.by_id(db, db.exec_driver_sql("select id from raters").scalar_one())
             cast_vote(db, rater, vote, around)
-            os.utime(office.study.path / "samples.jsonl")
-            opening = pool.submit(open_task, office.site.database, office.study, options)
+            os.utime(app.study.path / "samples.jsonl")
+            opening = pool.submit(open_task, app.site.database, app.study, options)
             with pytest.raises(TimeoutError):
                 opening.result(1.0)
         opening.result(30)
     other.close()
-    assert office.table("select sum(votes) from items") == [(1,)]
-    assert office.table("select votes from tasks") == [(1,)]
+    assert app.table("select sum(votes) from items") == [(1,)]
+    assert app.table("select votes from tasks") == [(1,)]
 
 
 def test_rows_locked_by_another_program(tmp_path: Path, url: str):
     """Waiting has an end, for the next request in the same process too."""
     names = ("ann", "bob")
-    office = Office(make_study(tmp_path), url=url, names=names, busy_timeout_s=1.5)
-    ann, bob = office.client(), office.client("bob")
+    app = RatingApp(make_study(tmp_path), url=url, names=names, busy_timeout_s=1.5)
+    ann, bob = app.client(), app.client("bob")
     other = Database(url)
     with other.engine.connect() as db:
         db.exec_driver_sql("select * from tasks for update")
         assert max(waiting_together([ann, bob])) < 2.1
     assert ann.work() == 12
     other.close()
-    office.site.database.close()
+    app.site.database.close()
 
 
 def test_the_character_nul_is_refused(tmp_path: Path, url: str):
     """PostgreSQL cannot store it."""
     names = ("ann", "boss")
-    office = Office(make_study(tmp_path), TaskOptions(attention_share=0.0), url, names=names)
-    ann, boss = office.client(), office.client("boss")
+    app = RatingApp(make_study(tmp_path), TaskOptions(attention_share=0.0), url, names=names)
+    ann, boss = app.client(), app.client("boss")
     page = ann.pages()[0]
     assert ann.vote(items_of(page)[0], "skip", reason="x\0y").status_code == 422
     told = {"page_ids": [page["page_id"]], "message": "x\0y"}
@@ -140,15 +140,15 @@ def test_the_character_nul_is_refused(tmp_path: Path, url: str):
         answer = boss.http.post(f"/admin/{path}", data={"csrf": boss.token, **form})
         assert answer.status_code == 422, path
     decision = boss.body("a\0", "good")
-    assert boss.post(f"/api/decisions/{office.site.task}/votes", decision).status_code == 422
+    assert boss.post(f"/api/decisions/{app.site.task}/votes", decision).status_code == 422
     assert ann.vote(items_of(page)[0], "skip", reason="line\nline ü").status_code == 200
-    office.site.database.close()
+    app.site.database.close()
 
 
 def test_two_reviewers_decide_at_once(tmp_path: Path, server: Server, url: str):
     options = TaskOptions(overlap=2, attention_share=0.0)
     names = ("ann", "bob", "eve", "boss")
-    one = Office(make_study(tmp_path, per_prompt=5), options, url, names=names)
+    one = RatingApp(make_study(tmp_path, per_prompt=5), options, url, names=names)
     one.client().work()
     one.client("bob").work(lambda _: "bad")
     two, start = second_worker(one), Barrier(2)
@@ -167,13 +167,13 @@ def test_two_reviewers_decide_at_once(tmp_path: Path, server: Server, url: str):
     assert [sorted(both) for both in zip(*statuses, strict=True)] == [[200, 409]] * len(items)
     assert "deadlock" not in (server.folder / "log").read_text()
     assert one.table("select count(*) from ratings where decision") == [(len(items),)]
-    for office in (one, two):
-        office.site.database.close()
+    for app in (one, two):
+        app.site.database.close()
 
 
 def test_the_database_goes_down_in_mid_session(tmp_path: Path, server: Server, url: str):
-    office = Office(make_study(tmp_path), TaskOptions(attention_share=0.0), url, busy_timeout_s=2.0)
-    ann = office.client()
+    app = RatingApp(make_study(tmp_path), TaskOptions(attention_share=0.0), url, busy_timeout_s=2.0)
+    ann = app.client()
     item = items_of(ann.pages()[0])[0]
     body = ann.body(item)
     server.stop()
@@ -183,19 +183,17 @@ def test_the_database_goes_down_in_mid_session(tmp_path: Path, server: Server, u
     assert ann.http.get("/").status_code == 503
     server.start()
     assert ann.post("/api/votes", body).status_code == 200
-    assert [r.id for r in office.study.feedback.ratings()] == [body["id"]]
-    office.site.database.close()
+    assert [r.id for r in app.study.feedback.ratings()] == [body["id"]]
+    app.site.database.close()
 
 
-def test_the_page_keeps_answers_while_the_database_is_down(
-    tmp_path: Path, server: Server, url: str
-):
+def test_the_page_keeps_votes_while_the_database_is_down(tmp_path: Path, server: Server, url: str):
     options = TaskOptions(attention_share=0.0)
     study = make_study(tmp_path, per_prompt=5)
-    office = Office(study, options, url, WallClock(), busy_timeout_s=2.0)  # type: ignore[arg-type]
-    with running(office.app) as address, chromium() as browser:
+    app = RatingApp(study, options, url, WallClock(), busy_timeout_s=2.0)  # type: ignore[arg-type]
+    with running(app.asgi) as address, chromium() as browser:
         watched = Watched(browser)
-        page = watched.open(Served(office, address).link)
+        page = watched.open(Served(app, address).link)
         ready(page)
         expected: dict[str, str] = {}
         rate(page, watched, ["good"], expected)
@@ -203,14 +201,14 @@ def test_the_page_keeps_answers_while_the_database_is_down(
         server.stop()
         rate(page, watched, ["bad", "skip"], expected)
         page.wait_for_selector('#saved[data-state="unavailable"]')
-        assert page.inner_text("#saved").startswith("2 waiting: the server cannot store now")
+        assert page.inner_text("#saved").startswith("2 waiting: the server cannot store votes now")
         server.start()
         page.click("#saved-retry")
         saved(page)
-        assert Served(office, address).live() == expected
+        assert Served(app, address).live() == expected
         watched.context.close()
         assert watched.errors == []
-    office.site.database.close()
+    app.site.database.close()
 
 
 def test_workers_of_the_command(tmp_path: Path, url: str):

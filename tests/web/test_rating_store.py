@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from disks import small_disk
-from rating_studies import Office, Rater, items_of, make_study
+from rating_studies import Rater, RatingApp, items_of, make_study
 from sqlalchemy import event
-from test_rating_bad_input import PLAIN, error, office
+from test_rating_bad_input import PLAIN, app, error
 
 from sayso.base.errors import UserError
 from sayso.feedback.database import Database
@@ -22,7 +22,7 @@ from sayso.web.filesystems import kind_of, refuse_network
 from sayso.web.serving import Listening, check, prepare
 from sayso.web.work.opening import open_task
 
-__all__ = ["office"]
+__all__ = ["app"]
 
 
 def waiting_together(raters: list[Rater]) -> list[float]:
@@ -42,7 +42,7 @@ def waiting_together(raters: list[Rater]) -> list[float]:
 
 
 @pytest.fixture
-def limits(office: Office) -> Iterator[list[str]]:
+def limits(app: RatingApp) -> Iterator[list[str]]:
     """Commands that every new connection runs first."""
     commands: list[str] = []
 
@@ -50,24 +50,24 @@ def limits(office: Office) -> Iterator[list[str]]:
         for command in commands:
             connection.execute(command)
 
-    event.listen(office.site.database.engine, "connect", restrict)
+    event.listen(app.site.database.engine, "connect", restrict)
     yield commands
     commands.clear()
 
 
 @pytest.mark.parametrize("command", ["PRAGMA max_page_count=1", "PRAGMA query_only=ON"])
-def test_full_disk_and_read_only_store(office: Office, limits: list[str], command: str):
+def test_full_disk_and_read_only_store(app: RatingApp, limits: list[str], command: str):
     """A full disk: SQLite may take no page more, so sooner or later a vote does not fit."""
-    ann = office.client()
+    ann = app.client()
     item = items_of(ann.pages()[0])[0]
     limits.append(command)
-    office.site.database.close()
+    app.site.database.close()
     stored, refused = vote_until_refused(ann, item)
     limits.clear()
-    office.site.database.close()
+    app.site.database.close()
     assert ann.post("/api/votes", refused).status_code == 200
     ids = [*stored, refused["id"]]
-    assert office.table("select id from ratings order by seq") == [(vote,) for vote in ids]
+    assert app.table("select id from ratings order by seq") == [(vote,) for vote in ids]
 
 
 def vote_until_refused(rater: Rater, item: str) -> tuple[list[str], dict[str, Any]]:
@@ -93,8 +93,8 @@ def fill(path: Path) -> None:
 
 def test_a_disk_that_gets_full_in_mid_session(tmp_path: Path):
     with small_disk(tmp_path / "disk", "2m") as disk:
-        office = Office(make_study(disk), busy_timeout_s=0.5)
-        ann = office.client()
+        app = RatingApp(make_study(disk), busy_timeout_s=0.5)
+        ann = app.client()
         item = items_of(ann.pages()[0])[0]
         ballast = disk / "ballast"
         with pytest.raises(OSError, match="No space"):
@@ -104,67 +104,67 @@ def test_a_disk_that_gets_full_in_mid_session(tmp_path: Path):
         ballast.unlink()
         assert ann.post("/api/votes", refused).status_code == 200
         ids = [*stored, refused["id"]]
-        assert office.table("select id from ratings order by seq") == [(vote,) for vote in ids]
-        assert office.table("pragma integrity_check") == [("ok",)]
-        office.site.database.close()
+        assert app.table("select id from ratings order by seq") == [(vote,) for vote in ids]
+        assert app.table("pragma integrity_check") == [("ok",)]
+        app.site.database.close()
 
 
-def test_database_locked_by_another_program(office: Office):
-    ann = office.client()
+def test_database_locked_by_another_program(app: RatingApp):
+    ann = app.client()
     item = items_of(ann.pages()[0])[0]
     body = ann.body(item)
-    with closing(sqlite3.connect(office.study.path / "feedback.db", isolation_level=None)) as other:
+    with closing(sqlite3.connect(app.study.path / "feedback.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert error(ann.post("/api/votes", body)) == (503, "store_unavailable", True)
         assert ann.session()["rater"]["name"] == "ann"  # reading goes on
         other.execute("ROLLBACK")
     assert ann.post("/api/votes", body).status_code == 200
-    assert len(office.study.feedback.ratings()) == 1
+    assert len(app.study.feedback.ratings()) == 1
 
 
 def test_two_waits_are_no_longer_than_one(tmp_path: Path):
     """One request waits for the other program, the next for the first and then for the program."""
-    office = Office(make_study(tmp_path), names=("ann", "bob"), busy_timeout_s=1.5)
-    ann, bob = office.client(), office.client("bob")
-    with closing(sqlite3.connect(office.study.path / "feedback.db", isolation_level=None)) as other:
+    app = RatingApp(make_study(tmp_path), names=("ann", "bob"), busy_timeout_s=1.5)
+    ann, bob = app.client(), app.client("bob")
+    with closing(sqlite3.connect(app.study.path / "feedback.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         waits = waiting_together([ann, bob])
         other.execute("ROLLBACK")
     assert max(waits) < 2.1
     assert ann.work() == 12
-    [[left_ms]] = office.table("PRAGMA busy_timeout")
+    [[left_ms]] = app.table("PRAGMA busy_timeout")
     assert left_ms == 1500
 
 
-def test_database_of_a_newer_version(office: Office):
-    with closing(sqlite3.connect(office.study.path / "feedback.db")) as db, db:
+def test_database_of_a_newer_version(app: RatingApp):
+    with closing(sqlite3.connect(app.study.path / "feedback.db")) as db, db:
         db.execute("update schema_version set version = 99")
     with pytest.raises(UserError, match=r"format 99.*upgrade sayso"):
-        prepare(office.study, "", PLAIN)
+        prepare(app.study, "", PLAIN)
 
 
-def test_a_database_file_that_is_gone_takes_no_votes(office: Office):
-    ann = office.client()
+def test_a_database_file_that_is_gone_takes_no_votes(app: RatingApp):
+    ann = app.client()
     item = items_of(ann.pages()[0])[0]
     assert ann.http.get("/healthz").status_code == 200
-    away = office.study.path / "away"
+    away = app.study.path / "away"
     away.mkdir()
-    for file in office.study.path.glob("feedback.db*"):
+    for file in app.study.path.glob("feedback.db*"):
         file.rename(away / file.name)
     assert ann.http.get("/healthz").status_code == 503
     body = ann.body(item)
     assert error(ann.post("/api/votes", body)) == (503, "store_unavailable", True)
     for file in away.iterdir():  # a copy: connections to the old file are of no use
-        shutil.copy(file, office.study.path / file.name)
+        shutil.copy(file, app.study.path / file.name)
     assert ann.http.get("/healthz").status_code == 200
     assert ann.post("/api/votes", body).status_code == 200
-    with closing(sqlite3.connect(office.study.path / "feedback.db")) as db:
+    with closing(sqlite3.connect(app.study.path / "feedback.db")) as db:
         assert db.execute("select id from ratings").fetchall() == [(body["id"],)]
 
 
-def test_several_workers_need_postgresql(office: Office):
+def test_several_workers_need_postgresql(app: RatingApp):
     with pytest.raises(UserError, match="--workers 2 is not possible with SQLite"):
-        check(False, office.site.database, Listening(workers=2))
+        check(False, app.site.database, Listening(workers=2))
 
 
 def test_network_drives_are_refused(tmp_path: Path):
@@ -181,13 +181,13 @@ def test_network_drives_are_refused(tmp_path: Path):
     refuse_network(tmp_path / "feedback.db")
 
 
-def test_collections_stay_as_the_caller_set_them(office: Office):
+def test_collections_stay_as_the_caller_set_them(app: RatingApp):
     """Opening a task sets them aside for a while."""
     for enabled in (True, False):
         (gc.enable if enabled else gc.disable)()
         try:
-            (office.study.path / "samples.jsonl").touch()
-            open_task(office.site.database, office.study, PLAIN)
+            (app.study.path / "samples.jsonl").touch()
+            open_task(app.site.database, app.study, PLAIN)
             assert gc.isenabled() is enabled
         finally:
             gc.enable()
@@ -195,7 +195,7 @@ def test_collections_stay_as_the_caller_set_them(office: Office):
 
 def test_votes_stay_in_one_database(tmp_path: Path):
     study = make_study(tmp_path)
-    Office(study).client().work(most=1)
+    RatingApp(study).client().work(most=1)
     with pytest.raises(UserError, match="votes stay in one database"):
         study.use_database("postgresql://me@127.0.0.1:1/x")
     assert Database(study.feedback.database.url).absent is False

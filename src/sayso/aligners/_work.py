@@ -100,36 +100,36 @@ class Work:
             unit: how many rows share t, noise and dropout and stay together.
             columns: more tensors of b rows, of all processes.
         """
-        natural = self._pretraining_indices(generator)
-        drawn = self._draw(len(indices) // unit + len(natural), generator, prompt_dropout)
+        pretraining = self._pretraining_indices(generator)
+        drawn = self._draw(len(indices) // unit + len(pretraining), generator, prompt_dropout)
         t, noise, dropped = (x[: len(indices) // unit].repeat_interleave(unit, 0) for x in drawn)
         mine = self.share(len(indices), unit)
         rest = self._pretraining_share(len(indices), unit)
         rows = self._rows(indices[mine], t[mine], noise[mine], dropped[mine])
         own = {name: column[mine] for name, column in columns.items()}
-        if not len(natural):
+        if not len(pretraining):
             return rows.plus(**own)
         t, noise, dropped = (x[len(indices) // unit :][rest] for x in drawn)
-        return Batch({**rows.tensors, **own}, self._rows(natural[rest], t, noise, dropped))
+        return Batch({**rows.tensors, **own}, self._rows(pretraining[rest], t, noise, dropped))
 
     def pretraining_batch(self, step: int, unit: int = 1) -> Batch | None:
         """Pre-training rows for a batch that was made without; None if none are wanted."""
         if not self.n_pretraining:
             return None
         generator = self.generator(step, "pretraining")
-        natural, rest = (
+        pretraining, rest = (
             self._pretraining_indices(generator),
             self._pretraining_share(self.batch_size, unit),
         )
-        drawn = self._draw(len(natural), generator, 0.0)
+        drawn = self._draw(len(pretraining), generator, 0.0)
         t, noise, dropped = (x[rest] for x in drawn)
-        return self._rows(natural[rest], t, noise, dropped)
+        return self._rows(pretraining[rest], t, noise, dropped)
 
     def _pretraining_indices(self, generator: torch.Generator) -> Tensor:
         if not self.n_pretraining:
             return torch.zeros(0, dtype=torch.long)
-        natural = self.data.pretraining
-        return natural[stratified(torch.ones(len(natural)), self.n_pretraining, generator)]
+        pretraining = self.data.pretraining
+        return pretraining[stratified(torch.ones(len(pretraining)), self.n_pretraining, generator)]
 
     def _pretraining_share(self, n: int, unit: int) -> slice:
         """Which pre-training rows are this process's: those that fill its share of all rows up."""

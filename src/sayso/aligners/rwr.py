@@ -63,15 +63,15 @@ class RewardWeighted(Aligner):
     needs: ClassVar[frozenset[str]] = frozenset({"data", "reward"})
     defaults: ClassVar[Mapping[str, float]] = {"pretraining_weight": 0.15}
 
-    weight: Literal["reward", "mark", "product"] = "reward"
-    """Weight of an own image: the learned reward (the paper's r); people's mark, share of good;
+    weight: Literal["reward", "label", "product"] = "reward"
+    """Weight of a sample: the learned reward (the paper's r); its label, people's share of good;
     or their product, which leaves out what people called bad."""
     unrated: bool = True
     """Use images that nobody rated too, weighted by the reward alone (the paper's 16K)."""
     reward_threshold: float = 0.0
     """Weights below it count as 0; 0 = the paper's soft weights, where bad images keep a little."""
     draw: Literal["uniform", "reward"] = "uniform"
-    """How own images are drawn: all alike and then weighted, as the paper does; or in proportion
+    """How samples are drawn: all alike and then weighted, as the paper does; or in proportion
     to their weight and then all with the mean weight: the same expected gradient, and no step is
     spent on images that hardly count."""
     even: bool = False
@@ -89,7 +89,7 @@ class RewardWeighted(Aligner):
 
     def required(self) -> frozenset[str]:
         unused = set[str]()
-        if self.weight == "mark":
+        if self.weight == "label":
             unused.add("reward")
         elif self.weight == "reward" and self.unrated:
             unused.add("data")
@@ -113,10 +113,10 @@ class RewardWeighted(Aligner):
 
         Raises: UserError: if a reward is negative or not finite, or no image takes part.
         """
-        mark, reward = rows.label[: rows.n_own], rows.reward[: rows.n_own]
-        rated = mark.isfinite()
-        weight = _weight(self.weight, mark, reward)
-        use = rated if not self.unrated or self.weight == "mark" else torch.ones_like(rated)
+        label, reward = rows.label[: rows.n_own], rows.reward[: rows.n_own]
+        rated = label.isfinite()
+        weight = _weight(self.weight, label, reward)
+        use = rated if not self.unrated or self.weight == "label" else torch.ones_like(rated)
         _check_weights(weight[use])
         cut = torch.where(weight < self.reward_threshold, 0.0, weight)
         if self.even:
@@ -133,12 +133,12 @@ class RewardWeighted(Aligner):
         return stratified(weights, count, generator), weights.mean().expand(count)
 
 
-def _weight(kind: str, mark: Tensor, reward: Tensor) -> Tensor:
+def _weight(kind: str, label: Tensor, reward: Tensor) -> Tensor:
     match kind:
-        case "mark":
-            return mark
+        case "label":
+            return label
         case "product":
-            return reward * torch.where(mark.isfinite(), mark, 1.0)
+            return reward * torch.where(label.isfinite(), label, 1.0)
         case _:
             return reward
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: train on the images that people marked good, and on nothing else."""
+"""Supervised fine-tuning: train on the images that people rated good, and on nothing else."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sayso.base.errors import UserError
 
 @dataclass(frozen=True)
 class GoodImages(Aligner):
-    """Fine-tune on own images that most raters marked good, all with weight 1.
+    """Fine-tune on samples that most raters call good, all with weight 1.
 
     The baseline that every other aligner should beat: no reward, no pre-training images.
     """
@@ -30,7 +30,7 @@ class GoodImages(Aligner):
     def batches(self, work: Work) -> Iterator[Batch]:
         good = work.data.own[work.data.label[: work.data.n_own] > 0.5]
         if not len(good):
-            raise UserError("no image is marked good by most of its raters; rate more images")
+            raise UserError("no image is rated good by most of its raters; rate more images")
         alike = torch.ones(len(good))
         for step in work.steps:
             generator = work.generator(step)

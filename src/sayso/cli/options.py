@@ -11,7 +11,7 @@ import tyro
 
 from sayso.base.errors import UserError, check_counts, unknown_name
 from sayso.base.user_files import read_json
-from sayso.study.identity import with_loop_options
+from sayso.study.identity import in_todays_words
 
 
 class Parsed(NamedTuple):
@@ -34,7 +34,7 @@ def parse(name: str, config: type, plugin: str, arguments: list[str]) -> Parsed:
     Raises: UserError: for an unknown option (the nearest is named) or a bad --config file.
     """
     early, arguments = _early_flags(plugin, arguments)
-    saved = with_loop_options(read_json(early.config)) if early.config else {}
+    saved = in_todays_words(read_json(early.config)) if early.config else {}
     parts = {"config": _default(config, {k: v for k, v in saved.items() if k != "options"})}
     if plugin:
         chosen = early.plugin or saved.get(plugin) or getattr(parts["config"], plugin)

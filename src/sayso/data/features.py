@@ -1,4 +1,4 @@
-"""Fidelity and diversity: how far generated images are from natural ones, on fixed features."""
+"""Fidelity and diversity: how far samples are from pre-training images, on fixed features."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -56,7 +56,7 @@ def fidelity(
 ) -> dict[str, Any]:
     """Distance to held-out pre-training images of what both models drew for their captions.
 
-    Also of other held-out images, "natural": what a perfect model would reach.
+    Also of other held-out images, "pretraining": what a perfect model would reach.
 
     Args:
         model: the tuned model, which is measured against the base.
@@ -90,14 +90,14 @@ def _distances(
     study: Study, chosen: Mapping[str, list[Sample]], n: int, sampler: Sampler
 ) -> dict[str, Any]:
     space = feature_space(study, make_accelerator("no").device)
-    natural = list(open_pretraining(study, sampler.image_size_px).heldout_images(2 * n))
-    if not natural:
+    heldout = list(open_pretraining(study, sampler.image_size_px).heldout_images(2 * n))
+    if not heldout:
         return _skipped("no pre-training image is held out")
-    real, more = space(natural[:n]), natural[n:]
+    real, more = space(heldout[:n]), heldout[n:]
     found: dict[str, Any] = {"features": space.name, "dimensions": int(real.shape[1])}
     for role, samples in chosen.items():
         found[role] = distances(real, space(study.image(s) for s in samples), space.kernel)
-    found["natural"] = distances(real, space(more), space.kernel) if len(more) >= n else None
+    found["pretraining"] = distances(real, space(more), space.kernel) if len(more) >= n else None
     return found | {"n": found["base"]["n"], "ratio": ratio(found["aligned"], found["base"])}
 
 

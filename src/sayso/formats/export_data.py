@@ -167,7 +167,7 @@ class ExportData:
         first = next(found, None)
         if first is None:
             raise self._nothing(
-                f"no comparison of two single images was answered{self._but_left_out()}"
+                f"no comparison of two single images was decided{self._but_left_out()}"
                 if source == "comparisons"
                 else "no prompt has both an image that most raters call good and one they call bad"
             )

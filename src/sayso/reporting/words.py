@@ -174,7 +174,7 @@ def facts(summary: dict[str, Any]) -> list[dict[str, str]]:
         )
     if near["ratio"] is not None:
         basis = f"after over before, {near['n']} images; 1 is unchanged"
-        found.append(_fact(f"{near['ratio']:.2f}", "distance to natural images", basis))
+        found.append(_fact(f"{near['ratio']:.2f}", "distance to pre-training images", basis))
     if summary["seconds"]["total"]:
         found.append(
             _fact(seconds(summary["seconds"]["total"]), "the whole loop", "all stages together")

@@ -58,10 +58,17 @@ def samples_of(study: Study, model: str, method: LabelMethod, *, simulated: bool
             "trains on; they can only train a reward: choose a --model whose images sayso generate "
             "drew here"
         )
+    labels = labels_of(study, samples, method, simulated=simulated)
+    return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
+
+
+def labels_of(
+    study: Study, samples: Sequence[Sample], method: LabelMethod, *, simulated: bool
+) -> list[float]:
+    """The label of each sample; NaN where nobody rated it."""
     ids = {s.id for s in samples}
     known = study.feedback.soft_labels(simulated, method=method, among=ids)
-    labels = [known.get(s.id, float("nan")) for s in samples]
-    return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
+    return [known.get(s.id, float("nan")) for s in samples]
 
 
 def open_rows(
@@ -173,7 +180,7 @@ def facts(work: Work) -> dict[str, int]:
     label = rows.label[: rows.n_own]
     pairs = {} if work.pairs is None else {"pairs": len(work.pairs)}
     return {
-        "own_images": rows.n_own,
+        "samples": rows.n_own,
         "rated_images": int(label.isfinite().sum()),
         "good_images": int((label > 0.5).sum()),
         "pretraining_images": len(rows.pretraining),

@@ -220,7 +220,7 @@ def _truths(
         for r in ratings
         if GOLD in r.shown and is_for(r, "check")
     }
-    found = {"gold": _Truth("the known answers of gold items", gold)} if gold else {}
+    found = {"gold": _Truth("the known votes on gold items", gold)} if gold else {}
     if judge:
         name, reads = judge
         known = [votes.samples[i] for i in images if i in votes.samples]

@@ -59,10 +59,10 @@ class AlignConfig(TrainOptions):
     model: str = "base"
     """The model to start from, whose images are trained on: base, or an earlier align run."""
     labels: LabelMethod | Literal["auto"] = "auto"
-    """What several raters' marks of an image come to: share, majority or dawid-skene, see
+    """What the ratings of an image come to: share, majority or dawid-skene, see
     sayso fit --help; auto: what the reward was fitted to, or share if it is no run of fit."""
     raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose marks count; auto: those that the reward was fitted to, or if it is no run of fit
+    """Whose ratings count; auto: those that the reward was fitted to, or if it is no run of fit
     people's if there are any."""
     lora_rank: int = 0
     """Rank of low-rank adapters to train in place of the whole network; 0 = the whole network, as
@@ -106,15 +106,15 @@ def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     images = _images(study, config, aligner)
     own, seen = len(images.samples), config.max_steps * config.batch_size
     kept = _conditions(config, aligner, len(set(images.texts)))
-    natural = _n_pretraining(config, aligner)
-    sizes = forecast(study, config, config.model, config.lora_rank, images, natural, kept)
+    n_pretraining = _n_pretraining(config, aligner)
+    sizes = forecast(study, config, config.model, config.lora_rank, images, n_pretraining, kept)
     return {
         "learning_rate": config.learning_rate,
         "pretraining_weight": config.pretraining_weight,
-        "own images": own,
+        "samples": own,
         "images a step": config.batch_size,
         "images in all": seen,
-        "passes over the own images, about": round(seen / own, 1) if own else 0,
+        "passes over the samples, about": round(seen / own, 1) if own else 0,
         "checkpoints": (config.max_steps - 1) // config.checkpoint_every,
         **sizes,
     }
@@ -368,7 +368,7 @@ def _images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":
 
 
 def _kind(study: Study, config: AlignConfig) -> str:
-    """Whose marks count: people's, if any person rated and nothing else is asked for."""
+    """Whose ratings count: people's, if any person rated and nothing else is asked for."""
     if config.raters != "auto":
         return config.raters
     return RATERS[study.feedback.kind_in_use()]
@@ -381,7 +381,7 @@ def _rewards(
     images: "Samples",
     accelerator: "Accelerator",
 ) -> list[float]:
-    """The reward of every own image; NaN if the aligner needs none."""
+    """The reward of every sample; NaN if the aligner needs none."""
     if not _scores_samples(aligner):
         return [float("nan")] * len(images.samples)
     from sayso.rewards import load_reward

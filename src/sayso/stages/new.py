@@ -30,7 +30,7 @@ class NewConfig:
     """CLIP for rewards and metrics: a world, a transformers folder, or a hub id; default: the
     world's own, else openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Natural images with captions: a world, or a folder of images with a metadata.jsonl
+    """Pre-training images with captions: a world, or a folder of images with a metadata.jsonl
     (file_name, text); default: the world's own, else none."""
     num_inference_steps: int | None = None
     """Sampling steps; default: the world's own, else 20."""

@@ -75,7 +75,7 @@ def canonical_model(study: ReadableStudy, name: str) -> str:
 
 def canonical_options(study: ReadableStudy, options: JsonObject) -> JsonObject:
     """The options of a run that is there, in canonical form as far as they can be read so."""
-    found = with_loop_options(options)
+    found = in_todays_words(options)
     for name in FORMS.keys() & options.keys():
         if isinstance(options[name], str):
             with contextlib.suppress(UserError):
@@ -83,11 +83,18 @@ def canonical_options(study: ReadableStudy, options: JsonObject) -> JsonObject:
     return found
 
 
-def with_loop_options(options: JsonObject) -> JsonObject:
-    """Of an older run of align: what were options of its aligner and are the loop's now."""
+def in_todays_words(options: JsonObject) -> JsonObject:
+    """Options of an older run of align as this version writes them.
+
+    Some were options of its aligner and are the loop's now; rwr's weight "label" was "mark".
+    """
     own = options.get("options")
-    if "aligner" not in options or "pretraining_weight" in options or not isinstance(own, dict):
+    if "aligner" not in options or not isinstance(own, dict):
         return dict(options)
+    if options["aligner"] == "rwr" and own.get("weight") == "mark":
+        own = {**own, "weight": "label"}
+    if "pretraining_weight" in options:
+        return {**options, "options": own}
     moved = {"pretraining_weight": own.get("pretraining_weight", 0.0)}
     if "pretraining_fraction" in own:
         moved["pretraining_fraction"] = own["pretraining_fraction"]

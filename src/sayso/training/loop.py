@@ -95,13 +95,13 @@ def placed(work: Work, aligner: Aligner, options: TrainOptions, accelerator: Acc
     Raises: UserError: if the rows cannot be shared out so.
     """
     options.check_unit(aligner.unit, accelerator.num_processes, type(aligner).__name__)
-    natural = options.n_pretraining(aligner.unit)
-    if natural and not len(work.data.pretraining):
+    n_pretraining = options.n_pretraining(aligner.unit)
+    if n_pretraining and not len(work.data.pretraining):
         raise UserError("there are no pre-training images; give --pretraining-weight 0")
     return replace(
         work,
-        batch_size=options.batch_size - natural,
-        n_pretraining=natural,
+        batch_size=options.batch_size - n_pretraining,
+        n_pretraining=n_pretraining,
         max_steps=options.max_steps,
         micro_batch=options.micro_batch(accelerator.num_processes),
         rank=accelerator.process_index,
@@ -209,25 +209,25 @@ class _Loop:
                 f"share is {expected.stop - expected.start} of batch_size {work.batch_size}; "
                 "make them equal"
             )
-        natural = batch.pretraining
-        own, size = len(batch), len(batch) + (len(natural) if natural else 0)
+        pretraining = batch.pretraining
+        own, size = len(batch), len(batch) + (len(pretraining) if pretraining else 0)
         for at in range(0, size, work.micro_batch):
             end = at + work.micro_batch
             rest = slice(max(at - own, 0), max(end - own, 0))
             yield (
-                self._part(batch.rows(slice(at, end)), natural and natural.rows(rest)),
+                self._part(batch.rows(slice(at, end)), pretraining and pretraining.rows(rest)),
                 end >= size,
             )
 
-    def _part(self, own: Batch, natural: Batch | None) -> Part:
+    def _part(self, own: Batch, pretraining: Batch | None) -> Part:
         work = self.work
-        if natural is not None and not len(natural):
-            natural = None
+        if pretraining is not None and not len(pretraining):
+            pretraining = None
         return Part(
             own,
             len(own) / work.batch_size * work.world,
-            natural,
-            len(natural or ()) / max(work.n_pretraining, 1) * work.world,
+            pretraining,
+            len(pretraining or ()) / max(work.n_pretraining, 1) * work.world,
         )
 
     def _clip(self) -> Tensor:

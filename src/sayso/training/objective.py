@@ -72,19 +72,19 @@ def objective(
     What a model predicts for a row is computed once, for pre-training rows together with the
     others, and shared by all terms.
     """
-    own, natural = part.own, part.pretraining
+    own, pretraining = part.own, part.pretraining
     terms, total = dict[str, Term](), torch.zeros((), device=work.policy.device)
     if options.uses_reference and len(own):
         work.prediction(own, "reference")
-    if natural is not None and _is_shown(own):
-        predict_together(work.policy, [own, natural])
+    if pretraining is not None and _is_shown(own):
+        predict_together(work.policy, [own, pretraining])
     if len(own):
         loss, scalars = aligner.loss(work, own)
         loss = loss + _near(work, own, options, scalars)
         total = part.own_share * loss
         terms = {name: Term(value, part.own_share) for name, value in scalars.items()}
-    if natural is not None:
-        error = work.error(natural).mean()
+    if pretraining is not None:
+        error = work.error(pretraining).mean()
         total = total + (options.pretraining_weight or 0.0) * (part.pretraining_share * error)
         terms["pretraining_error"] = Term(error, part.pretraining_share)
     return total, terms

@@ -1,30 +1,31 @@
-"""The application: routes, headers, errors. Nothing here leads outside this machine."""
+"""The application: routes and headers. Nothing here leads outside this machine."""
 
-import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sayso.base.errors import UserError
 from sayso.feedback.database import StoreError
-from sayso.web.admin.routes import admin
-from sayso.web.api import api
-from sayso.web.decisions import Splits, decisions
-from sayso.web.pages import pages, show_message
+from sayso.web import api, decisions, pages
+from sayso.web.admin import (
+    agreement,
+    audit_log,
+    checks,
+    disagreements,
+    export,
+    guideline,
+    item_pictures,
+    progress,
+    raters,
+)
+from sayso.web.errors import error_json, handle_errors
 from sayso.web.proxies import UnderPath, counted, relative
-from sayso.web.site import Refusal, Site, is_loopback
-
-log = logging.getLogger("sayso.web")
+from sayso.web.site import Site, is_loopback
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -39,10 +40,11 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+ADMIN_PAGES = (
+    progress, raters, checks, agreement, disagreements, guideline, export, audit_log, item_pictures,
+)  # fmt: skip
 MOST_BYTES = 256 * 1024
 """Larger requests are refused; the largest is a guideline."""
-
-_CODES = {400: "invalid", 404: "not_found", 405: "not_allowed", 413: "too_large"}
 
 
 class _Static(StaticFiles):
@@ -65,15 +67,13 @@ def create_app(site: Site) -> FastAPI:
         servers=[{"url": site.root_path}] if site.root_path else None,
         description="Work and votes of raters. Every change needs the header X-CSRF-Token.",
     )
-    splits = Splits(site)
-    app.include_router(api(site))
-    app.include_router(decisions(site, splits))
-    app.include_router(pages(site))
-    app.include_router(admin(site, splits))
+    app.state.site = site
+    for part in (api, decisions, pages, *ADMIN_PAGES):
+        app.include_router(part.router)
     # only these files: a packed page with a secret in it would tell its length
     static = GZipMiddleware(_Static(directory=Path(__file__).parent / "static"))
     app.mount("/static", static, name="static")
-    _answer_errors(app, site)
+    handle_errors(app, HEADERS)
     app.add_middleware(_Guard, site=site)
     app.add_middleware(UnderPath, root_path=site.root_path)
     return app
@@ -109,24 +109,26 @@ class _Guard:
 def _refuse_request(site: Site, request: Request) -> Response | None:
     outside = site.local and _from_outside(request)
     if outside and _is_local(site):
-        return _json(400, "invalid", outside)
+        return error_json(400, "invalid", outside)
     if "\0" in request.scope["path"]:
-        return _json(400, "invalid", "An address cannot hold the character NUL.")
+        return error_json(400, "invalid", "An address must not contain the character NUL.")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > MOST_BYTES:
-        return _json(413, "too_large", f"A request may have {MOST_BYTES} bytes.")
+        return error_json(413, "too_large", f"Requests are limited to {MOST_BYTES} bytes.")
     return None
 
 
 def _from_outside(request: Request) -> str:
-    """Why a server without sign-in does not answer; "" for requests of this machine's own."""
+    """Why a server without sign-in refuses a request; "" for requests of this machine's own."""
     if not is_loopback(_host(request)):
         # a foreign name that leads here would let a foreign page speak as the local rater
-        return "This server answers only to localhost and the other names of this machine's own."
+        return (
+            "This server accepts requests only at localhost and the other names of its own machine."
+        )
     if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in request.headers):
         return (
-            "This server asks nobody to sign in, so it answers no proxy; "
-            "add the raters first: sayso raters STUDY add NAME."
+            "This server does not ask anyone to sign in, so it accepts no requests from a proxy. "
+            "Add raters first: sayso raters STUDY add NAME."
         )
     return ""
 
@@ -145,62 +147,3 @@ def _host(request: Request) -> str:
     """The name or address that was asked for, without port and brackets."""
     host = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::\d*)?", request.headers.get("host", ""))
     return (host[1] or host[2] or "").lower() if host else ""
-
-
-# errors
-
-
-def _json(
-    status: int, code: str, message: str, retry: bool = False, more: Mapping[str, Any] | None = None
-) -> JSONResponse:
-    error = {"code": code, "message": message, "retry": retry, **(more or {})}
-    return JSONResponse({"error": error}, status)
-
-
-def _answer_errors(app: FastAPI, site: Site) -> None:
-    def answer(request: Request, refusal: Refusal) -> Response:
-        if request.url.path.startswith(("/api/", "/i/")):  # asked for by scripts
-            return _json(refusal.status, refusal.code, refusal.message, refusal.retry, refusal.more)
-        return show_message(site, request, refusal)
-
-    def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refusal)
-        return answer(request, error)
-
-    def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        code = _CODES.get(error.status_code, "error")
-        response = answer(request, Refusal(error.status_code, code, f"{error.detail}."))
-        response.headers.update(error.headers or {})
-        return response
-
-    def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        said = "; ".join(f"{_place(e['loc'])}: {e['msg']}" for e in error.errors()[:3])
-        return answer(request, Refusal(422, "invalid", f"This request is not valid: {said}."))
-
-    def unavailable(request: Request, error: Exception) -> Response:
-        log.error("%s", error)
-        message = "The answers cannot be stored at the moment; they are kept in your browser."
-        return answer(request, Refusal(503, "store_unavailable", message, retry=True))
-
-    def user_error(request: Request, error: Exception) -> Response:
-        log.error("%s", error)
-        return answer(request, Refusal(409, "refused", "This is not possible now."))
-
-    def bug(request: Request, error: Exception) -> Response:
-        log.exception("a bug", exc_info=error)
-        response = answer(request, Refusal(500, "bug", "Something went wrong here.", retry=True))
-        response.headers.update(HEADERS)
-        return response
-
-    app.add_exception_handler(Refusal, refused)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(StoreError, unavailable)
-    app.add_exception_handler(UserError, user_error)
-    app.add_exception_handler(Exception, bug)
-
-
-def _place(loc: tuple[Any, ...]) -> str:
-    return ".".join(str(part) for part in loc if part != "body") or "body"

@@ -108,7 +108,7 @@ class GuardedProtocol(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Whether no request of it is being handled."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: Any) -> None:
@@ -142,7 +142,7 @@ class GuardedProtocol(H11Protocol):
             self._timer = None
 
     def end(self, why: str) -> None:
-        """Close the connection without an answer."""
+        """Close the connection without a reply."""
         if not self._ended:
             self._ended = True
             self._stop()

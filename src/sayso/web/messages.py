@@ -34,7 +34,7 @@ class ErrorBody(BaseModel):
     retry: bool = False
 
 
-class ErrorAnswer(BaseModel):
+class ErrorReply(BaseModel):
     error: ErrorBody
 
 
@@ -64,7 +64,7 @@ class TaskBody(BaseModel):
 
 
 class Progress(BaseModel):
-    """Answers: mine so far and about how many in the end, and the same of everyone.
+    """Votes: mine so far and about how many in the end, and the same of everyone.
 
     Hidden checks are among all four; the totals are expected ones until the end.
     """
@@ -75,7 +75,7 @@ class Progress(BaseModel):
     project_total: int
 
 
-class SessionAnswer(BaseModel):
+class SessionBody(BaseModel):
     rater: RaterBody
     csrf: str
     local: bool
@@ -96,7 +96,7 @@ class Accepted(BaseModel):
 
 
 class NextBody(_Body):
-    """`have`: pages that the browser has or has answered without an acknowledgement yet."""
+    """`have`: pages that the browser shows, or whose votes it has not got through yet."""
 
     have: Ids = []
     n: Whole = Field(default=5, ge=1, le=10)
@@ -137,7 +137,7 @@ class ComparePage(BaseModel):
     lease_until: float
 
 
-class NextAnswer(BaseModel):
+class NextReply(BaseModel):
     """`lease_until` of pages is in milliseconds since the epoch, by the server's clock."""
 
     pages: list[RatePage | ComparePage]
@@ -146,9 +146,9 @@ class NextAnswer(BaseModel):
 
 
 class VoteBody(_Body):
-    """One answer. The page makes the id, so that sending again is harmless.
+    """One vote. The page makes the id, so that sending again is harmless.
 
-    `value` "retracted" takes the answer `supersedes` back.
+    `value` "retracted" takes the vote `supersedes` back.
     """
 
     id: Id
@@ -165,7 +165,7 @@ class VoteBody(_Body):
     supersedes: Id | None = None
 
 
-class VoteAnswer(BaseModel):
+class VoteReply(BaseModel):
     """The vote is on disk. Whether it counts is not told: checks always do."""
 
     id: str

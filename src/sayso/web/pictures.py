@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+import os
 import threading
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from anyio import CapacityLimiter
 from PIL import Image
 
 from sayso.base.pictures import UnreadablePicture, picture_size, read_picture
@@ -80,9 +82,13 @@ def step_of(shown_px: int) -> int:
 
 
 class Pictures:
-    """Pictures made ready once; the least used leave when they take more than `most_bytes`."""
+    """Pictures made ready once; the least used leave when they take more than `most_bytes`.
+
+    `makers` lets half of the processors make them ready at a time.
+    """
 
     def __init__(self, most_bytes: int = CACHED_BYTES) -> None:
+        self.makers = CapacityLimiter(max(1, (os.cpu_count() or 1) // 2))
         self._most = most_bytes
         self._kept: OrderedDict[tuple[bytes, int], Served] = OrderedDict()
         self._bytes = 0

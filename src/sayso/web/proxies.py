@@ -34,9 +34,9 @@ def check_root_path(path: str) -> str:
     parts = path.split("/")
     if parts[0] or any(not re.fullmatch(r"[\w.~-]+", p, re.ASCII) or p in (".", "..")
                        for p in parts[1:]):  # fmt: skip
-        raise UserError(f"--root-path {path!r} is no path of a site; give one such as /sayso")
+        raise UserError(f"--root-path {path!r} is not a valid path; give one such as /sayso")
     if parts[1:] and parts[1] in OWN:
-        raise UserError(f"--root-path {path!r} begins as pages of the app do; give another path")
+        raise UserError(f"--root-path {path!r} clashes with a page of the app; give another path")
     return path
 
 
@@ -80,14 +80,14 @@ def counted(receive: Receive, most_bytes: int) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if seen > most_bytes:
-            raise HTTPException(413, f"A request may have {most_bytes} bytes")
+            raise HTTPException(413, f"Requests are limited to {most_bytes} bytes")
         return message
 
     return next_message
 
 
 def relative(path: str, send: Send) -> Send:
-    """Send an answer whose own addresses are relative to the page.
+    """Send a response whose own addresses are relative to the page.
 
     So they lead here as well where a proxy serves this site under a path of its own, such as
     https://example.org/rating/, and takes the path off.
@@ -126,14 +126,15 @@ def require_same_site(request: Request) -> None:
     origin, host = request.headers.get("origin"), request.headers.get("host", "")
     if origin is None:
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            raise Refusal(403, "foreign_origin", "This came from another site.")
+            raise Refusal(403, "foreign_origin", "This request came from another site.")
     elif origin.partition("://")[2] != host:
         message = (
-            f"This page was opened at {origin}, and its call came here as one to {host}: the proxy "
-            "in between must hand on the Host header. Please tell the organiser."
+            f"This page was opened at {origin}, but its request arrived as one to {host}: the "
+            "proxy in between must pass on the Host header. Please tell the organiser."
         )
         if (origin, host) not in _told and len(_told) < 100:
             _told.add((origin, host))
-            log.warning("a call of a page at %s came as one to %s: the proxy must hand on Host",
-                        origin, host)  # fmt: skip
+            log.warning(
+                "a request from %s arrived as one to %s: the proxy must pass on Host", origin, host
+            )
         raise Refusal(403, "foreign_origin", message, retry=True, retry_after_s=RETRY_S)

@@ -116,13 +116,13 @@ def check(local: bool, database: Database, listening: Listening) -> None:
     """
     if local and not is_loopback(listening.host):
         raise UserError(
-            f"--host {listening.host} lets others in, and nobody has to sign in; add raters first: "
-            "sayso raters STUDY add NAME, or keep --host 127.0.0.1"
+            f"--host {listening.host} is open to others, but nobody has to sign in yet; add raters "
+            "first with: sayso raters STUDY add NAME, or keep --host 127.0.0.1"
         )
     if listening.workers < 1 or (listening.workers > 1 and database.file is not None):
         raise UserError(
-            f"--workers {listening.workers} is not possible with SQLite, which one process writes; "
-            "give --workers 1, or --db postgresql+psycopg://USER@HOST/NAME"
+            f"--workers {listening.workers} is not possible with SQLite, which allows one "
+            "process to write; give --workers 1, or --db postgresql+psycopg://USER@HOST/NAME"
         )
     refuse_taken(listening)
 
@@ -142,7 +142,7 @@ def _is_free(host: str, port: int) -> bool:
         try:
             probe.bind((host, port))
         except OverflowError:
-            raise UserError(f"--port {port} is no port; give 1 to 65535") from None
+            raise UserError(f"--port {port} is not possible; give 1 to 65535") from None
         except OSError as error:
             if error.errno == 98 or "in use" in str(error):
                 return False
@@ -177,14 +177,14 @@ def _say_checks(site: Site, address: str) -> None:
         n = checks.tally(db, site.task)
     if not task["attention_share"]:
         return
-    later = f" ({n.later} of them after others have judged the picture)" if n.later else ""
+    later = f" ({n.later} of them after others have rated the picture)" if n.later else ""
     print(
         f"Attention checks: {n.used} in use{later}, {n.proposed} proposed, {n.struck} struck",
         flush=True,
     )
     warning = checks.warning(task["kind"], n)
     if warning:
-        print(f"Warning: {warning} ({address}admin/gold)", file=sys.stderr, flush=True)
+        print(f"Warning: {warning} ({address}admin/checks)", file=sys.stderr, flush=True)
 
 
 def _browse(address: str) -> None:

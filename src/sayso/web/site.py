@@ -19,12 +19,13 @@ from sayso.study.study import Study
 from sayso.web import sessions
 from sayso.web.pictures import BrokenPicture, Pictures, size_of
 from sayso.web.sessions import Session
+from sayso.web.slow_counts import SlowCounts
 from sayso.web.work import people
 from sayso.web.work.people import Person, Role
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure
-    """An answer that is not 200: status, code of the API, sentence for a person."""
+class Refusal(Exception):  # noqa: N818 - it is a reply, not a failure
+    """A reply that is not 200: status, code of the API, sentence for a person."""
 
     def __init__(
         self, status: int, code: str, message: str, retry: bool = False, **more: object
@@ -59,6 +60,7 @@ class Site:
         root_path: under which a proxy serves the site, such as "/sayso"; "" is none.
         split_tie: comparisons offer "both good" and "both bad" in place of a tie.
         clock: seconds since the epoch.
+        unseen: reviewer and item, by their ids, whose pictures the reviewer's browser cannot show.
     """
 
     study: Study
@@ -70,6 +72,8 @@ class Site:
     split_tie: bool = False
     root_path: str = ""
     pictures: Pictures = field(default_factory=Pictures)
+    counts: SlowCounts = field(default_factory=SlowCounts)
+    unseen: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     @cached_property
     def secret(self) -> bytes:
@@ -152,7 +156,7 @@ class Site:
         if asker is None:
             raise Refusal(401, "not_signed_in", "Please sign in again with your link.")
         if not asker.person.may(role):
-            raise Refusal(403, "forbidden", f"This needs the role {role}.")
+            raise Refusal(403, "forbidden", f"This page is for {role}s only.")
         return asker
 
     def check_token(self, asker: Asker | None, token: str) -> None:
@@ -162,7 +166,7 @@ class Site:
         """
         session = asker.session if asker else None
         if not sessions.is_form_token(self.secret, session, token):
-            raise Refusal(403, "csrf", "This page is out of date; reload it and try again.")
+            raise Refusal(403, "csrf", "This page is out of date. Reload it and try again.")
 
     # pictures
 

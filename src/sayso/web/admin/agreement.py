@@ -1,18 +1,16 @@
 """The page on agreement: the numbers of `sayso agreement`, without intervals, while people vote."""
 
 import time
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from fastapi import APIRouter, Depends, Request, Response
-from sqlalchemy import Connection, func, select
+from fastapi import Response
 
 from sayso.base.types import QUESTIONS
-from sayso.feedback.vote_tables import VOTE_TABLES, exclusions
 from sayso.study.generations import Generations
 from sayso.study.study import Study
-from sayso.web.admin.counts import Count, Counter
-from sayso.web.admin.view import View, view_of
-from sayso.web.site import Site
+from sayso.web.admin.view import ReviewerView, admin_router
+
+router = admin_router()
 
 
 class Sections(NamedTuple):
@@ -22,20 +20,20 @@ class Sections(NamedTuple):
     simulated: list[dict[str, Any]]
 
 
-def count(site: Site, counter: Counter[Sections]) -> Count[Sections]:
-    """The newest count of all votes, or the last one while a new one would cost too much."""
-    with site.read() as db:
-        newest = newest_votes(db)
-    return counter.count(
-        lambda: Sections(*(sections(site.study, s) for s in (False, True))), newest
+@router.get("/agreement")
+def show_agreement(view: ReviewerView) -> Response:
+    from sayso.votes.rater_table import RULES
+
+    study = view.site.study
+    counted = view.site.counts.get(
+        "agreement", lambda: Sections(sections(study, False), sections(study, True))
     )
-
-
-def newest_votes(db: Connection) -> tuple[object, ...]:
-    """Changes with every row that is added to the votes, and with who is excluded."""
-    newest = [db.scalar(select(func.max(table.c.seq))) or 0 for table in VOTE_TABLES.values()]
-    excluded = db.scalars(select(exclusions.c.rater).order_by(exclusions.c.rater))
-    return (*newest, *excluded)
+    found = counted.value
+    parts = [("People", _shown(found.people)), ("Simulated raters", _shown(found.simulated))]
+    return view.page(
+        "agreement", parts=[part for part in parts if part[1]], rules=RULES,
+        at=time.strftime("%H:%M:%S", time.localtime(counted.at)), study=str(study.path),
+    )  # fmt: skip
 
 
 def sections(study: Study, simulated: bool) -> list[dict[str, Any]]:
@@ -52,8 +50,8 @@ def sections(study: Study, simulated: bool) -> list[dict[str, Any]]:
     generations = Generations(study)
     comparisons = list(generations.labelled(comparisons))
     prompt_of = {sample.id: prompts[sample.prompt_id] for sample in generations.samples}
-    marks = (rating_section(ratings, prompt_of, q, resamples=0) for q in QUESTIONS)
-    found = [section for section in marks if section]
+    by_question = (rating_section(ratings, prompt_of, q, resamples=0) for q in QUESTIONS)
+    found = [section for section in by_question if section]
     found += comparison_sections(comparisons, prompts.values(), resamples=0)
     return [plain(section) for section in found]
 
@@ -66,26 +64,3 @@ def _shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return not row["careless"], in_order(row["rater"])
 
     return [{**section, "raters": sorted(section["raters"], key=place)} for section in found]
-
-
-def agreement(site: Site) -> APIRouter:
-    """The route of the page."""
-    router = APIRouter()
-    counter = Counter[Sections](site.clock)
-
-    def reviewer(request: Request) -> View:
-        return view_of(site, request, "reviewer")
-
-    @router.get("/agreement")
-    def show_agreement(view: Annotated[View, Depends(reviewer)]) -> Response:
-        from sayso.votes.rater_table import RULES
-
-        counted = count(site, counter)
-        found = counted.value
-        parts = [("People", _shown(found.people)), ("Simulated raters", _shown(found.simulated))]
-        return view.page(
-            "agreement", parts=[part for part in parts if part[1]], rules=RULES,
-            at=time.strftime("%H:%M:%S", time.localtime(counted.at)), study=str(site.study.path),
-        )  # fmt: skip
-
-    return router

@@ -1,74 +1,56 @@
-"""The page Checks: how they were answered, and which attention checks are used at all."""
+"""The page Checks: how raters did on them, and which attention checks are used at all."""
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Response
 from fastapi.responses import RedirectResponse
 from sqlalchemy import Connection, case, select
 
 from sayso.feedback import work_tables as work
 from sayso.feedback.work_tables import Row
 from sayso.votes.counted import is_right
-from sayso.web.admin import overview
-from sayso.web.admin.view import View, view_of
-from sayso.web.pages import Fields
-from sayso.web.site import Refusal, Site
+from sayso.web.admin import numbers
+from sayso.web.admin.view import AdminForm, AdminView, ReviewerView, admin_router, part_of
+from sayso.web.site import Refusal
 from sayso.web.work import checks
 from sayso.web.work.item_pictures import picture_urls, sees_swapped
 from sayso.web.work.queue import Standing, opposite
+
+router = admin_router()
 
 PAGE_SIZE = 20
 _ACTIONS: dict[str, Standing] = {"confirm": "", "strike": "struck"}
 _FIRST = case({"proposed": 0, "": 1}, value=work.items.c.standing, else_=2)
 
 
-def checks_page(site: Site) -> APIRouter:
-    """The routes of the page."""
-    router = APIRouter()
-
-    def reviewer(request: Request) -> View:
-        return view_of(site, request, "reviewer")
-
-    def administrator(request: Request) -> View:
-        return view_of(site, request, "admin")
-
-    @router.get("/gold")
-    def show(view: Annotated[View, Depends(reviewer)], page: int = 1) -> Response:
-        return _show(view, page)
-
-    @router.post("/checks")
-    def decide(
-        view: Annotated[View, Depends(administrator)], request: Request, form: Fields
-    ) -> Response:
-        """Confirm or strike the checks named in `items`, with commas between them."""
-        view.check_form(request, form)
-        action = form.get("action", "")
-        if action not in _ACTIONS:
-            raise Refusal(422, "invalid", "Confirm or strike?")
-        items, task = form.get("items", "").split(","), form.get("task") or str(view.task["id"])
-        with site.write() as db:
-            if not checks.decide(db, task, items, _ACTIONS[action]):
-                raise Refusal(404, "unknown_item", "There is no such check.")
-        page = overview.whole_number(form.get("page", "1"))
-        return RedirectResponse(f"/admin/gold?task={task}&page={page}#pairs-title", 303)
-
-    return router
-
-
-def _show(view: View, page: int) -> Response:
+@router.get("/checks")
+def show_checks(view: ReviewerView, page: int = 1) -> Response:
     with view.site.read() as db:
-        votes = overview.live_votes(db, view.task)
-        summary, rows = overview.check_rows(db, votes, "gold")
+        votes = numbers.live_votes(db, view.task)
+        summary, rows = numbers.check_rows(db, votes, "gold")
         n = checks.tally(db, view.task["id"])
-        pages = max(1, -(-(n.used + n.proposed + n.struck) // PAGE_SIZE))
-        page = min(max(page, 1), pages)
+        page, pages = part_of(n.used + n.proposed + n.struck, PAGE_SIZE, page)
         pairs = _pairs(db, view.task, votes, page)
     shall_have = view.task["attention_share"] > 0
     return view.page(
-        "gold", summary=summary, rows=rows, pairs=pairs, tally=n, page=page, pages_total=pages,
+        "checks", summary=summary, rows=rows, pairs=pairs, tally=n, page=page, pages_total=pages,
         warning=checks.warning(view.task["kind"], n) if shall_have else "",
     )  # fmt: skip
+
+
+@router.post("/checks")
+def decide(view: AdminView, form: AdminForm) -> Response:
+    """Confirm or strike the checks named in `items`, with commas between them."""
+    action = form.get("action", "")
+    if action not in _ACTIONS:
+        raise Refusal(422, "invalid", f"Unknown action; use {', '.join(_ACTIONS)}.")
+    items, task = form.get("items", "").split(","), form.get("task") or str(view.task["id"])
+    with view.site.write() as db:
+        if not checks.decide(db, task, items, _ACTIONS[action]):
+            raise Refusal(404, "unknown_item", "There is no such check.")
+    page = numbers.whole_number(form.get("page", "1"))
+    return RedirectResponse(f"/admin/checks?task={task}&page={page}#pairs-title", 303)
 
 
 def _pairs(db: Connection, task: Row, votes: list[Row], page: int) -> list[dict[str, Any]]:

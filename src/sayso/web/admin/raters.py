@@ -1,12 +1,11 @@
-"""The page on raters: who works, new people and links; and the answers of one rater."""
+"""The page on raters: who works, new people and links; and the votes of one rater."""
 
-from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import segno
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Request, Response
 from sqlalchemy import Connection, Table, func, select
 
 from sayso.base.errors import UserError
@@ -14,58 +13,57 @@ from sayso.feedback.vote_queries import counting
 from sayso.feedback.vote_tables import VOTE_TABLES, exclusions
 from sayso.feedback.work_tables import Row
 from sayso.votes.counted import is_right
-from sayso.web.admin import overview
-from sayso.web.admin.counts import Count
-from sayso.web.admin.view import View, view_of
-from sayso.web.pages import Fields
+from sayso.web.admin import numbers
+from sayso.web.admin.progress import totals_of
+from sayso.web.admin.view import AdminForm, AdminView, View, admin_router, counted_at, part_of
 from sayso.web.proxies import own_address
-from sayso.web.site import Refusal, Site
+from sayso.web.site import Refusal
 from sayso.web.work import audit, people
 from sayso.web.work.excluding import set_excluded
-from sayso.web.work.item_pictures import as_seen, picture_urls
+from sayso.web.work.item_pictures import as_seen, items_by_id, picture_urls
+
+router = admin_router()
 
 PAGE_SIZE = 24
 MOST_NAMES = 500
 
-Counted = Callable[[Row], Count[overview.Totals]]
+
+@router.get("/raters")
+def show_raters(request: Request, view: AdminView) -> Response:
+    return _page(view, own_address(request, view.site.root_path))
 
 
-def raters(site: Site, totals: Counted) -> APIRouter:
-    """The routes of the pages."""
-    router = APIRouter()
+@router.post("/raters")
+def change_raters(request: Request, view: AdminView, form: AdminForm) -> Response:
+    seen_at = own_address(request, view.site.root_path)
+    address = form.get("address", "") or seen_at
+    try:
+        check_address(address, seen_at)
+        with view.site.write() as db:
+            made, refused = _change(db, form, view.asker.person.name)
+    except UserError as error:
+        return _page(view, address, error=str(error), status=422)
+    links = [_link(name, f"{address.rstrip('/')}/in/{secret}") for name, secret in made]
+    status = 422 if refused and not links else 200
+    return _page(view, address, links=links, error="; ".join(refused), status=status)
 
-    def administrator(request: Request) -> View:
-        return view_of(site, request, "admin")
 
-    @router.get("/raters")
-    def show_raters(view: Annotated[View, Depends(administrator)], request: Request) -> Response:
-        return _page(view, totals, own_address(request, site.root_path))
-
-    @router.post("/raters")
-    def change_raters(
-        view: Annotated[View, Depends(administrator)], request: Request, form: Fields
-    ) -> Response:
-        view.check_form(request, form)
-        seen_at = own_address(request, site.root_path)
-        address = form.get("address", "") or seen_at
-        author = view.asker.person.name
-        try:
-            check_address(address, seen_at)
-            with site.write() as db:
-                made, refused = _change(db, form, author)
-        except UserError as error:
-            return _page(view, totals, address, error=str(error), status=422)
-        links = [_link(name, f"{address.rstrip('/')}/in/{secret}") for name, secret in made]
-        status = 422 if refused and not links else 200
-        return _page(view, totals, address, links=links, error="; ".join(refused), status=status)
-
-    @router.get("/raters/answers")
-    def show_answers(
-        view: Annotated[View, Depends(administrator)], name: str, page: int = 1
-    ) -> Response:
-        return _answers_page(view, name, page)
-
-    return router
+@router.get("/raters/votes")
+def show_votes(view: AdminView, name: str, page: int = 1) -> Response:
+    """The votes of one rater."""
+    table = VOTE_TABLES[view.task["kind"]]
+    with view.site.read() as db:
+        if people.find(db, name) is None:
+            raise Refusal(404, "not_found", "There is no such rater.")
+        mine = [table.c.task_id == view.task["id"], table.c.rater == name, counting(table, "work")]
+        n = db.scalar(select(func.count()).select_from(table).where(*mine)) or 0
+        page, pages = part_of(n, PAGE_SIZE, page)
+        rows = _votes(db, table, mine, view.task, (page - 1) * PAGE_SIZE)
+        excluded = db.scalar(select(exclusions.c.rater).where(exclusions.c.rater == name))
+    return view.page(
+        "votes", nav="raters", whose=name, rows=rows, n=n, page=page, pages_total=pages,
+        excluded=excluded is not None,
+    )  # fmt: skip
 
 
 def check_address(address: str, seen_at: str) -> None:
@@ -76,7 +74,7 @@ def check_address(address: str, seen_at: str) -> None:
     parts, seen = urlsplit(address), urlsplit(seen_at)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise UserError(
-            f"{address!r} is no address of a server; give one such as https://rating.example.org"
+            f"{address!r} is not the address of a server; give one such as https://rating.example.org"
         )
     if parts.netloc == seen.netloc and parts.path.rstrip("/") != seen.path:
         raise UserError(f"links at {address} would lead nowhere: this site is at {seen_at}")
@@ -88,16 +86,15 @@ def _link(name: str, link: str) -> dict[str, str]:
 
 
 def _page(
-    view: View, totals: Counted, address: str, links: list[dict[str, str]] | None = None,
-    error: str = "", status: int = 200,
+    view: View, address: str, links: list[dict[str, str]] | None = None, error: str = "",
+    status: int = 200,
 ) -> Response:  # fmt: skip
-    counted = totals(view.task)
+    counted = totals_of(view.site, view.task)
     with view.site.read() as db:
-        rows = overview.raters(db, counted.value)
-    at = datetime.fromtimestamp(counted.at).strftime("%H:%M:%S") if counted.kept else ""
+        rows = numbers.raters(db, counted.value)
     return view.page(
-        "raters", status, raters=rows, links=links or [], error=error, counted_at=at,
-        address=address,
+        "raters", status, raters=rows, links=links or [], error=error,
+        counted_at=counted_at(counted), address=address,
     )  # fmt: skip
 
 
@@ -117,7 +114,7 @@ def _change(
         set_excluded(db, name, action == "exclude", author)
         made = []
     else:
-        raise UserError("add, link, enable, disable, exclude or include?")
+        raise UserError("unknown action; use add, link, enable, disable, exclude or include")
     audit.note(db, author, action, name)
     return made, []
 
@@ -125,10 +122,10 @@ def _change(
 def _add(
     db: Connection, text: str, role: Any, author: str
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Add everyone of a list, one name a line; what cannot be a name is refused by itself."""
+    """Add everyone of a list, one name per line; what cannot be a name is refused by itself."""
     names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not 0 < len(names) <= MOST_NAMES:
-        raise UserError(f"{len(names)} names; give 1 to {MOST_NAMES}, one a line")
+        raise UserError(f"{len(names)} names; give 1 to {MOST_NAMES}, one per line")
     made, refused = [], []
     for name in names:
         try:
@@ -140,36 +137,19 @@ def _add(
     return made, refused
 
 
-# the answers of one rater
+# the votes of one rater
 
 
-def _answers_page(view: View, name: str, page: int) -> Response:
-    table = VOTE_TABLES[view.task["kind"]]
-    with view.site.read() as db:
-        if people.find(db, name) is None:
-            raise Refusal(404, "not_found", "There is no such rater.")
-        mine = [table.c.task_id == view.task["id"], table.c.rater == name, counting(table, "work")]
-        n = db.scalar(select(func.count()).select_from(table).where(*mine)) or 0
-        pages = max(1, -(-n // PAGE_SIZE))
-        page = min(max(page, 1), pages)
-        rows = _answers(db, table, mine, view.task, (page - 1) * PAGE_SIZE)
-        excluded = db.scalar(select(exclusions.c.rater).where(exclusions.c.rater == name))
-    return view.page(
-        "answers", whose=name, rows=rows, n=n, page=page, pages_total=pages,
-        excluded=excluded is not None,
-    )  # fmt: skip
-
-
-def _answers(
+def _votes(
     db: Connection, table: Table, mine: list[Any], task: Row, first: int
 ) -> list[dict[str, Any]]:
     query = select(table).where(*mine).order_by(table.c.seq.desc()).offset(first).limit(PAGE_SIZE)
     votes = db.execute(query).mappings().all()
-    items = overview.items_by_id(db, {vote["item_id"] for vote in votes})
-    return [_answer(vote, items[vote["item_id"]], task) for vote in votes]
+    items = items_by_id(db, {vote["item_id"] for vote in votes})
+    return [_vote(vote, items[vote["item_id"]], task) for vote in votes]
 
 
-def _answer(vote: Row, item: Row, task: Row) -> dict[str, Any]:
+def _vote(vote: Row, item: Row, task: Row) -> dict[str, Any]:
     expected = vote["shown"].get("gold") or vote["shown"].get("attention") or ""
     return {
         "kind": task["kind"],

@@ -1,4 +1,4 @@
-// Administration: parts marked data-live follow the server; the pages also work without this.
+// Administration: parts with data-live follow the server; the pages also work without this.
 
 const EVERY_MS = 10_000;
 

@@ -8,7 +8,7 @@ const OTHER_RATER = "other_rater";
 const SILENT = "silent";
 const BASE = document.body.dataset.api ?? "/api"; // reviewers decide through another interface
 
-/** A request that failed. `status` is 0 if no answer came; `retry` says that repeating can help. */
+/** A request that failed. `status` is 0 if no reply came; `retry` says that repeating can help. */
 export class ApiError extends Error {
   constructor(status, about = {}) {
     const { code = "", message = "", retry = false, retry_after_s = 0, stored = false } = about;
@@ -52,7 +52,7 @@ export class Api {
     const owner = `${session.study.id}/${session.rater.name}`;
     this.owner ||= owner;
     if (owner !== this.owner) {
-      const message = "Somebody else has signed in here.";
+      const message = "Another rater has signed in here.";
       throw new ApiError(401, { code: OTHER_RATER, message });
     }
     this.#csrf = session.csrf;
@@ -144,7 +144,7 @@ class Silence {
 
   heard() {
     clearTimeout(this.#timer);
-    const why = new ApiError(0, { code: SILENT, message: "The connection is slow: nothing came." });
+    const why = new ApiError(0, { code: SILENT, message: "The connection is slow: nothing arrived." });
     this.#timer = setTimeout(() => this.#controller.abort(why), SILENCE_MS);
   }
 

@@ -1,8 +1,8 @@
-// Help and keys, the guideline, and the list of refused answers.
+// Help and keys, the guideline, and the list of refused votes.
 
 import { cap, make } from "./dom.js";
 import { ACTIONS, keyOf, shown } from "./keys.js";
-import { ANSWERS, REASONS } from "./view.js";
+import { VALUES, REASONS } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const ANY = ["Tab", "Escape", "Enter", " ", "Shift", "Control", "Alt", "Meta", "Dead", "Process"];
@@ -16,7 +16,7 @@ export class Help {
   constructor(keys, onChange) {
     this.#keys = keys;
     this.#onChange = onChange;
-    $("keys-reset").onclick = () => this.#after(() => keys.reset(), "All keys are as at first.");
+    $("keys-reset").onclick = () => this.#after(() => keys.reset(), "The keys have been reset.");
     $("keys-off").onclick = () =>
       this.#after(() => keys.off(), "All keys are off. The buttons still work.");
   }
@@ -52,9 +52,9 @@ export class Help {
       {
         type: "button",
         class: "off",
-        "aria-label": `Switch off the key of: ${label}`,
+        "aria-label": `Turn off the key for: ${label}`,
         "aria-disabled": String(!key),
-        onclick: () => this.#after(() => this.#keys.set(name, ""), `${label} has no key now.`, name),
+        onclick: () => this.#after(() => this.#keys.set(name, ""), `${label} no longer has a key.`, name),
       },
       "Off",
     );
@@ -85,11 +85,11 @@ export class Help {
 
   #choose(name, label, event) {
     if (ANY.includes(event.key)) {
-      return this.#after(() => {}, `The key ${shown(event.key)} cannot be used; try another.`, name);
+      return this.#after(() => {}, `The key ${shown(event.key)} cannot be used. Try another.`, name);
     }
     const key = keyOf(event);
     const robbed = this.#keys.set(name, key);
-    const also = robbed ? ` ${robbed.label} has no key now.` : "";
+    const also = robbed ? ` ${robbed.label} no longer has a key.` : "";
     return this.#after(() => {}, `${label}: key ${shown(key)}.${also}`, name);
   }
 
@@ -122,7 +122,7 @@ export function openGuideline(html) {
   $("guide").showModal();
 }
 
-/** Answers that the server refused: kept until the rater sends them again or removes them. */
+/** Votes that the server refused: kept until the rater sends them again or removes them. */
 export class RefusedList {
   #outbox;
 
@@ -144,7 +144,7 @@ export class RefusedList {
 
   #row(record) {
     const { value, reason } = record.vote;
-    const said = ANSWERS[value]?.label ?? "Taken back";
+    const said = VALUES[value]?.label ?? "Taken back";
     const run = (work) => async () => {
       await work();
       this.#draw();
@@ -158,7 +158,7 @@ export class RefusedList {
       make(
         "span",
         { class: "actions" },
-        button("Send again", run(() => this.#outbox.again(record))),
+        button("Resend", run(() => this.#outbox.again(record))),
         button("Remove", run(() => this.#outbox.remove(record))),
       ),
     );
@@ -167,7 +167,7 @@ export class RefusedList {
   #asFile() {
     const plain = this.#outbox.refused.map(({ vote, refusal, prompt }) => ({ prompt, refusal, vote }));
     const blob = new Blob([JSON.stringify(plain, null, 2)], { type: "application/json" });
-    const link = make("a", { href: URL.createObjectURL(blob), download: "refused-answers.json" });
+    const link = make("a", { href: URL.createObjectURL(blob), download: "refused-votes.json" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   }

@@ -1,4 +1,4 @@
-// The last answers, newest last: what Backspace and the strip of small pictures go back to.
+// The last votes, newest last: what Backspace and the strip of small pictures go back to.
 
 const KEPT = 30;
 
@@ -9,7 +9,7 @@ export class History {
   #store;
   #owner;
 
-  /** @param owner study, rater and task: an answer of another task is not asked about again */
+  /** @param owner study, rater and task: a vote of another task is not asked about again */
   constructor(store, owner) {
     this.#store = store;
     this.#owner = owner;
@@ -21,8 +21,8 @@ export class History {
   }
 
   /**
-   * A page that was answered in part comes back with its open items only: give it back the others,
-   * with their answers, so that it looks as it did.
+   * A page that was rated in part comes back with its open items only: give it back the others,
+   * with their votes, so that it looks as it did.
    */
   complete(page) {
     const known = this.pages[page.page_id];
@@ -49,13 +49,13 @@ export class History {
     return { entry, page: this.pages[entry.page_id] };
   }
 
-  /** An answer was refused: there is nothing to go back to. */
+  /** A vote was refused: there is nothing to go back to. */
   forget(voteId) {
     this.entries = this.entries.filter((entry) => entry.vote_id !== voteId);
     this.#keep();
   }
 
-  /** Note that a page changed (an answer was taken back). */
+  /** Note that a page changed (a vote was taken back). */
   save(page) {
     this.pages[page.page_id] = page;
     this.#keep();

@@ -16,7 +16,7 @@ export const ACTIONS = [
   { name: "broken", key: "2", label: "Skip: picture broken", of: ["rate", "compare"] },
   { name: "unsure", key: "3", label: "Skip: cannot tell", of: ["rate", "compare"] },
   { name: "unwell", key: "4", label: "Skip: rather not look", of: ["rate", "compare"] },
-  { name: "undo", key: "Backspace", label: "Undo the last answer", of: ["rate", "compare"] },
+  { name: "undo", key: "Backspace", label: "Undo the last vote", of: ["rate", "compare"] },
   { name: "zoom", key: "z", label: "Zoom in and out", of: ["rate", "compare"] },
   { name: "full", key: "v", label: "Full screen", of: ["rate", "compare"] },
   { name: "guide", key: "g", label: "Guideline", of: ["rate", "compare"] },

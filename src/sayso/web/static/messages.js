@@ -7,7 +7,7 @@ import { notice, showMessage } from "./view.js";
  * Show one of the messages.
  * @param name which
  * @param run what the buttons do: {retry, leave, take, reload, signIn}
- * @param waiting answers that are not sent yet
+ * @param waiting votes that are not sent yet
  * @param said the server's own sentence
  */
 export function tell(name, run = {}, waiting = 0, said = "") {
@@ -15,102 +15,103 @@ export function tell(name, run = {}, waiting = 0, said = "") {
   showMessage(symbol, title, text, actions);
 }
 
-/** Show a notice: others (how many of their answers wait), forgetful or broken. */
+/** Show a notice: others (how many of their votes wait), forgetful, broken or rest. */
 export function note(name, n) {
   notice(name, ...NOTES[name](n));
 }
 
 const NOTES = {
   others: (n) => {
-    const answers = n === 1 ? "1 answer of somebody else waits" : `${n} answers of somebody else wait`;
-    return ["lock", `${answers} on this device for their sign-in.`];
+    const votes = n === 1 ? "1 vote of another rater is" : `${n} votes of another rater are`;
+    return ["lock", `${votes} waiting on this device until they sign in again.`];
   },
   forgetful: () => [
     "warn",
-    "This browser keeps nothing: an answer that is not saved yet is lost when you close this tab.",
+    "This browser keeps nothing: votes that are not saved yet are lost when you close this tab.",
   ],
-  broken: () => ["warn", "A picture could not be loaded; its page was passed over and reported."],
+  broken: () => ["warn", "A picture could not be loaded. Its page was skipped and reported."],
+  rest: () => ["pause", "You have been rating for half an hour. Time for a short break?"],
 };
 
 const MESSAGES = {
   unreachable: (run) => [
     "offline",
     "The server cannot be reached",
-    "Trying again in a few seconds.",
+    "Retrying in a few seconds.",
     [{ label: "Try now", run: run.retry }],
   ],
   otherTab: (run) => [
     "tabs",
     "Open in another tab",
-    "You are rating in another tab of this browser. One tab at a time keeps your order.",
-    [{ label: "Rate here instead", run: run.take }],
+    "You are already rating in another tab of this browser. Use one tab at a time.",
+    [{ label: "Rate here", run: run.take }],
   ],
-  noTask: () => ["done", "Nothing to rate now", "There is no open task for you."],
-  almost: () => ["sync", "Almost done", "Your last answers are being saved."],
+  noTask: () => ["done", "Nothing to rate now", "No task is open at the moment."],
+  almost: () => ["sync", "Almost done", "Saving your last votes."],
   starved: () => [
-    "cup",
-    "Nothing free at the moment",
-    "Others are working on the rest. This page asks again by itself.",
+    "pause",
+    "Nothing to rate at the moment",
+    "Other raters have the remaining pages. This page keeps checking.",
   ],
   finished: (run) => [
     "done",
-    "All done, thank you",
-    "Every page for you is answered and saved.",
-    [{ label: "Look for more", run: run.reload }],
+    "All done. Thank you!",
+    "You have rated everything, and all of it is saved.",
+    [{ label: "Check for more", run: run.reload }],
   ],
-  closed: (run, keptAnswers) => [
+  closed: (run, waiting) => [
     "done",
-    "Closed",
-    `This task takes no more answers; those you gave are kept. Thank you for your work.${keptAnswers}`,
-    [{ label: "Look again", run: run.reload }],
+    "Task closed",
+    `This task takes no more votes. Yours are kept. Thank you!${waiting}`,
+    [{ label: "Check again", run: run.reload }],
   ],
   paused: () => [
     "pause",
-    "Paused",
-    "The organiser has paused this task. It goes on here by itself; your answers are kept.",
+    "Task paused",
+    "The organiser has paused this task. Your votes are kept, and this page resumes by itself.",
   ],
-  offline: (run, keptAnswers) => [
+  offline: (run, waiting) => [
     "offline",
     "You are offline",
-    `All pages loaded so far are answered. More come when the connection is back.${keptAnswers}`,
+    `You have rated every page that was loaded. More will load when you are back online.${waiting}`,
     [{ label: "Try now", run: run.retry }],
   ],
-  slow: (run, keptAnswers) => [
+  slow: (run, waiting) => [
     "sync",
     "Your connection is slow",
-    `Nothing has come for a while; this page keeps trying.${keptAnswers}`,
+    `Nothing has arrived for a while. This page keeps trying.${waiting}`,
     [{ label: "Try now", run: run.retry }],
   ],
-  unavailable: (run, keptAnswers, said) => [
+  unavailable: (run, waiting, said) => [
     "warn",
     "No pages at the moment",
-    `${said} This page keeps trying.${keptAnswers}`,
+    `${said} This page keeps trying.${waiting}`,
     [{ label: "Try now", run: run.retry }],
   ],
-  refused: (run, keptAnswers, said) => [
+  refused: (run, waiting, said) => [
     "warn",
-    "The server refuses this page",
-    `${said}${keptAnswers}`,
+    "The server refused the request",
+    `${said}${waiting}`,
     [{ label: "Try again", run: run.retry }],
   ],
-  signedOut: (run, keptAnswers) => [
+  signedOut: (run, waiting) => [
     "lock",
     "You are signed out",
-    `Sign in again to go on.${keptAnswers}`,
+    `Sign in again to continue.${waiting}`,
     [{ label: "Sign in", run: () => run.leave() }],
   ],
-  other_rater: (run, keptAnswers) => [
+  other_rater: (run, waiting) => [
     "lock",
-    "Somebody else has signed in here",
-    `No answer of yours goes out in their name.${keptAnswers} To go on, sign in; it signs them out here.`,
+    "Another rater has signed in here",
+    `None of your votes are sent in their name.${waiting} To continue, sign in; this signs them out here.`,
     [
       { label: "Sign in", run: run.signIn },
-      { label: "Go on as them", run: () => run.leave() },
+      { label: "Continue as them", run: () => run.leave() },
     ],
   ],
 };
 
 function kept(n) {
   if (n === 0) return "";
-  return n === 1 ? " 1 answer waits on this device." : ` ${n} answers wait on this device.`;
+  return n === 1 ? " 1 vote is waiting on this device." : ` ${n} votes are waiting on this device.`;
 }

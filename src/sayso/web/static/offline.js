@@ -8,12 +8,12 @@ async function count() {
   const store = await openStore();
   const n = (await store.all("outbox")).length;
   const waiting = document.getElementById("waiting");
-  if (n) waiting.textContent = n === 1 ? "1 answer waits on this device." : `${n} answers wait on this device.`;
+  if (n) waiting.textContent = n === 1 ? "1 vote is waiting on this device." : `${n} votes are waiting on this device.`;
 }
 
 async function look() {
-  const answer = await fetch("healthz", { cache: "no-store" }).catch(() => null);
-  if (answer?.ok) location.replace("./");
+  const reply = await fetch("healthz", { cache: "no-store" }).catch(() => null);
+  if (reply?.ok) location.replace("./");
 }
 
 count();

@@ -1,6 +1,6 @@
-// Answers on their way: kept in the browser until the server says that they are stored.
+// Votes on their way: kept in the browser until the server says that they are stored.
 //
-// One record per answer, sent one at a time in the order given. A record leaves only after the
+// One record per vote, sent one at a time in the order given. A record leaves only after the
 // server's acknowledgement, or by the rater's own hand from the list of refused ones.
 
 import { stateOf } from "./status.js";
@@ -13,14 +13,14 @@ const REFUSED = new Set([400, 403, 404, 409, 410, 413, 422]);
 /**
  * @param store from openStore
  * @param api Api
- * @param owner whose answers these are: study and rater; those of others stay untouched
+ * @param owner whose votes these are: study and rater; those of others stay untouched
  * @param onChange called with this outbox after each change
  */
 export class Outbox {
   waiting = [];
   refused = [];
   others = 0;
-  closed = false; // the server kept an answer and wants no more
+  closed = false; // the server kept a vote and wants no more
   state = "saved"; // saved | sending | offline | slow | unavailable | signed_out | other_rater | paused
   retryAt = 0;
   progress = null;
@@ -48,7 +48,7 @@ export class Outbox {
     return { waiting: this.waiting.length, retryAt: this.retryAt };
   }
 
-  /** Answers that the server's own progress does not count yet. */
+  /** Votes that the server's own progress does not count yet. */
   get unsentProgress() {
     return this.waiting.reduce((sum, record) => sum + record.counts, 0);
   }
@@ -64,7 +64,7 @@ export class Outbox {
   }
 
   /**
-   * Keep an answer and send it when its turn comes.
+   * Keep a vote and send it when its turn comes.
    * @param vote the body for the server
    * @param about {page_id, prompt, counts}: what the page needs to know of it later
    */
@@ -110,7 +110,7 @@ export class Outbox {
     }
   }
 
-  /** Put a refused answer back into the line. */
+  /** Put a refused vote back into the line. */
   async again(record) {
     this.refused = this.refused.filter((other) => other !== record);
     delete record.refusal;
@@ -120,7 +120,7 @@ export class Outbox {
     this.nudge();
   }
 
-  /** Forget a refused answer; only the rater decides that. */
+  /** Forget a refused vote; only the rater decides that. */
   async remove(record) {
     this.refused = this.refused.filter((other) => other !== record);
     await this.#store.delete("outbox", record.seq);
@@ -129,8 +129,8 @@ export class Outbox {
 
   async #send(record) {
     try {
-      const answer = await this.#api.post("/api/votes", record.vote);
-      this.progress = answer.progress ?? this.progress;
+      const reply = await this.#api.post("/api/votes", record.vote);
+      this.progress = reply.progress ?? this.progress;
     } catch (error) {
       return this.#failed(record, error);
     }

@@ -16,14 +16,14 @@ function open(whole) {
   $("prompt").dataset.open = whole;
   $("prompt").scrollTop = 0;
   $("prompt-more").setAttribute("aria-expanded", whole);
-  $("prompt-more").textContent = whole ? "Less" : "Show the whole prompt";
-  mark();
+  $("prompt-more").textContent = whole ? "Show less" : "Show full prompt";
+  fade();
 }
 
-function mark() {
+function fade() {
   const { scrollHeight, clientHeight, dataset } = $("prompt");
   const cut = scrollHeight > clientHeight + 1;
   $("prompt").classList.toggle("cut", cut);
   $("prompt-more").hidden = !cut && dataset.open !== "true";
 }
-window.addEventListener("resize", mark);
+window.addEventListener("resize", fade);

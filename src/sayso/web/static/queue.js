@@ -4,7 +4,7 @@ import { Loader } from "./loader.js";
 import { PageImages } from "./pictures.js";
 
 const AHEAD = { alone: 10, several: 5 }; // pages loaded beside the one on screen, at the least
-const BATCH = 3; // asked for together, so that not every answer costs a second request
+const BATCH = 3; // asked for together, so that not every vote costs a second request
 const MOST = 10; // that the server gives at once
 const RETRY_MS = 2000;
 const EMPTY_MS = 5000; // others have what is left: ask again, some of it may come back
@@ -12,8 +12,8 @@ const EMPTY_MS = 5000; // others have what is left: ask again, some of it may co
 /**
  * @param api Api
  * @param task {kind, images_per_page}: of small pages more are loaded
- * @param known () → ids of pages that must not come again (on screen, or answered and unsent)
- * @param on {prepare(page) → whether it wants answers, changed(), trouble(error),
+ * @param known () → ids of pages that must not come again (on screen, or rated and unsent)
+ * @param on {prepare(page) → whether it wants votes, changed(), trouble(error),
  *            broken(page, error), progress(progress?)}
  * @param px (page) → for how many pixels of the screen its pictures are
  */
@@ -22,7 +22,7 @@ export class Queue {
   #shown = ""; // the page that the rater looks at or waits for
   #loader = new Loader();
   #px;
-  #dry = false; // the last answer brought no page
+  #dry = false; // the last reply brought no page
   #held = false; // when it was asked for, this browser held pages, which the server counts as work
   #ahead;
 
@@ -112,10 +112,10 @@ export class Queue {
     this.#asking = true;
     try {
       const request = this.#request();
-      const answer = await this.#api.post("/api/next", request);
+      const reply = await this.#api.post("/api/next", request);
       this.#asking = false;
       this.#held = request.have.length > 0;
-      this.#receive(answer);
+      this.#receive(reply);
     } catch (error) {
       this.#asking = false;
       this.#on.trouble(error);

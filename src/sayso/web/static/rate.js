@@ -1,6 +1,7 @@
 // The rating page: starts the parts and joins them.
 
 import { Api, ROOT } from "./api.js";
+import { Breaks } from "./breaks.js";
 import { Help, RefusedList, askToRead, openGuideline } from "./dialogs.js";
 import { History } from "./history.js";
 import { Keys, TOOLS } from "./keys.js";
@@ -59,6 +60,7 @@ class App {
     this.history = new History(store, `${owner}/${this.task?.id}`);
     this.outbox = new Outbox(store, api, owner, () => this.outboxChanged());
     this.status = new Status(this.outbox);
+    this.breaks = new Breaks();
     this.refusedList = new RefusedList(this.outbox);
     this.help = new Help(this.keys, () => this.drawButtons());
   }
@@ -98,7 +100,8 @@ class App {
     const { outbox, queue, history, zoom } = this;
     const parts = { outbox, queue, history, zoom, guidelineVersion: this.task.guideline_version };
     this.rating = new Rating(parts, {
-      answered: () => this.answered(),
+      voted: () => this.voted(),
+      takenBack: () => this.drawStrip(),
       empty: (coming) => this.empty(coming),
       slow: (slow) => this.status.setSlow(slow),
     });
@@ -109,7 +112,7 @@ class App {
     this.rating.next();
   }
 
-  /** Another tab rates: nothing more is sent or answered here. */
+  /** Another tab rates: nothing more is sent or rated here. */
   stop() {
     this.#leaving = this.#stopped = true;
     this.outbox.stop();
@@ -119,7 +122,7 @@ class App {
 
   // what the parts tell each other
 
-  /** Join what the server says of a page with answers that are still on their way. */
+  /** Join what the server says of a page with votes that are still on their way. */
   prepare(page) {
     page.answers = {};
     this.history.complete(page);
@@ -134,12 +137,12 @@ class App {
     return itemsOf(page).some((item) => !page.answers[item.item_id]);
   }
 
-  /** Pages the server must not send again: on screen, or answered and still on their way. */
+  /** Pages the server must not send again: on screen, or rated and still on their way. */
   knownPages() {
     const open = new Map(this.outbox.waiting.map((record) => [record.page_id, record.open]));
-    const answered = [...open].filter(([, n]) => n === 0).map(([id]) => id);
+    const rated = [...open].filter(([, n]) => n === 0).map(([id]) => id);
     const shown = this.rating.page?.page_id;
-    return shown ? [...new Set([shown, ...answered])] : answered;
+    return shown ? [...new Set([shown, ...rated])] : rated;
   }
 
   outboxChanged() {
@@ -156,8 +159,9 @@ class App {
     if (!this.#held) this.rating?.next();
   }
 
-  answered() {
+  voted() {
     this.drawStrip();
+    if (this.breaks.voted()) note("rest");
   }
 
   empty(coming) {
@@ -234,8 +238,8 @@ class App {
 
   drawButtons() {
     view.drawTools(this.keys);
-    const answer = (value, reason, event) => this.rating?.answer(value, reason, event);
-    view.drawAnswers(this.task.kind, this.task.answers, this.keys, answer);
+    const vote = (value, reason, event) => this.rating?.vote(value, reason, event);
+    view.drawValues(this.task.kind, this.task.answers, this.keys, vote);
     view.setReady(Boolean(this.rating?.page));
   }
 
@@ -290,7 +294,7 @@ class App {
     if (!this.rating || $("rating").hidden) return undefined;
     if (action === "zoom") return this.zoom.toggle();
     const [value, reason] = action in view.REASONS ? ["skip", action] : [action, ""];
-    return this.task.answers.includes(value) && this.rating.answer(value, reason);
+    return this.task.answers.includes(value) && this.rating.vote(value, reason);
   }
 
   warn(event) {

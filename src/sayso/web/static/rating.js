@@ -1,14 +1,14 @@
-// The flow of pages: show, answer, go on, take back.
+// The flow of pages: show, vote, go on, take back.
 
 import { Stopwatch } from "./clock.js";
 import * as stage from "./stage.js";
 import * as view from "./view.js";
 
-const GUARD_MS = 120; // after new pictures, so that one press never answers two
+const GUARD_MS = 120; // after new pictures, so that one press never rates two
 const KEPT_PAGES = 12; // pages whose pictures stay loaded for going back
 const SLOW_MS = 3000; // pictures that take longer come over a slow line, and the page says so
 
-/** The items of a page that want an answer each; a comparison has one. */
+/** The items of a page that want a vote each; a comparison has one. */
 export function itemsOf(page) {
   return page.kind === "compare" ? [page] : page.items;
 }
@@ -24,8 +24,8 @@ export function newId() {
 
 /**
  * @param parts {outbox, queue, history, zoom, guidelineVersion}
- * @param on {answered(), empty(coming), slow(whether)}: after an answer; no page is loaded (`coming`:
- *           one will be); the rater waits for pictures that take their time
+ * @param on {voted(), takenBack(), empty(coming), slow(whether)}: after a vote, or after one was taken
+ *           back; no page is loaded (`coming`: one will be); the pictures take their time
  */
 export class Rating {
   page = null;
@@ -58,15 +58,15 @@ export class Rating {
     else this.#wait();
   }
 
-  /** Answer the current picture, or the comparison. */
-  answer(value, reason = "", event = undefined) {
+  /** Rate the current picture, or the comparison. */
+  vote(value, reason = "", event = undefined) {
     const doubleClick = event?.detail > 1;
     if (!this.page || doubleClick || performance.now() < this.#guardUntil) return;
     if (!stage.allSeen()) return this.#askToLook();
     const { page } = this;
     const item = itemsOf(page)[this.#cursor];
     const before = page.answers[item.item_id];
-    const vote = this.#vote(item, value, reason, before?.vote_id ?? item.supersedes ?? null);
+    const vote = this.#made(item, value, reason, before?.vote_id ?? item.supersedes ?? null);
     page.answers[item.item_id] = { vote_id: vote.id, value };
     this.#send(vote, before ? 0 : 1);
     this.#parts.history.add(page, {
@@ -78,26 +78,26 @@ export class Rating {
     this.#position += 1;
     view.flash(value);
     this.#goOn();
-    this.#on.answered();
+    this.#on.voted();
   }
 
-  /** Take an answer back, the last one if none is named, and ask again. */
+  /** Take a vote back, the last one if none is named, and ask again. */
   undo(chosen) {
     const taken = this.#parts.history.take(chosen);
-    if (!taken) return view.say("There is no answer to undo.");
+    if (!taken) return view.say("There is nothing to undo.");
     const { entry } = taken;
     const { page, images } = this.#bring(taken.page);
     const items = itemsOf(page);
     const index = items.findIndex((item) => item.item_id === entry.item_id);
     this.#watch.start();
-    const vote = this.#vote(items[index], "retracted", "", entry.vote_id, page);
+    const vote = this.#made(items[index], "retracted", "", entry.vote_id, page);
     this.#send(vote, -1, page);
     items[index].supersedes = vote.id;
     delete page.answers[entry.item_id];
     this.#parts.history.save(page);
-    view.say("Answer taken back.");
+    view.say("Vote taken back.");
     this.#show({ page, images }, index);
-    return this.#on.answered();
+    return this.#on.takenBack();
   }
 
   /** Ask about another picture of a group. */
@@ -111,14 +111,14 @@ export class Rating {
     if (this.page?.items?.length > 1) this.select(this.#cursor + by);
   }
 
-  /** A small picture of an answered item for the strip. */
+  /** A small picture of a rated item for the strip. */
   thumb(entry) {
     return this.#thumbs.get(entry.item_id);
   }
 
   #askToLook() {
     stage.scrollOn();
-    view.say("There are more pictures below: look at all of them first.");
+    view.say("There are more pictures below. Look at all of them first.");
   }
 
   #wait() {
@@ -168,7 +168,7 @@ export class Rating {
     clearTimeout(this.#slow);
     this.#on.slow(false);
     stage.fillFrames(page, images);
-    stage.drawGroup(page, this.#cursor, view.ANSWERS);
+    stage.drawGroup(page, this.#cursor, view.VALUES);
     view.setReady(stage.allSeen());
     await painted();
     this.#sharpen();
@@ -178,8 +178,8 @@ export class Rating {
 
   /** From now on the current picture is asked about. */
   #ask() {
-    stage.drawGroup(this.page, this.#cursor, view.ANSWERS);
-    stage.markShown(this.page.page_id, this.#cursor);
+    stage.drawGroup(this.page, this.#cursor, view.VALUES);
+    stage.noteShown(this.page.page_id, this.#cursor);
     this.#watch.start();
     this.#guardUntil = performance.now() + GUARD_MS;
   }
@@ -221,7 +221,7 @@ export class Rating {
     return { page, images: this.#kept.get(page.page_id) ?? this.#parts.queue.imagesOf(page) };
   }
 
-  #vote(item, value, reason, supersedes, page = this.page) {
+  #made(item, value, reason, supersedes, page = this.page) {
     return {
       id: newId(),
       item_id: item.item_id,

@@ -4,7 +4,7 @@ import { icon, make } from "./dom.js";
 import { arrange, screenPx } from "./layout.js";
 
 const CRISP_PX = 128; // smaller pictures are shown in whole pixels, larger ones smoothly
-const GUESS = { width: 32, height: 240 }; // what head, prompt, answers and foot take, before they stand
+const GUESS = { width: 32, height: 240 }; // what head, prompt, buttons and foot take, before they stand
 
 const $ = (id) => document.getElementById(id);
 const stage = () => $("stage");
@@ -76,11 +76,11 @@ export function layOut() {
     place.style.setProperty("--room-h", `${plans[i].width / ratio}px`);
   });
   stage().classList.toggle("scrolls", plans.some(({ scrolls }) => scrolls));
-  markScrolling();
+  showScrolling();
 }
 
 /** What can scroll is reachable by keyboard, and shows that there is more. */
-function markScrolling() {
+function showScrolling() {
   const { scrollHeight, clientHeight, scrollTop } = stage();
   const scrolls = scrollHeight > clientHeight + 1;
   if (scrolls) stage().tabIndex = 0;
@@ -94,7 +94,7 @@ export function followRoom(resized) {
     layOut();
     resized();
   }).observe(stage());
-  stage().addEventListener("scroll", markScrolling, { passive: true });
+  stage().addEventListener("scroll", showScrolling, { passive: true });
 }
 
 // what was seen
@@ -163,7 +163,7 @@ function altTexts(page) {
     return [...of("Left", page.left), ...of("Right", page.right)];
   }
   const n = page.items.length;
-  return page.items.map((_, i) => (n === 1 ? "The picture to judge" : `Picture ${i + 1} of ${n}`));
+  return page.items.map((_, i) => (n === 1 ? "The picture to rate" : `Picture ${i + 1} of ${n}`));
 }
 
 function sides(page) {
@@ -180,7 +180,7 @@ function sides(page) {
 function group(page, onSelect) {
   if (page.items.length === 1) return [frame(page.items[0].image)];
   return page.items.map((item, i) => {
-    const name = `Choose picture ${i + 1} of ${page.items.length}`;
+    const name = `Select picture ${i + 1} of ${page.items.length}`;
     const select = { type: "button", class: "select", "aria-label": name };
     const outer = frame(item.image);
     outer.append(make("button", { ...select, onclick: () => onSelect(i) }));
@@ -199,21 +199,21 @@ function frame({ width, height }) {
   return element;
 }
 
-/** Say in a group which picture is asked about, and what was answered; `words`: value → {label, icon}. */
+/** Say in a group which picture is asked about, and what was voted; `words`: value → {label, icon}. */
 export function drawGroup(page, cursor, words) {
   if (page.kind === "compare" || page.items.length === 1) return;
   frames().forEach((element, i) => {
-    const answer = page.answers?.[page.items[i].item_id]?.value;
+    const value = page.answers?.[page.items[i].item_id]?.value;
     element.classList.toggle("current", i === cursor);
     if (i === cursor) element.scrollIntoView({ block: "nearest" });
     element.querySelector(".select").setAttribute("aria-current", i === cursor);
     const verdict = element.querySelector(".verdict");
-    verdict.dataset.value = answer ?? "";
-    verdict.replaceChildren(...(answer ? [icon(words[answer].icon), words[answer].label] : []));
+    verdict.dataset.value = value ?? "";
+    verdict.replaceChildren(...(value ? [icon(words[value].icon), words[value].label] : []));
   });
 }
 
 /** Say in the document what is on screen, drawn and asked about. */
-export function markShown(pageId, cursor) {
+export function noteShown(pageId, cursor) {
   stage().dataset.shown = `${pageId}/${cursor}`;
 }

@@ -2,7 +2,7 @@
 
 import * as view from "./view.js";
 
-const CALM_MS = 400; // an answer that is saved faster than this is not shown as waiting
+const CALM_MS = 400; // a vote that is saved faster than this is not shown as waiting
 const SAY_MS = 500;
 const STUCK = new Set(["offline", "slow", "unavailable", "signed_out", "other_rater", "paused"]);
 
@@ -87,10 +87,10 @@ const SYMBOLS = {
 const WHY = {
   offline: "offline",
   signed_out: "signed out",
-  other_rater: "somebody else has signed in",
+  other_rater: "another rater has signed in",
   paused: "paused",
   slow: "slow connection, still trying",
-  unavailable: "the server cannot store now",
+  unavailable: "the server cannot store votes now",
 };
 
 /** The stuck state that an error means. */
@@ -109,11 +109,11 @@ function sentence({ waiting, retryAt, state, lasting }) {
   if (STUCK.has(state)) {
     const seconds = Math.ceil((retryAt - Date.now()) / 1000);
     const waits = waiting && seconds > 0 && !["signed_out", "other_rater"].includes(state);
-    const again = waits ? `, again in ${seconds} s` : "";
+    const again = waits ? `, retrying in ${seconds} s` : "";
     const what = waiting ? `${waiting} waiting` : "All saved";
     return { symbol: SYMBOLS[state], text: `${what}: ${WHY[state]}${again}`, state };
   }
   if (state === "loading") return { symbol: "sync", text: "All saved; slow connection", state: "saved" };
   if (waiting === 0) return { symbol: "check", text: "All saved", state: "saved" };
-  return { symbol: "sync", text: waiting === 1 ? "Saving 1 answer" : `Saving ${waiting} answers`, state };
+  return { symbol: "sync", text: waiting === 1 ? "Saving 1 vote" : `Saving ${waiting} votes`, state };
 }

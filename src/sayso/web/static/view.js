@@ -1,11 +1,11 @@
-// What the rater sees of a page: prompt, frames, pictures, answers. No state of its own but the DOM.
+// What the rater sees of a page: prompt, frames, pictures, buttons. No state of its own but the DOM.
 
 import { actionButton, cap, icon, make } from "./dom.js";
 import { ACTIONS, TOOLS, shown } from "./keys.js";
 import { drawPrompt } from "./prompt.js";
 import { drawStage } from "./stage.js";
 
-export const ANSWERS = {
+export const VALUES = {
   bad: { label: "Bad", icon: "cross" },
   skip: { label: "Skip", icon: "skip" },
   good: { label: "Good", icon: "check" },
@@ -26,7 +26,7 @@ const QUESTIONS = {
   rate: { alignment: "Does the picture show this?", fidelity: "Does the picture look right?" },
   compare: {
     alignment: "Which side shows this better?",
-    fidelity: "Which side looks better, whatever it shows?",
+    fidelity: "Which side looks better, regardless of the prompt?",
   },
 };
 const TOPICS = { alignment: "Match", fidelity: "Looks" };
@@ -60,34 +60,34 @@ export function drawPage(page, onSelect) {
   drawStage(page, onSelect);
 }
 
-/** The answer buttons of a kind of page, with their keys. */
-export function drawAnswers(kind, allowed, keys, onAnswer) {
+/** The buttons of a kind of page, with their keys. */
+export function drawValues(kind, allowed, keys, onVote) {
   const names = ORDER[kind].filter((name) => allowed.includes(name));
-  $("answers").dataset.kind = kind;
-  $("answers").replaceChildren(...names.map((name) => answerButton(name, keys, onAnswer)));
+  $("choices").dataset.kind = kind;
+  $("choices").replaceChildren(...names.map((name) => valueButton(name, keys, onVote)));
   const reasons = allowed.includes("skip") ? Object.keys(REASONS) : [];
   $("reasons").hidden = reasons.length === 0;
   const toggle = $("reasons-toggle");
   toggle.onclick = () => toggle.setAttribute("aria-expanded", toggle.ariaExpanded !== "true");
-  $("reason-list").replaceChildren(...reasons.map((name) => reasonButton(name, keys, onAnswer)));
+  $("reason-list").replaceChildren(...reasons.map((name) => reasonButton(name, keys, onVote)));
 }
 
-function answerButton(name, keys, onAnswer) {
-  const { label, icon: symbol } = ANSWERS[name];
+function valueButton(name, keys, onVote) {
+  const { label, icon: symbol } = VALUES[name];
   return make(
     "button",
-    { type: "button", class: "answer", "data-answer": name, onclick: (e) => onAnswer(name, "", e) },
+    { type: "button", class: "choice", "data-value": name, onclick: (e) => onVote(name, "", e) },
     icon(symbol),
     make("span", { class: "label" }, label),
     ...cap(keys.of(name)),
   );
 }
 
-function reasonButton(name, keys, onAnswer) {
+function reasonButton(name, keys, onVote) {
   const say = { type: "button", class: "reason", "aria-label": `Skip: ${REASONS[name]}` };
   return make(
     "button",
-    { ...say, onclick: (event) => onAnswer("skip", name, event) },
+    { ...say, onclick: (event) => onVote("skip", name, event) },
     ...cap(keys.of(name)),
     REASONS[name],
   );
@@ -132,23 +132,23 @@ export function drawSaved({ symbol, text, state }, refused) {
   $("saved-retry").hidden = !["offline", "slow", "unavailable"].includes(state);
   $("saved-sign-in").hidden = state !== "signed_out";
   $("refused-open").hidden = refused === 0;
-  $("refused-open").textContent = refused === 1 ? "1 answer refused" : `${refused} answers refused`;
+  $("refused-open").textContent = refused === 1 ? "1 vote refused" : `${refused} votes refused`;
 }
 
-/** The last answers as small pictures; a press takes that answer back. */
+/** The last votes as small pictures; a press takes that vote back. */
 export function drawStrip(entries, pictureOf, onPick) {
   const shownEntries = entries.slice(-8);
   const items = shownEntries.map((entry, i) => {
     const ago = shownEntries.length - i;
-    const label = `Change your answer ${ANSWERS[entry.value].label}, ${ago} back`;
+    const label = `Change your vote ${VALUES[entry.value].label}, ${ago} back`;
     const look = { type: "button", class: "past", dir: "auto", translate: "no" };
     const button = make("button", { ...look, "aria-label": label });
     button.title = entry.prompt;
     const picture = pictureOf(entry);
     if (picture) button.append(picture);
-    const mark = make("span", { class: "mark", "data-value": entry.value });
-    mark.append(icon(ANSWERS[entry.value].icon));
-    button.append(mark);
+    const value = make("span", { class: "value", "data-value": entry.value });
+    value.append(icon(VALUES[entry.value].icon));
+    button.append(value);
     button.addEventListener("click", () => onPick(entry));
     return make("li", {}, button);
   });
@@ -159,7 +159,7 @@ export function drawStrip(entries, pictureOf, onPick) {
 export function notice(key, symbol, text) {
   $("notices").querySelector(`[data-key="${key}"]`)?.remove();
   const box = make("div", { class: "notice", "data-key": key }, icon(symbol), make("p", {}, text));
-  const close = { type: "button", class: "close", "aria-label": "Close this notice" };
+  const close = { type: "button", class: "close", "aria-label": "Dismiss" };
   box.append(make("button", { ...close, onclick: () => box.remove() }, icon("cross")));
   $("notices").append(box);
 }
@@ -169,18 +169,18 @@ export function say(text) {
   $("live").textContent = text;
 }
 
-/** A short press of the button whose answer was given by key. */
+/** A short press of the button whose key was pressed. */
 export function flash(name) {
-  const button = $("answers").querySelector(`[data-answer="${name}"]`);
+  const button = $("choices").querySelector(`[data-value="${name}"]`);
   if (!button) return;
   button.classList.remove("pressed");
   void button.offsetWidth;
   button.classList.add("pressed");
 }
 
-/** Whether answers are possible now. */
+/** Whether votes are possible now. */
 export function setReady(ready) {
-  for (const button of document.querySelectorAll(".answer, .reason")) {
+  for (const button of document.querySelectorAll(".choice, .reason")) {
     button.setAttribute("aria-disabled", String(!ready));
   }
 }

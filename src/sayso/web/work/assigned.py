@@ -57,7 +57,7 @@ _FREE = (
     .order_by(_items.rank, _items.slot)
     .limit(bindparam("most"))
 )
-# the ordinary item that shows the picture of an attention check to mark; see `Draft.content`
+# the ordinary item that shows the picture of an attention check to rate; see `Draft.content`
 _same, _own = work.items.alias("same").c, work.assignments.alias("own").c
 _PICTURE = func.substr(_items.content, func.length(_items.prompt_id) + len("attention::") + 1)
 ASKED_OF = and_(_same.task == _items.task, _same.content == literal("alignment:").concat(_PICTURE))
@@ -72,7 +72,7 @@ _HAD_OR_WANTED = (
 )
 _FREE_CHECKS = _FREE.where(~_HAD_OR_WANTED.exists())
 """A picture comes to nobody both as a check and as work: as a check it is used when others have
-judged it, and the rater has not been given it."""
+rated it, and the rater has not been given it."""
 _ASKED_TOO = (
     select(_same.id)
     .select_from(_same.id.table, work.items)
@@ -164,7 +164,7 @@ def free_pages(
     """The first `n` pages with items for this rater, or fewer, in the order of the task.
 
     Items that the rater has had, or that have their raters, are left out of their pages; without
-    `also_known` those whose answer is known, too.
+    `also_known` those whose right vote is known, too.
     """
     # no page has more items than the task's pages have, so n of them are whole in so many rows
     query = _FREE_CHECKS if control == "attention" else _FREE

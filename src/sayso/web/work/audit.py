@@ -10,17 +10,17 @@ from sayso.feedback.work_tables import Row
 
 WORDS: Mapping[str, str] = {
     "pause": "paused the task",
-    "resume": "opened the task",
+    "resume": "reopened the task",
     "close": "closed the task",
     "add": "added the rater",
-    "link": "made a new sign-in link of",
+    "link": "made a new sign-in link for",
     "disable": "switched off",
     "enable": "switched on",
     "exclude": "excluded the votes of",
-    "include": "counts again the votes of",
+    "include": "included again the votes of",
     "guideline": "saved the guideline",
-    "export": "made an export",
-    "decide": "decided on an item of",
+    "export": "made an export",  # by earlier versions
+    "decide": "decided a disagreement in",
 }
 """What can be noted, in words that go on with what it was done to."""
 

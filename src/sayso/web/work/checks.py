@@ -1,37 +1,29 @@
 """Attention checks: pictures under a prompt that they surely do not show, drafted and decided on.
 
 A check is used at once only if the slots of both prompts say that no picture of one is true of the
-other. Where prompts are plain text nobody but a person knows ("an automobile" is true of many a red
-car), so what is drafted there waits until an admin has looked at it.
+other (`foreign_prompts`). What is drafted of plain prompts waits until an admin has looked at it.
 """
 
 import hashlib
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
-from typing import TypeVar
 
 from sqlalchemy import Connection, exists, func, select, update
 
 from sayso.base.types import Prompt, Sample
 from sayso.feedback import work_tables as work
-from sayso.prompts.grammar import grammar_names, load_grammar
 from sayso.study.study import Study
 from sayso.web.work.assigned import ASKED_OF
 from sayso.web.work.counting import set_check_share
+from sayso.web.work.foreign_prompts import Fits
 from sayso.web.work.queue import Standing, generator
 from sayso.web.work.tasks import Draft, Page, TaskOptions, draft
 
 MOST_CHECKS = 500
-"""Attention checks made for a task, at most; nobody answers one twice."""
+"""Attention checks made for a task, at most; nobody gets one twice."""
 _LOOKED_AT = 50  # prompts, or sets, in search of one that does not fit
-_TOO_COMMON = 0.2  # of the prompts: a word in more of them ("photo") tells none from another
-
-T = TypeVar("T")
 _Group = tuple[Prompt, tuple[Sample, ...]]
 """Images of one prompt that one page shows, of one model."""
 
@@ -143,78 +135,6 @@ def _spare(study: Study, model: str, pages: Sequence[Page], size: int) -> Iterat
             yield prompts[prompt], tuple(samples[i : i + size])
 
 
-# which prompt no picture of another is true of
-
-
-class Fits:
-    """Whether a picture of one prompt may be true of another, judged among all `prompts`."""
-
-    def __init__(self, prompts: Iterable[Prompt]) -> None:
-        self._stems = {prompt.text: _stems(prompt.text) for prompt in prompts}
-        often = Counter(stem for stems in self._stems.values() for stem in stems)
-        most = max(1, _TOO_COMMON * len(self._stems))
-        self._common = {stem for stem, n in often.items() if n > most}
-
-    def first_foreign(
-        self, prompt: Prompt, among: Sequence[T], of: Callable[[T], Prompt], shown: bool = False
-    ) -> tuple[T, Standing] | None:
-        """The first that is surely foreign to a prompt; else one that may be, to be looked at.
-
-        Args:
-            shown: whether `prompt` is the one that stands on the page and not the picture's.
-        """
-        perhaps: T | None = None
-        for one in among:
-            picture, text = (of(one), prompt) if shown else (prompt, of(one))
-            if is_surely_foreign(picture, text):
-                return one, ""
-            if perhaps is None and self._may_be_foreign(picture, text):
-                perhaps = one
-        return None if perhaps is None else (perhaps, "proposed")
-
-    def _may_be_foreign(self, one: Prompt, other: Prompt) -> bool:
-        """Whether each has words that tell it from others, and none of them is the other's."""
-        left, right = (self._stems[p.text] - self._common for p in (one, other))
-        return bool(left) and bool(right) and not left & right
-
-
-def is_surely_foreign(picture: Prompt, text: Prompt) -> bool:
-    """Whether no picture of one prompt is true of another text, by the slots of both.
-
-    Their objects differ and no value is shared; the object of the text is none that stands in many
-    pictures unasked, nor one that is taken for the other.
-    """
-    objects = [str(prompt.slots.get("object", "")).lower() for prompt in (picture, text)]
-    if not all(objects) or set(picture.slots.values()) & set(text.slots.values()):
-        return False
-    alike = any(all(o in group for o in objects) for group in _TAKEN_FOR_EACH_OTHER)
-    return (
-        not alike
-        and objects[1] not in _bystanders()
-        and not _stems(objects[0]) & _stems(objects[1])
-    )
-
-
-_TAKEN_FOR_EACH_OTHER = (
-    ("dog", "wolf"), ("cat", "lion", "tiger"), ("cup", "vase"), ("vase", "rose"),
-)  # fmt: skip
-
-
-@cache
-def _bystanders() -> frozenset[str]:
-    return frozenset(word for name in grammar_names() for word in load_grammar(name).bystanders)
-
-
-def _stems(text: str) -> set[str]:
-    """The beginnings of the words that carry meaning, roughly."""
-    return {word[:4] for word in re.findall(r"[^\W\d_]{3,}", text.lower())} - _SMALL_WORDS
-
-
-_SMALL_WORDS = {
-    "the", "and", "with", "colo", "for", "from", "one", "two", "thre", "four", "five",
-}  # fmt: skip
-
-
 # what became of them
 
 
@@ -223,7 +143,7 @@ class Tally:
     """How many attention checks a task has: used, waiting for an admin's word, struck.
 
     Of the used ones, those whose pictures are asked about too come `later`: to raters who were not
-    asked about them, when others have judged them.
+    asked about them, when others have rated them.
     """
 
     used: int
@@ -248,21 +168,21 @@ def warning(kind: str, n: Tally) -> str:
         return ""
     if n.used:
         return (
-            "every attention check shows a picture that is asked about too, so it comes only when "
-            "others have judged the picture, and to nobody who works alone; draw images that no "
-            "page asks about, such as: sayso generate --prompts test, or rate fewer (--per-prompt)"
+            "every attention check shows an image that is also rated, so it comes up only after "
+            "others have rated the image, and never for somebody who works alone; draw more "
+            "images, such as with: sayso generate --prompts test, or rate fewer (--per-prompt)"
         )
     none = "no attention check is in use"
     if n.proposed:
-        return f"{none}: an admin must look at the {n.proposed} proposed ones on the page Checks"
+        return f"{none}: an admin must confirm the {n.proposed} proposed ones on the page Checks"
     if n.struck:
-        return f"{none}: all {n.struck} were struck; the page Checks has them"
+        return f"{none}: all {n.struck} were struck, on the page Checks"
     if kind == "compare":
         return (
-            f"{none}: a check shows sets that no other page shows; draw more images of both models "
-            "than a set has, such as 8 a prompt with: sayso generate --per-prompt 8"
+            f"{none}: a check needs images that no other page shows; draw more images of both "
+            "models than a set has, such as 8 per prompt: sayso generate --per-prompt 8"
         )
-    return f"{none}: no two prompts are different enough; give known answers with --gold FILE"
+    return f"{none}: no two prompts are different enough; use gold items instead (--gold FILE)"
 
 
 def decide(db: Connection, task: str, items: Sequence[str], standing: Standing) -> int:

@@ -7,7 +7,7 @@ from sayso.feedback.vote_queries import is_excluded
 from sayso.feedback.work_tables import Row
 from sayso.web.work.queue import CHECKS, has_room
 
-_assigned, _seats = work.assignments.c, work.participants.c
+_assigned, _participants = work.assignments.c, work.participants.c
 _ASSIGN = update(work.assignments).where(
     _assigned.item == bindparam("of_item"), _assigned.rater == bindparam("by_rater")
 )
@@ -20,12 +20,14 @@ _COUNT_TASK = (
         answers=work.tasks.c.answers + bindparam("more_answers"),
     )
 )
-_SEAT = and_(_seats.task == bindparam("of_task"), _seats.rater == bindparam("by_rater"))
-_SO_FAR = select(_seats.answers).where(_SEAT)
+_WHO = and_(
+    _participants.task == bindparam("of_task"), _participants.rater == bindparam("by_rater")
+)
+_SO_FAR = select(_participants.answers).where(_WHO)
 _COUNT_RATER = (
     update(work.participants)
-    .where(_SEAT)
-    .values(answers=_seats.answers + bindparam("more_answers"))
+    .where(_WHO)
+    .values(answers=_participants.answers + bindparam("more_answers"))
 )
 
 
@@ -35,12 +37,12 @@ def assign(db: Connection, item: str, rater: str, **values: object) -> None:
 
 
 def count(db: Connection, item: Row, rater: str, change: int, counts: bool) -> dict[str, int]:
-    """Note that a rater has `change` answers more to an item: the task's counters, their change.
+    """Note that a rater has `change` votes more on an item: the task's counters, their change.
 
     Checks take the same statements as other items, so that nobody tells them by the time.
 
     Args:
-        counts: whether the answer is one of those that the item's overlap asks for.
+        counts: whether the vote is one of those that the item's overlap asks for.
     """
     votes = _count_item(db, item, change) if counts else 0
     more = {"of_task": item["task"], "more_answers": change}
@@ -49,14 +51,14 @@ def count(db: Connection, item: Row, rater: str, change: int, counts: bool) -> d
     return {"votes": votes, "answers": change}
 
 
-def answers_so_far(db: Connection, task: str, rater: str) -> int:
-    """How many answers of a rater a task has."""
+def votes_so_far(db: Connection, task: str, rater: str) -> int:
+    """How many votes of a rater a task has."""
     known = db.scalar(_SO_FAR, {"of_task": task, "by_rater": rater})
-    return answers_of(db, task, rater) if known is None else known
+    return votes_of(db, task, rater) if known is None else known
 
 
-def answers_of(db: Connection, task: str, rater: str) -> int:
-    """How many answers of a rater a task has, counted; a seat in the task knows it by itself."""
+def votes_of(db: Connection, task: str, rater: str) -> int:
+    """How many votes of a rater a task has, counted; the row of a participant knows it."""
     mine = (_assigned.task == task, _assigned.rater == rater, _assigned.state == "answered")
     return db.scalar(select(func.count()).select_from(work.assignments).where(*mine)) or 0
 
@@ -117,4 +119,4 @@ _PLACES = (
     .correlate(work.items)
     .scalar_subquery()
 )
-"""Answers to an item that fill a place."""
+"""Votes on an item that fill a place."""

@@ -6,15 +6,15 @@ from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import counting
 from sayso.feedback.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.feedback.work_tables import Row
+from sayso.web.work.across_tasks import bar, of_item, on_item
 from sayso.web.work.assigned import locked_task_of
-from sayso.web.work.elsewhere import bar, of_item, on_item
 from sayso.web.work.item_pictures import sees_swapped
 from sayso.web.work.people import Person
 from sayso.web.work.queue import Newest
 from sayso.web.work.voting import (
     Asked,
-    Circumstances,
-    Receipt,
+    Context,
+    Stored,
     Vote,
     VoteRefused,
     check,
@@ -24,19 +24,19 @@ from sayso.web.work.voting import (
 )
 
 
-def decide(db: Connection, reviewer: Person, vote: Vote, around: Circumstances) -> Receipt:
+def decide(db: Connection, reviewer: Person, vote: Vote, context: Context) -> Stored:
     """Store a decision in the open writing transaction; the same again changes nothing.
 
-    Raises: VoteRefused: as `cast_vote`; "judged" to who has judged the item as a rater, "decided"
+    Raises: VoteRefused: as `cast_vote`; "rated" to who has rated the item as a rater, "decided"
         if another reviewer was faster.
     """
     task = locked_task_of(db, vote.item_id)
     item = _item(db, vote.item_id)
     if task is None or item is None or item["control"] == "attention":
         raise VoteRefused("unknown_item", "There is no such item; reload to go on.")
-    receipt = repeated(db, vote, reviewer, task)
-    if receipt is not None:
-        return receipt
+    stored = repeated(db, vote, reviewer, task)
+    if stored is not None:
+        return stored
     check(vote, item, task)
     newest = _newest(db, task["kind"], item, reviewer)
     replaced = replaced_by(vote, newest)
@@ -44,9 +44,9 @@ def decide(db: Connection, reviewer: Person, vote: Vote, around: Circumstances) 
         _refuse_late(db, task["kind"], item, reviewer)
     swapped = sees_swapped(item["id"], task["seed"])
     asked = Asked({**item, "my_position": -1, "my_swapped": swapped}, task)
-    store(db, reviewer, vote, around, asked, replaced)
+    store(db, reviewer, vote, context, asked, replaced)
     bar(db, item, reviewer)
-    return Receipt(vote.id, task, surplus=False)
+    return Stored(vote.id, task, surplus=False)
 
 
 def _item(db: Connection, item: str) -> Row | None:
@@ -72,9 +72,9 @@ def _refuse_late(db: Connection, kind: str, item: Row, reviewer: Person) -> None
     own = and_(here, table.c.rater == reviewer.name, counting(table, "opinion"))
     if db.execute(select(table.c.id).where(own), values).first():
         raise VoteRefused(
-            "judged",
-            "You have judged this yourself as a rater, so another reviewer decides on it; this "
-            "decision was not kept.",
+            "rated",
+            "You have rated this yourself, so another reviewer decides on it; this decision was "
+            "not kept.",
         )
     decided = and_(here, table.c.rater != reviewer.name, counting(table, "decision"))
     if db.execute(select(table.c.id).where(decided), values).first():

@@ -23,9 +23,8 @@ from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import counting, is_live
 from sayso.feedback.vote_tables import VOTE_TABLES
 from sayso.feedback.work_tables import Row
-from sayso.web.admin.overview import items_by_id
-from sayso.web.work.elsewhere import content_of
-from sayso.web.work.item_pictures import as_seen, picture_urls
+from sayso.web.work.across_tasks import content_of
+from sayso.web.work.item_pictures import as_seen, items_by_id, picture_urls
 
 
 class Split(NamedTuple):
@@ -39,23 +38,23 @@ class Split(NamedTuple):
 class Standing:
     """How far the decisions are, of the items in the order of the task.
 
-    `waiting` may go to the reviewer; `judged` have an answer of the reviewer's own as a rater.
+    `waiting` may go to the reviewer; the reviewer has `rated` the others as a rater.
     """
 
     decided: list[Split]
     waiting: list[Split]
-    judged: list[Split]
+    rated: list[Split]
     mine: int
 
 
 def disagreements(db: Connection, task: Row) -> list[Split]:
     """The items on which raters disagree; it takes a second for a hundred thousand votes."""
-    table, items, seats = VOTE_TABLES[task["kind"]], work.items.c, work.assignments.c
-    answered = and_(seats.item == items.id, seats.state == "answered")
+    table, items, given = VOTE_TABLES[task["kind"]], work.items.c, work.assignments.c
+    answered = and_(given.item == items.id, given.state == "answered")
     query = (
         select(items.id, items.content)
         .join_from(work.items, work.assignments, answered)
-        .join(table, table.c.id == seats.vote)
+        .join(table, table.c.id == given.vote)
         .where(items.task == task["id"], items.control != "attention", counting(table, "label"))
         .group_by(items.id, items.content, items.rank, items.slot)
         .having(func.count(_chosen(table).distinct()) > 1)
@@ -65,7 +64,7 @@ def disagreements(db: Connection, task: Row) -> list[Split]:
 
 
 def _chosen(table: Table) -> ColumnElement[str]:
-    """The answer, of a comparison the model it prefers, whichever stood left."""
+    """The value, of a comparison the model it prefers, whichever stood left."""
     if "left_model" not in table.c:
         return table.c.value
     sides = {"left": table.c.left_model, "right": table.c.right_model}
@@ -86,7 +85,7 @@ def standing(db: Connection, task: Row, split: Sequence[Split], reviewer: str) -
     return Standing(
         decided,
         waiting=[s for s in left if s.content not in own | skipped],
-        judged=[s for s in left if s.content in own],
+        rated=[s for s in left if s.content in own],
         mine=sum(s.content in mine for s in split),
     )
 
@@ -104,14 +103,14 @@ def _contents(db: Connection, task: Row, which: ColumnElement[bool]) -> dict[str
 
 
 def decided_rows(db: Connection, task: Row, part: Collection[Split]) -> list[dict[str, Any]]:
-    """Items that were decided, with the raters' answers and the decisions, in the given order."""
+    """Items that were decided, with the raters' votes and the decisions, in the given order."""
     found = items_by_id(db, [split.item for split in part])
     return [_decided(db, task, found[split.item]) for split in part]
 
 
 def _decided(db: Connection, task: Row, item: Row) -> dict[str, Any]:
     table = VOTE_TABLES[task["kind"]]
-    answers = db.execute(_answers(table, item)).mappings().all()
+    votes = db.execute(_votes(table, item)).mappings().all()
     by_content = and_(content_of(table) == item["content"], counting(table, "decision"))
     decisions = db.execute(select(table).where(by_content).order_by(table.c.seq)).mappings().all()
     return {
@@ -126,7 +125,7 @@ def _decided(db: Connection, task: Row, item: Row) -> dict[str, Any]:
                 "value": as_seen(v, item, task["seed"]),
                 "reason": v["shown"].get("reason", ""),
             }
-            for n, v in enumerate(answers, 1)
+            for n, v in enumerate(votes, 1)
         ],
         "decisions": [
             {"by": v["rater"], "value": as_seen(v, item, task["seed"])} for v in decisions
@@ -134,11 +133,11 @@ def _decided(db: Connection, task: Row, item: Row) -> dict[str, Any]:
     }
 
 
-def _answers(table: Table, item: Row) -> Select[Any]:
-    seats = work.assignments.c
+def _votes(table: Table, item: Row) -> Select[Any]:
+    given = work.assignments.c
     return (
         select(table)
-        .join(work.assignments, seats.vote == table.c.id)
-        .where(seats.item == item["id"], seats.state == "answered", counting(table, "vote"))
+        .join(work.assignments, given.vote == table.c.id)
+        .where(given.item == item["id"], given.state == "answered", counting(table, "vote"))
         .order_by(table.c.seq)
     )

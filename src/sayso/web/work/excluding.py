@@ -9,7 +9,7 @@ from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import is_excluded
 from sayso.feedback.vote_tables import VOTE_TABLES, exclusions
 from sayso.web.work.counting import count_anew
-from sayso.web.work.handing_out import locked_task
+from sayso.web.work.leases import locked_task
 from sayso.web.work.people import find
 
 
@@ -25,7 +25,7 @@ def set_excluded(db: Connection, name: str, excluded: bool, author: str) -> bool
     if db.scalar(select(is_excluded(name))) == excluded:
         return False
     if find(db, name) is None and not _has_voted(db, name):
-        raise UserError(f"there is no rater {name!r}; see them with: sayso raters STUDY list")
+        raise UserError(f"there is no rater {name!r}; list them with: sayso raters STUDY list")
     if excluded:
         row = {"rater": name, "author": author, "created_at": time.time()}
         db.execute(insert(exclusions).values(row))
@@ -43,13 +43,13 @@ def _has_voted(db: Connection, name: str) -> bool:
 
 
 def _count_anew(db: Connection, name: str) -> None:
-    seats, people = work.assignments, work.raters
+    given, people = work.assignments, work.raters
     query = (
-        select(seats.c.task, seats.c.rater)
-        .join_from(seats, people, people.c.id == seats.c.rater)
+        select(given.c.task, given.c.rater)
+        .join_from(given, people, people.c.id == given.c.rater)
         .where(people.c.name == name)
         .distinct()
-        .order_by(seats.c.task)  # all lock tasks in this order
+        .order_by(given.c.task)  # all lock tasks in this order
     )
     for task, rater in db.execute(query).all():
         locked_task(db, task)

@@ -2,7 +2,7 @@
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from sqlalchemy import (
 from sayso.feedback import work_tables as work
 from sayso.feedback.work_tables import Row
 from sayso.web.work.assigned import Page, asked_too, by_page, free_pages, given_back, held
-from sayso.web.work.counting import answers_of
+from sayso.web.work.counting import votes_of
+from sayso.web.work.leases import Usable, set_aside
 from sayso.web.work.people import Person
 from sayso.web.work.queue import (
     CHECKS,
@@ -38,7 +39,6 @@ from sayso.web.work.queue import (
 _items, _assigned = work.items.c, work.assignments.c
 
 
-_LOCKED_TASK = select(work.tasks).where(work.tasks.c.id == bindparam("of_task")).with_for_update()
 _LOOKED_AT = 1000  # items set aside, when nothing else is left
 MOST_BROKEN = 20
 """Items with unreadable pictures that one request sets aside before it gives up."""
@@ -63,15 +63,6 @@ class HandedPage:
     lease_until: float
 
 
-Usable = Callable[[Row], bool]
-"""Whether the images of an item can be read."""
-
-
-def locked_task(db: Connection, task: str) -> Row:
-    """The row of a task, locked until the transaction ends: who writes about a task takes turns."""
-    return db.execute(_LOCKED_TASK, {"of_task": task}).mappings().one()
-
-
 def hand_out(
     db: Connection, task: Row, rater: Person, have: Sequence[str], n: int, now: float,
     usable: Usable,
@@ -85,41 +76,14 @@ def hand_out(
         now: seconds since the epoch.
     Returns: the pages, and whether so many pictures could not be read that the search was given up.
     """
-    desk = _Desk(db, task, rater, now, usable)
-    pages = [page for page in desk.renewed() if page.id not in have][:n]
-    pages += desk.new_pages(n - len(pages))
+    turn = _HandingOut(db, task, rater, now, usable)
+    pages = [page for page in turn.renewed() if page.id not in have][:n]
+    pages += turn.new_pages(n - len(pages))
     if not pages and _take_back(db, task, usable):
-        pages = desk.new_pages(n)
-    desk.leave()
+        pages = turn.new_pages(n)
+    turn.leave()
     # a page that the rater still has, and somebody else had meanwhile, is leased anew, not sent
-    return [page for page in pages if page.id not in have], desk.patience == 0
-
-
-def release(db: Connection, rater: Person, pages: Sequence[str], refused: bool) -> list[Row]:
-    """Give leased items back: the items. `refused` ones are never given to this rater again."""
-    there = select(work.items.c.id).where(_items.page.in_(pages)).scalar_subquery()
-    mine = and_(_assigned.rater == rater.id, _assigned.state == "leased", _assigned.item.in_(there))
-    items = select(work.items).join(work.assignments, _assigned.item == _items.id).where(mine)
-    found: list[Row] = list(db.execute(items).mappings())
-    state = "refused" if refused else "released"
-    db.execute(update(work.assignments).where(mine).values(state=state, until=0.0))
-    return found
-
-
-def release_all(db: Connection, rater: Person) -> None:
-    """Give everything back that a rater holds, in every task."""
-    mine = and_(
-        _assigned.task.in_(select(work.tasks.c.id)),  # so that the index serves
-        _assigned.rater == rater.id,
-        _assigned.state == "leased",
-    )
-    db.execute(update(work.assignments).where(mine).values(state="released", until=0.0))
-
-
-def set_aside(db: Connection, items: Iterable[str], broken: bool = True) -> None:
-    """Hand out these items no more, or again: whether their images can be read."""
-    for item in items:
-        db.execute(update(work.items).where(_items.id == item).values(broken=broken))
+    return [page for page in pages if page.id not in have], turn.patience == 0
 
 
 def _take_back(db: Connection, task: Row, usable: Usable) -> bool:
@@ -130,10 +94,12 @@ def _take_back(db: Connection, task: Row, usable: Usable) -> bool:
     return bool(mended)
 
 
-_seats = work.participants.c
-_SEAT = and_(_seats.task == bindparam("of_task"), _seats.rater == bindparam("by_rater"))
-_TAKE_SEAT = select(work.participants).where(_SEAT)
-_LEAVE = update(work.participants).where(_SEAT)
+_participants = work.participants.c
+_WHO = and_(
+    _participants.task == bindparam("of_task"), _participants.rater == bindparam("by_rater")
+)
+_PARTICIPANT = select(work.participants).where(_WHO)
+_LEAVE = update(work.participants).where(_WHO)
 _LEASE = insert(work.assignments)
 _SET_LEASE = update(work.assignments).where(
     _assigned.rater == bindparam("by_rater"),
@@ -145,13 +111,13 @@ _BALANCE = (
         func.coalesce(func.sum(_assigned.swapped.cast(Integer)), 0).label("swapped"),
     )
     .join_from(work.assignments, work.items, _items.id == _assigned.item)
-    # an answer taken over from another task was not handed out here
+    # a vote taken over from another task was not handed out here
     .where(_items.task == bindparam("of_task"), _assigned.position >= 0)
     .where(_items.id == bindparam("of_item"))
 )
 
 
-class _Desk:
+class _HandingOut:
     """One rater at one task in one transaction."""
 
     def __init__(
@@ -161,20 +127,20 @@ class _Desk:
         self._usable = usable
         self._who = {"of_task": task["id"], "by_rater": rater.id}
         self._start = first_rank(task["n_ranks"], task["seed"], rater.name)
-        self._cursor, self._handed_out, self._leaning = self._take_seat()
+        self._cursor, self._handed_out, self._leaning = self._participate()
         self._new: list[dict[str, Any]] = []
         self.patience = MOST_BROKEN
 
-    def _take_seat(self) -> tuple[int, int, int]:
-        row = self._db.execute(_TAKE_SEAT, self._who).mappings().first()
+    def _participate(self) -> tuple[int, int, int]:
+        row = self._db.execute(_PARTICIPANT, self._who).mappings().first()
         if row:
             return row["cursor"], row["handed_out"], row["leaning"]
-        seat = {
+        new = {
             "task": self._task["id"], "rater": self._rater.id, "cursor": self._start,
             "handed_out": 0, "seen_at": self._now,
-            "answers": answers_of(self._db, self._task["id"], self._rater.id),
+            "answers": votes_of(self._db, self._task["id"], self._rater.id),
         }  # fmt: skip
-        self._db.execute(insert(work.participants).values(seat))
+        self._db.execute(insert(work.participants).values(new))
         return self._start, 0, 0
 
     def leave(self) -> None:
@@ -241,7 +207,7 @@ class _Desk:
             if not line:
                 break
             found.append(self._hand(line.popleft(), is_check=line is not ordinary))
-        if len(found) < n and not ordinary:  # what stands beside gold, and must be answered too
+        if len(found) < n and not ordinary:  # what stands beside gold, and must be rated too
             beside = self._free("gold", self._start, n - len(found), also_known=False)
             found += [self._hand(page, is_check=True) for page in beside]
         return found

@@ -1,6 +1,7 @@
 """Items as reviewers and admins see them: one order of the sides for each, which tells no model."""
 
 import itertools
+from collections.abc import Iterable
 
 from sqlalchemy import Connection, select
 
@@ -37,9 +38,18 @@ def sides(item: Row, seed: int) -> list[list[str]]:
 
 
 def as_seen(vote: Row, item: Row, seed: int) -> str:
-    """The answer of a vote, with left and right as reviewers see them."""
+    """The value of a vote, with left and right as reviewers see them."""
     value = vote["value"]
     if value not in ("left", "right"):
         return value
     swapped = vote["left_ids"] != item["samples"][0]
     return opposite(value) if swapped != sees_swapped(item["id"], seed) else value
+
+
+def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
+    """Rows of items."""
+    wanted, found = list(ids), {}
+    for i in range(0, len(wanted), 500):
+        query = select(work.items).where(work.items.c.id.in_(wanted[i : i + 500]))
+        found |= {row["id"]: row for row in db.execute(query).mappings()}
+    return found

@@ -25,10 +25,10 @@ from sayso.feedback import vote_tables as votes
 from sayso.feedback import work_tables as work
 from sayso.feedback.database import Database
 from sayso.study.study import Study
+from sayso.web.work.across_tasks import take_over_votes
 from sayso.web.work.checks import draft_with_checks
 from sayso.web.work.counting import count_anew, set_check_share
-from sayso.web.work.elsewhere import take_over_votes
-from sayso.web.work.handing_out import locked_task
+from sayso.web.work.leases import locked_task
 from sayso.web.work.queue import shuffled
 from sayso.web.work.tasks import Draft, Page, TaskOptions, task_identity
 
@@ -251,16 +251,16 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
     values = {
         "n_ranks": (last or 0) + 1, "source": f"{source} {foreign}", "overlap": options.overlap,
         "gold_share": options.gold_share, "attention_share": options.attention_share or 0.0,
-        "answers": _answers(db, task),
+        "answers": _count_votes(db, task),
     }  # fmt: skip
     db.execute(update(work.tasks).where(work.tasks.c.id == task).values(values))
     set_check_share(db, task)
 
 
-def _answers(db: Connection, task: str) -> int:
-    """Count the answers of each rater anew: how many there are in all."""
-    done, seats = work.assignments.c, work.participants
+def _count_votes(db: Connection, task: str) -> int:
+    """Count the votes of each rater anew: how many there are in all."""
+    done, of = work.assignments.c, work.participants.c
     given = and_(done.task == task, done.state == "answered")
-    of_rater = select(func.count()).where(given, done.rater == seats.c.rater).scalar_subquery()
-    db.execute(update(seats).where(seats.c.task == task).values(answers=of_rater))
+    of_rater = select(func.count()).where(given, done.rater == of.rater).scalar_subquery()
+    db.execute(update(work.participants).where(of.task == task).values(answers=of_rater))
     return db.scalar(select(func.count()).where(given)) or 0

@@ -64,13 +64,15 @@ def add(db: Connection, name: str, role: Role, simulated: bool = False) -> str:
     """
     name = name.strip()
     if not 0 < len(name) <= 80 or not name.isprintable():
-        raise UserError(f"{name!r} is no name; give 1 to 80 printable characters")
+        raise UserError(f"{name!r} is not a valid name; give 1 to 80 printable characters")
     if role not in ROLES:
         raise UserError(f"role {role!r} is unknown; give {', '.join(ROLES)}")
     if simulated != ("simulated" in name):
-        raise UserError(f"rater {name!r}: names of programs, and only those, contain 'simulated'")
+        raise UserError(
+            f"rater {name!r}: only names of programs contain 'simulated', and all of them do"
+        )
     if find(db, name) is not None:
-        raise UserError(f"there is a rater {name!r} already; give another name, or make a new link")
+        raise UserError(f"rater {name!r} already exists; give another name, or make a new link")
     secret = secrets.token_urlsafe(24)
     row = {
         "id": secrets.token_hex(8), "name": name, "role": role, "simulated": simulated,
@@ -104,7 +106,7 @@ def set_active(db: Connection, name: str, active: bool) -> None:
     """
     _need(db, name)
     if not active and _is_only_admin(db, name):
-        raise UserError(f"{name} is the only admin; add another one, then switch {name} off")
+        raise UserError(f"{name} is the only admin; add another admin first")
     values = {"active": active, "epoch": _NEXT}
     db.execute(update(work.raters).where(work.raters.c.name == name).values(values))
 
@@ -119,7 +121,7 @@ def _is_only_admin(db: Connection, name: str) -> bool:
 
 def _need(db: Connection, name: str) -> None:
     if find(db, name) is None:
-        raise UserError(f"there is no rater {name!r}; see them with: sayso raters STUDY list")
+        raise UserError(f"there is no rater {name!r}; list them with: sayso raters STUDY list")
 
 
 def find(db: Connection, name: str) -> Row | None:
@@ -200,7 +202,7 @@ def write_guideline(db: Connection, text: str, author: str, base_version: int) -
     newest = guideline(db)
     if newest.version != base_version:
         raise UserError(
-            f"{newest.author} saved version {newest.version} meanwhile; look at it and save again"
+            f"{newest.author} has saved version {newest.version} since; check it and save again"
         )
     text = text.replace("\r\n", "\n").strip()
     if text == newest.text:

@@ -105,13 +105,13 @@ def swap_sides(rater: int, item: int, drawn: float) -> bool:
 
 
 def opposite(value: str) -> str:
-    """The answer left or right as seen when the sides are swapped; others are the same."""
+    """The value left or right as seen when the sides are swapped; others are the same."""
     return {"left": "right", "right": "left"}.get(value, value)
 
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The newest vote of a rater on an item: its id, and whether it took the answer back."""
+    """The newest vote of a rater on an item: its id, and whether it took one back."""
 
     id: str
     retracted: bool
@@ -124,23 +124,23 @@ def superseded(newest: Newest | None, value_retracts: bool, supersedes: str | No
     """
     if newest is None:
         if supersedes or value_retracts:
-            raise ValueError("there is no answer of yours to replace")
+            raise ValueError("you have no vote here to replace")
         return None
     if newest.retracted:
         if value_retracts:
-            raise ValueError("that answer was taken back already")
+            raise ValueError("that vote was taken back already")
         if supersedes in (None, newest.id):
             return newest.id
     if supersedes != newest.id:
-        raise ValueError("you have answered this already, perhaps in another tab")
+        raise ValueError("you have rated this already, perhaps in another tab")
     return newest.id
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """How far the work is, as raters are told: answers so far and in the end, one's own and all.
+    """How far the work is, as raters are told: votes so far and in the end, one's own and all.
 
-    Hidden checks count like other answers, so no number moves for one and not for the other.
+    Hidden checks count like other votes, so no number moves for one and not for the other.
     """
 
     mine: int
@@ -149,19 +149,19 @@ class Told:
     project_total: int
 
 
-def told(mine: int, answers: int, n_items: int, wanted: int, check_share: float) -> Told:
-    """What raters are told, of numbers alone that a check moves as any other answer does.
+def told(mine: int, votes: int, n_items: int, wanted: int, check_share: float) -> Told:
+    """What raters are told, of numbers alone that a check moves as any other vote does.
 
     Args:
-        mine: answers of this rater so far, checks included.
-        answers: of everyone, checks included.
+        mine: votes of this rater so far, checks included.
+        votes: of everyone, checks included.
         n_items: ordinary items of the task.
-        wanted: votes on them that the overlap asks for.
+        wanted: votes on ordinary items that the overlap asks for.
         check_share: share of checks among all pages that is expected, in [0, 1).
     """
-    in_all = max(answers, round(wanted / (1 - check_share)))
+    in_all = max(votes, round(wanted / (1 - check_share)))
     unseen = round(n_items / (1 - check_share)) - mine
-    return Told(mine, mine + max(0, min(in_all - answers, unseen)), answers, in_all)
+    return Told(mine, mine + max(0, min(in_all - votes, unseen)), votes, in_all)
 
 
 def told_at_the_end(so_far: Told, complete: bool) -> Told:

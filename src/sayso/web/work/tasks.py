@@ -105,13 +105,13 @@ def task_identity(study: Study, options: TaskOptions) -> str:
 def draft(study: Study, options: TaskOptions) -> list[Page]:
     """The pages of a task: the ordinary ones, then gold; `checks` has those of attention.
 
-    Raises: UserError: if there are no such images, or a gold answer is of none of them.
+    Raises: UserError: if there are no such images, or a gold item is not among them.
     """
     prompts = study.prompts(options.prompts)
     return (_rated if options.kind == "rate" else _compared)(study, options, prompts)
 
 
-# marks
+# ratings
 
 
 def _rated(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> list[Page]:
@@ -155,21 +155,21 @@ def _refuse_unknown_gold(gold: Mapping[str, Value], pages: Sequence[Page]) -> No
     missing = gold.keys() - {item.sets[0][0].id for page in pages for item in page}
     if missing:
         raise UserError(
-            f"gold answers name {len(missing)} images that the task does not show, such as "
+            f"the gold file names {len(missing)} images that the task does not show, such as "
             f"{min(missing)}; give only images of its model and prompts"
         )
 
 
 def read_gold(path: Path) -> dict[str, Value]:
-    """Known answers from JSON lines with `sample_id` and `value` (good or bad).
+    """Gold items from JSON lines with `sample_id` and `value` (good or bad).
 
-    Raises: UserError: naming the first line that is none.
+    Raises: UserError: naming the first line that is wrong.
     """
     gold: dict[str, Value] = {}
     for where, row in read_json_lines(path):
         sample, value = row.get("sample_id"), row.get("value")
         if not isinstance(sample, str) or value not in ("good", "bad"):
-            raise UserError(f"{where} is no gold answer; give sample_id, and value good or bad")
+            raise UserError(f"{where} is not a gold item; give sample_id, and value good or bad")
         gold[sample] = "good" if value == "good" else "bad"
     return gold
 

@@ -11,13 +11,13 @@ from sayso.feedback.store import flags, vote_row
 from sayso.feedback.vote_tables import RETRACTED, VOTE_TABLES
 from sayso.feedback.work_tables import Row
 from sayso.votes.counted import ADJUDICATION
+from sayso.web.work.across_tasks import follow, newest_vote
 from sayso.web.work.assigned import given, locked_task_of, reserved
 from sayso.web.work.counting import assign, count
-from sayso.web.work.elsewhere import follow, newest_vote
 from sayso.web.work.people import Person
 from sayso.web.work.queue import LEASE_S, Newest, has_room, is_reserved, opposite, superseded
 
-ANSWERS: Mapping[str, tuple[str, ...]] = {"rate": get_args(Value), "compare": get_args(Choice)}
+VALUES: Mapping[str, tuple[str, ...]] = {"rate": get_args(Value), "compare": get_args(Choice)}
 """What is stored; a page offers one tie or both kinds of it."""
 
 
@@ -29,14 +29,14 @@ _INSERT = {kind: insert(table) for kind, table in VOTE_TABLES.items()}
 
 
 def offered(kind: str, split_tie: bool) -> list[str]:
-    """The answers that a page offers."""
+    """The values that a page offers."""
     hidden = ("tie",) if split_tie else ("both_good", "both_bad")
-    return [answer for answer in ANSWERS[kind] if answer not in hidden]
+    return [value for value in VALUES[kind] if value not in hidden]
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """An answer as the page sends it; times in milliseconds, absolute ones by the page's clock."""
+    """A vote as the page sends it; times in milliseconds, absolute ones by the page's clock."""
 
     id: str
     item_id: str
@@ -53,7 +53,7 @@ class Vote:
 
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
+class Context:
     """What a vote is stored with and the page does not decide; `now` in seconds since the epoch."""
 
     session: str
@@ -63,8 +63,8 @@ class Circumstances:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """What was stored, and the task after it.
+class Stored:
+    """A vote that was stored, and its task after it.
 
     `closed`: the task takes no more votes, this one is kept as surplus. `repeated`: it was stored
     before.
@@ -77,7 +77,7 @@ class Receipt:
     repeated: bool = False
 
 
-class VoteRefused(Exception):  # noqa: N818 - it is an answer, not a failure
+class VoteRefused(Exception):  # noqa: N818 - it is a reply, not a failure
     """Why a vote is not stored: a code of the API and a sentence for the rater."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -85,20 +85,20 @@ class VoteRefused(Exception):  # noqa: N818 - it is an answer, not a failure
         self.code = code
 
 
-def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) -> Receipt:
+def cast_vote(db: Connection, rater: Person, vote: Vote, context: Context) -> Stored:
     """Store a vote in the open writing transaction; the same vote again changes nothing.
 
     Raises: VoteRefused: for an unknown item, an id stored with another body, a second live vote,
-        or an answer that does not fit the question.
+        or a value that does not fit the question.
     """
     task = locked_task_of(db, vote.item_id)
     if task is None:
         raise VoteRefused("unknown_item", "This page is unknown here; reload to go on.")
     # after the lock on the task: the counters of the item must be the newest
     item = given(db, task["kind"], vote.item_id, rater.id)
-    receipt = repeated(db, vote, rater, task)
-    if receipt is not None:
-        return receipt
+    stored = repeated(db, vote, rater, task)
+    if stored is not None:
+        return stored
     if item is None:
         raise VoteRefused("unknown_item", "This page was not given to you; reload to go on.")
     check(vote, item, task)
@@ -108,29 +108,29 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, around: Circumstances) 
     replaced = replaced_by(vote, newest)
     if item["my_vote"] is None:
         replaced = newest_vote(db, task["kind"], item, rater)
-    counted = _counts(db, item, task, rater, around)
-    store(db, rater, vote, around, Asked(item, task), replaced, surplus=not counted)
-    change = _follow_up(db, item, rater, vote, around.now, counted)
+    counted = _counts(db, item, task, rater, context)
+    store(db, rater, vote, context, Asked(item, task), replaced, surplus=not counted)
+    change = _follow_up(db, item, rater, vote, context.now, counted)
     if replaced is not None:
         follow(db, item, rater, replaced, vote.id, ends=vote.value == RETRACTED)
     after = {**task, **{counter: task[counter] + more for counter, more in change.items()}}
-    return Receipt(vote.id, after, not counted, task["state"] == "closed")
+    return Stored(vote.id, after, not counted, task["state"] == "closed")
 
 
-def repeated(db: Connection, vote: Vote, rater: Person, task: Row) -> Receipt | None:
-    """The receipt of a vote that is stored already; None for a new one.
+def repeated(db: Connection, vote: Vote, rater: Person, task: Row) -> Stored | None:
+    """The vote if it is stored already; None for a new one.
 
     Raises: VoteRefused: if the id is stored with another body.
     """
-    stored = db.execute(_STORED, {"of_id": vote.id}).mappings().first()
-    if stored is None:
+    row = db.execute(_STORED, {"of_id": vote.id}).mappings().first()
+    if row is None:
         return None
-    if stored["body"] != _body(vote) or stored["rater"] != rater.name:
+    if row["body"] != _body(vote) or row["rater"] != rater.name:
         raise VoteRefused(
-            "vote_conflict", "An answer with this id is stored already, with another content."
+            "vote_conflict", "A vote with this id is stored already, with other content."
         )
-    closed = bool(stored["shown"].get("closed"))
-    return Receipt(stored["id"], task, stored["surplus"], closed, repeated=True)
+    closed = bool(row["shown"].get("closed"))
+    return Stored(row["id"], task, row["surplus"], closed, repeated=True)
 
 
 def _body(vote: Vote) -> str:
@@ -138,12 +138,14 @@ def _body(vote: Vote) -> str:
 
 
 def check(vote: Vote, item: Row, task: Row) -> None:
-    """Refuse what is no answer to the question. Raises: VoteRefused."""
-    allowed = (*ANSWERS[task["kind"]], RETRACTED)
+    """Refuse a vote that does not fit the question. Raises: VoteRefused."""
+    allowed = (*VALUES[task["kind"]], RETRACTED)
     if vote.question != item["question"]:
         raise VoteRefused("invalid", f"This page asks for {item['question']}.")
     if vote.value not in allowed:
-        raise VoteRefused("invalid", f"{vote.value!r} is no answer; allowed: {', '.join(allowed)}.")
+        raise VoteRefused(
+            "invalid", f"{vote.value!r} is not a possible vote; allowed: {', '.join(allowed)}."
+        )
 
 
 def replaced_by(vote: Vote, newest: Newest | None) -> str | None:
@@ -153,25 +155,25 @@ def replaced_by(vote: Vote, newest: Newest | None) -> str | None:
     except ValueError as error:
         message = str(error)
         raise VoteRefused(
-            "vote_conflict", f"{message[0].upper()}{message[1:]}; the first answer stands."
+            "vote_conflict", f"{message[0].upper()}{message[1:]}; the first vote stands."
         ) from None
 
 
-def _counts(db: Connection, item: Row, task: Row, rater: Person, around: Circumstances) -> bool:
+def _counts(db: Connection, item: Row, task: Row, rater: Person, context: Context) -> bool:
     """Whether the vote is one of those that the overlap asks for; a change stays what it was.
 
     Not counted are votes on an item that has its raters already, and votes after the task was
-    closed but for what is answered again.
+    closed unless it is rated again.
     """
     if item["my_state"] == "answered":
         return not item["my_surplus"]
-    answers_again = item["my_vote"] is not None and not item["my_surplus"]
-    if task["state"] == "closed" and not answers_again:
+    again = item["my_vote"] is not None and not item["my_surplus"]
+    if task["state"] == "closed" and not again:
         return False
-    if item["my_state"] == "leased" and is_reserved(item["my_until"], around.now):
-        # a lease that did not hold while a clock was wrong may have gone to another, who answered
+    if item["my_state"] == "leased" and is_reserved(item["my_until"], context.now):
+        # a lease that did not hold while a clock was wrong may have gone to another, who voted
         return has_room(item["overlap"], item["votes"], 0)
-    others = reserved(db, item["id"], rater.id, around.now)
+    others = reserved(db, item["id"], rater.id, context.now)
     return has_room(item["overlap"], item["votes"], others)
 
 
@@ -186,16 +188,16 @@ class Asked(NamedTuple):
 
 
 def store(
-    db: Connection, rater: Person, vote: Vote, around: Circumstances, asked: Asked,
+    db: Connection, rater: Person, vote: Vote, context: Context, asked: Asked,
     replaced: str | None, surplus: bool = False,
 ) -> None:  # fmt: skip
     """Put the row of a vote in; nothing else follows from it here."""
     item, task = asked
-    shown = _shown(vote, around, item, task, surplus)
+    shown = _shown(vote, context, item, task, surplus)
     # a retraction is a row of the table but no Rating: its value is put in last
-    answer = ANSWERS[task["kind"]][0] if vote.value == RETRACTED else vote.value
+    value = VALUES[task["kind"]][0] if vote.value == RETRACTED else vote.value
     common: dict[str, Any] = {
-        "id": vote.id, "rater": rater.name, "question": vote.question, "value": answer,
+        "id": vote.id, "rater": rater.name, "question": vote.question, "value": value,
         "simulated": rater.simulated, "shown_at": vote.shown_at / 1000,
         "answered_at": vote.answered_at / 1000, "shown": shown, "supersedes": replaced,
     }  # fmt: skip
@@ -211,22 +213,20 @@ def store(
     db.execute(_INSERT[task["kind"]], {**vote_row(made), **more, "value": vote.value})
 
 
-def _shown(
-    vote: Vote, around: Circumstances, item: Row, task: Row, surplus: bool
-) -> dict[str, object]:
+def _shown(vote: Vote, context: Context, item: Row, task: Row, surplus: bool) -> dict[str, object]:
     shown: dict[str, object] = {
         "task": task["id"], "item": item["id"], "page": item["page"], "slot": item["slot"],
         "position": item["my_position"], "page_position": vote.position,
         "images_per_page": task["images_per_page"], "latency_ms": vote.latency_ms,
-        "hidden_ms": vote.hidden_ms, "session": around.session, "overlap_target": item["overlap"],
+        "hidden_ms": vote.hidden_ms, "session": context.session, "overlap_target": item["overlap"],
         "surplus": surplus, "guideline_version": vote.guideline_version,
-        "app_version": around.app_version, "received_at": around.now, "prompt": item["prompt"],
+        "app_version": context.app_version, "received_at": context.now, "prompt": item["prompt"],
         "prompt_id": item["prompt_id"], "reason": vote.reason,
     }  # fmt: skip
     if item["control"] and item["expected"]:
         expected = item["expected"]
         shown[item["control"]] = opposite(expected) if item["my_swapped"] else expected
-    if around.adjudication:
+    if context.adjudication:
         shown[ADJUDICATION] = True
     if task["state"] == "closed":
         shown["closed"] = True
@@ -248,7 +248,7 @@ def _follow_up(
 ) -> dict[str, int]:
     """Bring the assignment and the counters in line with the vote: the change of the task's.
 
-    A counted answer that is taken back keeps its place for the rater; an uncounted one had none.
+    A counted vote that is taken back keeps its place for the rater; an uncounted one had none.
     """
     retracts = vote.value == RETRACTED
     state, until = "answered", 0.0

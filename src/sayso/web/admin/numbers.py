@@ -15,6 +15,7 @@ from sayso.feedback.vote_queries import counting, is_excluded, is_struck
 from sayso.feedback.vote_tables import VOTE_TABLES, exclusions
 from sayso.feedback.work_tables import Row
 from sayso.votes.counted import Purpose, counts, is_right, standing_of
+from sayso.web.work.item_pictures import items_by_id
 from sayso.web.work.people import LOCAL_NAME, everyone
 from sayso.web.work.queue import LEASE_S
 
@@ -27,9 +28,9 @@ def tasks(db: Connection) -> list[Row]:
 
 
 def live_votes(db: Connection, task: Row) -> list[Row]:
-    """The live answers that a task has collected, checks among them, oldest first.
+    """The live votes that a task has collected, checks among them, oldest first.
 
-    `excluded` says that the answer is of a rater whose votes do not count.
+    `excluded` says that the vote is of a rater whose votes do not count.
     """
     table: Table = VOTE_TABLES[task["kind"]]
     query = (
@@ -50,13 +51,13 @@ def is_for(vote: Row, purpose: Purpose) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the live answers of a task amount to.
+    """What the live votes of a task amount to.
 
     Attributes:
         raters_active, votes_last_hour: of the last hour.
-        wanted_last_hour: answers of the last hour that the overlap asks for, checks left out.
-        surplus: answers beyond the overlap.
-        excluded: answers of raters whose votes do not count.
+        wanted_last_hour: votes of the last hour that the overlap asks for, checks left out.
+        surplus: votes beyond the overlap.
+        excluded: votes of raters whose votes do not count.
         hours, rates: see the functions of these names.
         raters: numbers of each rater by name.
     """
@@ -72,7 +73,7 @@ class Totals:
 
 
 def totals(votes: list[Row], now: float) -> Totals:
-    """Totals of the live answers; it takes seconds for a hundred thousand."""
+    """Totals of the live votes; it takes seconds for a hundred thousand."""
     recent = [vote for vote in votes if now - vote["shown"]["received_at"] < 3600]
     by_name: dict[str, list[Row]] = defaultdict(list)
     for vote in votes:
@@ -122,7 +123,7 @@ def _leases(db: Connection, task: Row, now: float) -> int:
 
 
 def hours(votes: Iterable[Row], now: float) -> list[dict[str, Any]]:
-    """Answers of each of the last hours, oldest first."""
+    """Votes of each of the last hours, oldest first."""
     counts = Counter(int((now - vote["shown"]["received_at"]) // 3600) for vote in votes)
     end = datetime.fromtimestamp(now)
     return [
@@ -132,7 +133,7 @@ def hours(votes: Iterable[Row], now: float) -> list[dict[str, Any]]:
 
 
 def rates(votes: Iterable[Row]) -> list[dict[str, Any]]:
-    """How often each answer that counts was given to each question."""
+    """How often each value was voted on each question, of votes that count."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in votes:
         if is_for(vote, "vote"):
@@ -175,7 +176,7 @@ def _rater(person: Row, done: dict[str, Any], seen: float | None) -> dict[str, A
 
 
 def _work(votes: list[Row], now: float) -> dict[str, Any]:
-    """What one rater's live answers amount to."""
+    """What one rater's live votes amount to."""
     gold, attention = _right(votes, "gold"), _right(votes, "attention")
     waits = [vote["shown"]["latency_ms"] / 1000 for vote in votes]
     skips = sum(vote["value"] == "skip" for vote in votes)
@@ -193,10 +194,10 @@ def _work(votes: list[Row], now: float) -> dict[str, Any]:
 
 
 def _right(votes: Iterable[Row], check: str) -> tuple[int, int]:
-    """How many checks of a kind were answered right, and how many right or wrong."""
+    """How many checks of a kind were voted right, and how many right or wrong."""
     found = [is_right(v["value"], v["shown"][check]) for v in votes if _is_check(v, check)]
-    answers = [right for right in found if right is not None]
-    return sum(answers), len(answers)
+    clear = [right for right in found if right is not None]
+    return sum(clear), len(clear)
 
 
 def _is_check(vote: Row, check: str) -> bool:
@@ -221,7 +222,7 @@ def _flag(gold: tuple[int, int], attention: tuple[int, int]) -> str:
 def check_rows(
     db: Connection, votes: Iterable[Row], check: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Totals of one kind of check, and a row for each item that was answered, worst first."""
+    """Totals of one kind of check, and a row for each item that has votes, worst first."""
     by_item: dict[str, list[Row]] = defaultdict(list)
     for vote in votes:
         if check in vote["shown"] and is_for(vote, "check"):
@@ -238,7 +239,7 @@ def check_rows(
 
 def _check_row(item: Row, votes: list[Row], check: str) -> dict[str, Any]:
     right, n = _right(votes, check)
-    answers = Counter(vote["value"] for vote in votes)
+    by_value = Counter(vote["value"] for vote in votes)
     return {
         "image_url": f"/admin/i/{item['id']}/0",
         "prompt": item["prompt"],
@@ -246,17 +247,8 @@ def _check_row(item: Row, votes: list[Row], check: str) -> dict[str, Any]:
         "expected": item["expected"],
         "votes": n,
         "right": right,
-        "answers": [{"value": value, "n": k} for value, k in answers.most_common()],
+        "values": [{"value": value, "n": k} for value, k in by_value.most_common()],
     }
-
-
-def items_by_id(db: Connection, ids: Iterable[str]) -> dict[str, Row]:
-    """Rows of items."""
-    wanted, found = list(ids), {}
-    for i in range(0, len(wanted), 500):
-        query = select(work.items).where(work.items.c.id.in_(wanted[i : i + 500]))
-        found |= {row["id"]: row for row in db.execute(query).mappings()}
-    return found
 
 
 def whole_number(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The same item in several tasks: a rater's answer to it counts in all of them.
+"""The same item in several tasks: a rater's vote on it counts in all of them.
 
 The store has one live vote per item, rater and question, whichever task it was given in.
 """
@@ -30,14 +30,14 @@ from sayso.web.work.tasks import TaskOptions
 
 
 def take_over_votes(db: Connection, task: str, options: TaskOptions) -> None:
-    """Whoever judged an item in another task has done so here; people and programs are apart.
+    """Whoever rated an item in another task has done so here; people and programs are apart.
 
     Who has decided on it as a reviewer is not asked for it as a rater.
     """
     table = VOTE_TABLES[options.kind]
-    answers = counting(table, "opinion"), "answered"
+    votes = counting(table, "opinion"), "answered"
     decisions = and_(is_live(table), table.c.decision == true()), "refused"
-    for which, state in (answers, decisions):
+    for which, state in (votes, decisions):
         query = _votes_on_items(task, options.kind, which)
         kinds = work.raters.c.simulated, table.c.simulated
         query = query.where(*(kind == options.simulated for kind in kinds))
