@@ -226,8 +226,13 @@ def test_grpo_draws_and_trains_through_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Bright(Reward):
+        stops_at = 3
+
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             assert set(prompts) <= {"a dog", "two cats", "red sea"}
+            Bright.stops_at -= 1
+            if Bright.stops_at == 0:
+                raise KeyboardInterrupt
             return images.mean(dim=(1, 2, 3))
 
     monkeypatch.setattr("sayso.stages._training_data.load_reward", lambda *_: Bright())
@@ -237,8 +242,12 @@ def test_grpo_draws_and_trains_through_the_command_line(
         "5", "--images", "8", "--group-size", "4", "--batch-size", "4", "--checkpoint-every", "1",
         "--steps-per-image", "1",
     ]  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(command)
+    assert study.find_run("runs/align-grpo").has_checkpoints
     cli.run(command)
     run = study.find_run("runs/align-grpo")
+    assert [row["step"] for row in run.history()] == [1, 2, 3, 4, 5]
     assert not study.samples()
     assert (run.inputs or {})["images"] == []
     assert len((run.inputs or {})["prompts"]) == 3

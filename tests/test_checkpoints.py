@@ -136,6 +136,7 @@ if sys.argv[2] == "write":
     assert all(torch.equal(found[name], kept[name]) for name in kept)
     if dist.get_rank() == 0:
         torch.save(kept, run.path / "kept.pt")
+    dist.barrier()
     dist.destroy_process_group()
 else:
     _, again = contents(2)

@@ -286,12 +286,12 @@ def test_prompts_of_no_known_category_are_in_no_group() -> None:
 
 def test_quality_of_labels_by_hand() -> None:
     """Images that have both; a label of 1/2 is half right."""
-    labels = {"a": 0.9, "b": 0.1, "c": 0.5, "d": 0.4, "no-truth": 1.0}
-    truth = {"a": True, "b": False, "c": True, "d": True, "no-label": False}
+    labels = {"a": 0.9, "b": 0.1, "c": 0.5, "d": 0.4, "e": 0.8, "no-truth": 1.0}
+    truth = {"a": True, "b": False, "c": True, "d": True, "e": True, "no-label": False}
     assert label_quality(labels, truth) == {
-        "n": 4,
-        "accuracy": pytest.approx((1 + 1 + 0.5 + 0) / 4),
-        "squared_error": pytest.approx((0.01 + 0.01 + 0.25 + 0.36) / 4),
+        "n": 5,
+        "accuracy": pytest.approx((1 + 1 + 0.5 + 0 + 1) / 5),
+        "squared_error": pytest.approx((0.01 + 0.01 + 0.25 + 0.36 + 0.04) / 5),
     }
     nothing = {"n": 0, "accuracy": None, "squared_error": None}
     assert label_quality(labels, {"no-label": True}) == nothing

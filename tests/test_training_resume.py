@@ -12,6 +12,7 @@ import pytest
 from loops import (
     ALIGNER,
     OPTIONS,
+    batch_of,
     differences,
     half,
     loop_at,
@@ -24,6 +25,8 @@ from sayso.base import files
 from sayso.base.errors import UserError
 from sayso.training import checkpoint
 from sayso.training.log import READ_EVERY
+from sayso.training.loop import learning_rate_at
+from sayso.training.options import COMMON, TrainOptions
 
 
 def test_checkpoints_come_when_asked_and_hold_what_a_resumed_run_needs(
@@ -161,3 +164,17 @@ def test_advice_fits_the_step_and_the_format(
     with pytest.raises(UserError, match=f"; {advice}.* under another --name$"):
         log._check(step, {"loss": math.nan, "grad_norm": 1.0})
     log._check(step, {"loss": 1.0, "grad_norm": 1.0})
+
+
+def test_the_first_process_alone_writes_the_log(tmp_path: Path) -> None:
+    loop = loop_at(tmp_path / "r")
+    loop.update(batch_of(loop))
+    loop.log.accelerator = SimpleNamespace(is_main_process=False, scaler=None)  # type: ignore[assignment]
+    loop.log.flush()
+    assert loop.run.history() == []
+    assert loop.log.lines == []
+
+
+def test_an_unnamed_learning_rate_is_the_common_one() -> None:
+    options = TrainOptions(warmup_steps=1, decay_fraction=0.0)
+    assert learning_rate_at(3, options) == COMMON["learning_rate"] > 0

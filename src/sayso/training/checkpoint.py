@@ -80,6 +80,10 @@ class Saver:
             self.wait()
         finally:
             self._thread.shutdown()
+            if self._group is not None:
+                # its threads must not outlive the process's own group
+                dist.destroy_process_group(self._group)
+                self._group = None
 
     def save(self, state: JsonObject, contents: Contents) -> None:
         """Copy the tensors to the CPU and begin to write `checkpoints/<state["step"]>/`.
