@@ -75,7 +75,8 @@ def refuse_wrong(line: str) -> None:
     known = {f.name for f in fields(config)} | {"help", "dry_run", "config"}
     if command.plugin:
         chosen = {f.name: f.default for f in fields(config)}[command.plugin]
-        known |= {f.name for f in fields(_plugin_class(command.plugin, str(chosen)))}
+        kind = _plugin_class(command.plugin, str(chosen))
+        known |= {f.name for f in fields(kind)} if kind else set()
     if rest[0].startswith("-") or rest[-1].startswith("--"):  # options are only mentioned
         for word in (w for w in rest if w.startswith("--")):
             assert word[2:].partition("=")[0].replace("-", "_") in known, f"sayso {line}: {word}"

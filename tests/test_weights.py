@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sayso import tinyworld
 from sayso.base.errors import UserError
+from sayso.base.hashes import weights_digest
 from sayso.data.clip import ClipEncoder
 from sayso.families.stable_diffusion import LORA_FILE, StableDiffusion
 from sayso.rewards.clip_head import ClipHead
@@ -111,6 +112,14 @@ def test_weights_of_a_run(
     edit(tmp_path / "weights" / UNET, change)
     with pytest.raises(UserError, match=says):
         policy.load_weights(tmp_path / "weights")
+
+
+def test_weights_of_a_run_are_the_same_wherever_the_base_lies(
+    folder: Path, copy: Path, tmp_path: Path
+) -> None:
+    for name, base in (("here", folder), ("there", copy)):
+        StableDiffusion.load(base, CPU).save_weights(tmp_path / name)
+    assert weights_digest(tmp_path / "here") == weights_digest(tmp_path / "there")
 
 
 def test_weights_of_a_run_on_another_model(folder: Path, tmp_path: Path) -> None:

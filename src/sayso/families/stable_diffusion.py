@@ -211,6 +211,8 @@ class StableDiffusion(Policy):
 
     def save_weights(self, folder: Path) -> None:
         if not getattr(self.unet, "peft_config", None):
+            # where the base model lies is no part of what the weights are
+            self.unet.register_to_config(_name_or_path="")
             self.unet.save_pretrained(folder / "unet")
             return
         from diffusers import StableDiffusionPipeline
