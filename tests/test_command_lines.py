@@ -33,7 +33,7 @@ TEMPLATES = sorted((ROOT / "src/sayso/web").rglob("*.html"))
 def in_page(text: str) -> Iterator[str]:
     """Command lines of code blocks and scripts, continuation lines joined, and of `inline code`."""
     joined = text.replace("\\\n", " ")
-    yield from re.findall(r"^[^#`|]*?\bsayso (\w+ .*)$", joined, flags=re.MULTILINE)
+    yield from re.findall(r"^(?!from )[^#`|]*?\bsayso (\w+ .*)$", joined, flags=re.MULTILINE)
     for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", joined):
         yield from re.findall(r"^(?:\$ )?sayso (\w+ .*)$", " ".join(code.split()))
 
@@ -57,6 +57,7 @@ def words_of(line: str) -> list[str]:
     """The arguments, placeholders replaced by something of their kind."""
     line = re.split(r"\s(?:#|\||&|>|\|\|)", line)[0]
     for hint, value in (
+        (r"--judge \./mine\.py", "--judge people"),
         (r"\./mine\.py", "rwr"), (r"\[options\]|…|\.\.\.", ""), (r"\bN\b|\bMB\b", "1"),
         (r"\{\{.*?\}\}", "1"), (r"--prompts 1\b", "--prompts test"),
         (r"^(raters \S+) 1\b", r"\1 add"),

@@ -232,8 +232,8 @@ def test_calibration_by_hand() -> None:
     labels = np.array([0.0, 1.0, 0.0, 1.0, 0.5])
     table = metrics.calibration(labels, scores)
     assert [row.n for row in table] == [1, 2, 0, 0, 0, 0, 0, 0, 0, 2]
-    assert (table[1].score, table[1].target) == pytest.approx((0.165, 0.5))
-    assert (table[2].score, table[2].target) == (None, None)
+    assert (table[1].score, table[1].label) == pytest.approx((0.165, 0.5))
+    assert (table[2].score, table[2].label) == (None, None)
     assert (table[9].low, table[9].high) == (0.9, 1.0)
     # (1·0.05 + 2·0.335 + 2·0.225) / 5
     assert metrics.calibration_error(table) == pytest.approx((0.05 + 0.67 + 0.45) / 5)

@@ -62,7 +62,10 @@ def test_prompts_of_a_json_lines_file(study: Study, tmp_path: Path, form):
 
 def test_captions(tmp_path: Path, form):
     study = folder_study(tmp_path, n=30)
-    before = open_pretraining(study).train_captions(99), open_pretraining(study).heldout_captions(99)
+    before = (
+        open_pretraining(study).train_captions(99),
+        open_pretraining(study).heldout_captions(99),
+    )
     path = tmp_path / "natural" / "metadata.jsonl"
     path.write_bytes(form(path.read_bytes()))
     after = open_pretraining(study).train_captions(99), open_pretraining(study).heldout_captions(99)

@@ -47,7 +47,7 @@ THROUGH_APP = "--through-app --raters 20 --careless 1 --overlap 3"
 """Enough raters for the careless one to be found, and for their labels to be better than one's."""
 
 FULL = Size(
-    prompts="--train 320 --test 96 --fidelity 256",
+    prompts="--train 320 --test 192 --fidelity 256",
     train_images=6,
     pool=6,
     fit=FIT,

@@ -220,7 +220,8 @@ def _put(folder: Path, contents: Contents) -> None:
 
 def _make_state(contents: Contents, sizes: Mapping[str, torch.Size]) -> None:
     """Give the optimiser the state that it has after a step, to be read into."""
-    keys = {name.rsplit("/", 1)[1] for name in sizes}
+    # in one order in every process: whoever gathers shards goes through them together
+    keys = sorted({name.rsplit("/", 1)[1] for name in sizes})
     for name, parameter in contents.parameters.items():
         contents.optimizer.state[parameter] = {
             key: torch.zeros_like(parameter)
