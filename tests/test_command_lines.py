@@ -57,7 +57,7 @@ def words_of(line: str) -> list[str]:
     """The arguments, placeholders replaced by something of their kind."""
     line = re.split(r"\s(?:#|\||&|>|\|\|)", line)[0]
     for hint, value in (
-        (r"--judge \./mine\.py", "--judge people"),
+        (r"--judge \./\w+\.py.*", "--judge people"),
         (r"\./mine\.py", "rwr"), (r"\[options\]|…|\.\.\.", ""), (r"\bN\b|\bMB\b", "1"),
         (r"\{\{.*?\}\}", "1"), (r"--prompts 1\b", "--prompts test"),
         (r"^(raters \S+) 1\b", r"\1 add"),
