@@ -104,7 +104,8 @@ def test_full_demo_compares_models_on_shared_seeds_within_its_budget() -> None:
     prompts = {name: int(sizes[sizes.index(f"--{name}") + 1]) for name in ("train", "test")}
     prompts["fidelity"] = int(sizes[sizes.index("--fidelity") + 1])
     images = sum(prompts[which] * n for (which, _), n in number.items())
-    assert images * 2 * SAMPLER.num_inference_steps < 45_000  # guidance evaluates twice
+    # guidance evaluates twice; 52,224 took 286 s with the rest, on two cores with AVX2 alone
+    assert images * 2 * SAMPLER.num_inference_steps < 53_000
 
 
 def test_demo_leaves_other_studies_alone(tmp_path: Path) -> None:
