@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from voted import votes_of
 
 from sayso.base.bootstrap import Clusters, Interval, draws, percentiles
 from sayso.base.types import Comparison, Prompt, Rating
@@ -62,22 +63,12 @@ def test_names_that_begin_with_a_number_come_last() -> None:
     ]  # fmt: skip
 
 
-def said(rater: str, values: str, **more: object) -> list[ItemVote]:
-    """One vote an item: g good, b bad, s skip, - none."""
-    names = {"g": "good", "b": "bad", "s": "skip"}
-    return [
-        ItemVote(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
-        for k, v in enumerate(values)
-        if v != "-"
-    ]
-
-
 def test_rows_hold_the_models_estimates() -> None:
     item_votes = [
-        *said("a", "ggbbg"),
-        *said("b", "ggbgg"),
-        *said("c", "gbbbs"),
-        *said("d", "s----"),
+        *votes_of("a", "ggbbg"),
+        *votes_of("b", "ggbgg"),
+        *votes_of("c", "gbbbs"),
+        *votes_of("d", "s----"),
     ]
     votes = collect(item_votes, RATING_VALUES)
     judged = votes.without("skip")
@@ -100,11 +91,13 @@ def test_rows_hold_the_models_estimates() -> None:
 def test_a_row_without_a_model_by_hand() -> None:
     """b beside a and c: alike with 1 of 2, 2 of 2 and 0 of 1."""
     item_votes = [
-        *said("a", "gg-g", seconds=1.0), *said("b", "gggs", seconds=2.0), *said("c", "bgb"),
-    ]  # fmt: skip
+        *votes_of("a", "gg-g", seconds=1.0),
+        *votes_of("b", "gggs", seconds=2.0),
+        *votes_of("c", "bgb"),
+    ]
     item_votes[2] = item_votes[2]._replace(seconds=1.0)
     item_votes += [
-        *said("d", "s"),
+        *votes_of("d", "s"),
         ItemVote("j", "p", "x", "good"),
         ItemVote("j", "p", "y", "good"),
     ]
@@ -140,7 +133,7 @@ def ratings_of(table: Mapping[str, str], question: str = "alignment") -> list[Ra
     return [
         Rating(f"{b.item}{b.rater}", b.item, b.rater, question, b.value, False, 1.0, 3.0)  # type: ignore[arg-type]
         for rater, values in table.items()
-        for b in said(rater, values)
+        for b in votes_of(rater, values)
     ]
 
 

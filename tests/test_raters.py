@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import voted
 from scipy.stats import binom
+from voted import votes_of
 
 from sayso.base import files
 from sayso.base.bootstrap import Interval
@@ -46,16 +47,6 @@ def table_of(item_votes: list[ItemVote]) -> dict[str, RaterRow]:
     votes = collect((b for b in item_votes if b.attention is None), RATING_VALUES)
     rows = rater_table(item_votes, votes, votes.without("skip"), None)
     return {row.rater: row for row in rows}
-
-
-def votes_of(rater: str, values: str, **more: object) -> list[ItemVote]:
-    """One vote an item: g good, b bad, s skip, - none."""
-    names = {"g": "good", "b": "bad", "s": "skip"}
-    return [
-        ItemVote(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
-        for k, v in enumerate(values)
-        if v != "-"
-    ]
 
 
 # the table

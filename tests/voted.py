@@ -9,6 +9,7 @@ from sayso.base import files
 from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
+from sayso.votes.item_votes import ItemVote
 
 CARELESS = "simulated-07"
 MODELS = ("base", "base@best-of-4", "runs/align-rwr")
@@ -89,3 +90,13 @@ def comparisons(study: Study, raters: int = 9, *, left_taste: float = 0.0) -> li
                         True, 1e9, 1e9 + 4,
                     ))  # fmt: skip
     return votes
+
+
+def votes_of(rater: str, values: str, **more: object) -> list[ItemVote]:
+    """One vote an item: g good, b bad, s skip, - none."""
+    names = {"g": "good", "b": "bad", "s": "skip"}
+    return [
+        ItemVote(f"i{k}", "p", rater, names[v], **more)  # type: ignore[arg-type]
+        for k, v in enumerate(values)
+        if v != "-"
+    ]
