@@ -59,7 +59,7 @@ def test_sample_equals_the_pipeline(
     ).images  # fmt: skip
     ours = policy.sample(
         policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"]), seeds,
-        Sampler(6, guidance, eta, 32),
+        Sampler(6, guidance, eta, Size(32, 32)),
     )  # fmt: skip
     assert theirs.std() > 0.1
     assert (ours - theirs).abs().max() <= 1e-4
@@ -74,7 +74,7 @@ def test_rollout_equals_ddim(policy: StableDiffusion, eta: float, guidance: floa
         before.config, clip_sample=False, timestep_spacing="leading"
     )
     try:
-        sampler = Sampler(6, guidance, eta, 32)
+        sampler = Sampler(6, guidance, eta, Size(32, 32))
         cond, uncond = policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"])
         theirs = policy.sample(cond, uncond, [3, 14, 159], sampler)
         made = policy.rollout(cond, uncond, [3, 14, 159], sampler)

@@ -87,7 +87,7 @@ def test_a_sampler_is_checked_by_its_fields_and_by_the_size(
     policy, sizes = ToyPolicy(8), []
     monkeypatch.setattr(policy, "latent_shape", sizes.append)
     policy.check_sampler(Sampler(3, 2.0, 0.0, Size(32, 32)))
-    assert sizes == [32]
+    assert sizes == [Size(32, 32)]
     with pytest.raises(UserError, match="num_inference_steps"):
         policy.check_sampler(Sampler(0, 2.0, 0.0, Size(32, 32)))
 
