@@ -169,3 +169,12 @@ def test_elsewhere_it_is_one_line_too(
         cli.main(["fit", str(tmp_path)])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("sayso: error: out of memory; close other programs")
+
+
+def test_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="optimizer 'adam'; choose adamw or adamw8bit"):
+        AlignConfig(optimizer="adam").check()  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr("sayso.base.extras.find_spec", lambda name: None)
+    says = r'align --optimizer adamw8bit needs bitsandbytes; .* pip install "sayso\[quantised\]"'
+    with pytest.raises(UserError, match=says):
+        AlignConfig(optimizer="adamw8bit").check()
