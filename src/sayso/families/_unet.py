@@ -43,13 +43,13 @@ class UNetPolicy(DiffusersPolicy):
         config = self.scheduler.config
         self.kind = "v" if config.get("prediction_type") == "v_prediction" else "eps"
         noising: Any = DDPMScheduler.from_config(config)
-        self.alphas_cumprod: Tensor = noising.alphas_cumprod.to(device)
-        if self.kind == "eps" and self.alphas_cumprod[-1] == 0:
+        if self.kind == "eps" and noising.alphas_cumprod[-1] == 0:
             raise UserError(
                 f"{path / 'scheduler'} has rescale_betas_zero_snr with prediction_type epsilon: at "
                 "the last timestep nothing of an image is left that noise could be taken from; "
                 "give v_prediction, or the schedule that the model was trained with"
             )
+        self.alphas_cumprod: Tensor = noising.alphas_cumprod.to(device)
         side = self.configs["unet"].sample_size
         small = isinstance(side, int) and side <= SMALL_LATENTS
         if self.device.type == "cpu" and small and self.network is not None:
