@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sayso.base.files import read_json
-from sayso.families._contract import PARTS, Cond
+from sayso.base.files import JsonObject
+from sayso.families._contract import Cond
 from sayso.families._tiny import tiny_clip_text, tiny_tokenizer, tiny_unet, tiny_vae
 from sayso.families._unet import UNetPolicy
 
@@ -32,15 +32,8 @@ class StableDiffusionXL(UNetPolicy):
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
     added_inputs = "text_time"
 
-    def __init__(
-        self,
-        path: Path,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        parts: Sequence[str] = PARTS,
-    ) -> None:
-        super().__init__(path, device, dtype, parts)
-        index = read_json(path / "model_index.json")
+    def prepare(self, index: JsonObject) -> None:
+        super().prepare(index)
         self.empty_is_zero: bool = index.get("force_zeros_for_empty_prompt", True)
         """Whether the model was trained with zeros where there is no prompt."""
 
