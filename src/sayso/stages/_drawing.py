@@ -168,7 +168,7 @@ def _decode(
     """Pictures of a batch, uint8 [b, H, W, 3] on the CPU, decoded in portions."""
     import torch
 
-    size, names = policy.portion(batch[0][1].sampler.image_size_px), _names(batch)
+    size, names = policy.portion(batch[0][1].sampler.image_size), _names(batch)
     with torch.inference_mode(), accelerator.autocast():
         return torch.cat(
             [

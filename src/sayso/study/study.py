@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sayso.base import files
 from sayso.base.errors import UserError, quoted, unknown_name
-from sayso.base.records import from_row
-from sayso.base.types import SPLITS, Prompt, Sample, Sampler
+from sayso.base.records import from_row, sampler_from_row
+from sayso.base.types import SPLITS, Prompt, Sample
 from sayso.study import sample_records
 from sayso.study.generations import Generations
 from sayso.study.identity import canonical_options, canonical_run, stored_model
@@ -111,7 +111,7 @@ class Study:
         return [self._sample(row, where) for where, row in sample_records.read_records(self.path)]
 
     def _sample(self, row: files.JsonObject, where: str) -> Sample:
-        sampler = from_row(Sampler, row.get("sampler"), where)
+        sampler = sampler_from_row(row.get("sampler"), where)
         sample = from_row(Sample, row | {"sampler": sampler}, where)
         model = stored_model(self, sample.model)
         return sample if model == sample.model else replace(sample, model=model)
