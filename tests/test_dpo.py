@@ -112,17 +112,20 @@ def test_a_guard_has_nothing_to_keep_where_the_chosen_image_is_learned() -> None
 
 def moved_work(**changes: object) -> Work:
     """The policy has left its reference, each pair with a margin of its own."""
-    policy, rng = ToyPolicy(), torch.Generator().manual_seed(0)
+    policy, rng = ToyPolicy(), torch.Generator().manual_seed(3)
     policy.keep_reference()
     with torch.no_grad():
         for parameter in policy.trainable().values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng))
     return toy_work(policy, **changes)
 
 
 @pytest.mark.parametrize("guard", [0.0, 0.8])
 def test_loss_and_gradient_of_a_batch_written_out(guard: float) -> None:
-    aligner, work = DirectPreference(beta=30.0, guard=guard, prompt_dropout=0.0), moved_work()
+    aligner, work = (
+        DirectPreference(beta=30.0, guard=guard, prompt_dropout=0.0),
+        moved_work(batch_size=16),
+    )
     batch = next(iter(aligner.batches(work)))
     loss, scalars = aligner.loss(work, batch)
     loss.backward()
@@ -144,13 +147,13 @@ def test_loss_and_gradient_of_a_batch_written_out(guard: float) -> None:
     means = {name: value.mean().item() for name, value in by_hand.items()}
     assert {name: value.item() for name, value in scalars.items()} == pytest.approx(means, rel=1e-4)
     assert 0 < scalars["agrees"] < 1
-    scale = torch.ones(4)
+    scale = torch.ones(8)
     for i, along in enumerate((g * h).sum(1)):
         if guard and along > 0:
             scale[i] = min(1.0, 0.2 * float(g[i].square().sum() / along))
     assert not guard or 0 < scale.min() < 1
     # the slope of −log sigmoid(15 m) is −15 sigmoid(−15 m)
-    slope = 15 * (-15 * margin).sigmoid().detach() / 4
+    slope = 15 * (-15 * margin).sigmoid().detach() / 8
     (slope * (chosen - scale * rejected)).sum().backward()
     expected = torch.cat([p.grad.flatten() for p in work.policy.network.parameters()])
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)

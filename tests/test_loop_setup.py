@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
+from accelerate import Accelerator
 from loops import OPTIONS, differences, loop_at, run_at
 
 from sayso.aligners import Aligner, Batch, Work
@@ -88,15 +88,16 @@ def test_batches_are_made_ahead_beside_another_device_unless_they_hang_on_update
             assert {t.device.type for t in part.tensors.values()} == {device}
 
 
-def test_sizes_and_place_come_from_options_and_processes() -> None:
+def test_sizes_and_place_come_from_options_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     given = toy_work(micro_batch=99, rank=7)
-    gather = lambda x: x  # noqa: E731
-    processes: Any = SimpleNamespace(num_processes=2, process_index=1, gather=gather)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "process_index", 1)
+    processes = make_accelerator("no")
     options = TrainOptions(max_steps=17, batch_size=16, micro_batch_size=4, pretraining_weight=0.1)
     found = placed(given, GoodImages(), options, processes)
     expected = dataclasses.replace(
         given, batch_size=14, n_pretraining=2, max_steps=17, micro_batch=4, rank=1, world=2,
-        gather=gather,
+        gather=processes.gather,
     )  # fmt: skip
     assert found == expected
     # of pairs the rest must be whole
@@ -137,11 +138,10 @@ def test_older_selves_are_kept_for_those_that_ask(
         assert parts["average"].keys() == parts["weights"].keys() == loop.named.keys()
 
 
-def test_autocasts_format_is_the_accelerators() -> None:
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None, "fp8": None}
-    for name, kind in names.items():
-        accelerator: Any = SimpleNamespace(mixed_precision=name)
-        assert _autocast_format(accelerator) is kind
+def test_autocasts_format_is_the_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, kind in {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}.items():
+        monkeypatch.setattr(Accelerator, "mixed_precision", name)
+        assert _autocast_format(make_accelerator("no")) is kind
 
 
 def test_an_average_of_its_own_begins_at_the_weights(tmp_path: Path) -> None:
