@@ -140,6 +140,10 @@ class Hunt:
             raise session.Interrupted("not all tests can be imported")
         _hurry()
         self._run_unchanged(session.items)
+        self._start("", [*self.seconds])
+        self._reap()
+        if self.results.pop("") == "killed":
+            raise session.Interrupted("the tests fail in a fork without any fault")
         # what the forks share is not to be copied by a collection of garbage
         gc.collect()
         gc.freeze()
@@ -148,7 +152,7 @@ class Hunt:
             for name in names:
                 if len(self._running) == self.workers:
                     self._reap()
-                self._start(name)
+                self._start(name, self._tests(name))
         while self._running:
             self._reap()
         return True
@@ -182,8 +186,7 @@ class Hunt:
             found.append(item)
         return found
 
-    def _start(self, fault: str) -> None:
-        tests = self._tests(fault)
+    def _start(self, fault: str, tests: Sequence[pytest.Item]) -> None:
         if not tests:
             self.results[fault] = "not reached"
             return
