@@ -125,7 +125,7 @@ class Naming(Reward):
 def test_rewards_are_of_the_images_as_they_would_be_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     reward = Naming()
     work = toy_work(reward=reward)
-    monkeypatch.setattr(work.policy, "portion", lambda size: size // 256)
+    monkeypatch.setattr(work.policy, "portion", lambda size: size.width // 256)
     latents = torch.linspace(-2, 2, 10).reshape(5, 2, 1, 1).requires_grad_()
     found = rewarded(work, latents, ["3", "1", "4", "1", "5"])
     assert found.tolist() == [3, 1, 4, 1, 5]
