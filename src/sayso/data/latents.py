@@ -15,6 +15,7 @@ from torch import Tensor
 from sayso.base.errors import UserError
 from sayso.base.finite import number_format, refuse_not_finite
 from sayso.base.types import Sample, Size, digest
+from sayso.data.conditions import rounded
 from sayso.data.pretraining_images import PretrainingSet, open_pretraining
 from sayso.data.shards import OpenFiles, Shards, make_shards
 from sayso.families import Policy
@@ -152,6 +153,7 @@ def encoded_pretraining(
     captions = images.train_captions(n)
     with precision or nullcontext():
         computed = [number_format(policy.device), policy.device.type, base_identity(study), "fp16"]
+        computed += rounded(policy)
         starts = range(0, len(captions), IMAGES_A_SHARD)
         ends = [min(start + IMAGES_A_SHARD, len(captions)) for start in starts]
         keys = [

@@ -56,6 +56,8 @@ class Policy(OlderSelves, ABC):
     network_kind: str = "network"
     lora_targets: tuple[str, ...] = ()
     name: str = "the model"
+    dtype: torch.dtype = torch.float32
+    """Number format of the weights in memory."""
     kind: Kind
 
     # what a family gives
@@ -347,7 +349,8 @@ class Policy(OlderSelves, ABC):
         return mean_squared_error(prediction, self.target(latents, noise, t))
 
     def add_lora(self, rank: int, seed: int) -> None:
-        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1."""
+        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1, in fp32."""
+        from diffusers.training_utils import cast_training_params
         from peft import LoraConfig
 
         self.network.requires_grad_(False)
@@ -356,6 +359,7 @@ class Policy(OlderSelves, ABC):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network.add_adapter(config)
+        cast_training_params(network)
 
 
 class Rollout(NamedTuple):
