@@ -8,11 +8,12 @@ rollouts. The formulas are in `_schedule.py`, the frozen reference in `_older_se
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sayso.base.errors import UserError
 from sayso.base.samplers import checked
@@ -22,7 +23,10 @@ from sayso.families._older_selves import OlderSelves
 from sayso.families._schedule import Kind, Noise, per_row
 
 Cond = dict[str, Tensor]
-"""What the model is conditioned on, computed from a text; every tensor's first dimension is b."""
+"""What the model is conditioned on, computed from a text; every tensor's first dimension is b.
+
+Where texts differ in length, the second dimension is as long as the longest of the b, shorter ones
+have zeros at their end, and `mask`, of booleans, says what is text."""
 PARTS = ("network", "text", "vae")
 """What a model is made of; a process that only trains needs neither text encoder nor VAE."""
 LATEST = 1 - 1e-6
@@ -36,6 +40,10 @@ def mean_squared_error(
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
+Timesteps = Literal["uniform", "logit_normal", "grid"]
+"""Times to train at: uniform; the sigmoid of a standard normal, as Stable Diffusion 3 was trained
+(Esser et al. 2024, arXiv 2403.03206, Eq. 19); or the times at which the sampler predicts, each as
+often as the others, without the last, at which nothing is left to predict."""
 PIXELS_AT_ONCE = 512 * 512
 """Pixels that the autoencoder codes at a time, however large the batch. Stable Diffusion's needs
 3 KiB a pixel in fp32 to decode (0.75 GiB for a picture of 512 × 512; 48 GiB for 64 of them) and
@@ -49,12 +57,14 @@ class Policy(OlderSelves, ABC):
     the noise (eps), v, or the velocity noise − image. `network` is the module that training
     changes, `network_kind` its name in messages; everything else is frozen. `pipelines` lists the
     diffusers pipeline classes (`_class_name` in model_index.json) that the family loads,
-    `lora_targets` the layers that get adapters. `name` says which model it is, in messages.
+    `lora_targets` the layers that get adapters. `timesteps` says which times `draw_t` draws. `name`
+    says which model it is, in messages.
     """
 
     pipelines: tuple[str, ...] = ()
     network_kind: str = "network"
     lora_targets: tuple[str, ...] = ()
+    timesteps: Timesteps = "uniform"
     name: str = "the model"
     kind: Kind
 
@@ -190,6 +200,20 @@ class Policy(OlderSelves, ABC):
         Raises: UserError: if the folder holds no such weights.
         """
 
+    @classmethod
+    def guidance(cls, sampler: Sampler) -> float | None:
+        """The scale of classifier-free guidance that `combine` takes; None = no guidance.
+
+        With guidance the network is asked twice in every step.
+        """
+        return sampler.guidance_scale if sampler.guidance_scale > 1 else None
+
+    def adopt(self, sampler: Sampler) -> None:
+        """Predict from now on as for images that are drawn so.
+
+        For families whose network is told something of the sampler, such as its guidance scale.
+        """
+
     def combine(self, within: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
         """Classifier-free guidance; overridden by families whose guidance is another.
 
@@ -197,13 +221,26 @@ class Policy(OlderSelves, ABC):
         """
         return without + scale * (within - without)
 
-    def draw_t(self, b: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """Times to train at, uniform in [0, 1) for each row and spread evenly over the b rows.
+    def draw_t(
+        self, b: int, generator: torch.Generator, sampler: Sampler | None = None
+    ) -> Float[Tensor, " b"]:
+        """Times to train at, one for each row, as `timesteps` says.
 
-        The spread makes the loss less noisy and changes no expectation.
+        They are spread evenly over the b rows: that makes the loss less noisy and changes no
+        expectation.
+
+        Args:
+            sampler: how images are drawn; "grid" takes its times.
         """
-        t = (torch.randperm(b, generator=generator) + torch.rand(b, generator=generator)) / b
-        return t.clamp(max=LATEST)
+        u = (torch.randperm(b, generator=generator) + torch.rand(b, generator=generator)) / b
+        match self.timesteps:
+            case "uniform":
+                return u.clamp(max=LATEST)
+            case "logit_normal":
+                return torch.special.ndtri(u.double()).sigmoid().float().clamp(max=LATEST)
+            case "grid":
+                times = self.grid(sampler or Sampler())[:-1]
+                return times[(u * len(times)).long().clamp(max=len(times) - 1)]
 
     @abstractmethod
     def release(self, part: str) -> None:
@@ -254,9 +291,23 @@ class Policy(OlderSelves, ABC):
         scale: float | Tensor,
     ) -> Float[Tensor, "b c h w"]:
         """The prediction with guidance, both halves in one pass; `uncond` has a row for each."""
-        both = {key: torch.cat([uncond[key], cond[key]]) for key in cond}
+        both = join([uncond, cond])
         without, within = self.predict(torch.cat([noisy, noisy]), t.repeat(2), both).chunk(2)
         return self.combine(within, without, scale)
+
+    def under(
+        self,
+        sampler: Sampler,
+        noisy: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+        cond: Cond,
+        uncond: Cond,
+    ) -> Float[Tensor, "b c h w"]:
+        """The prediction with the sampler's guidance, if any."""
+        scale = self.guidance(sampler)
+        if scale is None:
+            return self.predict(noisy, t, cond)
+        return self.guided(noisy, t, cond, uncond, scale)
 
     def transition(
         self,
@@ -310,17 +361,15 @@ class Policy(OlderSelves, ABC):
             sampler: steps, guidance, eta and size.
             form: see `_schedule.step_noise`.
         """
+        self.adopt(sampler)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size_px), len(seeds)
         x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
-        without = {key: value.expand(b, *value.shape[1:]) for key, value in uncond.items()}
+        without = for_rows(uncond, b)
         way, log_probs = [x], []
         for t, s in zip(times[:-1].split(1), times[1:].split(1), strict=True):
             t, s = t.expand(b), s.expand(b)
-            if sampler.guidance_scale > 1:
-                prediction = self.guided(x, t, cond, without, sampler.guidance_scale)
-            else:
-                prediction = self.predict(x, t, cond)
+            prediction = self.under(sampler, x, t, cond, without)
             mean, std = self.transition(x, prediction, t, s, sampler.eta, form)
             x = mean
             if sampler.eta:
@@ -379,6 +428,27 @@ def _noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device
 def take(cond: Cond, rows: Tensor | slice) -> Cond:
     """The chosen rows of a condition."""
     return {key: value[rows] for key, value in cond.items()}
+
+
+def for_rows(cond: Cond, b: int) -> Cond:
+    """A condition of one row for each of b rows."""
+    return {key: value.expand(b, *value.shape[1:]) for key, value in cond.items()}
+
+
+def join(conds: Sequence[Cond]) -> Cond:
+    """The rows of several conditions, one after the other.
+
+    Texts of different length are filled up to the longest with zeros, which `mask` leaves out.
+    """
+    return {key: _joined([cond[key] for cond in conds]) for key in conds[0]}
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].ndim < 2:
+        return torch.cat([*parts])
+    longest = max(part.shape[1] for part in parts)
+    rest = (0, 0) * (parts[0].ndim - 2)
+    return torch.cat([pad(part, (*rest, 0, longest - part.shape[1])) for part in parts])
 
 
 def move(cond: Cond, device: torch.device) -> Cond:

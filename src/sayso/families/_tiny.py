@@ -12,7 +12,12 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 SCHEDULERS = {"dpm": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}
 # diffusers types these narrower than it takes them
@@ -26,9 +31,9 @@ def tiny_stable_diffusion(
 ) -> Path:
     """Write the pipeline to `folder`: 32-pixel images, 16×16×4 latents, letters as tokens."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer(folder / "vocabulary")
+    tokenizer = clip_tokenizer(folder / "vocabulary")
     pipeline = _PIPELINE(
-        vae=_vae(), unet=tiny_unet(), text_encoder=_text_encoder(len(tokenizer)),
+        vae=_vae(), unet=tiny_unet(), text_encoder=clip_text(len(tokenizer)),
         tokenizer=tokenizer,
         scheduler=SCHEDULERS[scheduler](
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
@@ -58,15 +63,17 @@ def _vae() -> AutoencoderKL:
     )  # fmt: skip
 
 
-def _text_encoder(vocabulary: int) -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+def clip_text(vocabulary: int, layers: int = 1, *, projected: bool = False) -> Any:
+    """A CLIP text encoder, with or without the projection of its pooled state."""
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return kind(CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=2, max_position_embeddings=40, projection_dim=32,
         bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
     ))  # fmt: skip
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True)
     tokens = [c + end for end in ("", "</w>") for c in LETTERS]
     vocabulary = {t: i for i, t in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}

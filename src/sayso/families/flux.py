@@ -1,0 +1,119 @@
+"""FLUX.1 dev: T5 states and CLIP's pooled state, a transformer on packed latents, told a guidance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sayso.base.errors import UserError
+from sayso.base.types import Sampler
+from sayso.families._contract import Cond
+from sayso.families._flow import FlowPolicy, pack, refuse_few_steps, unpack
+from sayso.families._tiny_flow import tiny_flux
+
+T5_TOKENS = 512
+"""The most tokens that the pipeline gives the T5."""
+
+
+class Flux(FlowPolicy):
+    """A folder that diffusers' FluxPipeline loads, used without the pipeline.
+
+    The network is told a guidance scale, with which it was distilled: one evaluation a step. It is
+    the sampler's `guidance_scale`, while drawing as well as while training (see `adopt`).
+    """
+
+    pipelines = ("FluxPipeline",)
+    network_class = "FluxTransformer2DModel"
+    encoders = {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",)}
+    tokenizers = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5Tokenizer"}
+    guidance_scale: float = 3.5
+    """What the network is told, until a sampler says otherwise; diffusers' own default."""
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Path:
+        return tiny_flux(folder)
+
+    def check_network(self, config: Any, where: Path) -> None:
+        taken, made = config.in_channels, config.out_channels or config.in_channels
+        if taken != made:
+            raise UserError(
+                f"{where} takes {taken} channels and gives {made}: it is for inpainting or "
+                "editing; give FLUX.1 dev"
+            )
+        if not config.guidance_embeds:
+            refuse_few_steps(
+                where, "has no guidance_embeds, like FLUX.1 schnell", "FLUX.1 dev, or a LoRA on it"
+            )
+
+    def strangers(self) -> dict[str, bool]:
+        network = self.configs["transformer"]
+        pooled = self.configs["text_encoder"].hidden_size
+        states = self.configs["text_encoder_2"].d_model
+        return {
+            f"text_encoder gives {pooled} pooled numbers, transformer takes "
+            f"{network.pooled_projection_dim}": pooled != network.pooled_projection_dim,
+            f"text_encoder_2 gives {states} numbers a word, transformer takes "
+            f"{network.joint_attention_dim}": states != network.joint_attention_dim,
+        } | super().strangers()
+
+    def packed_channels(self) -> int:
+        return super().packed_channels() // 4
+
+    # text
+
+    def limits(self) -> dict[str, int]:
+        """CLIP says only what the whole is about; the T5 reads the text to its end."""
+        return {"tokenizer_2": min(T5_TOKENS, self.tokenizers_of["tokenizer_2"].model_max_length)}
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> Cond:
+        length = self.tokenizers_of["tokenizer"].model_max_length
+        clip = self.tokens("tokenizer", texts, length).input_ids
+        t5 = self.tokens("tokenizer_2", texts).input_ids
+        return {
+            "states": self.text["text_encoder_2"](t5)[0],
+            "pooled": self.text["text_encoder"](clip).pooler_output,
+        }
+
+    # network
+
+    @classmethod
+    def guidance(cls, sampler: Sampler) -> float | None:  # noqa: ARG003
+        return None
+
+    def adopt(self, sampler: Sampler) -> None:
+        self.guidance_scale = sampler.guidance_scale
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        super().check_sampler(sampler)
+        if sampler.negative_prompt:
+            raise UserError(
+                f"negative_prompt {sampler.negative_prompt!r} would change nothing: {self.name} "
+                "is told its guidance scale and sees no negative prompt; give none"
+            )
+
+    def predict(
+        self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
+    ) -> Float[Tensor, "b c h w"]:
+        states = cond["states"].to(self.dtype)
+        velocity = self.network(
+            pack(noisy.to(self.dtype)),
+            timestep=t,
+            guidance=torch.full_like(t, self.guidance_scale),
+            encoder_hidden_states=states,
+            pooled_projections=cond["pooled"].to(self.dtype),
+            txt_ids=states.new_zeros(states.shape[1], 3),
+            img_ids=_places(noisy),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, noisy)
+
+
+def _places(latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "tokens 3"]:
+    """Of each token: 0, its row and its column."""
+    h, w = (torch.arange(side // 2, device=latents.device) for side in latents.shape[-2:])
+    row, column = torch.meshgrid(h, w, indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).flatten(0, 1).float()

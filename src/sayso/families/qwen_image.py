@@ -1,0 +1,111 @@
+"""Qwen-Image: states of Qwen2.5-VL under a fixed instruction, a transformer on packed latents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sayso.base.errors import UserError
+from sayso.families._contract import Cond
+from sayso.families._flow import FlowPolicy, pack, refuse_few_steps, states_of_texts, trimmed, unpack
+from sayso.families._tiny_flow import tiny_qwen_image
+
+WRITTEN = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity,"
+    " text, spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+    "{}<|im_end|>\n<|im_start|>assistant\n"
+)
+"""What the text encoder reads; the model was trained with these words."""
+INSTRUCTION = 34
+"""Tokens of it before the text, whose states the network does not see."""
+TOKENS = 512
+"""The most states that the pipeline gives the network: of the text and of what is written after."""
+OTHER_MODELS = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
+"""Set in the transformers of Qwen-Image-Edit and Qwen-Image-Layered."""
+
+
+class QwenImage(FlowPolicy):
+    """A folder that diffusers' QwenImagePipeline loads, used without the pipeline.
+
+    The sampler's `guidance_scale` is the pipeline's `true_cfg_scale`.
+    """
+
+    pipelines = ("QwenImagePipeline",)
+    network_class = "QwenImageTransformer2DModel"
+    encoders = {"text_encoder": ("Qwen2_5_VLForConditionalGeneration",)}
+    tokenizers = {"tokenizer": "Qwen2Tokenizer"}
+
+    @classmethod
+    def tiny(cls, folder: Path) -> Path:
+        return tiny_qwen_image(folder)
+
+    def check_network(self, config: Any, where: Path) -> None:
+        found = [name for name in OTHER_MODELS if config.get(name)]
+        if found:
+            raise UserError(
+                f"{where} has {found[0]}: it is for editing or layers; give Qwen-Image"
+            )
+        if config.guidance_embeds:
+            refuse_few_steps(where, "has guidance_embeds", "Qwen-Image")
+
+    def strangers(self) -> dict[str, bool]:
+        states = self.configs["text_encoder"].text_config.hidden_size
+        taken = self.configs["transformer"].joint_attention_dim
+        return {
+            f"text_encoder gives {states} numbers a word, transformer takes {taken}": (
+                states != taken
+            )
+        } | super().strangers()
+
+    def packed_channels(self) -> int:
+        return super().packed_channels() // 4
+
+    # images: the autoencoder is one of films, of which an image is the first frame
+
+    def vae_factor(self) -> int:
+        return 2 ** len(self.configs["vae"].temperal_downsample)
+
+    def vae_encode(self, pixels: Float[Tensor, "b 3 H W"]) -> Tensor:
+        return super().vae_encode(pixels.unsqueeze(2)).squeeze(2)
+
+    def vae_decode(self, latents: Float[Tensor, "b c h w"]) -> Tensor:
+        return super().vae_decode(latents.unsqueeze(2)).squeeze(2)
+
+    # text
+
+    def limits(self) -> dict[str, int]:
+        return {"tokenizer": INSTRUCTION + TOKENS}
+
+    def written(self, texts: Sequence[str]) -> list[str]:
+        return [WRITTEN.format(text) for text in texts]
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> Cond:
+        cond = states_of_texts(self, texts, layer=-1)
+        return {key: value[:, INSTRUCTION:] for key, value in cond.items()}
+
+    # network
+
+    def combine(self, within: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
+        """Guidance that leaves each token as long as it was without: the pipeline's."""
+        one, guided = pack(within), pack(super().combine(within, without, scale))
+        length, now = (x.norm(dim=-1, keepdim=True) for x in (one, guided))
+        return unpack(guided * (length / now.clamp(min=torch.finfo(now.dtype).tiny)), within)
+
+    def predict(
+        self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
+    ) -> Float[Tensor, "b c h w"]:
+        states, mask = trimmed(cond)
+        h, w = (side // 2 for side in noisy.shape[-2:])
+        velocity = self.network(
+            pack(noisy.to(self.dtype)),
+            timestep=t,
+            encoder_hidden_states=states.to(self.dtype),
+            encoder_hidden_states_mask=mask,
+            img_shapes=[[(1, h, w)]] * len(noisy),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, noisy)
