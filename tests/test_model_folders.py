@@ -185,8 +185,8 @@ def test_loads(folder: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFi
     assert torch.equal(
         policy.encode_prompts(["a dog"])["states"], expected.encode_prompts(["a dog"])["states"]
     )
-    for name, value in expected.unet.state_dict().items():
-        assert torch.equal(policy.unet.state_dict()[name], value)
+    for name, value in expected.network.state_dict().items():
+        assert torch.equal(policy.network.state_dict()[name], value)
     assert licence(copy) is None
 
 

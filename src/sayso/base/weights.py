@@ -28,6 +28,11 @@ _VARIANT = re.compile(
     r"(?:diffusion_pytorch_)?model(?:\.(?P<a>\w+)(?:-\d+-of-\d+)?|-\d+-of-\d+\.(?P<b>\w+))\.safetensors"
 )
 
+TOKENIZER_FILES = (
+    ("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",),
+)  # fmt: skip
+"""The files that hold a tokenizer's words: one of these sets."""
+
 Mismatch = tuple[str, Size, Size]
 """A weight's name, its shape in the file, and the one that the model wants."""
 
@@ -53,8 +58,8 @@ def _reason(error: BaseException) -> str:
     return f"{kind}: {said}" if isinstance(error, (KeyError, AttributeError)) or not said else said
 
 
-def load_part(kind: Any, folder: Path, part: str) -> Any:
-    """One part of a model folder in fp32, from safetensors only.
+def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype = torch.float32) -> Any:
+    """One part of a model folder, from safetensors only.
 
     Where the plain weights are missing, a variant of them is taken and named.
 
@@ -62,6 +67,7 @@ def load_part(kind: Any, folder: Path, part: str) -> Any:
         kind: a class with diffusers' or transformers' `from_pretrained`.
         folder: the model's folder.
         part: the subfolder, "" for the folder itself.
+        dtype: number format of the weights in memory.
     Raises: UserError: if files are missing, damaged or pickled, or the weights are not exactly
         those of the model, or not finite.
     """
@@ -69,7 +75,7 @@ def load_part(kind: Any, folder: Path, part: str) -> Any:
     variant = _variant(where)
     with readable(where), quiet_libraries():
         model, facts = kind.from_pretrained(
-            where, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False,
+            where, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False,
             variant=variant, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     refuse_differences(
@@ -77,12 +83,12 @@ def load_part(kind: Any, folder: Path, part: str) -> Any:
     )
     refuse_not_finite(where, model.state_dict())
     if variant:
-        console.print(f"{where}: the {variant} variant of the weights, computed in fp32")
+        console.print(f"{where}: the {variant} variant of the weights, loaded as {str(dtype)[6:]}")
     return model
 
 
 def load_tokenizer(kind: Any, folder: Path) -> Any:
-    """A CLIP tokenizer with its words.
+    """A tokenizer with its words.
 
     Args:
         kind: a class with transformers' `from_pretrained`.
@@ -90,10 +96,7 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
     Raises: UserError: if they are missing or damaged; the library takes an empty vocabulary for
         words that are missing.
     """
-    whole = any(
-        all((folder / name).is_file() for name in names)
-        for names in (("tokenizer.json",), ("vocab.json", "merges.txt"))
-    )
+    whole = any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
     if not whole:
         raise UserError(
             f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt); restore "
