@@ -1,9 +1,16 @@
 """What a sampler may say, whatever the model: every field in range, and none without effect."""
 
 from dataclasses import replace
+from typing import Literal
 
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
+
+
+TimestepSampling = Literal["uniform", "logit_normal", "grid"]
+"""Times that a model is trained at: uniform; the sigmoid of a standard normal, as Stable Diffusion
+3 was (Esser et al. 2024, arXiv 2403.03206, Eq. 19); or those at which the sampler predicts, each
+as often as the others."""
 
 
 def checked(sampler: Sampler) -> Sampler:

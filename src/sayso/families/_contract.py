@@ -8,7 +8,7 @@ rollouts. The formulas are in `_schedule.py`, the frozen reference in `_older_se
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sayso.base.errors import UserError
-from sayso.base.samplers import checked
+from sayso.base.samplers import TimestepSampling, checked
 from sayso.base.types import Sampler
 from sayso.families import _schedule
 from sayso.families._older_selves import OlderSelves
@@ -40,10 +40,6 @@ def mean_squared_error(
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 
-Timesteps = Literal["uniform", "logit_normal", "grid"]
-"""Times to train at: uniform; the sigmoid of a standard normal, as Stable Diffusion 3 was trained
-(Esser et al. 2024, arXiv 2403.03206, Eq. 19); or the times at which the sampler predicts, each as
-often as the others, without the last, at which nothing is left to predict."""
 PIXELS_AT_ONCE = 512 * 512
 """Pixels that the autoencoder codes at a time, however large the batch. Stable Diffusion's needs
 3 KiB a pixel in fp32 to decode (0.75 GiB for a picture of 512 × 512; 48 GiB for 64 of them) and
@@ -57,14 +53,14 @@ class Policy(OlderSelves, ABC):
     the noise (eps), v, or the velocity noise − image. `network` is the module that training
     changes, `network_kind` its name in messages; everything else is frozen. `pipelines` lists the
     diffusers pipeline classes (`_class_name` in model_index.json) that the family loads,
-    `lora_targets` the layers that get adapters. `timesteps` says which times `draw_t` draws. `name`
-    says which model it is, in messages.
+    `lora_targets` the layers that get adapters. `timestep_sampling` says which times `draw_t`
+    draws. `name` says which model it is, in messages.
     """
 
     pipelines: tuple[str, ...] = ()
     network_kind: str = "network"
     lora_targets: tuple[str, ...] = ()
-    timesteps: Timesteps = "uniform"
+    timestep_sampling: TimestepSampling = "uniform"
     name: str = "the model"
     kind: Kind
 
@@ -224,7 +220,7 @@ class Policy(OlderSelves, ABC):
     def draw_t(
         self, b: int, generator: torch.Generator, sampler: Sampler | None = None
     ) -> Float[Tensor, " b"]:
-        """Times to train at, one for each row, as `timesteps` says.
+        """Times to train at, one for each row, as `timestep_sampling` says.
 
         They are spread evenly over the b rows: that makes the loss less noisy and changes no
         expectation.
@@ -233,7 +229,7 @@ class Policy(OlderSelves, ABC):
             sampler: how images are drawn; "grid" takes its times.
         """
         u = (torch.randperm(b, generator=generator) + torch.rand(b, generator=generator)) / b
-        match self.timesteps:
+        match self.timestep_sampling:
             case "uniform":
                 return u.clamp(max=LATEST)
             case "logit_normal":

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from sayso.base.errors import UserError
+from sayso.base.samplers import TimestepSampling
 from sayso.base.types import Sampler
 from sayso.base.weights import quiet_libraries, readable
-from sayso.families._contract import Cond, Timesteps, for_rows
+from sayso.families._contract import Cond, for_rows
 from sayso.families._diffusers import DiffusersPolicy
 from sayso.families._schedule import Kind
 
@@ -40,7 +41,7 @@ class FlowPolicy(DiffusersPolicy):
     network_kind = "transformer"
     network_part = "transformer"
     lora_targets = JOINT_ATTENTION
-    timesteps: Timesteps = "grid"
+    timestep_sampling: TimestepSampling = "grid"
     patch = 2
     gives_sigmas: bool = True
     """Whether the family's pipeline gives the scheduler unshifted times from 1 down to 1 / n. If it
@@ -90,6 +91,19 @@ class FlowPolicy(DiffusersPolicy):
         sigmas = {"sigmas": np.linspace(1.0, 1 / n, n)} if self.gives_sigmas else {}
         scheduler.set_timesteps(n, **sigmas, **mu)
         return scheduler.sigmas
+
+    def draw_t(
+        self, b: int, generator: torch.Generator, sampler: Sampler | None = None
+    ) -> Float[Tensor, " b"]:
+        """As `Policy.draw_t`; uniform and logit-normal times are shifted as inference shifts."""
+        sampler = sampler or Sampler()
+        t = super().draw_t(b, generator, sampler)
+        scheduler = self.scheduler
+        if self.timestep_sampling == "grid":
+            return t
+        if scheduler.config.use_dynamic_shifting:
+            return scheduler.time_shift(self._shift(sampler), 1.0, t)
+        return scheduler.shift * t / (1 + (scheduler.shift - 1) * t)
 
     def _shift(self, sampler: Sampler) -> float:
         """The logarithm of the shift for images of the sampler's size, linear in their tokens."""
@@ -170,7 +184,9 @@ def states_of_texts(policy: FlowPolicy, texts: Sequence[str], layer: int) -> Con
         policy.written(texts), padding=True, padding_side="right", max_length=limit,
         truncation=True, return_tensors="pt",
     ).to(policy.device)  # fmt: skip
-    out = policy.text["text_encoder"](**tokens, output_hidden_states=True)
+    encoder = policy.text["text_encoder"]
+    # without the head that would say the next word
+    out = getattr(encoder, "model", encoder)(**tokens, output_hidden_states=True)
     mask = tokens.attention_mask.bool()
     return {"states": out.hidden_states[layer] * mask.unsqueeze(-1), "mask": mask}
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sayso.base.errors import UserError
+from sayso.base.samplers import TimestepSampling
 from sayso.base.types import Size
-from sayso.families._contract import Cond, Timesteps
+from sayso.families._contract import Cond
 from sayso.families._flow import FlowPolicy
 from sayso.families._tiny_flow import tiny_sd3
 
@@ -35,7 +36,7 @@ class StableDiffusion3(FlowPolicy):
         "tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer", "tokenizer_3": "T5Tokenizer"
     }  # fmt: skip
     optional = ("text_encoder_3",)
-    timesteps: Timesteps = "logit_normal"
+    timestep_sampling: TimestepSampling = "logit_normal"
     gives_sigmas = False
 
     @classmethod
