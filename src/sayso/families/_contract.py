@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from sayso.base.errors import UserError
 from sayso.base.samplers import TimestepSampling, checked
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.families import _schedule
 from sayso.families._older_selves import OlderSelves
 from sayso.families._schedule import Kind, Noise, per_row
@@ -106,8 +106,8 @@ class Policy(OlderSelves, ABC):
         return num_inference_steps
 
     @abstractmethod
-    def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
-        """(c, h, w) of the latents of a square image.
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of an image of that size.
 
         Raises: UserError: if the model cannot draw that size.
         """
@@ -120,7 +120,7 @@ class Policy(OlderSelves, ABC):
         Raises: UserError: naming the field.
         """
         checked(sampler)
-        self.latent_shape(sampler.image_size_px)
+        self.latent_shape(sampler.image_size)
 
     @abstractmethod
     def check_prompts(self, texts: Sequence[str]) -> None:
@@ -244,9 +244,9 @@ class Policy(OlderSelves, ABC):
 
     # the same for all
 
-    def portion(self, image_size_px: int) -> int:
+    def portion(self, size: Size) -> int:
         """How many images of that size to encode or decode at a time, ≥ 1."""
-        return max(1, PIXELS_AT_ONCE // image_size_px**2)
+        return max(1, PIXELS_AT_ONCE // size.pixels)
 
     def add_noise(
         self,
@@ -359,7 +359,7 @@ class Policy(OlderSelves, ABC):
         """
         self.adopt(sampler)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape, b = self.latent_shape(sampler.image_size_px), len(seeds)
+        shape, b = self.latent_shape(sampler.image_size), len(seeds)
         x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
         without = for_rows(uncond, b)
         way, log_probs = [x], []

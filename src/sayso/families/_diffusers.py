@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject, read_json
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.base.weights import load_part, load_tokenizer, put
 from sayso.families._contract import PARTS, Policy
 from sayso.families._folder import (
@@ -171,14 +171,15 @@ class DiffusersPolicy(Policy):
 
     # text and images
 
-    def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
         factor = self.pixels_per_latent
-        if image_size_px <= 0 or image_size_px % (factor * self.patch):
+        whole = factor * self.patch
+        if any(side <= 0 or side % whole for side in size):
             raise UserError(
-                f"image_size_px {image_size_px} is no multiple of {factor * self.patch}; choose one"
+                f"image_size {size} is not possible with this model; give a width and a height "
+                f"that are multiples of {whole}"
             )
-        side = image_size_px // factor
-        return (self.channels, side, side)
+        return (self.channels, size.height // factor, size.width // factor)
 
     @property
     def channels(self) -> int:
@@ -260,7 +261,7 @@ class DiffusersPolicy(Policy):
         self, generators: Sequence[torch.Generator], sampler: Sampler
     ) -> Float[Tensor, "b c h w"]:
         """The noise that the images start from, of each row's own generator, as pipelines draw."""
-        shape = self.latent_shape(sampler.image_size_px)
+        shape = self.latent_shape(sampler.image_size)
         return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
 
