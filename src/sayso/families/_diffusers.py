@@ -33,6 +33,9 @@ from sayso.families._older_selves import unwrapped
 class DiffusersPolicy(Policy):
     """A folder that a pipeline of diffusers loads, used without the pipeline.
 
+    Args:
+        dtype: number format of the weights in memory; None = of each part as it is stored.
+
     Attributes set by `__init__`: `network`, `vae` and `text` (the text encoders by part, as
     modules), each None where it was not asked for; `configs` (by part, of all); `tokenizers_of`
     (by part); `scheduler`; `dtype`.
@@ -55,16 +58,17 @@ class DiffusersPolicy(Policy):
         self,
         path: Path,
         device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         parts: Sequence[str] = PARTS,
     ) -> None:
         index = read_json(path / "model_index.json")
-        self.path, self.device, self.dtype = path, device, dtype
+        self.path, self.device, self._format = path, device, dtype
         self.configs: dict[str, Any] = {}
         vae_class = diffusers_class(class_name(index, "vae", path), path)
         self.scheduler = self.read_scheduler(path, class_name(index, "scheduler", path))
         network_class = diffusers_class(self.network_class, path)
         self.network = self._part(network_class, self.network_part, "network" in parts)
+        self.dtype = dtype or getattr(self.network, "dtype", torch.float32)
         self.check_network(self.configs[self.network_part], path / self.network_part)
         self.vae = self._part(vae_class, "vae", "vae" in parts)
         text = {part: self._encoder(part, index, "text" in parts) for part in self.encoders}
@@ -81,6 +85,7 @@ class DiffusersPolicy(Policy):
                 frozen.requires_grad_(False).eval()
         self.scale, self.mean = _normalisation(self.configs["vae"], device)
         self.pixels_per_latent: int = self.vae_factor()
+        self.prepare(index)
 
     # what a family says
 
@@ -88,6 +93,13 @@ class DiffusersPolicy(Policy):
     def read_scheduler(cls, path: Path, name: str) -> Any:
         """The scheduler of a folder. Raises: UserError: if the family does not draw with it."""
         raise NotImplementedError
+
+    def prepare(self, index: JsonObject) -> None:
+        """Set what follows from the parts, once they are there.
+
+        Args:
+            index: what model_index.json says.
+        """
 
     def check_network(self, config: Any, where: Path) -> None:
         """Raises: UserError: if the network is of a kind that is not trained here."""
@@ -147,10 +159,11 @@ class DiffusersPolicy(Policy):
     def _part(self, kind: Any, part: str, wanted: bool) -> Any:
         """The part, None if it is not wanted; its config is kept in either case."""
         if wanted and self.device.type != "meta":
-            module = load_part(kind, self.path, part, self.dtype).to(self.device)
+            module = load_part(kind, self.path, part, self._format).to(self.device)
         else:
             module = on_meta(kind, self.path / part)
-        if part == "vae" and self.dtype == torch.float16 and module.config.get("force_upcast"):
+        narrow = part == "vae" and module.dtype == torch.float16
+        if narrow and self._format and module.config.get("force_upcast"):
             module = module.float()
         self.configs[part] = module.config
         return module if wanted else None

@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from sayso.families._tiny import LETTERS, clip_text, clip_tokenizer
+from sayso.families._tiny import LETTERS, tiny_clip_text, tiny_tokenizer, tiny_vae
 
 TEXT = 32
 """Width of a text encoder's states."""
@@ -29,8 +29,9 @@ CHAT = (
 
 def tiny_sd3(folder: Path) -> Path:
     torch.manual_seed(0)
-    clip = clip_tokenizer(folder / "vocabulary")
-    encoders = [clip_text(len(clip), layers=2, projected=True) for _ in range(2)]
+    clip = tiny_tokenizer(folder / "vocabulary")
+    projected = _t.CLIPTextModelWithProjection
+    encoders = [tiny_clip_text(len(clip), projected, num_hidden_layers=2) for _ in range(2)]
     network = _d.SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=CHANNELS, out_channels=CHANNELS, num_layers=2,
         attention_head_dim=8, num_attention_heads=4, joint_attention_dim=2 * TEXT,
@@ -46,7 +47,7 @@ def tiny_sd3(folder: Path) -> Path:
 
 def tiny_flux(folder: Path, guidance_embeds: bool = True) -> Path:
     torch.manual_seed(0)
-    clip = clip_tokenizer(folder / "vocabulary")
+    clip = tiny_tokenizer(folder / "vocabulary")
     network = _d.FluxTransformer2DModel(
         in_channels=4 * CHANNELS, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=TEXT, pooled_projection_dim=TEXT,
@@ -55,7 +56,7 @@ def tiny_flux(folder: Path, guidance_embeds: bool = True) -> Path:
     return _saved(
         folder, _d.FluxPipeline, network, _autoencoder(),
         _scheduler(shift=3.0, use_dynamic_shifting=True, max_image_seq_len=4096),
-        text_encoder=clip_text(len(clip)), tokenizer=clip, text_encoder_2=_t5(TEXT),
+        text_encoder=tiny_clip_text(len(clip)), tokenizer=clip, text_encoder_2=_t5(TEXT),
         tokenizer_2=_t5_tokenizer(),
     )  # fmt: skip
 
@@ -122,11 +123,9 @@ def _scheduler(**options: Any) -> Any:
 
 
 def _autoencoder() -> Any:
-    return _d.AutoencoderKL(
-        block_out_channels=(8, 8), latent_channels=CHANNELS, norm_num_groups=4, sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+    return tiny_vae(
+        scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False
+    )
 
 
 def _t5(width: int) -> Any:
@@ -154,5 +153,6 @@ def _language(vocabulary: int) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary, "hidden_size": TEXT, "intermediate_size": 32,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": 2048, "bos_token_id": vocabulary - 3,
+        "eos_token_id": vocabulary - 3,
     }  # fmt: skip

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.base.errors import UserError
-from sayso.base.files import read_json
+from sayso.base.files import JsonObject, read_json
 from sayso.base.types import Sampler
-from sayso.families._contract import PARTS, Cond
+from sayso.families._contract import Cond
 from sayso.families._diffusers import DiffusersPolicy
 from sayso.families._folder import class_name, refuse_other_inputs
 from sayso.families._schedulers import accepted, check_scheduler, load_scheduler
@@ -32,24 +32,18 @@ class UNetPolicy(DiffusersPolicy):
     added_inputs: str | None = None
     """The U-Net's `addition_embed_type` in this family."""
 
-    def __init__(
-        self,
-        path: Path,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        parts: Sequence[str] = PARTS,
-    ) -> None:
-        super().__init__(path, device, dtype, parts)
+    def prepare(self, index: JsonObject) -> None:
+        super().prepare(index)
         config = self.scheduler.config
         self.kind = "v" if config.get("prediction_type") == "v_prediction" else "eps"
         noising: Any = DDPMScheduler.from_config(config)
-        self.alphas_cumprod: Tensor = noising.alphas_cumprod.to(device)
-        if self.kind == "eps" and self.alphas_cumprod[-1] == 0:
+        if self.kind == "eps" and noising.alphas_cumprod[-1] == 0:
             raise UserError(
-                f"{path / 'scheduler'} has rescale_betas_zero_snr with prediction_type epsilon: at "
+                f"{self.path / 'scheduler'} has rescale_betas_zero_snr with prediction_type epsilon: at "
                 "the last timestep nothing of an image is left that noise could be taken from; "
                 "give v_prediction, or the schedule that the model was trained with"
             )
+        self.alphas_cumprod: Tensor = noising.alphas_cumprod.to(self.device)
         side = self.configs["unet"].sample_size
         small = isinstance(side, int) and side <= SMALL_LATENTS
         if self.device.type == "cpu" and small and self.network is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,8 +27,8 @@ class Flux(FlowPolicy):
 
     pipelines = ("FluxPipeline",)
     network_class = "FluxTransformer2DModel"
-    encoders = {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",)}
-    tokenizers = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5Tokenizer"}
+    encoders: ClassVar = {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",)}
+    tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5Tokenizer"}
     guidance_scale: float = 3.5
     """What the network is told, until a sampler says otherwise; diffusers' own default."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,8 +35,8 @@ class QwenImage(FlowPolicy):
 
     pipelines = ("QwenImagePipeline",)
     network_class = "QwenImageTransformer2DModel"
-    encoders = {"text_encoder": ("Qwen2_5_VLForConditionalGeneration",)}
-    tokenizers = {"tokenizer": "Qwen2Tokenizer"}
+    encoders: ClassVar = {"text_encoder": ("Qwen2_5_VLForConditionalGeneration",)}
+    tokenizers: ClassVar = {"tokenizer": "Qwen2Tokenizer"}
 
     @classmethod
     def tiny(cls, folder: Path) -> Path:

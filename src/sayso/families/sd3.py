@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,12 +28,12 @@ class StableDiffusion3(FlowPolicy):
 
     pipelines = ("StableDiffusion3Pipeline",)
     network_class = "SD3Transformer2DModel"
-    encoders = {
+    encoders: ClassVar = {
         "text_encoder": ("CLIPTextModelWithProjection",),
         "text_encoder_2": ("CLIPTextModelWithProjection",),
         "text_encoder_3": ("T5EncoderModel",),
     }
-    tokenizers = {
+    tokenizers: ClassVar = {
         "tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer", "tokenizer_3": "T5Tokenizer"
     }  # fmt: skip
     optional = ("text_encoder_3",)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,8 +29,8 @@ class ZImage(FlowPolicy):
 
     pipelines = ("ZImagePipeline",)
     network_class = "ZImageTransformer2DModel"
-    encoders = {"text_encoder": ("Qwen3Model", "Qwen3ForCausalLM")}
-    tokenizers = {"tokenizer": "Qwen2Tokenizer"}
+    encoders: ClassVar = {"text_encoder": ("Qwen3Model", "Qwen3ForCausalLM")}
+    tokenizers: ClassVar = {"tokenizer": "Qwen2Tokenizer"}
     lora_targets = ATTENTION
 
     @classmethod
