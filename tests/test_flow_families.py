@@ -1,16 +1,26 @@
 """Flow-matching families draw and learn as their pipelines and scripts in diffusers do."""
 
+import inspect
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+from flows import CPU, FLOWS, T5_LENGTH, TEXTS, Flow, flow, rows, sampler
 from torch import Tensor
 
-from flows import FLOWS, T5_LENGTH, TEXTS, Flow, flow, rows, sampler
 from sayso.base.errors import UserError
+from sayso.base.plugins import load_plugin
 from sayso.base.types import Sampler, Size
-from sayso.families import join, mean_squared_error
+from sayso.base.weights import quiet_libraries
+from sayso.data.conditions import open_conditions
+from sayso.families import Policy, join, mean_squared_error
+from sayso.families._tiny_flow import tiny_flux, tiny_z_image
+from sayso.study.model_files import native_size, pipeline, too_long
 
 NONE = {"sd3": 1.0, "flux": 1.0, "qwen_image": 1.0, "z_image": 0.0}
 """The guidance scale without guidance."""
@@ -168,7 +178,7 @@ def test_times_to_train_at(both: Flow) -> None:
         )
         policy.timestep_sampling = "uniform"
         even = policy.draw_t(1001, rng, drawn)
-        assert 0 < even.min()
+        assert even.min() > 0
         assert even.max() < 1
         # half of the times lie on either side of what 1/2 is shifted to
         shift = policy.scheduler.shift
@@ -204,6 +214,32 @@ def test_flux_is_told_the_samplers_guidance_in_training_too(both: Flow) -> None:
     torch.testing.assert_close(policy.predict(noisy, torch.tensor([0.5]), cond), told[0])
 
 
+# Stable Diffusion 3's own
+
+
+@torch.no_grad()
+def test_a_missing_t5_gives_zeros_as_in_the_pipeline(tmp_path: Path) -> None:
+    both = without_t5(tmp_path)
+    expected, ours = encoded(both, TEXTS), both.policy.encode_prompts(TEXTS)
+    assert ours["states"].shape[1] == 40 + 256
+    for i, one in enumerate(expected):
+        for key, value in one.items():
+            torch.testing.assert_close(ours[key][i], value, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="has 39 tokens and would be cut; the model reads 38"):
+        both.policy.check_prompts(["a " * 39])
+    assert too_long(str(tmp_path), ["b", "a " * 39]) == ("a " * 39, 39, 38, 1)
+
+
+def without_t5(folder: Path) -> Flow:
+    both = flow("sd3", folder)
+    pipeline: Any = both.pipeline
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(folder / part)
+        pipeline.register_modules(**{part: None})
+    pipeline.save_config(folder)
+    return Flow("sd3", folder, type(both.policy).load(folder, CPU), pipeline)
+
+
 # what is refused
 
 
@@ -223,5 +259,119 @@ def test_a_size_that_makes_no_whole_tokens_is_refused(both: Flow) -> None:
 def test_a_text_that_would_be_cut_is_refused(both: Flow) -> None:
     limit = {"sd3": T5_LENGTH, "flux": T5_LENGTH}.get(both.name, 512)
     both.policy.check_prompts(["", "a"])
-    with pytest.raises(UserError, match=r"has \d+ tokens and would be cut"):
-        both.policy.check_prompts(["a", "a " * limit])
+    long = "a " * limit
+    with pytest.raises(UserError, match=r"has \d+ tokens and would be cut") as refused:
+        both.policy.check_prompts(["a", long])
+    # and in the same words before torch is there
+    found = too_long(str(both.folder), ["", "a", long])
+    assert found is not None
+    assert f"has {found.tokens} tokens" in str(refused.value)
+    assert f"reads {found.limit}:" in str(refused.value)
+    assert found.number == 1
+    almost = long[: 2 * found.limit]
+    if both.name in ("qwen_image", "z_image"):  # a letter and a space are a token each
+        almost = long[: found.limit]
+    both.policy.check_prompts([almost])
+
+
+def test_what_is_known_before_loading_is_what_the_family_does(both: Flow) -> None:
+    known = pipeline(str(both.folder))
+    assert known is not None
+    assert known.no_guidance == both.policy.no_guidance == NONE[both.name]
+    defaults = inspect.signature(type(both.pipeline).__call__).parameters
+    scale = "true_cfg_scale" if both.name == "qwen_image" else "guidance_scale"
+    assert known.guidance_scale == defaults[scale].default
+    steps = defaults["num_inference_steps"].default
+    assert known.num_inference_steps == steps
+    side = 16 if both.name == "sd3" else both.pipeline.__dict__.get("default_sample_size", 128)
+    assert native_size(str(both.folder)) == Size(2 * side, 2 * side)
+
+
+def test_few_step_models_are_refused(tmp_path: Path) -> None:
+    for refused, family, sign in (
+        (tiny_flux(tmp_path / "schnell", guidance_embeds=False), "flux", "no guidance_embeds"),
+        (tiny_z_image(tmp_path / "turbo", shift=3.0), "z_image", "shift of Z-Image-Turbo"),
+    ):
+        with pytest.raises(UserError, match=rf"{sign}.* distilled to draw in few steps.*; give "):
+            load_plugin("family", family, Policy).load(refused, CPU)
+
+
+def test_a_scheduler_without_enough_times_is_refused(both: Flow) -> None:
+    one = Sampler(1, 4.0, 0.0, Size(32, 32))
+    if both.name != "qwen_image":
+        both.policy.check_sampler(one)
+        return
+    # its times are stretched so that the last is at shift_terminal: of one, that is 0 / 0
+    with pytest.raises(UserError, match="choose another --num-inference-steps"):
+        both.policy.check_sampler(one)
+
+
+def test_another_scheduler_is_refused(both: Flow, tmp_path: Path) -> None:
+    copy = shutil.copytree(both.folder, tmp_path / "copy")
+    index = copy / "model_index.json"
+    name = "FlowMatchEulerDiscreteScheduler"
+    index.write_text(index.read_text().replace(name, "FlowMatchHeunDiscreteScheduler"))
+    with pytest.raises(UserError, match=f"sayso draws .* with {name}"):
+        type(both.policy).load(copy, CPU)
+
+
+def test_parts_of_another_model_are_refused(both: Flow, tmp_path: Path) -> None:
+    copy = shutil.copytree(both.folder, tmp_path / "copy")
+    config = json.loads((copy / "vae/config.json").read_text())
+    channels = "z_dim" if both.name == "qwen_image" else "latent_channels"
+    (copy / "vae/config.json").write_text(json.dumps(config | {channels: 8}))
+    shutil.rmtree(copy / "vae")
+    kind: Any = type(both.pipeline.vae)
+    more = {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8} if channels == "z_dim" else {}
+    kind.from_config({**config, channels: 8, **more}).save_pretrained(copy / "vae")
+    with pytest.raises(UserError, match="vae makes latents of 8 channels, transformer takes 4"):
+        type(both.policy).load(copy, CPU)
+
+
+# conditions of texts of different length
+
+
+def test_a_table_of_conditions_gives_each_text_its_own(
+    both: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sayso.data.conditions.TEXTS_AT_ONCE", 2)
+    texts = ["", "a", *TEXTS, "the end"]
+    table = open_conditions(both.policy, texts, tmp_path, "x", "table")
+    for chosen in ([4], [3, 0], [1, 2, 3, 4, 0]):
+        found = table[torch.tensor(chosen)]
+        for i, row in enumerate(chosen):
+            alone = both.policy.encode_prompts([texts[row]])
+            for key, value in rows(found, i).items():
+                torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-5)
+
+
+# what comes out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rank", [0, 2])
+def test_trained_weights_draw_the_same_in_plain_diffusers(
+    both: Flow, tmp_path: Path, rank: int
+) -> None:
+    policy = type(both.policy).load(both.folder, CPU)
+    if rank:
+        policy.add_lora(rank, 0)
+    for parameter in policy.trainable().values():
+        parameter.add_(0.05 * torch.randn(parameter.shape))
+    policy.save_weights(tmp_path)
+    ours = replace(both, policy=policy).ours(sampler(), [1, 2])
+    assert (ours - both.ours(sampler(), [1, 2])).abs().max() > 1e-2, "nothing was trained"
+    with quiet_libraries():
+        pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(both.folder)
+        pipeline.set_progress_bar_config(disable=True)
+        if rank:
+            pipeline.load_lora_weights(tmp_path)
+        else:
+            kind = type(pipeline.transformer)
+            pipeline.transformer = kind.from_pretrained(tmp_path / "transformer")
+    theirs = replace(both, pipeline=pipeline).draw(sampler(), [1, 2])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    again = type(policy).load(both.folder, CPU, tmp_path)
+    torch.testing.assert_close(
+        replace(both, policy=again).ours(sampler(), [1, 2]), ours, rtol=0, atol=1e-4
+    )

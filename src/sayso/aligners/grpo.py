@@ -106,7 +106,9 @@ class GroupPolicy(Aligner):
             for at in range(min(period, work.max_steps - start)):
                 whole = rows[at * work.batch_size : (at + 1) * work.batch_size]
                 image, k = whole[work.share(work.batch_size)].unbind(1)
-                yield step_batch(drawn, image, k, work.policy.guidance(sampler)).plus(advantage=advantage[image])
+                yield step_batch(drawn, image, k, work.policy.guidance(sampler)).plus(
+                    advantage=advantage[image]
+                )
 
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prediction, times = work.prediction(batch), (batch["t"], batch["s"])

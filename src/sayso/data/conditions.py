@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 

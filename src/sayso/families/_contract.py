@@ -61,6 +61,7 @@ class Policy(OlderSelves, ABC):
     network_kind: str = "network"
     lora_targets: tuple[str, ...] = ()
     timestep_sampling: TimestepSampling = "uniform"
+    no_guidance: float = 1.0
     name: str = "the model"
     kind: Kind
 
@@ -119,7 +120,7 @@ class Policy(OlderSelves, ABC):
 
         Raises: UserError: naming the field.
         """
-        checked(sampler)
+        checked(sampler, self.no_guidance)
         self.latent_shape(sampler.image_size)
 
     @abstractmethod
@@ -202,7 +203,7 @@ class Policy(OlderSelves, ABC):
 
         With guidance the network is asked twice in every step.
         """
-        return sampler.guidance_scale if sampler.guidance_scale > 1 else None
+        return sampler.guidance_scale if sampler.guidance_scale > cls.no_guidance else None
 
     def adopt(self, sampler: Sampler) -> None:
         """Predict from now on as for images that are drawn so.

@@ -5,6 +5,7 @@ Noisy latents are (1 − t) · image + t · noise, and the network predicts the 
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from sayso.base.errors import UserError
 from sayso.base.samplers import TimestepSampling
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.base.weights import quiet_libraries, readable
 from sayso.families._contract import Cond, for_rows
 from sayso.families._diffusers import DiffusersPolicy
 from sayso.families._schedule import Kind
+from sayso.study.pipelines import PIPELINES, Reader
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -76,6 +78,35 @@ class FlowPolicy(DiffusersPolicy):
     def packed_channels(self) -> int:
         """Channels of the latents that the network was made for."""
         return self.configs["transformer"].in_channels
+
+    def most_tokens(self) -> int | None:
+        """The most tokens along a side of an image that the network has places for; None = any."""
+        return None
+
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        c, h, w = super().latent_shape(size)
+        most = self.most_tokens()
+        if most and max(h, w) > most * self.patch:
+            raise UserError(
+                f"image_size {size} is not possible with this model, which draws at most "
+                f"{most * self.patch * self.pixels_per_latent} pixels a side"
+            )
+        return c, h, w
+
+    # text
+
+    @property
+    def reader(self) -> Reader:
+        """What sets how long a text may be: of several tokenizers that which reads it to the end."""
+        readers = PIPELINES[self.pipelines[0]].readers
+        return next(reader for reader in readers if reader.tokenizer in self.tokenizers_of)
+
+    def limits(self) -> dict[str, int]:
+        reader = self.reader
+        return {reader.tokenizer: min(reader.most, super().limits()[reader.tokenizer])}
+
+    def written(self, texts: Sequence[str]) -> list[str]:
+        return self.reader.written(self.tokenizers_of[self.reader.tokenizer], texts)
 
     # times
 
@@ -138,7 +169,7 @@ class FlowPolicy(DiffusersPolicy):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         x, b = self.start_noise(generators, sampler), len(seeds)
         times, without = self.grid(sampler).to(self.device), for_rows(uncond, b)
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             velocity = self.under(sampler, x, t.expand(b), cond, without)
             x = x + (s - t) * velocity.float()
         return x

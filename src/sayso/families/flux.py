@@ -14,9 +14,6 @@ from sayso.families._contract import Cond
 from sayso.families._flow import FlowPolicy, pack, refuse_few_steps, unpack
 from sayso.families._tiny_flow import tiny_flux
 
-T5_TOKENS = 512
-"""The most tokens that the pipeline gives the T5."""
-
 
 class Flux(FlowPolicy):
     """A folder that diffusers' FluxPipeline loads, used without the pipeline.
@@ -63,10 +60,6 @@ class Flux(FlowPolicy):
         return super().packed_channels() // 4
 
     # text
-
-    def limits(self) -> dict[str, int]:
-        """CLIP says only what the whole is about; the T5 reads the text to its end."""
-        return {"tokenizer_2": min(T5_TOKENS, self.tokenizers_of["tokenizer_2"].model_max_length)}
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Cond:

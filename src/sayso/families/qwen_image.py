@@ -10,19 +10,17 @@ from torch import Tensor
 
 from sayso.base.errors import UserError
 from sayso.families._contract import Cond
-from sayso.families._flow import FlowPolicy, pack, refuse_few_steps, states_of_texts, trimmed, unpack
-from sayso.families._tiny_flow import tiny_qwen_image
-
-WRITTEN = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity,"
-    " text, spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
-    "{}<|im_end|>\n<|im_start|>assistant\n"
+from sayso.families._flow import (
+    FlowPolicy,
+    pack,
+    refuse_few_steps,
+    states_of_texts,
+    trimmed,
+    unpack,
 )
-"""What the text encoder reads; the model was trained with these words."""
-INSTRUCTION = 34
-"""Tokens of it before the text, whose states the network does not see."""
-TOKENS = 512
-"""The most states that the pipeline gives the network: of the text and of what is written after."""
+from sayso.families._tiny_flow import tiny_qwen_image
+from sayso.study.pipelines import INSTRUCTION_TOKENS
+
 OTHER_MODELS = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 """Set in the transformers of Qwen-Image-Edit and Qwen-Image-Layered."""
 
@@ -45,9 +43,7 @@ class QwenImage(FlowPolicy):
     def check_network(self, config: Any, where: Path) -> None:
         found = [name for name in OTHER_MODELS if config.get(name)]
         if found:
-            raise UserError(
-                f"{where} has {found[0]}: it is for editing or layers; give Qwen-Image"
-            )
+            raise UserError(f"{where} has {found[0]}: it is for editing or layers; give Qwen-Image")
         if config.guidance_embeds:
             refuse_few_steps(where, "has guidance_embeds", "Qwen-Image")
 
@@ -69,23 +65,17 @@ class QwenImage(FlowPolicy):
         return 2 ** len(self.configs["vae"].temperal_downsample)
 
     def vae_encode(self, pixels: Float[Tensor, "b 3 H W"]) -> Tensor:
-        return super().vae_encode(pixels.unsqueeze(2)).squeeze(2)
+        return self.vae.encode(pixels.unsqueeze(2)).latent_dist.mode().squeeze(2)
 
     def vae_decode(self, latents: Float[Tensor, "b c h w"]) -> Tensor:
-        return super().vae_decode(latents.unsqueeze(2)).squeeze(2)
+        return self.vae.decode(latents.unsqueeze(2)).sample.squeeze(2)
 
     # text
-
-    def limits(self) -> dict[str, int]:
-        return {"tokenizer": INSTRUCTION + TOKENS}
-
-    def written(self, texts: Sequence[str]) -> list[str]:
-        return [WRITTEN.format(text) for text in texts]
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Cond:
         cond = states_of_texts(self, texts, layer=-1)
-        return {key: value[:, INSTRUCTION:] for key, value in cond.items()}
+        return {key: value[:, INSTRUCTION_TOKENS:] for key, value in cond.items()}
 
     # network
 

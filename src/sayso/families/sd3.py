@@ -9,15 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sayso.base.errors import UserError
 from sayso.base.samplers import TimestepSampling
-from sayso.base.types import Size
 from sayso.families._contract import Cond
 from sayso.families._flow import FlowPolicy
 from sayso.families._tiny_flow import tiny_sd3
 
-T5_TOKENS = 256
-"""The most tokens that the pipeline gives the T5."""
+NO_T5_TOKENS = 256
+"""Zeros in place of the states of a T5, as many as the pipeline has."""
 
 
 class StableDiffusion3(FlowPolicy):
@@ -59,27 +57,10 @@ class StableDiffusion3(FlowPolicy):
             ),
         } | super().strangers()
 
-    def latent_shape(self, size: Size) -> tuple[int, int, int]:
-        c, h, w = super().latent_shape(size)
-        most = self.configs["transformer"].pos_embed_max_size * self.patch
-        if max(h, w) > most:
-            raise UserError(
-                f"image_size {size} is not possible with this model, which draws at most "
-                f"{most * self.pixels_per_latent} pixels a side"
-            )
-        return c, h, w
+    def most_tokens(self) -> int | None:
+        return self.configs["transformer"].pos_embed_max_size
 
     # text
-
-    def limits(self) -> dict[str, int]:
-        """Where there is a T5, it reads the end of texts that the CLIPs do not."""
-        if "tokenizer_3" in self.tokenizers_of:
-            return {"tokenizer_3": self._t5_tokens()}
-        return super().limits()
-
-    def _t5_tokens(self) -> int:
-        tokenizer = self.tokenizers_of.get("tokenizer_3")
-        return min(T5_TOKENS, tokenizer.model_max_length) if tokenizer else T5_TOKENS
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Cond:
@@ -97,12 +78,10 @@ class StableDiffusion3(FlowPolicy):
         return out.hidden_states[-2], out[0]
 
     def _t5(self, texts: Sequence[str]) -> Tensor:
-        length = self._t5_tokens()
         if "tokenizer_3" not in self.tokenizers_of:
             width = self.configs["transformer"].joint_attention_dim
-            return torch.zeros(len(texts), length, width, device=self.device)
-        ids = self.tokens("tokenizer_3", texts, length).input_ids
-        return self.text["text_encoder_3"](ids)[0]
+            return torch.zeros(len(texts), NO_T5_TOKENS, width, device=self.device)
+        return self.text["text_encoder_3"](self.tokens("tokenizer_3", texts).input_ids)[0]
 
     # network
 

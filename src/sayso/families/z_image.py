@@ -9,13 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.base.errors import UserError
-from sayso.base.types import Sampler, Size
 from sayso.families._contract import Cond
 from sayso.families._flow import ATTENTION, FlowPolicy, refuse_few_steps, states_of_texts
 from sayso.families._tiny_flow import tiny_z_image
 
-TOKENS = 512
-"""The most tokens that the pipeline gives the text encoder, those of the template included."""
 TURBO_SHIFT = 3.0
 """The static shift in the scheduler of Z-Image-Turbo; Z-Image has 6."""
 
@@ -32,6 +29,7 @@ class ZImage(FlowPolicy):
     encoders: ClassVar = {"text_encoder": ("Qwen3Model", "Qwen3ForCausalLM")}
     tokenizers: ClassVar = {"tokenizer": "Qwen2Tokenizer"}
     lora_targets = ATTENTION
+    no_guidance = 0.0
 
     @classmethod
     def tiny(cls, folder: Path) -> Path:
@@ -57,41 +55,16 @@ class ZImage(FlowPolicy):
             )
         } | super().strangers()
 
-    def latent_shape(self, size: Size) -> tuple[int, int, int]:
-        c, h, w = super().latent_shape(size)
-        most = min(self.configs["transformer"].axes_lens[1:]) * self.patch
-        if max(h, w) > most:
-            raise UserError(
-                f"image_size {size} is not possible with this model, which draws at most "
-                f"{most * self.pixels_per_latent} pixels a side"
-            )
-        return c, h, w
+    def most_tokens(self) -> int | None:
+        return min(self.configs["transformer"].axes_lens[1:])
 
     # text
-
-    def limits(self) -> dict[str, int]:
-        return {"tokenizer": TOKENS}
-
-    def written(self, texts: Sequence[str]) -> list[str]:
-        return [
-            self.tokenizers_of["tokenizer"].apply_chat_template(
-                [{"role": "user", "content": text}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=True,
-            )
-            for text in texts
-        ]
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Cond:
         return states_of_texts(self, texts, layer=-2)
 
     # network
-
-    @classmethod
-    def guidance(cls, sampler: Sampler) -> float | None:
-        return sampler.guidance_scale or None
 
     def combine(self, within: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
         return within + scale * (within - without)
