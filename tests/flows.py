@@ -16,6 +16,7 @@ from sayso.families import Cond, Policy
 FLOWS = ("sd3", "flux", "qwen_image", "z_image")
 TEXTS = ["a red dog", "two blue cats sit on a mat"]
 CPU = torch.device("cpu")
+SQUARE = Size(32, 32)
 T5_LENGTH = 48
 """What the tiny T5's tokenizer takes; the real ones take the pipeline's own limit."""
 
@@ -39,8 +40,9 @@ class Flow:
 
     def draw(self, sampler: Sampler, seeds: list[int], output: str = "latent") -> Tensor:
         """The pipeline's pictures of `TEXTS`: their latents [b c h w], or pixels in [0, 1]."""
+        guidance = self.guided(sampler.guidance_scale, sampler.negative_prompt)
         made = self.pipeline(
-            list(TEXTS), **self.text, **self.guided(sampler.guidance_scale, sampler.negative_prompt),
+            list(TEXTS), **self.text, **guidance,
             width=sampler.image_size.width, height=sampler.image_size.height,
             num_inference_steps=sampler.num_inference_steps, output_type=output,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -78,5 +80,5 @@ def rows(cond: Cond, i: int) -> Cond:
     return one
 
 
-def sampler(scale: float = 4.0, size: Size = Size(32, 32), negative: str = "") -> Sampler:
+def sampler(scale: float = 4.0, size: Size = SQUARE, negative: str = "") -> Sampler:
     return Sampler(5, scale, 0.0, size, negative)

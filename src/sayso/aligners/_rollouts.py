@@ -65,8 +65,10 @@ def draw_groups(
     texts = [work.prompts[i] for i in order]
     prompt = torch.arange(len(texts)).repeat_interleave(group_size)
     with torch.no_grad():
-        cond = work.policy.encode_prompts(texts)
-        uncond = work.policy.encode_prompts([sampler.negative_prompt])
+        cond, uncond = (
+            work.policy.with_sampler(work.policy.encode_prompts(some), sampler)
+            for some in (texts, [sampler.negative_prompt])
+        )
     mine = work.share(images)
     made = [
         _drawn(work, cond, uncond, prompt[rows], texts, seeds[rows], sampler, form)

@@ -152,7 +152,8 @@ class Work:
     def _rows(self, indices: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Batch:
         text = torch.where(dropped, EMPTY, self.data.text[indices])
         latents = self.data.latents[indices].float()
-        return Batch.of(self.data.cond(text), latents=latents, noise=noise, t=t)
+        cond = self.policy.with_sampler(self.data.cond(text), self.sampler)
+        return Batch.of(cond, latents=latents, noise=noise, t=t)
 
     # what models say of a batch
 

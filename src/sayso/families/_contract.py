@@ -205,11 +205,12 @@ class Policy(OlderSelves, ABC):
         """
         return sampler.guidance_scale if sampler.guidance_scale > cls.no_guidance else None
 
-    def adopt(self, sampler: Sampler) -> None:
-        """Predict from now on as for images that are drawn so.
+    def with_sampler(self, cond: Cond, sampler: Sampler) -> Cond:  # noqa: ARG002
+        """The condition with what the network is told of how images are drawn, if anything.
 
-        For families whose network is told something of the sampler, such as its guidance scale.
+        Training tells it the same, so that it learns as it will draw.
         """
+        return cond
 
     def combine(self, within: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
         """Classifier-free guidance; overridden by families whose guidance is another.
@@ -358,7 +359,7 @@ class Policy(OlderSelves, ABC):
             sampler: steps, guidance, eta and size.
             form: see `_schedule.step_noise`.
         """
-        self.adopt(sampler)
+        cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size), len(seeds)
         x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)

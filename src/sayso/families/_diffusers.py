@@ -205,7 +205,7 @@ class DiffusersPolicy(Policy):
             return
         for part, limit in self.limits().items():
             tokenizer = self.tokenizers_of[part]
-            own, *lengths = map(len, tokenizer(self.written(["", *texts])).input_ids)
+            own, *lengths = map(len, tokenizer(self.written(["", *texts]), verbose=False).input_ids)
             for text, length in zip(texts, lengths, strict=True):
                 if length > limit:
                     raise UserError(

@@ -97,7 +97,7 @@ class FlowPolicy(DiffusersPolicy):
 
     @property
     def reader(self) -> Reader:
-        """What sets how long a text may be: of several tokenizers that which reads it to the end."""
+        """What sets how long a text may be: of several tokenizers the one that reads all of it."""
         readers = PIPELINES[self.pipelines[0]].readers
         return next(reader for reader in readers if reader.tokenizer in self.tokenizers_of)
 
@@ -120,7 +120,8 @@ class FlowPolicy(DiffusersPolicy):
         dynamic = scheduler.config.use_dynamic_shifting
         mu = {"mu": self._shift(sampler)} if dynamic else {}
         sigmas = {"sigmas": np.linspace(1.0, 1 / n, n)} if self.gives_sigmas else {}
-        scheduler.set_timesteps(n, **sigmas, **mu)
+        with np.errstate(invalid="ignore"):  # NaN is refused by `check_sampler`
+            scheduler.set_timesteps(n, **sigmas, **mu)
         return scheduler.sigmas
 
     def draw_t(
@@ -165,7 +166,7 @@ class FlowPolicy(DiffusersPolicy):
     def sample(
         self, cond: Cond, uncond: Cond, seeds: Sequence[int], sampler: Sampler
     ) -> Float[Tensor, "b c h w"]:
-        self.adopt(sampler)
+        cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         x, b = self.start_noise(generators, sampler), len(seeds)
         times, without = self.grid(sampler).to(self.device), for_rows(uncond, b)

@@ -1,4 +1,4 @@
-"""FLUX.1 dev: T5 states and CLIP's pooled state, a transformer on packed latents, told a guidance."""
+"""FLUX.1 dev: T5 states and CLIP's pooled state, and a transformer that is told its guidance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +14,21 @@ from sayso.families._contract import Cond
 from sayso.families._flow import FlowPolicy, pack, refuse_few_steps, unpack
 from sayso.families._tiny_flow import tiny_flux
 
+GUIDANCE = 3.5
+"""The guidance scale that the network is told where no sampler says another: diffusers' default."""
+
 
 class Flux(FlowPolicy):
     """A folder that diffusers' FluxPipeline loads, used without the pipeline.
 
     The network is told a guidance scale, with which it was distilled: one evaluation a step. It is
-    the sampler's `guidance_scale`, while drawing as well as while training (see `adopt`).
+    the sampler's `guidance_scale`, while drawing as well as while training.
     """
 
     pipelines = ("FluxPipeline",)
     network_class = "FluxTransformer2DModel"
     encoders: ClassVar = {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",)}
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5Tokenizer"}
-    guidance_scale: float = 3.5
-    """What the network is told, until a sampler says otherwise; diffusers' own default."""
 
     @classmethod
     def tiny(cls, folder: Path) -> Path:
@@ -77,8 +78,9 @@ class Flux(FlowPolicy):
     def guidance(cls, sampler: Sampler) -> float | None:  # noqa: ARG003
         return None
 
-    def adopt(self, sampler: Sampler) -> None:
-        self.guidance_scale = sampler.guidance_scale
+    def with_sampler(self, cond: Cond, sampler: Sampler) -> Cond:
+        told = cond["pooled"].new_full((len(cond["pooled"]),), sampler.guidance_scale)
+        return {**cond, "guidance": told}
 
     def check_sampler(self, sampler: Sampler) -> None:
         super().check_sampler(sampler)
@@ -95,7 +97,7 @@ class Flux(FlowPolicy):
         velocity = self.network(
             pack(noisy.to(self.dtype)),
             timestep=t,
-            guidance=torch.full_like(t, self.guidance_scale),
+            guidance=cond.get("guidance", torch.full_like(t, GUIDANCE)),
             encoder_hidden_states=states,
             pooled_projections=cond["pooled"].to(self.dtype),
             txt_ids=states.new_zeros(states.shape[1], 3),

@@ -159,7 +159,6 @@ def work_of(
         reward: its name.
         seed: of the training.
     """
-    policy.adopt(study.info.sampler)
     if options.timestep_sampling != "auto":
         policy.timestep_sampling = options.timestep_sampling
     needs = aligner.required()

@@ -34,7 +34,8 @@ class NewConfig:
     """Pre-training images with captions: a world, or a folder of images with a metadata.jsonl
     (file_name, text); default: the world's own, else none."""
     num_inference_steps: int | None = None
-    """Sampling steps; default: the world's own, else the model's kind's, 20 if that is not known."""
+    """Sampling steps; default: the world's own, else those of the model's kind, 20 if that is not
+    known."""
     guidance_scale: float | None = None
     """The pipeline's guidance scale; default: the world's own, else that of the model's kind, 7.5
     if that is not known."""

@@ -123,7 +123,9 @@ def too_long(base_model: str, texts: Sequence[str]) -> TooLong | None:
     positions = _read(folder, f"{encoder}/config.json").get("max_position_embeddings", reader.most)
     limit = min(tokenizer.model_max_length, positions, reader.most)
     # what stands around the text is none of its own
-    own, *lengths = map(len, tokenizer(reader.written(tokenizer, ["", *texts])).input_ids)
+    own, *lengths = map(
+        len, tokenizer(reader.written(tokenizer, ["", *texts]), verbose=False).input_ids
+    )
     long = [(t, n) for t, n in zip(texts, lengths, strict=True) if n > limit]
     return TooLong(long[0][0], long[0][1] - own, limit - own, len(long)) if long else None
 

@@ -67,7 +67,9 @@ class Pipeline(NamedTuple):
 PIPELINES = {
     "StableDiffusionPipeline": Pipeline(),
     "StableDiffusionXLPipeline": Pipeline(num_inference_steps=30, guidance_scale=5.0),
-    "StableDiffusion3Pipeline": Pipeline((Reader("tokenizer_3", "T5Tokenizer", 256), _CLIP), 28, 7.0),
+    "StableDiffusion3Pipeline": Pipeline(
+        (Reader("tokenizer_3", "T5Tokenizer", 256), _CLIP), 28, 7.0
+    ),
     "FluxPipeline": Pipeline((Reader("tokenizer_2", "T5Tokenizer", 512),), 28, 3.5, latents=128),
     "QwenImagePipeline": Pipeline(
         (Reader("tokenizer", "Qwen2Tokenizer", INSTRUCTION_TOKENS + 512, INSTRUCTION),), 50, 4.0,
