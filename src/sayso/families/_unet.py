@@ -39,8 +39,8 @@ class UNetPolicy(DiffusersPolicy):
         noising: Any = DDPMScheduler.from_config(config)
         if self.kind == "eps" and noising.alphas_cumprod[-1] == 0:
             raise UserError(
-                f"{self.path / 'scheduler'} has rescale_betas_zero_snr with prediction_type epsilon: at "
-                "the last timestep nothing of an image is left that noise could be taken from; "
+                f"{self.path / 'scheduler'} has rescale_betas_zero_snr with prediction_type "
+                "epsilon, whose last timestep has nothing of the image left to take noise from; "
                 "give v_prediction, or the schedule that the model was trained with"
             )
         self.alphas_cumprod: Tensor = noising.alphas_cumprod.to(self.device)
