@@ -13,33 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sayso.base.errors import UserError
 from sayso.base.samplers import TimestepSampling, checked
 from sayso.base.types import Sampler, Size
 from sayso.families import _schedule
+from sayso.families._conditions import Cond, for_rows, join
 from sayso.families._older_selves import OlderSelves
-from sayso.families._schedule import Kind, Noise, per_row
+from sayso.families._schedule import Kind, Noise, mean_squared_error, per_row
 
-Cond = dict[str, Tensor]
-"""What the model is conditioned on, computed from a text; every tensor's first dimension is b.
-
-Where texts differ in length, the second dimension is as long as the longest of the b, shorter ones
-have zeros at their end, and `mask`, of booleans, says what is text."""
 PARTS = ("network", "text", "vae")
 """What a model is made of; a process that only trains needs neither text encoder nor VAE."""
-LATEST = 1 - 1e-6
-"""The latest t that is drawn for training: t = 1 is pure noise."""
-
-
-def mean_squared_error(
-    prediction: Float[Tensor, " b *shape"], target: Float[Tensor, " b *shape"]
-) -> Float[Tensor, " b"]:
-    """Squared error averaged over all but the batch, in fp32: diffusers' `F.mse_loss` per row."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
-
-
 PIXELS_AT_ONCE = 512 * 512
 """Pixels that the autoencoder codes at a time, however large the batch. Stable Diffusion's needs
 3 KiB a pixel in fp32 to decode (0.75 GiB for a picture of 512 × 512; 48 GiB for 64 of them) and
@@ -231,14 +215,8 @@ class Policy(OlderSelves, ABC):
             sampler: how images are drawn; "grid" takes its times.
         """
         u = (torch.randperm(b, generator=generator) + torch.rand(b, generator=generator)) / b
-        match self.timestep_sampling:
-            case "uniform":
-                return u.clamp(max=LATEST)
-            case "logit_normal":
-                return torch.special.ndtri(u.double()).sigmoid().float().clamp(max=LATEST)
-            case "grid":
-                times = self.grid(sampler or Sampler())[:-1]
-                return times[(u * len(times)).long().clamp(max=len(times) - 1)]
+        grid = self.grid(sampler or Sampler())[:-1] if self.timestep_sampling == "grid" else None
+        return _schedule.training_times(u, self.timestep_sampling, grid)
 
     @abstractmethod
     def release(self, part: str) -> None:
@@ -363,8 +341,7 @@ class Policy(OlderSelves, ABC):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size), len(seeds)
         x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
-        without = for_rows(uncond, b)
-        way, log_probs = [x], []
+        without, way, log_probs = for_rows(uncond, b), [x], []
         for t, s in zip(times[:-1].split(1), times[1:].split(1), strict=True):
             t, s = t.expand(b), s.expand(b)
             prediction = self.under(sampler, x, t, cond, without)
@@ -421,33 +398,3 @@ class Rollout(NamedTuple):
 
 def _noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: Any) -> Tensor:
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-
-
-def take(cond: Cond, rows: Tensor | slice) -> Cond:
-    """The chosen rows of a condition."""
-    return {key: value[rows] for key, value in cond.items()}
-
-
-def for_rows(cond: Cond, b: int) -> Cond:
-    """A condition of one row for each of b rows."""
-    return {key: value.expand(b, *value.shape[1:]) for key, value in cond.items()}
-
-
-def join(conds: Sequence[Cond]) -> Cond:
-    """The rows of several conditions, one after the other.
-
-    Texts of different length are filled up to the longest with zeros, which `mask` leaves out.
-    """
-    return {key: _joined([cond[key] for cond in conds]) for key in conds[0]}
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    if parts[0].ndim < 2:
-        return torch.cat([*parts])
-    longest = max(part.shape[1] for part in parts)
-    rest = (0, 0) * (parts[0].ndim - 2)
-    return torch.cat([pad(part, (*rest, 0, longest - part.shape[1])) for part in parts])
-
-
-def move(cond: Cond, device: torch.device) -> Cond:
-    return {key: value.to(device, non_blocking=True) for key, value in cond.items()}

@@ -20,7 +20,7 @@ from sayso.base.errors import UserError
 from sayso.base.samplers import TimestepSampling
 from sayso.base.types import Sampler, Size
 from sayso.base.weights import quiet_libraries, readable
-from sayso.families._contract import Cond, for_rows
+from sayso.families._conditions import Cond, for_rows
 from sayso.families._diffusers import DiffusersPolicy
 from sayso.families._schedule import Kind
 from sayso.study.pipelines import PIPELINES, Reader

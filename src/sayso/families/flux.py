@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.families._contract import Cond
+from sayso.families._conditions import Cond
 from sayso.families._flow import FlowPolicy, pack, refuse_few_steps, unpack
 from sayso.families._tiny_flow import tiny_flux
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.base.errors import UserError
-from sayso.families._contract import Cond
+from sayso.families._conditions import Cond
 from sayso.families._flow import (
     FlowPolicy,
     pack,

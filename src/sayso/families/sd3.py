@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sayso.base.samplers import TimestepSampling
-from sayso.families._contract import Cond
+from sayso.families._conditions import Cond
 from sayso.families._flow import FlowPolicy
 from sayso.families._tiny_flow import tiny_sd3
 

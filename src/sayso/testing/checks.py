@@ -145,10 +145,10 @@ def _check_sampling(policy: Policy, cond: Cond, size: Size) -> None:
 
 @torch.no_grad()
 def _check_sign(policy: Policy, prompt: str, size: Size, n: int = 16) -> None:
-    """Half way to noise, a model errs less on its own images than one that predicts nothing.
+    """Half way to noise, a model errs less on what it draws than one that predicts nothing.
 
     With the wrong sign it errs more. The noise (eps) that a network predicts before it is trained
-    has nothing to do with its images, so that there is nothing to see.
+    has nothing to do with what it draws, so that there is nothing to see.
     """
     if policy.kind == "eps":
         return
@@ -159,7 +159,7 @@ def _check_sign(policy: Policy, prompt: str, size: Size, n: int = 16) -> None:
     t = torch.full((n,), 0.5)
     error = policy.denoising_error(latents, cond, t, noise).mean()
     nothing = policy.target(latents, noise, t).square().mean()
-    assert error < nothing, f"error {error:.3f} on own images, {nothing:.3f} for no prediction"
+    assert error < nothing, f"error {error:.3f} on what it draws, {nothing:.3f} for no prediction"
 
 
 def _check_weights(
