@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.base.errors import UserError
+from sayso.base.files import JsonObject
 from sayso.families._conditions import Cond
 from sayso.families._flow import (
     FlowPolicy,
@@ -23,6 +24,10 @@ from sayso.study.pipelines import INSTRUCTION_TOKENS
 
 OTHER_MODELS = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 """Set in the transformers of Qwen-Image-Edit and Qwen-Image-Layered."""
+
+
+IDLE = ("txt_norm2", "txt_mlp", "attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out")
+"""Parts of a block that only its text after it depends on."""
 
 
 class QwenImage(FlowPolicy):
@@ -58,6 +63,23 @@ class QwenImage(FlowPolicy):
 
     def packed_channels(self) -> int:
         return super().packed_channels() // 4
+
+    def prepare(self, index: JsonObject) -> None:
+        super().prepare(index)
+        self._freeze_idle()
+
+    def add_lora(self, rank: int, seed: int) -> None:
+        super().add_lora(rank, seed)
+        self._freeze_idle()
+
+    def _freeze_idle(self) -> None:
+        """Freeze what makes the last block's text, which nothing reads: it has no gradient."""
+        network: Any = self.network
+        if network is not None:
+            last = network.transformer_blocks[-1]
+            for name, parameter in last.named_parameters():
+                if name.startswith(IDLE):
+                    parameter.requires_grad_(False)
 
     # images: the autoencoder is one of films, of which an image is the first frame
 

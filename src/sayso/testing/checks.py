@@ -127,7 +127,8 @@ def check_family(kind: type[Policy], path: Path, size: Size, prompt: str = "a") 
     error = policy.denoising_error(latents, cond, t, noise)
     assert error.shape == (2,), "denoising_error must have one number per row"
     error.sum().backward()
-    assert any(p.grad is not None for p in policy.trainable().values()), "no gradient at all"
+    idle = [name for name, p in policy.trainable().items() if p.grad is None]
+    assert not idle, f"{len(idle)} trainable weights get no gradient, such as {idle[:1]}"
     images = policy.decode(latents.requires_grad_())
     assert images.shape == (2, 3, size.height, size.width), "decode gave another size"
     assert policy.encode_images(images.detach()).shape == latents.shape, "encode gave another size"
