@@ -241,6 +241,8 @@ def test_models_are_found(folder: Path, tmp_path: Path) -> None:
     assert family(folder) is StableDiffusion
     with pytest.raises(UserError, match="no model at"):
         resolve(str(tmp_path))
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxFillPipeline"}')
-    with pytest.raises(UserError, match=r"is a FluxFillPipeline; sayso can load .*StableDiffusion"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
+    with pytest.raises(
+        UserError, match=r"is a PixArtSigmaPipeline; sayso can load .*StableDiffusion"
+    ):
         family(tmp_path)

@@ -17,7 +17,7 @@ from diffusers import (
 from torch.nn import functional as F
 
 from sayso.base.errors import UserError
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.families.sdxl import StableDiffusionXL
 
 CPU = torch.device("cpu")
@@ -75,18 +75,20 @@ def test_without_forced_zeros_the_empty_prompt_is_encoded(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "eta", "guidance", "negative"),
+    ("scheduler", "size", "eta", "guidance", "negative"),
     [
-        (EulerDiscreteScheduler, 0.0, 5.0, ""),
-        (EulerDiscreteScheduler, 0.0, 1.0, ""),
-        (DPMSolverMultistepScheduler, 0.0, 5.0, "blue"),
-        (DDIMScheduler, 0.7, 5.0, "blue"),
+        (EulerDiscreteScheduler, Size(32, 32), 0.0, 5.0, ""),
+        (EulerDiscreteScheduler, Size(48, 32), 0.0, 1.0, ""),
+        (EulerDiscreteScheduler, Size(32, 56), 0.0, 5.0, "blue"),
+        (DPMSolverMultistepScheduler, Size(48, 32), 0.0, 5.0, "blue"),
+        (DDIMScheduler, Size(32, 32), 0.7, 5.0, "blue"),
     ],
 )
 def test_sample_equals_the_pipeline(
     folder: Path,
     pipeline: StableDiffusionXLPipeline,
     scheduler: Any,
+    size: Size,
     eta: float,
     guidance: float,
     negative: str,
@@ -96,7 +98,8 @@ def test_sample_equals_the_pipeline(
     pipeline.scheduler = scheduler.from_config(before.config, clip_sample=False)
     try:
         theirs = pipeline(
-            TEXTS, num_inference_steps=6, guidance_scale=guidance, eta=eta, height=32, width=32,
+            TEXTS, num_inference_steps=6, guidance_scale=guidance, eta=eta, height=size.height,
+            width=size.width,
             negative_prompt=[negative] * 3 if negative else None, output_type="latent",
             generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         ).images  # fmt: skip
@@ -104,7 +107,7 @@ def test_sample_equals_the_pipeline(
         pipeline.scheduler = before
     ours = policy.sample(
         policy.encode_prompts(TEXTS), policy.encode_prompts([negative]), SEEDS,
-        Sampler(6, guidance, eta, 32),
+        Sampler(6, guidance, eta, size),
     )  # fmt: skip
     assert theirs.std() > 0.1
     assert (ours - theirs).abs().max() <= 1e-4
@@ -147,7 +150,7 @@ def test_images_are_decoded_as_by_the_pipeline(copy: Path, statistics: dict[str,
         StableDiffusionXLPipeline.from_pretrained(copy),
     )
     pipeline.set_progress_bar_config(disable=True)
-    sampler = Sampler(2, 5.0, 0.0, 32)
+    sampler = Sampler(2, 5.0, 0.0, Size(32, 32))
     latents = policy.sample(
         policy.encode_prompts(TEXTS), policy.encode_prompts([""]), SEEDS, sampler
     )

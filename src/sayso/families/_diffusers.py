@@ -186,11 +186,11 @@ class DiffusersPolicy(Policy):
 
     def latent_shape(self, size: Size) -> tuple[int, int, int]:
         factor = self.pixels_per_latent
-        whole = factor * self.patch
-        if any(side <= 0 or side % whole for side in size):
+        unit = factor * self.patch
+        if any(side <= 0 or side % unit for side in size):
             raise UserError(
                 f"image_size {size} is not possible with this model; give a width and a height "
-                f"that are multiples of {whole}"
+                f"that are multiples of {unit}"
             )
         return (self.channels, size.height // factor, size.width // factor)
 
