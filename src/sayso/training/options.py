@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar, get_args
 
 from sayso.base.errors import UserError
+from sayso.base.extras import need
 from sayso.base.samplers import TimestepSampling
 
 Options = TypeVar("Options", bound="TrainOptions")
@@ -35,6 +36,9 @@ class TrainOptions:
     and no average is kept."""
     ema_on_cpu: bool = False
     """Keep that average in the machine's memory in place of the device's."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps AdamW's two moments in 8 bits, a quarter of the memory; the weights stay in
+    fp32. It needs the extra sayso[quantised], and pays if the whole network is trained."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay. It pulls weights to 0, whatever the rewards say, so it is
     off here (1e-2 is usual): with all rewards 0 the weights do not change."""
@@ -87,6 +91,10 @@ class TrainOptions:
             raise UserError(
                 f"timestep_sampling {self.timestep_sampling!r}; choose {', '.join(known)}"
             )
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
+        if self.optimizer == "adamw8bit":
+            need("quantised", "align --optimizer adamw8bit")
         self.micro_batch(processes=1)
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
@@ -157,6 +165,7 @@ class TrainOptions:
         return micro
 
 
+OPTIMIZERS = ("adamw", "adamw8bit")
 COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
 """What an aligner that says nothing else is trained with, where an option is None."""
 _LEAST = {
