@@ -308,7 +308,7 @@ class Policy(OlderSelves, ABC):
         noisy, prediction = noisy.float(), prediction.float()
         now, (alpha, sigma) = self.alpha_sigma(t), self.alpha_sigma(s)
         end = s <= 0
-        alpha, sigma = alpha.masked_fill(end, 1.0), sigma.masked_fill(end, 0.0)
+        alpha = alpha.masked_fill(end, 1.0)
         std, kept = _schedule.step_noise(form, eta, now, (alpha, sigma), t - s)
         std, kept = std.masked_fill(end, 0.0), kept.masked_fill(end, 0.0)
         image = _schedule.to_image(self.kind, noisy, prediction, *now)
@@ -374,11 +374,11 @@ class Policy(OlderSelves, ABC):
         """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1."""
         from peft import LoraConfig
 
-        self.network.requires_grad_(False)
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*self.lora_targets])
         network: Any = self.network
         with torch.random.fork_rng():
             torch.manual_seed(seed)
+            # all else is frozen by it
             network.add_adapter(config)
 
 
