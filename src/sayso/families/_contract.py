@@ -374,16 +374,9 @@ class Policy(OlderSelves, ABC):
 
     def add_lora(self, rank: int, seed: int) -> None:
         """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1, in fp32."""
-        from diffusers.training_utils import cast_training_params
-        from peft import LoraConfig
+        from sayso.families._lora import add_adapters
 
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*self.lora_targets])
-        network: Any = self.network
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            # all else is frozen by it
-            network.add_adapter(config)
-        cast_training_params(network)
+        add_adapters(self.network, self.lora_targets, rank, seed)
 
 
 class Rollout(NamedTuple):
