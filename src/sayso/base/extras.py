@@ -10,6 +10,7 @@ EXTRAS = {
         "jaxtyping",
     ),
     "export": ("pyarrow",),
+    "data": ("datasets", "pyarrow", "webdataset"),
 }  # fmt: skip
 """Optional parts of the package, and the modules that each brings."""
 

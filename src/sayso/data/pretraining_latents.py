@@ -164,7 +164,8 @@ class _Encoding:
                         f"none of {len(damaged)} pre-training images can be read; {portion[0]}"
                     )
             flags = {DAMAGED: torch.tensor(damaged, dtype=torch.uint8)} if any(damaged) else {}
-            yield {"latents": torch.cat(parts), **flags}
+            # in fp16 as those of samples; autocast joins no fp16 on a CPU
+            yield {"latents": torch.cat(parts).half(), **flags}
 
     def _portions(self, ranges: Ranges) -> Iterator[list[Image.Image | Damaged]]:
         """Images of one range, as many as fit the memory."""
@@ -178,13 +179,13 @@ class _Encoding:
     def _encode(
         self, number: int, portion: list[Image.Image | Damaged]
     ) -> Float[Tensor, "n c h w"]:
-        """Latents in fp16, as those of samples; 0 for damaged images, else finite.
+        """Latents, finite in fp16 too; 0 for damaged images.
 
         Args:
             number: of the portion's first image.
         """
         policy = self.policy
-        found = torch.zeros(len(portion), *policy.latent_shape(self.size), dtype=torch.float16)
+        found = torch.zeros(len(portion), *policy.latent_shape(self.size))
         whole = {i: p for i, p in enumerate(portion) if not isinstance(p, Damaged)}
         if not whole:
             return found
@@ -194,5 +195,5 @@ class _Encoding:
         names = [f"pre-training image {number + i + 1}" for i in whole]
         refuse_not_finite(latents, names, f"the VAE encoder of {policy.name}")
         refuse_not_finite(latents.half(), names, f"keeping in fp16 the latents of {policy.name}")
-        found[list(whole)] = latents.half().cpu()
+        found[list(whole)] = latents.float().cpu()
         return found
