@@ -28,6 +28,8 @@ class Wanted(NamedTuple):
     precision: BasePrecision
     pretraining_images: int
     conditions: Kept
+    workers: int | None
+    leave_out_damaged: bool
 
 
 class Ready(NamedTuple):
@@ -79,6 +81,8 @@ def prepare(
             pretraining_images=wanted.pretraining_images,
             conditions=inputs.get("conditions", wanted.conditions),
             precision=accelerator.autocast(),
+            workers=wanted.workers,
+            leave_out_damaged=wanted.leave_out_damaged,
         )
     if drawing:
         return Ready(accelerator, encoder, table, rewards, rows)
