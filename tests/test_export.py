@@ -255,7 +255,7 @@ def test_vote_on_a_lost_record_is_an_error(study: Study, tmp_path: Path):
 
 def test_empty_store_and_unknown_format(tmp_path: Path):
     study = voted_study(tmp_path / "study", votes=False)
-    with pytest.raises(UserError, match="no votes of anybody"):
+    with pytest.raises(UserError, match="no votes by anybody"):
         written(study, tmp_path / "out", "sayso")
     with pytest.raises(UserError, match="did you mean 'pickapic'"):
         written(study, tmp_path / "out", "pickpic")

@@ -136,7 +136,7 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_changed_since_is_named(study: Study, what: str) -> None:
     CHANGES[what](study.path.parent)
-    with pytest.raises(UserError, match=f"learns from what has changed since .*: {what}; restore"):
+    with pytest.raises(UserError, match=f"have changed since .*: {what}; restore"):
         align(study, CONFIG, PRODUCT)
 
 
@@ -198,7 +198,7 @@ def test_own_plugin_that_was_edited_is_named(study: Study, tmp_path: Path) -> No
         with pytest.raises(Killed):
             align(study, config)
     mine.write_text(source.read_text() + "\n# edited\n")
-    with pytest.raises(UserError, match=r"changed since it was begun: aligner .*mine.py"):
+    with pytest.raises(UserError, match=r"changed since it began: aligner .*mine.py"):
         align(study, config)
 
 

@@ -151,7 +151,11 @@ def test_identity_of_a_selection(study: Study) -> None:
             identity.NotHereError,
             "weights",
         ),
-        (lambda s: (s.path / "runs/align-x/result.json").unlink(), UserError, "no finished align"),
+        (
+            lambda s: (s.path / "runs/align-x/result.json").unlink(),
+            UserError,
+            "not a finished run of align",
+        ),
     ],
 )
 def test_what_cannot_be_identified(

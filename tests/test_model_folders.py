@@ -116,9 +116,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "truncated text encoder": (truncated(TEXT), r"text_encoder cannot be loaded \(.+\)"),
     "empty VAE": (written(VAE, ""), r"vae cannot be loaded \(.+\)"),
     "LFS pointer": (written(UNET, POINTER), r"unet/diff.* is a Git LFS pointer.*git lfs pull"),
-    "pickle": (renamed(UNET, "diffusion_pytorch_model.bin"), r"unet holds no \.safetensors"),
-    "no U-Net": (removed("unet"), r"unet holds no \.safetensors"),
-    "no VAE folder": (removed("vae"), r"vae holds no \.safetensors"),
+    "pickle": (renamed(UNET, "diffusion_pytorch_model.bin"), r"unet has no \.safetensors"),
+    "no U-Net": (removed("unet"), r"unet has no \.safetensors"),
+    "no VAE folder": (removed("vae"), r"vae has no \.safetensors"),
     "null VAE": (json_with(INDEX, vae=[None, None]), r"model_index\.json names no vae"),
     "VAE not named": (json_with(INDEX, vae="absent"), r"model_index\.json names no vae"),
     "VAE as a word": (json_with(INDEX, vae="AutoencoderKL"), r"model_index\.json names no vae"),
@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         unet_with(class_embed_type="timestep"), r"more than a text \(class_embed_type\)",
     ),
     "U-Net of another width": (
-        unet_with(cross_attention_dim=16), "text_encoder gives 32 numbers a word, unet takes 16",
+        unet_with(cross_attention_dim=16), "text_encoder gives 32 numbers per token, unet takes 16",
     ),
     "VAE of another model": (
         lambda folder: AutoencoderKL(

@@ -223,7 +223,7 @@ def test_long_prompt_is_refused_with_the_limit(policy: StableDiffusion) -> None:
 
 def test_odd_size_is_refused(policy: StableDiffusion) -> None:
     assert policy.latent_shape(32) == (4, 16, 16)
-    with pytest.raises(UserError, match="33 is no multiple of 2"):
+    with pytest.raises(UserError, match="33 is not a multiple of 2"):
         policy.latent_shape(33)
 
 

@@ -237,7 +237,7 @@ def test_the_same_votes_are_counted_once_and_new_votes_anew(small: Study) -> Non
     vote = Rating("n", extra, "simulated-99", "alignment", "good", True, 0.0, 1.0)
     small.feedback.add_ratings([vote])
     assert agreement(small, QUICK).path != run.path
-    with pytest.raises(UserError, match="tells of other votes"):
+    with pytest.raises(UserError, match="was made from other votes"):
         agreement(small, replace(QUICK, name="mine"))
     with pytest.raises(UserError, match="resamples 0 → 5"):
         agreement(small, replace(QUICK, name="mine", resamples=5))
@@ -307,7 +307,7 @@ def test_peoples_labels_are_never_held_against_the_judge(
     small.info = replace(small.info, base_model="tinyworld")
     voted.add_ratings(small, raters=4, overlap=2, simulated=False, seed=5)
     assert agreement(small, QUICK).result["labels"]["truth"] == {}
-    with pytest.raises(UserError, match="no truth for people"):
+    with pytest.raises(UserError, match="people's labels are not compared"):
         agreement(small, replace(QUICK, judge="tinyworld", name="judged"))
 
 

@@ -326,7 +326,7 @@ def test_nobody_said_what_is_true(tmp_path: Path) -> None:
         )
         evaluate(study, EvaluateConfig(model=syn.ALIGNED, reward=""))
     text = text_of(report(study).read_text())
-    assert "no image is judged true or false" in text
+    assert "no image has a verdict" in text
     assert "not judged" not in text.split("Before and after")[0]
 
 

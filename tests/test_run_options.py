@@ -169,6 +169,6 @@ def test_a_finished_run_whose_files_are_damaged_is_named(study: Study) -> None:
             (run.path / name).unlink()
             if bad is not None:
                 (run.path / name).write_bytes(bad)
-            with pytest.raises(UserError, match=f"finished, but its {name} is gone or damaged"):
+            with pytest.raises(UserError, match=f"finished, but its {name} is missing or damaged"):
                 study.run("x", "", Config(), Plugin())
             (run.path / name).write_bytes(whole)

@@ -95,7 +95,7 @@ def test_a_byte_order_mark_makes_no_second_prompt(study: Study, tmp_path: Path, 
     path.write_bytes(MARK + b"a red dog\na red dog\na blue cat\na green cat\n")
     assert sorted(own(study, path, test=2, seed=3)) == ["a blue cat", "a green cat", "a red dog"]
     said = " ".join(capsys.readouterr().err.split())
-    assert "p.txt: 1 lines repeat others and count once" in said
+    assert "p.txt: 1 lines are repeated and count once" in said
 
 
 def test_the_locale_says_nothing(tmp_path: Path):
@@ -139,7 +139,7 @@ def test_other_encodings_are_named(study: Study, tmp_path: Path, content: bytes,
     ("content", "says"),
     [
         ('{"text": "a"}\n\n{"text": \n', "p.jsonl line 3 is not JSON"),
-        ('{"text": "a"}\n["b"]', "p.jsonl line 2 is no JSON object"),
+        ('{"text": "a"}\n["b"]', "p.jsonl line 2 is not a JSON object"),
         ('{"text": "\\ud83d"}', "p.jsonl line 1 has half a character"),
     ],
 )

@@ -78,7 +78,7 @@ def test_raters_are_added_listed_and_switched_off(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["add"], "needs a name"),
+        (["add"], "needs at least one name"),
         (["add", "ann\n"], None),
         (["link", "zoe"], "no rater 'zoe'"),
         (["off", "zoe"], "no rater 'zoe'"),

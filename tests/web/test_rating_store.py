@@ -196,6 +196,6 @@ def test_collections_stay_as_the_caller_set_them(app: RatingApp):
 def test_votes_stay_in_one_database(tmp_path: Path):
     study = make_study(tmp_path)
     RatingApp(study).client().work(most=1)
-    with pytest.raises(UserError, match="votes stay in one database"):
+    with pytest.raises(UserError, match="the votes of a study stay in one database"):
         study.use_database("postgresql://me@127.0.0.1:1/x")
     assert Database(study.feedback.database.url).absent is False

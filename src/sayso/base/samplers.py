@@ -25,12 +25,12 @@ def checked(sampler: Sampler) -> Sampler:
     }  # fmt: skip
     for name, (right, allowed) in ranges.items():
         if not right:
-            raise UserError(f"{name} {getattr(sampler, name)} is not possible; give {allowed}")
+            raise UserError(f"{name} {getattr(sampler, name)} is not allowed; give {allowed}")
     negative = " ".join(sampler.negative_prompt.split())
     if negative and sampler.guidance_scale == 1:
         raise UserError(
-            f"negative_prompt {negative!r} would change nothing: guidance_scale 1 is no guidance; "
-            "give a larger --guidance-scale, or no negative prompt"
+            f"negative_prompt {negative!r} would have no effect, because guidance_scale 1 means "
+            "no guidance; give a larger --guidance-scale, or no negative prompt"
         )
     return replace(
         sampler,

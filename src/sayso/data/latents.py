@@ -179,7 +179,7 @@ def _encode(
         latents = policy.encode_images(batch)
         names = [f"pre-training image {first + i + 1}" for i in range(len(latents))]
         refuse_not_finite(latents, names, f"the VAE encoder of {policy.name}")
-        refuse_not_finite(latents.half(), names, f"keeping in fp16 the latents of {policy.name}")
+        refuse_not_finite(latents.half(), names, f"storing in fp16 the latents of {policy.name}")
         parts.append(latents.cpu())
     return torch.cat(parts).half()
 

@@ -128,7 +128,7 @@ def open_pretraining(study: Study, image_size_px: int = 0) -> PretrainingSet:
     if not source:
         raise UserError(
             f"{study.path} has no pre-training images; make the study with --pretraining FOLDER, "
-            "or switch off what needs them"
+            "or turn off what needs them"
         )
     texts = [p.text for p in study.prompts("fidelity")] if study.has_prompts else []
     return _open_folder(Path(source), size, texts, study.info.held_out)
@@ -145,8 +145,8 @@ def _open_folder(path: Path, size: int, fidelity: list[str], rule: HeldOut) -> _
         if folder.heldout_captions(len(fidelity)) == fidelity:
             return folder
     console.print(
-        f"{path / 'metadata.jsonl'} has changed since the study's fidelity prompts were made: they "
-        "are measured against the pictures held out now"
+        f"{path / 'metadata.jsonl'} has changed since the study's fidelity prompts were made: "
+        "they are measured against the images held out now"
     )
     return found
 

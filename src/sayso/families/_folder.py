@@ -32,7 +32,7 @@ def diffusers_class(name: str, folder: Path) -> Any:
     if kind is None:
         raise UserError(
             f"{folder / 'model_index.json'} names {name}, which the installed diffusers does not "
-            "have; install a newer diffusers, or mend the name"
+            "have; install a newer diffusers, or fix the name"
         )
     return kind
 
@@ -48,7 +48,7 @@ def refuse_other_inputs(config: Any, where: Path) -> None:
     found = [name for name in EXTRA_INPUTS if config.get(name) is not None]
     if found:
         raise UserError(
-            f"{where} wants more than a text ({', '.join(found)}): it is distilled or of another "
+            f"{where} needs more than a text ({', '.join(found)}): it is distilled or of another "
             "family; give a plain text-to-image model"
         )
 
@@ -66,7 +66,7 @@ def refuse_strangers(folder: Path, unet: Any, vae: Any, text: Any, tokenizer: An
     wrong = {
         f"vae makes latents of {vae.get('latent_channels')} channels, unet takes "
         f"{unet.in_channels}": vae.get("latent_channels", unet.in_channels) != unet.in_channels,
-        f"text_encoder gives {text.hidden_size} numbers a word, unet takes {states}": (
+        f"text_encoder gives {text.hidden_size} numbers per token, unet takes {states}": (
             isinstance(states, int) and text.hidden_size != states
         ),
         f"tokenizer knows {len(tokenizer)} words, text_encoder {text.vocab_size}": (

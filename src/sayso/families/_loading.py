@@ -50,7 +50,7 @@ def _download(name: str) -> Path:
             if "safetensors" not in str(error) and "variant" not in str(error):
                 break
     raise UserError(
-        f"model {name!r} is no folder and could not be fetched as safetensors ({reason}); "
+        f"model {name!r} is not a folder and could not be fetched as safetensors ({reason}); "
         "check the name and the network"
     )
 
@@ -115,5 +115,7 @@ def weight_folders(study: Study, model: str) -> list[Path]:
         raise UserError(f"model {model!r} is a selection of images; it has no weights of its own")
     run = study.find_run(model)
     if not run.finished or "model" not in run.config or not run.weights.is_dir():
-        raise UserError(f"{run.name} is no finished align run; finish it or choose another --model")
+        raise UserError(
+            f"{run.name} is not a finished run of align; finish it or choose another --model"
+        )
     return [*weight_folders(study, run.config["model"]), run.weights]

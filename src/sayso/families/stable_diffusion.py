@@ -36,7 +36,7 @@ from sayso.families._tiny import tiny_stable_diffusion
 SMALL_LATENTS = 32
 """Side of latents up to which attention matrices are small enough to be written out."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
-REMAKE = "make the run anew: sayso align under another --name"
+REMAKE = "make the run again: sayso align under another --name"
 
 
 class StableDiffusion(Policy):
@@ -117,7 +117,9 @@ class StableDiffusion(Policy):
     def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
         factor = self.pixels_per_latent
         if image_size_px <= 0 or image_size_px % factor:
-            raise UserError(f"image_size_px {image_size_px} is no multiple of {factor}; choose one")
+            raise UserError(
+                f"image_size_px {image_size_px} is not a multiple of {factor}; choose one"
+            )
         side = image_size_px // factor
         return (self.channels, side, side)
 
@@ -132,8 +134,8 @@ class StableDiffusion(Policy):
         for text, ids in zip(texts, self.tokenizer(list(texts)).input_ids, strict=True):
             if len(ids) > limit:
                 raise UserError(
-                    f"prompt {text!r} has {len(ids) - 2} tokens and would be cut; "
-                    f"the model reads {limit - 2}: shorten it"
+                    f"prompt {text!r} has {len(ids) - 2} tokens and would be truncated; the model "
+                    f"reads {limit - 2}: shorten it"
                 )
 
     @torch.no_grad()
@@ -229,7 +231,7 @@ class StableDiffusion(Policy):
             saved = load_part(UNet2DConditionModel, folder, "unet")
             put(self.unet, saved.state_dict(), folder / "unet", REMAKE)
         else:
-            raise UserError(f"{folder} holds neither unet/ nor {LORA_FILE}; repeat the align run")
+            raise UserError(f"{folder} holds neither unet/ nor {LORA_FILE}; run sayso align again")
 
     def _merge_lora(self, folder: Path) -> None:
         file = folder / LORA_FILE

@@ -294,8 +294,8 @@ def _stored(db: Connection, table: Table, ids: list[str]) -> list[dict[str, Any]
 def _refuse_other_body(row: Mapping[str, Any], old: Mapping[str, Any]) -> None:
     if digest({key: old[key] for key in row}) != digest(row):
         raise UserError(
-            f"vote {row['id']} is stored with another body; votes never change: give the new one "
-            "its own id and let it supersede the old"
+            f"vote {row['id']} is stored with other content; votes never change: give the new "
+            "vote its own id and let it supersede the old one"
         )
 
 

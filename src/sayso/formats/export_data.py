@@ -51,8 +51,8 @@ class ExportData:
         for sample in self.samples:
             if not (self.study.path / sample.path).is_file():
                 raise UserError(
-                    f"votes are about image {self.study.path / sample.path}, which is gone; "
-                    "restore it from a backup of the study, nothing was exported"
+                    f"votes are about image {self.study.path / sample.path}, which is missing; "
+                    "restore it from a backup of the study (nothing was exported)"
                 )
 
     @cached_property

@@ -90,7 +90,7 @@ def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator"
         network = f"the {policy.network_kind} of {policy.name}"
         refuse_not_finite(latents, drawn, network)
         kept = latents.half()
-        refuse_not_finite(kept, drawn, f"keeping in fp16 the latents of {network}")
+        refuse_not_finite(kept, drawn, f"storing in fp16 the latents of {network}")
         size = policy.portion(sampler.image_size_px)
         pixels = [
             _pixels(policy, latents[i : i + size], drawn[i : i + size])

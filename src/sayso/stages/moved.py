@@ -12,12 +12,12 @@ from sayso.study.study import Study
 
 @dataclass(frozen=True)
 class MovedConfig:
-    """Where models lie that were moved or renamed; their content must be the same."""
+    """Where moved or renamed models are now. Their contents must be the same."""
 
     base_model: str = ""
-    """The base model's folder or hub id now; default: where it was."""
+    """The base model's new folder or hub id; default: unchanged."""
     clip_model: str = ""
-    """The CLIP's folder or hub id now; default: where it was."""
+    """The CLIP model's new folder or hub id; default: unchanged."""
 
 
 def moved(study: Study, config: MovedConfig) -> Study:

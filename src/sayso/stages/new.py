@@ -18,33 +18,34 @@ CLIP = "openai/clip-vit-large-patch14"
 
 @dataclass(frozen=True)
 class NewConfig:
-    """What a study is about; it cannot be changed later, for images and votes belong to it."""
+    """What the study is about. This cannot be changed later, because images and votes depend on
+    it."""
 
     name: str = ""
-    """A name for people; default: the folder's."""
+    """Display name; default: the folder's name."""
     seed: int = 0
-    """Seed of all prompts, images and training runs of the study; from 0 to 2⁶³ − 1."""
+    """Seed for all prompts, images and training runs of the study, from 0 to 2⁶³ − 1."""
     base_model: str = DEFAULT
-    """The model to align: the shipped world, a diffusers folder, or a hub id."""
+    """The model to align: tinyworld, a folder in diffusers' layout, or a hub id."""
     clip_model: str = ""
-    """CLIP for rewards and metrics: a world, a transformers folder, or a hub id; default: the
-    world's own, else openai/clip-vit-large-patch14 as in the paper."""
+    """CLIP for rewards and metrics: tinyworld, a folder in transformers' layout, or a hub id;
+    default: the world's own, or openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Pre-training images with captions: a world, or a folder of images with a metadata.jsonl
-    (file_name, text); default: the world's own, else none."""
+    """Captioned pre-training images: tinyworld, or a folder of images with a metadata.jsonl
+    (file_name, text); default: the world's own, or none."""
     num_inference_steps: int | None = None
-    """Sampling steps; default: the world's own, else 20."""
+    """Sampling steps; default: the world's own, or 20."""
     guidance_scale: float | None = None
-    """Classifier-free guidance; default: the world's own, else 7.5."""
+    """Scale of classifier-free guidance; default: the world's own, or 7.5."""
     eta: float = 0.0
-    """Noise put in while sampling: 0 none, 1 as in DDPM."""
+    """Noise added while sampling: 0 for none, 1 as in DDPM."""
     image_size_px: int | None = None
     """Width and height of the images; default: the model's own size, or 512 if the model is not on
     this machine yet."""
     negative_prompt: str = ""
-    """What guidance leads away from; default: the empty prompt."""
+    """The prompt that guidance moves away from; default: the empty prompt."""
     feedback_url: str = ""
-    """Database of the votes, such as postgresql://user@host/name; default: SQLite in the study."""
+    """Database for the votes, such as postgresql://user@host/name; default: SQLite in the study."""
 
 
 def new(path: str | Path, config: NewConfig | None = None) -> Study:
@@ -78,7 +79,7 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
     size, native = config.image_size_px, native_size_px(base_model)
     if native and size not in (None, native):
         console.print(
-            f"{config.base_model} was trained on pictures of {native} pixels; this study's have "
+            f"{config.base_model} was trained on images of {native} pixels; this study's have "
             f"{size}",
             soft_wrap=True,
         )

@@ -45,7 +45,8 @@ def parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
         raise UserError(f"{path / 'study.json'} has no format number; restore it")
     if version > FORMAT:
         raise UserError(
-            f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
+            f"{path} has study format {version}, but this sayso only reads up to {FORMAT}; "
+            "upgrade sayso"
         )
     where = path / "study.json"
     sampler = from_row(Sampler, row.get("sampler", {}), f"sampler in {where}")

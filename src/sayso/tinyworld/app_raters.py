@@ -84,7 +84,7 @@ def _refuse_unfinished(site: Site) -> None:
     if left:
         raise UserError(
             f"{left} votes are missing still, on pages that raters of an earlier run hold or gave "
-            "back as broken; repeat the command in ten minutes"
+            "back as broken; run the command again in ten minutes"
         )
 
 

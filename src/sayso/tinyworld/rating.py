@@ -162,8 +162,8 @@ def _images(study: Study, config: "RaterOptions") -> list[tuple[Sample, Prompt]]
     if not found:
         raise UserError(
             f"there are no images of model {config.model!r} for {config.prompts or 'train'} "
-            f"prompts; draw some with: sayso generate {quoted(study.path)} "
-            f"--model {quoted(config.model)}"
+            f"prompts; generate some with: sayso generate {quoted(study.path)} --model "
+            f"{quoted(config.model)}"
         )
     return found
 

@@ -77,8 +77,8 @@ def _majority(votes: "Votes") -> list[float]:
 def _probability(votes: "Votes") -> list[float]:
     if not (votes.counts().sum(1) > 1).any():
         raise UserError(
-            "labels dawid-skene compare raters with each other, and no image has ratings by two; "
-            "rate with an overlap of 2 or more (3 is usual), or choose labels share"
+            "labels dawid-skene compares raters with each other, but no image has ratings by "
+            "two; rate with an overlap of 2 or more (3 is usual), or choose labels share"
         )
     from sayso.votes.dawid_skene import dawid_skene
 

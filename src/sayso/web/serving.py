@@ -142,7 +142,7 @@ def _is_free(host: str, port: int) -> bool:
         try:
             probe.bind((host, port))
         except OverflowError:
-            raise UserError(f"--port {port} is not possible; give 1 to 65535") from None
+            raise UserError(f"--port {port} is not allowed; give 1 to 65535") from None
         except OSError as error:
             if error.errno == 98 or "in use" in str(error):
                 return False

@@ -35,11 +35,11 @@ class ImageRewardDB(ExportFormat):
     columns: ClassVar[Mapping[str, str]] = {
         "image": "the image",
         "prompt_id, prompt, classification": "the prompt and its category",
-        "image_amount_in_total": "rows of this prompt",
+        "image_amount_in_total": "number of rows with this prompt",
         "rank": "1 is best: 1 + how many images of the prompt have a higher share of good ratings",
         "image_text_alignment_rating": "1 + 6 × share of good on alignment, rounded; or null",
-        "fidelity_rating": "the same on fidelity; or null",
-        "overall_rating": "the same of the mean of both shares, or of the one there is",
+        "fidelity_rating": "the same for fidelity; or null",
+        "overall_rating": "the same for the mean of both shares, or for the only one",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "default": {"train": "data/train-*", "test": "data/test-*"}
@@ -98,6 +98,6 @@ def _row(
 def _refuse_too_many(prompt: Prompt, n: int) -> None:
     if n > MOST_IMAGES:
         raise UserError(
-            f"prompt {prompt.text!r} has {n} rated images, ImageRewardDB counts up to "
+            f"prompt {prompt.text!r} has {n} rated images, but ImageRewardDB counts only up to "
             f"{MOST_IMAGES}; choose another --format, such as sayso or kto"
         )

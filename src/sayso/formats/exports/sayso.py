@@ -32,9 +32,9 @@ class Sayso(ExportFormat):
 
     summary: ClassVar[str] = "Votes of raters on generated images, without loss."
     columns: ClassVar[Mapping[str, str]] = {
-        "votes": "one row a vote, superseded ones too (`live` is false)",
-        "images": "one row an image that a vote is about: bytes, prompt, model, sampler",
-        "labels": "one row an image and question: counts of good, bad and skip, agreement",
+        "votes": "one row per vote, including superseded ones (`live` is false)",
+        "images": "one row per image with votes: bytes, prompt, model, sampler",
+        "labels": "one row per image and question: counts of good, bad and skip, agreement",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
         name: {"train": f"{name}.parquet"} for name in ("votes", "images", "labels")

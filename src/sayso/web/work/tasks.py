@@ -125,7 +125,8 @@ def _rated(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> lis
     if not pages:
         raise UserError(
             f"there are no images of model {options.model!r} for {options.prompts} prompts; "
-            f"draw some with: sayso generate {quoted(study.path)} --model {quoted(options.model)}"
+            f"generate some with: sayso generate {quoted(study.path)} --model "
+            f"{quoted(options.model)}"
         )
     _refuse_unknown_gold(options.gold, pages)
     return sorted(pages, key=lambda page: bool(page[0].control))
