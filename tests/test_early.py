@@ -69,7 +69,7 @@ def test_new_knows_the_models_size(
     assert made("same", image_size_px=32) == (32, "")
     size, said = made("other", image_size_px=64)
     assert size == 64
-    assert "was trained on pictures of 32 pixels; this study's have 64" in said
+    assert "was trained on images of 32 pixels; this study's have 64" in said
 
 
 def test_size_of_an_old_file_is_diffusers(tmp_path: Path, model: Path) -> None:

@@ -49,7 +49,7 @@ def test_every_way_to_name_a_run_is_one_name(
 
 
 def test_a_run_of_another_study_is_refused(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run of"):
+    with pytest.raises(UserError, match="is not a run of"):
         identity.canonical_model(study, str(tmp_path / "other" / "runs" / "align-x"))
 
 

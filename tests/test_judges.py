@@ -245,7 +245,7 @@ def test_a_reward_judges_by_its_threshold(study: Study, brightness: str) -> None
 
 def test_the_reward_may_be_called_by_any_of_its_names(study: Study, made: Path) -> None:
     judge = RewardJudge("clip_head.py/../fit-clip_head").canonical
-    with pytest.raises(UserError, match="is no run of"):
+    with pytest.raises(UserError, match="is not a run of"):
         judge(study)
     named = [RewardJudge(n).canonical(study) for n in ("fit-clip_head", "runs/fit-clip_head")]
     assert named == [RewardJudge("runs/fit-clip_head")] * 2

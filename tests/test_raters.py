@@ -376,7 +376,7 @@ def test_eighty_columns_are_enough(
     said = capsys.readouterr().err
     assert "simulated-03 *" in said
     assert "0/4" in said
-    assert "careless by the rules: simulated-03 (attention)" in said
+    assert "flagged as careless: simulated-03 (attention)" in said
     assert "…" not in said
 
 
@@ -420,7 +420,7 @@ def test_summary_tells_of_agreement_strengths_and_balance(whole: Study) -> None:
 def test_report_names_the_careless_rater(whole: Study) -> None:
     html = report(whole).read_text()
     assert "How far the raters agree" in html
-    assert f'Careless by the rules: <strong><bdi translate="no">{voted.CARELESS}</bdi>' in html
+    assert f'Flagged as careless: <strong><bdi translate="no">{voted.CARELESS}</bdi>' in html
     assert html.count('<tr class="careless">') == 1
     assert "20 simulated raters rated" in html
     assert "All models in one order" in html
@@ -430,7 +430,7 @@ def test_report_names_the_careless_rater(whole: Study) -> None:
 
 
 def test_report_says_when_votes_came_since(small: Study) -> None:
-    assert "not counted yet" in report(small).read_text()
+    assert "not measured yet" in report(small).read_text()
     agreement(small, QUICK)
     assert "Votes have come or changed" not in report(small).read_text()
     extra = Rating("n", small.samples()[0].id, "simulated-9", "alignment", "bad", True, 0.0, 1.0)

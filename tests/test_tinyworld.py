@@ -265,7 +265,7 @@ def test_judge_verdicts_take_prompts_and_slots(judge: Judge) -> None:
     prompt = Prompt("p", "five fishes", "count", slots, "train")
     assert [v.true for v in judge.verdicts(image, [slots, {**slots, "count": 4}])] == [True, False]
     assert judge.verdicts(image[:1], [prompt])[0].true
-    with pytest.raises(ValueError, match="2 pictures but 1"):
+    with pytest.raises(ValueError, match="2 images but 1"):
         judge.verdicts(image, [prompt])
 
 
@@ -401,7 +401,7 @@ def test_alignment_comparison_counts_good_pictures() -> None:
     assert rater.compare(three, two, "alignment", rng) == "left"
     assert rater.compare(two, three, "alignment", rng) == "right"
     assert rater.compare(two, two[::-1], "alignment", rng) == "tie"
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         rater.compare([], two, "alignment", rng)
 
 

@@ -136,7 +136,7 @@ def test_another_reviewer_was_faster(app: RatingApp):
     assert boss.decide(item, "good").status_code == 200
     refused = eve.decide(item)
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "decided")
-    assert "Another reviewer has decided this meanwhile" in refused.json()["error"]["message"]
+    assert "Another reviewer has decided this in the meantime" in refused.json()["error"]["message"]
     assert item not in [page["page_id"] for page in eve.next(10)["pages"]]
     assert decided(app) == {"boss": "good"}
 

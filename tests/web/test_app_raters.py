@@ -119,9 +119,9 @@ def test_agreement_finds_the_careless_one_and_weighs_its_votes(tmp_path: Path) -
     assert gain["low"] < gain["value"] < gain["high"]
 
     html = report(study).read_text()
-    assert 'Careless by the rules: <strong><bdi translate="no">simulated-20</bdi>' in html
+    assert 'Flagged as careless: <strong><bdi translate="no">simulated-20</bdi>' in html
     assert html.count('<tr class="careless">') == 1
-    sure = "are nearer to" if gain["high"] < 0 else "are not clearly nearer to"
+    sure = "are nearer to" if gain["high"] < 0 else "are not clearly closer to"
     assert f"Dawid–Skene labels {sure} the truth as read by the tiny world&#39;s judge" in html
     said = json.loads((study.path / "summary.json").read_text())["agreement"]
     assert (said["careless"], said["labels"]) == (["simulated-20"], {"tinyworld": truth})
@@ -157,7 +157,7 @@ def test_interrupted_it_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -
             rate(study, through_app(**FEW))
     before = told(study)
     assert len(before) == 16
-    with pytest.raises(UserError, match="votes are missing still"):
+    with pytest.raises(UserError, match="votes are still missing"):
         rate(study, through_app(raters=2, overlap=2))  # the others hold pages
     rate(study, through_app(**FEW))
     assert set(before) < set(told(study))

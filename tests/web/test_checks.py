@@ -213,8 +213,8 @@ def test_who_works_alone_reads_that_no_check_comes(
     monkeypatch.setattr(serving, "_run", lambda *_: None)
     serving.serve(app.site, serving.Listening(port=free_port(), browser=False))
     said = capsys.readouterr()
-    assert "8 in use (8 of them after others have rated the picture), 0 proposed" in said.out
-    assert "never for somebody who works alone" in said.err
+    assert "8 in use (8 of them after others have rated the image), 0 proposed" in said.out
+    assert "never for a rater who works alone" in said.err
     assert "8 of them after others" in app.client("boss").http.get("/admin/checks").text
     assert app.client().work() == 24
     assert checks_of(study) == []

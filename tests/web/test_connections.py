@@ -195,5 +195,5 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path):
 def test_who_starts_second_on_a_port_reads_one_line():
     with socket.create_server(("127.0.0.1", 0)) as first:
         port = first.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} is in use; give another with --port"):
+        with pytest.raises(UserError, match=f"port {port} is in use; choose another with --port"):
             serving._listener("127.0.0.1", port)

@@ -176,7 +176,7 @@ def test_zoom_fills_the_stage_and_is_linked_on_both_sides(start: Start) -> None:
         " return [style.transform, Math.round(parseFloat(style.transformOrigin)),"
         " i.alt, box.clientWidth * box.clientHeight]; })"
     )
-    assert [alt for _, _, alt, _ in seen] == [f"{s}, picture 1 of 2" for s in ("Left", "Right")]
+    assert [alt for _, _, alt, _ in seen] == [f"{s}, image 1 of 2" for s in ("Left", "Right")]
     (transform, spot, _, area), (also, other, _, _) = seen
     assert transform == also
     assert transform.startswith("matrix(3,")
@@ -233,7 +233,7 @@ def test_a_screen_reader_hears_what_is_saved(start: Start) -> None:
     page.wait_for_function(
         "() => /^Saved, 1 of [0-9]+$/.test(document.querySelector('#live').textContent)"
     )
-    assert page.get_attribute("#stage img", "alt") == "The picture to rate"
+    assert page.get_attribute("#stage img", "alt") == "The image to rate"
 
 
 NEVER_OPENS = "IDBFactory.prototype.open = function () { return {} }"

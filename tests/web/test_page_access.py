@@ -87,7 +87,7 @@ def test_reading_the_guideline_and_signing_in(
     stack: ExitStack, browser: Browser, tmp_path: Path
 ) -> None:
     served = stack.enter_context(serve(tmp_path))
-    served.write_guideline("# What counts\n\nMark a picture **good** if\n\n- it shows the object")
+    served.write_guideline("# What counts\n\nRate an image **good** if\n\n- it shows the object")
     watched = Watched(browser)
     stack.callback(watched.context.close)
     page = watched.open(served.url)

@@ -15,7 +15,7 @@ __all__ = ["browser_fixture", "start_fixture"]
 
 
 def with_guideline(served: Served, _: Watched) -> None:
-    served.write_guideline("Mark a picture **good** if it shows what the prompt asks for.")
+    served.write_guideline("Rate an image **good** if it shows what the prompt asks for.")
 
 
 def fails_with(status: int, code: str = "failed", message: str = "Not now.") -> Callable:
@@ -157,7 +157,7 @@ def _gone_once(route: Route, seen: list[Route]) -> None:
 
 def test_the_guideline_comes_first_and_again_when_it_changes(start: Start) -> None:
     served, _, page = start(with_guideline, wait=False)
-    page.wait_for_selector("#begin-text >> text=Mark a picture")
+    page.wait_for_selector("#begin-text >> text=Rate an image")
     page.keyboard.press("j")
     page.click("#begin-go")
     ready(page)

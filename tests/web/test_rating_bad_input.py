@@ -185,7 +185,7 @@ def test_port_in_use_suggests_a_free_one(app: RatingApp):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port} is in use; give another, such"):
+        with pytest.raises(UserError, match=rf"port {port} is in use; choose another, such"):
             check(True, app.site.database, Listening(port=port))
         free = free_port("127.0.0.1", port)
     check(True, app.site.database, Listening(port=free))

@@ -64,7 +64,7 @@ class Judge:
         Raises: ValueError: if the numbers differ or a prompt names no object.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} pictures but {len(prompts)} prompts")
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
         slots = [prompt.slots if isinstance(prompt, Prompt) else prompt for prompt in prompts]
         return [verdict(*pair) for pair in zip(self.read(images), slots, strict=True)]
 

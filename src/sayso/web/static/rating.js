@@ -118,7 +118,7 @@ export class Rating {
 
   #askToLook() {
     stage.scrollOn();
-    view.say("There are more pictures below. Look at all of them first.");
+    view.say("There are more images below. Look at all of them first.");
   }
 
   #wait() {

@@ -159,11 +159,11 @@ export function drawArriving(images) {
 
 function altTexts(page) {
   if (page.kind === "compare") {
-    const of = (side, list) => list.map((_, i) => `${side}, picture ${i + 1} of ${list.length}`);
+    const of = (side, list) => list.map((_, i) => `${side}, image ${i + 1} of ${list.length}`);
     return [...of("Left", page.left), ...of("Right", page.right)];
   }
   const n = page.items.length;
-  return page.items.map((_, i) => (n === 1 ? "The picture to rate" : `Picture ${i + 1} of ${n}`));
+  return page.items.map((_, i) => (n === 1 ? "The image to rate" : `Image ${i + 1} of ${n}`));
 }
 
 function sides(page) {
@@ -180,7 +180,7 @@ function sides(page) {
 function group(page, onSelect) {
   if (page.items.length === 1) return [frame(page.items[0].image)];
   return page.items.map((item, i) => {
-    const name = `Select picture ${i + 1} of ${page.items.length}`;
+    const name = `Select image ${i + 1} of ${page.items.length}`;
     const select = { type: "button", class: "select", "aria-label": name };
     const outer = frame(item.image);
     outer.append(make("button", { ...select, onclick: () => onSelect(i) }));

@@ -128,11 +128,11 @@ def superseded(newest: Newest | None, value_retracts: bool, supersedes: str | No
         return None
     if newest.retracted:
         if value_retracts:
-            raise ValueError("that vote was taken back already")
+            raise ValueError("that vote has already been withdrawn")
         if supersedes in (None, newest.id):
             return newest.id
     if supersedes != newest.id:
-        raise ValueError("you have rated this already, perhaps in another tab")
+        raise ValueError("you have already rated this, perhaps in another tab")
     return newest.id
 
 

@@ -196,6 +196,7 @@ def _compared(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> 
 def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: int) -> None:
     if have < need:
         raise UserError(
-            f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
-            f"with: sayso generate {quoted(study.path)} --model {quoted(model)} --per-prompt {need}"
+            f"model {model!r} has {have} images for {prompt.text!r}, but a set needs {need}; "
+            f"generate more with: sayso generate {quoted(study.path)} --model {quoted(model)} "
+            f"--per-prompt {need}"
         )

@@ -93,14 +93,14 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, context: Context) -> St
     """
     task = locked_task_of(db, vote.item_id)
     if task is None:
-        raise VoteRefused("unknown_item", "This page is unknown here; reload to go on.")
+        raise VoteRefused("unknown_item", "This page is not known here; reload to continue.")
     # after the lock on the task: the counters of the item must be the newest
     item = given(db, task["kind"], vote.item_id, rater.id)
     stored = repeated(db, vote, rater, task)
     if stored is not None:
         return stored
     if item is None:
-        raise VoteRefused("unknown_item", "This page was not given to you; reload to go on.")
+        raise VoteRefused("unknown_item", "This page was not given to you; reload to continue.")
     check(vote, item, task)
     newest = None
     if item["my_vote"] is not None:
@@ -127,7 +127,7 @@ def repeated(db: Connection, vote: Vote, rater: Person, task: Row) -> Stored | N
         return None
     if row["body"] != _body(vote) or row["rater"] != rater.name:
         raise VoteRefused(
-            "vote_conflict", "A vote with this id is stored already, with other content."
+            "vote_conflict", "A vote with this id is already stored, with other content."
         )
     closed = bool(row["shown"].get("closed"))
     return Stored(row["id"], task, row["surplus"], closed, repeated=True)
