@@ -8,6 +8,7 @@ import torch
 from models import tiny_pipeline
 from torch import Tensor
 
+from sayso.base.types import Size
 from sayso.families import Policy
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.testing import ToyPolicy
@@ -22,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prediction(policy: Policy) -> Tensor:
     rng = torch.Generator().manual_seed(0)
-    noisy = torch.randn(2, *policy.latent_shape(32), generator=rng)
+    noisy = torch.randn(2, *policy.latent_shape(Size(32, 32)), generator=rng)
     return policy.predict(noisy, torch.tensor([0.2, 0.9]), policy.encode_prompts(["1", "2"]))
 
 
@@ -109,7 +110,7 @@ def test_released_parts_give_their_memory_back(folder: Path) -> None:
     policy.release("text")
     gc.collect()
     assert text() is None
-    assert policy.latent_shape(32) == (4, 16, 16)
+    assert policy.latent_shape(Size(32, 32)) == (4, 16, 16)
     only = StableDiffusion.load(folder, CPU, parts=("network",), dtype=torch.bfloat16)
     assert (only.text, only.vae) == (None, None)
     assert StableDiffusion.load(folder, CPU, parts=("text", "vae")).network is None

@@ -15,7 +15,7 @@ from models import tiny_pipeline
 from torch.nn import functional as F
 
 from sayso.base.errors import UserError
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.families._loading import family, resolve
 from sayso.families.stable_diffusion import StableDiffusion
 
@@ -59,7 +59,7 @@ def test_sample_equals_the_pipeline(
     ).images  # fmt: skip
     ours = policy.sample(
         policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"]), seeds,
-        Sampler(6, guidance, eta, 32),
+        Sampler(6, guidance, eta, Size(32, 32)),
     )  # fmt: skip
     assert theirs.std() > 0.1
     assert (ours - theirs).abs().max() <= 1e-4
@@ -74,7 +74,7 @@ def test_rollout_equals_ddim(policy: StableDiffusion, eta: float, guidance: floa
         before.config, clip_sample=False, timestep_spacing="leading"
     )
     try:
-        sampler = Sampler(6, guidance, eta, 32)
+        sampler = Sampler(6, guidance, eta, Size(32, 32))
         cond, uncond = policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"])
         theirs = policy.sample(cond, uncond, [3, 14, 159], sampler)
         made = policy.rollout(cond, uncond, [3, 14, 159], sampler)
@@ -94,7 +94,7 @@ def test_grid_names_the_timesteps_of_every_scheduler(folder: Path) -> None:
     config = policy.scheduler.config
     for name in ACCEPTED:
         policy.scheduler = getattr(diffusers, name).from_config(config)
-        times = policy.grid(Sampler(8, 1.0, 0.0, 32))
+        times = policy.grid(Sampler(8, 1.0, 0.0, Size(32, 32)))
         assert (times.diff() < 0).all(), name
         assert 0.8 < times[0] < 1, name
         assert times[-1] == 0, name
@@ -222,9 +222,9 @@ def test_long_prompt_is_refused_with_the_limit(policy: StableDiffusion) -> None:
 
 
 def test_odd_size_is_refused(policy: StableDiffusion) -> None:
-    assert policy.latent_shape(32) == (4, 16, 16)
-    with pytest.raises(UserError, match="33 is not a multiple of 2"):
-        policy.latent_shape(33)
+    assert policy.latent_shape(Size(48, 32)) == (4, 16, 24)
+    with pytest.raises(UserError, match=r"image_size 32x33 .* multiples of 2"):
+        policy.latent_shape(Size(32, 33))
 
 
 def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:

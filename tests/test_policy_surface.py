@@ -1,12 +1,14 @@
 """What every family inherits: the error of a prediction, portions, rows, checks, by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from sayso.base.errors import UserError
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.families import mean_squared_error, move, take
 from sayso.families._contract import PIXELS_AT_ONCE
 from sayso.testing import ToyPolicy
@@ -57,10 +59,13 @@ def test_only_what_requires_a_gradient_is_trained() -> None:
     assert policy.trainable()["2.bias"] is policy.network[2].bias
 
 
-@pytest.mark.parametrize(("size", "images"), [(32, 256), (512, 1), (513, 1), (1024, 1), (256, 4)])
-def test_portions_have_the_pixels_that_fit(size: int, images: int) -> None:
-    assert ToyPolicy(8).portion(size) == images
-    assert images == 1 or images * size**2 == PIXELS_AT_ONCE
+@pytest.mark.parametrize(
+    ("size", "images"),
+    [((32, 32), 256), ((512, 512), 1), ((513, 513), 1), ((1024, 512), 1), ((256, 512), 2)],
+)
+def test_portions_have_the_pixels_that_fit(size: tuple[int, int], images: int) -> None:
+    assert ToyPolicy(8).portion(Size(*size)) == images
+    assert images == 1 or images * math.prod(size) == PIXELS_AT_ONCE
 
 
 def test_a_text_is_cut_when_its_check_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +86,10 @@ def test_a_sampler_is_checked_by_its_fields_and_by_the_size(
 ) -> None:
     policy, sizes = ToyPolicy(8), []
     monkeypatch.setattr(policy, "latent_shape", sizes.append)
-    policy.check_sampler(Sampler(3, 2.0, 0.0, 32))
-    assert sizes == [32]
+    policy.check_sampler(Sampler(3, 2.0, 0.0, Size(32, 32)))
+    assert sizes == [Size(32, 32)]
     with pytest.raises(UserError, match="num_inference_steps"):
-        policy.check_sampler(Sampler(0, 2.0, 0.0, 32))
+        policy.check_sampler(Sampler(0, 2.0, 0.0, Size(32, 32)))
 
 
 def test_rows_and_devices_of_conditions() -> None:

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.base.weights import (
     load_part,
     load_tokenizer,
@@ -114,14 +114,14 @@ class StableDiffusion(Policy):
 
     # text and images
 
-    def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
         factor = self.pixels_per_latent
-        if image_size_px <= 0 or image_size_px % factor:
+        if any(side <= 0 or side % factor for side in size):
             raise UserError(
-                f"image_size_px {image_size_px} is not a multiple of {factor}; choose one"
+                f"image_size {size} does not suit this model; give a width and a height "
+                f"that are multiples of {factor}"
             )
-        side = image_size_px // factor
-        return (self.channels, side, side)
+        return (self.channels, size.height // factor, size.width // factor)
 
     def check_sampler(self, sampler: Sampler) -> None:
         super().check_sampler(sampler)
@@ -193,7 +193,7 @@ class StableDiffusion(Policy):
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(sampler.num_inference_steps, device=self.device)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (1, *self.latent_shape(sampler.image_size_px))
+        shape = (1, *self.latent_shape(sampler.image_size))
         latents = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         latents = latents * scheduler.init_noise_sigma
         states, guided = cond["states"], sampler.guidance_scale > 1

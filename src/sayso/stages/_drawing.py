@@ -91,7 +91,7 @@ def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator"
         refuse_not_finite(latents, drawn, network)
         kept = latents.half()
         refuse_not_finite(kept, drawn, f"storing in fp16 the latents of {network}")
-        size = policy.portion(sampler.image_size_px)
+        size = policy.portion(sampler.image_size)
         pixels = [
             _pixels(policy, latents[i : i + size], drawn[i : i + size])
             for i in range(0, len(batch), size)

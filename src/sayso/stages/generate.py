@@ -12,7 +12,7 @@ from sayso.base.devices import (
 )
 from sayso.base.errors import UserError
 from sayso.base.progress import console
-from sayso.base.samplers import checked
+from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
 from sayso.stages._best_of import keep_best
 from sayso.stages._drawing import draw_all, load_drawer
@@ -64,8 +64,8 @@ class GenerateConfig:
     """Scale of classifier-free guidance; default: the study's."""
     eta: float | None = None
     """Noise added while sampling, from 0 to 1; default: the study's."""
-    image_size_px: int = 0
-    """Width and height of the images; 0 = the study's."""
+    image_size: str = ""
+    """Width x height, such as 1024x768, or one number for a square; default: the study's."""
     mixed_precision: MixedPrecision = "auto"
     """Precision of the network's arithmetic; auto = bf16 if the machine supports it."""
 
@@ -91,7 +91,7 @@ class GenerateConfig:
             "num_inference_steps": self.num_inference_steps or None,
             "guidance_scale": self.guidance_scale,
             "eta": self.eta,
-            "image_size_px": self.image_size_px or None,
+            "image_size": parse_size(self.image_size) if self.image_size else None,
         }
         changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
         return checked(replace(study.info.sampler, **changes))
@@ -117,7 +117,7 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
         "images left to generate": to_draw,
         "images at once": config.batch_size,
         "network evaluations per image": evaluations(study, sampler),
-        "disk, at most, MB": round(to_draw * 3 * sampler.image_size_px**2 / 1e6, 1),
+        "disk, at most, MB": round(to_draw * 3 * sampler.image_size.pixels / 1e6, 1),
     }
 
 

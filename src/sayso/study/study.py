@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sayso.base import files
 from sayso.base.errors import UserError, quoted, unknown_name
-from sayso.base.records import from_row
-from sayso.base.types import SPLITS, Prompt, Sample, Sampler
+from sayso.base.records import from_row, sampler_from_row
+from sayso.base.types import SPLITS, Prompt, Sample
 from sayso.study.generations import Generations
 from sayso.study.identity import canonical_options, canonical_run, stored_model
 from sayso.study.info import PromptChoice, StudyInfo, parse_info
@@ -112,7 +112,7 @@ class Study:
 
     def _sample(self, row: files.JsonObject, number: int) -> Sample:
         where = f"{self.path / 'samples.jsonl'} line {number}"
-        sampler = from_row(Sampler, row.get("sampler"), where)
+        sampler = sampler_from_row(row.get("sampler"), where)
         sample = from_row(Sample, row | {"sampler": sampler}, where)
         model = stored_model(self, sample.model)
         return sample if model == sample.model else replace(sample, model=model)
