@@ -26,13 +26,13 @@ class NewConfig:
     seed: int = 0
     """Seed for all prompts, images and training runs of the study, from 0 to 2⁶³ − 1."""
     base_model: str = DEFAULT
-    """The model to align: tinyworld, a folder in diffusers' layout, or a hub id."""
+    """The model to align: the built-in world, a folder in diffusers' layout, or a hub id."""
     clip_model: str = ""
-    """CLIP for rewards and metrics: tinyworld, a folder in transformers' layout, or a hub id;
-    default: the world's own, or openai/clip-vit-large-patch14 as in the paper."""
+    """CLIP for rewards and metrics: the built-in world, a folder in transformers' layout, or a hub
+    id; default: the world's own, or openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Captioned pre-training images: tinyworld, or a folder of images with a metadata.jsonl
-    (file_name, text); default: the world's own, or none."""
+    """Captioned pre-training images: the built-in world, or a folder of images with a
+    metadata.jsonl (file_name, text); default: the world's own, or none."""
     num_inference_steps: int | None = None
     """Sampling steps; default: the world's own, or 20."""
     guidance_scale: float | None = None

@@ -26,7 +26,8 @@ class PromptsConfig:
     them."""
 
     set: str = ""
-    """Set of prompts: lee2023, tinyworld, or a JSON file with a grammar; default: the world's."""
+    """Set of prompts: lee2023, a built-in world, or a JSON file with a grammar; default: the set of
+    the study's world."""
     file: str = ""
     """Your own prompts instead of a set: a .txt file with one prompt per line, or a .jsonl file
     with text and optionally category, slots and split (train, seen, unseen)."""
