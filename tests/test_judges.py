@@ -47,8 +47,8 @@ CONFIG = EvaluateConfig(model=syn.ALIGNED, reward="", name="own")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    study, marks = syn.make_study(tmp_path_factory.mktemp("judges") / "study", 2, 8, 2)
-    syn.add_ratings(study, marks, simulated=False, which="test")
+    study, true_images = syn.make_study(tmp_path_factory.mktemp("judges") / "study", 2, 8, 2)
+    syn.add_ratings(study, true_images, simulated=False, which="test")
     syn.add_runs(study)
     return study.path
 

@@ -119,9 +119,9 @@ def test_certainty_is_the_chance_that_both_labels_are_right() -> None:
 
 def test_every_pair_of_a_prompt_is_there_once() -> None:
     names = [f"s{k}" for k in range(7)]
-    marks = [a_rating(n, "x", "good" if k < 3 else "bad") for k, n in enumerate(names)]
+    given = [a_rating(n, "x", "good" if k < 3 else "bad") for k, n in enumerate(names)]
     found = labels.preferences(
-        soft_labels(marks, "majority"), [sample(n, "p") for n in names], True, "alignment"
+        soft_labels(given, "majority"), [sample(n, "p") for n in names], True, "alignment"
     )
     assert len(found) == len({(p.chosen_id, p.rejected_id) for p in found}) == 3 * 4
     assert {p.certainty for p in found} == {1.0}

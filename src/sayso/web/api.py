@@ -144,7 +144,7 @@ def _open_task(site: Site, db: Connection, person: Person) -> Row:
 
 def _progress(db: Connection, task: Row, person: Person, done: bool = False) -> m.Progress:
     mine = votes_so_far(db, task["id"], person.id)
-    so_far = told(mine, task["answers"], task["n_items"], task["wanted"], task["check_share"])
+    so_far = told(mine, task["all_votes"], task["n_items"], task["wanted"], task["check_share"])
     if done:
         so_far = told_at_the_end(so_far, complete=task["votes"] >= task["wanted"])
     return m.Progress(**asdict(so_far))

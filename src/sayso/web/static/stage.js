@@ -203,7 +203,7 @@ function frame({ width, height }) {
 export function drawGroup(page, cursor, words) {
   if (page.kind === "compare" || page.items.length === 1) return;
   frames().forEach((element, i) => {
-    const value = page.answers?.[page.items[i].item_id]?.value;
+    const value = page.votes?.[page.items[i].item_id]?.value;
     element.classList.toggle("current", i === cursor);
     if (i === cursor) element.scrollIntoView({ block: "nearest" });
     element.querySelector(".select").setAttribute("aria-current", i === cursor);

@@ -81,9 +81,9 @@ def is_reserved(until: float, now: float) -> bool:
     return now < until <= now + LEASE_S
 
 
-def has_room(overlap: int, answered: int, reserved: int) -> bool:
+def has_room(overlap: int, voted: int, reserved: int) -> bool:
     """Whether an item may go to one more rater; overlap 0 is everyone."""
-    return overlap == 0 or answered + reserved < overlap
+    return overlap == 0 or voted + reserved < overlap
 
 
 def swap_sides(rater: int, item: int, drawn: float) -> bool:
