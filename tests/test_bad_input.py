@@ -171,7 +171,7 @@ def test_weights_that_are_not_safetensors(tmp_path: Path) -> None:
 def test_half_written_run(study_path: Path) -> None:
     run = study_path / "runs/fit-clip_head"
     (run / "config.json").unlink()
-    refused("fit", study_path, says="half written", unchanged=study_path)
+    refused("fit", study_path, says="is incomplete", unchanged=study_path)
     refused("align", study_path, "--name", "again", says="fit-clip_head", unchanged=study_path)
 
 

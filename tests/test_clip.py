@@ -202,7 +202,7 @@ def test_samples_are_embedded_once(
         patch.setattr(encoder, "images", lambda _: pytest.fail("embedded again"))
         again = embed_samples(study, encoder, [samples[3], samples[0], samples[3]])
     assert torch.equal(again, first[[3, 0, 3]])
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="is missing"):
         embed_samples(study, encoder, [*samples, *_without_image(study)])
 
 

@@ -403,6 +403,6 @@ def test_a_judge_that_does_not_know_the_prompt_is_refused(study: Study) -> None:
 def test_an_unfinished_run_holds_no_result(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = next(s for s in study.samples(syn.ALIGNED))
     (study.path / sample.path).unlink()
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="is missing"):
         evaluate(study, CONFIG)
     assert not Run(study.path / "runs" / "evaluate-align-rwr").finished

@@ -232,7 +232,7 @@ def test_no_ratings_at_all(study: Study) -> None:
 def test_rating_for_an_image_that_is_gone(study: Study) -> None:
     rate_all(study)
     (study.path / study.samples()[0].path).unlink()
-    with pytest.raises(UserError, match="gone"):
+    with pytest.raises(UserError, match="missing"):
         fit(study, FitConfig(), ClipHead(**QUICK))
     assert not list(study.path.glob("runs/fit-*"))
 

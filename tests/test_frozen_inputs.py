@@ -267,12 +267,12 @@ def test_align_takes_labels_and_raters_from_the_reward(
     config = dataclasses.replace(CONFIG, name="a", reward="runs/fit-simulated", max_steps=1)
     run = align(study, config)
     said = " ".join(capsys.readouterr().err.split())
-    assert "takes what runs/fit-simulated was fitted to: labels majority, raters simul" in said
+    assert "uses what runs/fit-simulated was fitted to: labels majority, raters simul" in said
     assert (run.config["labels"], run.config["raters"]) == ("majority", "simulated")
     assert (run.inputs or {})["raters"] == "simulated"
     told = dataclasses.replace(config, name="b", raters="people", labels="share")
     other = align(study, told)
-    assert "leaves what runs/fit-simulated" in " ".join(capsys.readouterr().err.split())
+    assert "does not use what runs/fit-simulated" in " ".join(capsys.readouterr().err.split())
     assert (other.config["labels"], other.config["raters"]) == ("share", "people")
     assert (other.inputs or {})["images"] != (run.inputs or {})["images"]
 

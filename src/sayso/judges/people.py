@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
-from sayso.feedback.store import RatingCounts
 from sayso.judges import Judge, Verdict
 from sayso.study.study import Study
-from sayso.votes.labels import LabelMethod
+from sayso.votes.labels import LabelMethod, RatingCounts
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -13,7 +13,6 @@ from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import Prompt, Sample
-from sayso.feedback.store import RatingCounts
 from sayso.study.checks import check_feedback
 from sayso.study.identity import canonical_config, fitted_identity
 from sayso.study.inputs import (
@@ -26,7 +25,7 @@ from sayso.study.inputs import (
 )
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.votes.labels import LabelMethod, check_method
+from sayso.votes.labels import LabelMethod, RatingCounts, check_method
 
 if TYPE_CHECKING:
     from sayso.rewards import TrainableReward
@@ -171,9 +170,10 @@ def _frozen(study: Study, run: Run) -> tuple[Data, list[bool]]:
 
 
 def _in_todays_words(row: JsonObject) -> JsonObject:
-    """A row of inputs.json; earlier versions had other names for two of its keys."""
+    """A row of inputs.json; earlier versions had other names for two keys, and one key more."""
     old = {"marks": "counts", "target": "label"}
-    return {old.get(key, key): value for key, value in row.items()}
+    row = {old.get(key, key): value for key, value in row.items()}
+    return {**row, "counts": {k: n for k, n in row["counts"].items() if k != "simulated"}}
 
 
 def plan(study: Study, config: FitConfig) -> dict[str, object]:

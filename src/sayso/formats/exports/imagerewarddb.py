@@ -10,8 +10,8 @@ from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
 from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
-from sayso.formats.labels import Count
 from sayso.formats.tables import IMAGE, ParquetTables, image_value, with_features
+from sayso.votes.labels import RatingCounts
 
 SCHEMA = with_features(pa.schema([
     ("image", IMAGE), ("prompt_id", pa.string()), ("prompt", pa.string()),
@@ -65,12 +65,12 @@ class ImageRewardDB(ExportFormat):
         return tables.close()
 
 
-def _shares(counts: list[Count]) -> dict[str, dict[str, float]]:
+def _shares(labels: Mapping[tuple[str, str], RatingCounts]) -> dict[str, dict[str, float]]:
     """Share of good per image and question, where there is a good or bad rating."""
     shares: dict[str, dict[str, float]] = {}
-    for count in counts:
-        if count.p_good is not None:
-            shares.setdefault(count.sample_id, {})[count.question] = count.p_good
+    for (sample, question), counts in labels.items():
+        if counts.share is not None:
+            shares.setdefault(sample, {})[question] = counts.share
     return shares
 
 

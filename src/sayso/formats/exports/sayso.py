@@ -83,8 +83,11 @@ def _image_row(data: ExportData, sample: Sample, content: bytes) -> dict[str, An
 
 def _write_labels(data: ExportData, path: Path) -> int:
     table = ParquetTable(path, labels.SCHEMA)
-    for count in data.labels:
-        derived = {"p_good": count.p_good, "agreement": count.agreement}
-        table.add({**asdict(count), **derived})
+    for (sample, question), count in data.labels.items():
+        table.add({
+            "sample_id": sample, "question": question, "n_good": count.good, "n_bad": count.bad,
+            "n_skip": count.skip, "p_good": count.share, "agreement": count.agreement,
+            "decided": count.decided,
+        })  # fmt: skip
     table.close()
     return table.rows
