@@ -40,7 +40,7 @@ def kept(study: Study) -> list[str]:
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
-        (UNET, spoiled("conv_out.weight", HUGE), r"the U-Net of base \(.*model\) made"),
+        (UNET, spoiled("conv_out.weight", HUGE), r"the U-Net of base \(.*model\) produced"),
         (UNET, scaled("conv_out.weight", 1e9), "storing in fp16 the latents of the U-Net of base"),
         (TEXT, spoiled("final_layer_norm.weight", HUGE), "the text encoder of base"),
         (VAE, spoiled("decoder.conv_out.weight", HUGE), "the VAE decoder of base"),

@@ -126,7 +126,7 @@ def test_the_only_prompt_with_good_images_is_learned_from(seed: int) -> None:
 
 
 def test_one_prompt_cannot_be_held_out() -> None:
-    with pytest.raises(UserError, match="cover 1 prompts so none can be held out"):
+    with pytest.raises(UserError, match="cover 1 prompts, so none can be held out"):
         hold_out(["a", "a"], [0.0, 1.0], 0.5, seed=0)
 
 

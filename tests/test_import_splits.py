@@ -77,7 +77,7 @@ def test_names_that_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_names_that_leave_a_doubt_are_refused(tmp_path: Path):
     both = [tmp_path / "test-a.parquet", tmp_path / "b.parquet"]
     with pytest.raises(
-        UserError, match=r"test-a.parquet gives a split, that of .*b.parquet says no"
+        UserError, match=r"test-a.parquet gives a split, that of .*b.parquet gives no"
     ):
         file_splits(tmp_path, both, None)
     torn = tmp_path / "train-test.parquet"

@@ -92,13 +92,13 @@ def scheduler_class(name: str) -> Change:
 
 
 LOADS: dict[str, tuple[Change, str]] = {
-    "fp16 variant": (renamed(UNET, FP16), "unet: the fp16 variant"),
-    "non_ema variant": (renamed(UNET, NON_EMA), "unet: the non_ema variant"),
+    "fp16 variant": (renamed(UNET, FP16), "unet: using the fp16 variant"),
+    "non_ema variant": (renamed(UNET, NON_EMA), "unet: using the non_ema variant"),
     "fp16 of the text encoder": (renamed(TEXT, "model.fp16.safetensors"), "the fp16 variant"),
     "in pieces": (saved_in("unet", UNet2DConditionModel, max_shard_size="300KB"), ""),
     "fp16 in pieces": (
         saved_in("unet", UNet2DConditionModel, max_shard_size="300KB", variant="fp16"),
-        "unet: the fp16 variant",
+        "unet: using the fp16 variant",
     ),
     "variant beside the plain weights": (
         lambda folder: shutil.copy(folder / TEXT, folder / "text_encoder/model.fp16.safetensors"),

@@ -432,10 +432,10 @@ def test_report_names_the_careless_rater(whole: Study) -> None:
 def test_report_says_when_votes_came_since(small: Study) -> None:
     assert "not measured yet" in report(small).read_text()
     agreement(small, QUICK)
-    assert "Votes have come or changed" not in report(small).read_text()
+    assert "Votes have been added or changed" not in report(small).read_text()
     extra = Rating("n", small.samples()[0].id, "simulated-9", "alignment", "bad", True, 0.0, 1.0)
     small.feedback.add_ratings([extra])
-    assert "Votes have come or changed" in report(small).read_text()
+    assert "Votes have been added or changed" in report(small).read_text()
 
 
 def test_report_escapes_raters_names(small: Study) -> None:
