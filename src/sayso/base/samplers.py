@@ -58,8 +58,8 @@ def checked(sampler: Sampler, no_guidance: float = 1.0) -> Sampler:
     negative = " ".join(sampler.negative_prompt.split())
     if negative and sampler.guidance_scale == no_guidance:
         raise UserError(
-            f"negative_prompt {negative!r} would have no effect, because guidance_scale {no_guidance:g} means "
-            "no guidance; give a larger --guidance-scale, or no negative prompt"
+            f"negative_prompt {negative!r} would have no effect, because guidance_scale "
+            f"{no_guidance:g} means no guidance; give a larger --guidance-scale, or no negative prompt"
         )
     return replace(
         sampler,
