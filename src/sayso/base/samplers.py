@@ -59,7 +59,7 @@ def checked(sampler: Sampler, no_guidance: float = 1.0) -> Sampler:
     if negative and sampler.guidance_scale == no_guidance:
         raise UserError(
             f"negative_prompt {negative!r} would have no effect, because guidance_scale "
-            f"{no_guidance:g} means no guidance; give a larger --guidance-scale, or no negative prompt"
+            f"{no_guidance:g} means no guidance; raise --guidance-scale or omit the negative prompt"
         )
     return replace(
         sampler,
