@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sayso.base.errors import UserError, check_seed
+from sayso.base.errors import check_seed
 from sayso.base.progress import console
 from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
-from sayso.base.worlds import DEFAULT, find_world, or_world
+from sayso.base.worlds import DEFAULT, find_world
 from sayso.study.info import StudyInfo
 from sayso.study.model_files import model_name, native_size, no_guidance, pipeline
 from sayso.study.pipelines import Pipeline
@@ -32,8 +32,18 @@ class NewConfig:
     """CLIP for rewards and metrics: the built-in world, a folder in transformers' layout, or a hub
     id; default: the world's own, or openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Captioned pre-training images: the built-in world, or a folder of images with a
-    metadata.jsonl (file_name, text); default: the world's own, or none."""
+    """Captioned pre-training images: the built-in world; a folder of images with a metadata.jsonl or
+    metadata.csv (file_name, text); WebDataset shards ('shards/{000..124}.tar') or Parquet files, or
+    a folder of either; a folder saved by datasets; or the hub id of a dataset. Default: the world's
+    own, or none."""
+    pretraining_image: str = ""
+    """Column of the images, or their file ending in shards; default: the first known one."""
+    pretraining_caption: str = ""
+    """Column of the captions; default: the first of text, caption, txt, prompt."""
+    pretraining_filter: str = ""
+    """Which images to take, by other columns, such as "aesthetic >= 6 and width >= 512"."""
+    pretraining_split: str = ""
+    """Split of the dataset; default: train, or the only one."""
     num_inference_steps: int | None = None
     """Sampling steps; default: the world's own, or those of the model's family, or 20."""
     guidance_scale: float | None = None
@@ -70,6 +80,10 @@ def new(path: str | Path, config: NewConfig | None = None) -> Study:
         sampler=sampler,
         feedback_url=_feedback_url(config.feedback_url),
         held_out="by name",
+        pretraining_image=config.pretraining_image,
+        pretraining_caption=config.pretraining_caption,
+        pretraining_filter=_filter(config.pretraining_filter),
+        pretraining_split=config.pretraining_split,
     )
     return Study.create(path, info)
 
@@ -107,11 +121,13 @@ def _feedback_url(given: str) -> str:
 
 
 def _pretraining(given: str) -> str:
-    if not given or find_world(given):
-        return given
-    if Path(given).is_dir():
-        return str(Path(given).resolve())
-    raise UserError(
-        f"pre-training images {given!r}: there is no such folder; give a folder with images and "
-        f"a metadata.jsonl, {or_world()}"
-    )
+    from sayso.data.pretraining_images.opening import source_name
+
+    return source_name(given)
+
+
+def _filter(given: str) -> str:
+    from sayso.data.pretraining_images.filters import parse_filter
+
+    parse_filter(given)
+    return given
