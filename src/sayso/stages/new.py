@@ -32,10 +32,10 @@ class NewConfig:
     """CLIP for rewards and metrics: the built-in world, a folder in transformers' layout, or a hub
     id; default: the world's own, or openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Captioned pre-training images: the built-in world; a folder of images with a metadata.jsonl or
-    metadata.csv (file_name, text); WebDataset shards ('shards/{000..124}.tar') or Parquet files, or
-    a folder of either; a folder saved by datasets; or the hub id of a dataset. Default: the world's
-    own, or none."""
+    """Captioned pre-training images: the built-in world; a folder of images with a metadata.jsonl
+    or metadata.csv (file_name, text); WebDataset shards ('shards/{000..124}.tar') or Parquet files,
+    or a folder of either; a folder saved by datasets; or the hub id of a dataset. Default: the
+    world's own, or none."""
     pretraining_image: str = ""
     """Column of the images, or their file ending in shards; default: the first known one."""
     pretraining_caption: str = ""

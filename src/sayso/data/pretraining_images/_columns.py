@@ -59,7 +59,7 @@ def _one_of(
         if name in there:
             return name
     raise UserError(
-        f"{where} has no {what} column with a known name; its columns are {', '.join(there)}: "
+        f"{where} has no column of {what} with a known name; its columns are {', '.join(there)}: "
         f"make the study with --{flag} and one of them"
     )
 

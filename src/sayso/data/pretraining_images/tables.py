@@ -51,8 +51,8 @@ class _Table(Pack):
         if value is None or (isinstance(value, Mapping) and not value.get("path")):
             return b""
         raise UserError(
-            f"{self.where}, column {image}, holds no pictures but {value!r}; write it anew with "
-            "the pictures in it, as save_to_disk does"
+            f"{self.where}, column {image}, holds {value!r} instead of images; write it "
+            "again with the images in it, as save_to_disk does"
         )
 
     @cached_property
