@@ -57,19 +57,16 @@ class AlignConfig(TrainOptions):
     name: str = ""
     """Name of the run; default: the aligner's."""
     reward: str = "runs/fit-clip_head"
-    """The reward to maximise: a run of fit, or a reward that needs no training, such as
-    clip_score."""
+    """The reward to maximise: a run of fit, or an untrained reward such as clip_score."""
     model: str = "base"
     """The model to start from, on whose images it trains: base, or an earlier run of align."""
     labels: LabelMethod | Literal["auto"] = "auto"
     """How the ratings of an image become its label: share, majority or dawid-skene (see sayso fit
     --help); auto: as for the reward, or share if the reward is not a run of fit."""
     raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose ratings to use; auto: as for the reward, or if it is not a run of fit, people's if
-    there are any."""
+    """Whose ratings to use; auto: as for the reward, or people's if there are any."""
     lora_rank: int = 0
-    """Rank of low-rank adapters to train instead of the whole network; 0 = the whole network, as in
-    the paper."""
+    """Rank of low-rank adapters to train; 0 = train the whole network, as in the paper."""
     pretraining_images: int = 1024
     """Maximum number of pre-training images to use; 625,000 in the paper."""
     leave_out_damaged: bool = False
@@ -78,9 +75,8 @@ class AlignConfig(TrainOptions):
     """Processes that decode pre-training images for the encoder; default: one less than the number
     of processors if a GPU encodes, 0 if a CPU does."""
     conditions: Literal["auto", "table", "encode"] = "auto"
-    """Where conditions (encoded prompts and captions) come from: a table on disk, or the text
-    encoder in every step; auto = a table if it takes at most 1 GiB and the run draws more rows than
-    there are texts."""
+    """Where encoded prompts and captions come from: a table on disk, or the text encoder in every
+    step; auto = a table if it takes at most 1 GiB and more rows are drawn than there are texts."""
     seed: int | None = None
     """Seed for training; default: the study's."""
     mixed_precision: MixedPrecision = "auto"

@@ -32,7 +32,7 @@ class Columns:
 
     def of_image(self, there: Iterable[str], where: str) -> str:
         """The column of the pictures. Raises: UserError: if it is not there; lists the columns."""
-        return _one_of(self.image, IMAGES, list(there), where, "pictures", "pretraining-image")
+        return _one_of(self.image, IMAGES, list(there), where, "images", "pretraining-image")
 
     def of_caption(self, there: Iterable[str], where: str) -> str:
         """The column of the captions. Raises: UserError: as `of_image`."""
