@@ -28,6 +28,7 @@ from sayso.families._folder import (
 )
 from sayso.families._lora import LORA_FILE, REMAKE, merge_lora, save_lora
 from sayso.families._older_selves import unwrapped
+from sayso.families._schedule import noise_of
 
 
 class DiffusersPolicy(Policy):
@@ -275,7 +276,7 @@ class DiffusersPolicy(Policy):
     ) -> Float[Tensor, "b c h w"]:
         """The noise that the images start from, of each row's own generator, as pipelines draw."""
         shape = self.latent_shape(sampler.image_size)
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        return noise_of(generators, shape, self.device)
 
 
 def _encoder_of(tokenizer: str) -> str:

@@ -46,6 +46,9 @@ class NewConfig:
     model's own size, or 512 if the model is not on this machine yet."""
     negative_prompt: str = ""
     """What guidance leads away from; default: the empty prompt."""
+    true_cfg_scale: float = 1.0
+    """Guidance away from the negative prompt for FLUX.1, which is told the other as a number; 1 =
+    none."""
     feedback_url: str = ""
     """Database of the votes, such as postgresql://user@host/name; default: SQLite in the study."""
 
@@ -95,6 +98,7 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
             eta=config.eta,
             image_size=size,
             negative_prompt=config.negative_prompt,
+            true_cfg_scale=config.true_cfg_scale,
         ),
         no_guidance(base_model),
     )
