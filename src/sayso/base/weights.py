@@ -48,10 +48,11 @@ def readable(what: Path | str, advice: str = "restore it") -> Iterator[None]:
     except UNREADABLE as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{what} cannot be loaded ({_reason(error)}); {advice}") from None
+        raise UserError(f"{what} cannot be loaded ({reason_of(error)}); {advice}") from None
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What a library said was wrong, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0].rstrip(".:") if lines else ""
     kind = type(error).__name__

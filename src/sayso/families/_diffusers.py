@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -244,6 +245,18 @@ class DiffusersPolicy(Policy):
                 yield
         else:
             yield
+
+    def pipeline(self) -> Any:
+        """The pipeline of diffusers with these parts, for what it converts and writes itself."""
+        kind = getattr(diffusers, self.pipelines[0])
+        index = read_json(self.path / "model_index.json")
+        modules, options = kind._get_signature_keys(kind)
+        parts = {
+            self.network_part: unwrapped(self.network), "vae": self.vae,
+            "scheduler": self.scheduler, **dict(self.text.items()), **self.tokenizers_of,
+        }  # fmt: skip
+        kept = {name: index[name] for name in options if name in index}
+        return kind(**{name: parts.get(name) for name in modules}, **kept)
 
     # weights
 
