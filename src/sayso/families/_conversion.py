@@ -7,7 +7,7 @@ studies and never stands for anything else.
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
@@ -118,7 +118,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        with suppress(OSError if folder.is_dir() else ()):  # another process was faster
+        if not folder.is_dir():  # or another process was faster
             temporary.rename(folder)
         sync_folder(folder.parent)
     finally:

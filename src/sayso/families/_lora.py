@@ -20,6 +20,8 @@ from sayso.base.weights import (
 LORA_FILE = "pytorch_lora_weights.safetensors"
 REMAKE = "make the run anew: sayso align under another --name"
 OF_THIS_MODEL = "give one that was trained on this model"
+ON_TOP = "on_top"
+"""The name of a LoRA's adapters while they are added to a base."""
 OLDER = {".lora.down.weight": ".lora_A.weight", ".lora.up.weight": ".lora_B.weight"}
 """diffusers' names for the halves of a U-Net's adapters → peft's."""
 
@@ -83,7 +85,7 @@ def add_lora(pipeline: Any, file: Path, base: str) -> None:
             found = pipeline.lora_state_dict(
                 **where, **({"unet_config": unet.config} if unet else {})
             )
-            pipeline.load_lora_weights(**where)
+            pipeline.load_lora_weights(**where, adapter_name=ON_TOP)
         except UNREADABLE as error:
             if is_out_of_memory(error):
                 raise
@@ -91,7 +93,7 @@ def add_lora(pipeline: Any, file: Path, base: str) -> None:
     names = found[0] if isinstance(found, tuple) else found
     given = sum(not name.endswith("alpha") for name in names)
     modules = [m for m in pipeline.components.values() if getattr(m, "peft_config", None)]
-    taken = sum(len(get_peft_model_state_dict(module)) for module in modules)
+    taken = sum(len(get_peft_model_state_dict(module, adapter_name=ON_TOP)) for module in modules)
     if not taken or taken != given:
         raise UserError(
             f"{wrong}: {taken} of its {given} weights are of layers of the model; {OF_THIS_MODEL}"

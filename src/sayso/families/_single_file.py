@@ -1,17 +1,18 @@
 """Models in one .safetensors file, in the layout that they were published in: read by diffusers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
-from sayso.base.weights import quiet_libraries, readable, refuse_differences, stored_format
+from sayso.base.weights import quiet_libraries, readable, stored_format
 from sayso.families._diffusers import DiffusersPolicy
 
 VAE = ("first_stage_model.", "vae.")
@@ -95,15 +96,17 @@ def read_single_file(kind: type[DiffusersPolicy], file: Path, template: Path) ->
                 str(file), config=str(template), subfolder=kind.network_part, **options
             )
         pipeline = policy.pipeline()
-    for part, module in pipeline.components.items():
-        if isinstance(module, nn.Module):
-            missing = [name for name, value in module.state_dict().items() if value.is_meta]
-            refuse_differences(file, [f"{part}.{name}" for name in missing], ())
     return pipeline
 
 
-def _of_this_model(file: Path) -> Any:
-    return readable(file, "give a file, and a --base-config, of the same architecture")
+@contextmanager
+def _of_this_model(file: Path) -> Iterator[None]:
+    advice = "give a file, and a --base-config, of the same architecture"
+    with readable(file, advice):
+        try:
+            yield
+        except NotImplementedError:  # torch, of weights that were made without values and stayed so
+            raise UserError(f"{file} lacks weights that the model needs; {advice}") from None
 
 
 def _any(names: Iterable[str], prefixes: tuple[str, ...]) -> bool:
