@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 test-mutants check format test-kill test-scale bench-rating bench-intervals bench-demo bench-aligners recipe docs clean
+.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench bench-demo bench-aligners recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -36,6 +36,10 @@ test-mutants: $(INSTALLED)  ## faults planted in the method's core: which does n
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutants]"
 	$(BIN)/python benchmarks/planted_faults.py
 
+test-quantised: $(INSTALLED)  ## 4 and 8 bits: frozen weights and AdamW's moments, through bitsandbytes
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quantised]"
+	$(BIN)/python -m pytest tests/test_quantised.py
+
 test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600
 	$(BIN)/python -m pytest tests/kill/test_votes.py --vote-kills 1000 --timeout 7200 -rP
@@ -52,8 +56,10 @@ bench-rating: $(INSTALLED)  ## speed of the rating app: page, load, a large stud
 bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of a prompt are alike
 	$(BIN)/python benchmarks/intervals.py
 
-bench-demo: $(INSTALLED)  ## seconds of each part of the demo; sampling and training against diffusers'
-	$(BIN)/python benchmarks/network.py
+bench: $(INSTALLED)  ## training step, sampling and reward, each against the everyday way, in turns
+	$(BIN)/python benchmarks/speed.py
+
+bench-demo: $(INSTALLED)  ## seconds of each part of the demo
 	$(BIN)/python benchmarks/demo.py
 
 bench-aligners: $(INSTALLED)  ## rwr, dpo and grpo on the same ratings: how many images are true to their prompt

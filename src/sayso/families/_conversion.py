@@ -18,6 +18,7 @@ from sayso.base.hashes import file_digest, folder_digest, user_cache
 from sayso.base.progress import console
 from sayso.base.types import digest
 from sayso.families._diffusers import DiffusersPolicy
+from sayso.families._folder import refuse_few_step_names
 from sayso.families._loading import family, resolve
 from sayso.families._lora import LORA_FILE, add_lora
 from sayso.families._single_file import CPU, fetch_template, read_single_file, template_of
@@ -37,6 +38,8 @@ def as_folder(base: str, config: str = "", lora: str = "") -> Path:
     Raises: UserError: if the parts do not belong together, or are not there.
     """
     single = base.endswith(".safetensors")
+    if single:
+        refuse_few_step_names(Path(base), Path(lora).stem if lora else None)
     if config and not single:
         raise UserError(f"--base-config is for a single file, and {base} is none; leave it away")
     file = _file(base) if single else None

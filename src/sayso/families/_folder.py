@@ -22,6 +22,7 @@ FEW_STEPS = re.compile(
     r"(?<![a-z])(turbo|lightning|lcm|hyper-?sdx?l?|dmd2?|schnell|distilled)(?![a-z])", re.IGNORECASE
 )
 """What few-step models are called."""
+DISTILLED_FROM = "the model that it was distilled from"
 
 
 def class_name(index: JsonObject, part: str, folder: Path) -> str:
@@ -47,16 +48,18 @@ def diffusers_class(name: str, folder: Path) -> Any:
     return kind
 
 
-def refuse_few_steps(where: Path, why: str) -> NoReturn:
-    """Raises: UserError: in any case.
+def refuse_few_steps(where: Path, sign: str, give: str = DISTILLED_FROM) -> NoReturn:
+    """Raise the refusal of a model that was distilled to draw in few steps.
 
     Args:
-        where: the model, or its scheduler.
-        why: what it is known by.
+        where: what says so.
+        sign: what it says.
+        give: the model to give in its place.
+    Raises: UserError: always.
     """
     raise UserError(
-        f"{where} is of a few-step model ({why}), which training would teach to need many steps "
-        "again; give the model that it was distilled from"
+        f"{where} {sign}: it was distilled to draw in few steps, which the ordinary denoising loss "
+        f"would undo; give {give}"
     )
 
 
@@ -71,7 +74,7 @@ def refuse_few_step_names(folder: Path, *given: object) -> None:
     hub = [part for part in folder.parts if part.startswith("models--")]
     for name in (folder.name, *hub, *given):
         if found := FEW_STEPS.search(str(name)):
-            refuse_few_steps(folder, f"{found[0]} in the name {name}")
+            refuse_few_steps(folder, f"is called {name}, with {found[0]} in it")
 
 
 def transformers_class(name: str) -> Any:

@@ -49,7 +49,7 @@ def load_scheduler(folder: Path, name: str) -> Any:
     """
     where = folder / "scheduler"
     if name in FEW_STEP:
-        refuse_few_steps(where, name)
+        refuse_few_steps(where, f"is a {name}")
     if name not in ACCEPTED:
         raise UserError(
             f"{where} is a {name}, which sayso does not draw with; name another in "
@@ -63,7 +63,7 @@ def load_scheduler(folder: Path, name: str) -> Any:
         if wrong:
             scheduler = kind.from_config(scheduler.config, **wrong)
     if _is_turbo(name, scheduler.config):
-        refuse_few_steps(where, f"{name} with timestep_spacing trailing and without zero SNR")
+        refuse_few_steps(where, f"is a {name} with trailing timesteps and without zero SNR")
     predicted = scheduler.config.get("prediction_type", PREDICTIONS[0])
     if predicted not in PREDICTIONS:
         raise UserError(
