@@ -38,8 +38,7 @@ def as_folder(base: str, config: str = "", lora: str = "") -> Path:
     Raises: UserError: if the parts do not belong together, or are not there.
     """
     single = base.endswith(".safetensors")
-    if single:
-        refuse_few_step_names(Path(base), Path(lora).stem if lora else None)
+    refuse_few_step_names(Path(base), Path(lora).stem)
     if config and not single:
         raise UserError(f"--base-config is for a single file, and {base} is none; leave it away")
     file = _file(base) if single else None
