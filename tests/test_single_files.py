@@ -219,7 +219,7 @@ def test_files_that_lack_weights_or_fit_nothing(bases: dict[str, Path], tmp_path
     assert "NaN" in refused(str(file), str(base))
     write_single_file(pipeline_of(base), file)
     edit(file, lambda t: t | {"v_pred": torch.zeros(0)})
-    assert "marked as predicting v" in refused(str(file), str(base))
+    assert "says that it predicts v" in refused(str(file), str(base))
     edit(file, lambda t: t | {"x.scale_weight": torch.zeros(1)})
     assert "quantised" in refused(str(file), str(base))
     assert not list((tmp_path / "cache/sayso/models").glob("*"))

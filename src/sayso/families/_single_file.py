@@ -119,9 +119,9 @@ def _refuse_unreadable(file: Path, tensors: dict[str, Tensor], template: Path) -
             f"{file} holds quantised weights, which cannot be trained; give the fp16 or bf16 file"
         )
     scheduler = read_json(template / "scheduler" / "scheduler_config.json")
-    marked, said = "v_pred" in tensors, scheduler.get("prediction_type", "epsilon")
-    if marked and said != "v_prediction":
+    flagged, said = "v_pred" in tensors, scheduler.get("prediction_type", "epsilon")
+    if flagged and said != "v_prediction":
         raise UserError(
-            f"{file} is marked as predicting v, and {template / 'scheduler'} says {said}; give "
+            f"{file} says that it predicts v (v_pred), and {template / 'scheduler'} says {said}; give "
             "--base-config with a scheduler of prediction_type v_prediction"
         )
