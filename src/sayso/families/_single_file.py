@@ -122,6 +122,6 @@ def _refuse_unreadable(file: Path, tensors: dict[str, Tensor], template: Path) -
     flagged, said = "v_pred" in tensors, scheduler.get("prediction_type", "epsilon")
     if flagged and said != "v_prediction":
         raise UserError(
-            f"{file} says that it predicts v (v_pred), and {template / 'scheduler'} says {said}; give "
+            f"{file} says that it predicts v, but {template / 'scheduler'} says {said}; give "
             "--base-config with a scheduler of prediction_type v_prediction"
         )
