@@ -11,7 +11,8 @@ from torch import Tensor
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.families._conditions import Cond
-from sayso.families._flow import FlowPolicy, pack, refuse_few_steps, unpack
+from sayso.families._flow import FlowPolicy, pack, unpack
+from sayso.families._folder import refuse_few_steps
 from sayso.families._tiny_flow import tiny_flux
 
 GUIDANCE = 3.5

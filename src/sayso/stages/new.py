@@ -8,6 +8,7 @@ from sayso.base.progress import console
 from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT, find_world
+from sayso.stages._base_model import base_model_name
 from sayso.study.info import StudyInfo
 from sayso.study.model_files import model_name, native_size, no_guidance, pipeline
 from sayso.study.pipelines import Pipeline
@@ -26,7 +27,13 @@ class NewConfig:
     seed: int = 0
     """Seed of all prompts, images and training runs of the study; from 0 to 2⁶³ − 1."""
     base_model: str = DEFAULT
-    """The model to align: the shipped world, a diffusers folder, or a hub id."""
+    """The model to align: the shipped world, a diffusers folder, a hub id, or a .safetensors file
+    with the whole model, which is written once as a folder to the user's cache."""
+    base_config: str = ""
+    """Of a base model in one file: a folder or hub id of the same architecture, whose configs,
+    tokenizers and missing parts are taken; default: that on the hub which diffusers takes."""
+    base_lora: str = ""
+    """A LoRA (.safetensors, of diffusers, peft or kohya) to add to the base model's weights."""
     clip_model: str = ""
     """CLIP for rewards and metrics: a world, a transformers folder, or a hub id; default: the
     world's own, else openai/clip-vit-large-patch14 as in the paper."""
@@ -70,7 +77,7 @@ def new(path: str | Path, config: NewConfig | None = None) -> Study:
     """
     config = config or NewConfig()
     check_seed(config.seed)
-    base = model_name(config.base_model, "base model", "model_index.json")
+    base = base_model_name(config.base_model, config.base_config, config.base_lora)
     sampler = _sampler(config, base)
     world = config.base_model if find_world(config.base_model) else ""
     clip = config.clip_model or world or CLIP
@@ -92,7 +99,7 @@ def new(path: str | Path, config: NewConfig | None = None) -> Study:
 
 
 def _sampler(config: NewConfig, base_model: str) -> Sampler:
-    world = find_world(base_model)
+    world = find_world(config.base_model)
     known = pipeline(base_model) or Pipeline()
     usual = Sampler(known.num_inference_steps, known.guidance_scale)
     base = world.sampler if world else usual
