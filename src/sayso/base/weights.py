@@ -1,5 +1,6 @@
 """Weights as they lie on disk: whole, under their own names and finite, or refused in one line."""
 
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,10 +49,11 @@ def readable(what: Path | str, advice: str = "restore it") -> Iterator[None]:
     except UNREADABLE as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{what} cannot be loaded ({_reason(error)}); {advice}") from None
+        raise UserError(f"{what} cannot be loaded ({reason_of(error)}); {advice}") from None
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What a library said was wrong, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0].rstrip(".:") if lines else ""
     kind = type(error).__name__
@@ -169,7 +171,8 @@ def refuse_pointer(file: Path) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """A block in which diffusers and transformers print neither warnings nor progress bars.
+    """A block in which diffusers and transformers print neither warnings nor progress bars, nor
+    the errors that they raise too.
 
     What matters of what they would say is refused by name.
     """
@@ -180,7 +183,7 @@ def quiet_libraries() -> Iterator[None]:
     before = [logger.get_verbosity() for logger in loggers]
     bars = transformers_logging.is_progress_bar_enabled()
     for logger in loggers:
-        logger.set_verbosity_error()
+        logger.set_verbosity(logging.CRITICAL)
     # a bar for the moment of loading would only break ours
     transformers_logging.disable_progress_bar()
     try:

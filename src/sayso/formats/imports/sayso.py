@@ -34,7 +34,7 @@ class Sayso(TableImport):
             "model", "base_model", "revision", "seed", "num_inference_steps", "guidance_scale",
             "eta", "negative_prompt", "width", "height",
         )
-    } | {"model_identity": Column("any")}  # fmt: skip
+    } | {"model_identity": Column("any"), "true_cfg_scale": Column("any")}  # fmt: skip
 
     def entries(self, path: Path, context: Context) -> Iterator[Entry]:
         if not path.is_dir():
@@ -55,6 +55,7 @@ class Sayso(TableImport):
         sampler = Sampler(
             row["num_inference_steps"], row["guidance_scale"], row["eta"],
             Size(row["width"], row["height"]), row["negative_prompt"],
+            row.get("true_cfg_scale") or 1.0,
         )  # fmt: skip
         path = context.study.image_path(row["sample_id"])
         sample = Sample(
