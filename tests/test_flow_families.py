@@ -391,5 +391,5 @@ def test_another_true_cfg_scale_is_another_image() -> None:
         sample_id("p", "base", 1, replace(drawn, true_cfg_scale=scale)) for scale in (1.0, 2.0, 3.0)
     }
     assert len(ids) == 3
-    with pytest.raises(UserError, match="would change nothing without a negative prompt"):
+    with pytest.raises(UserError, match="would have no effect without a negative prompt"):
         checked(replace(sampler(3.5), true_cfg_scale=2.0))
