@@ -51,7 +51,7 @@ PRETRAINING = "pre-training images"
 class AlignConfig(TrainOptions):
     """How to fine-tune the model. The options of the aligner follow below."""
 
-    portions: ClassVar = TrainOptions.portions | {"workers"}
+    portions: ClassVar = TrainOptions.portions | {"workers", "forecast_for"}
 
     aligner: str = "rwr"
     """The algorithm: an aligner plug-in, or your own, such as ./mine.py."""
@@ -84,6 +84,9 @@ class AlignConfig(TrainOptions):
     step; auto = a table if it takes at most 1 GiB and more rows are drawn than there are texts."""
     seed: int | None = None
     """Seed for training; default: the study's."""
+    forecast_for: str = ""
+    """With --dry-run: the device to forecast for, in place of this machine's: its memory (24GB), a
+    card (rtx3090, rtx4090, a100, h100, h200), or several (4x24GB)."""
     mixed_precision: MixedPrecision = "auto"
     """Precision of the network's arithmetic; auto = bf16 if the machine supports it."""
 
@@ -114,9 +117,9 @@ class AlignConfig(TrainOptions):
 
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
-    """What would be done: rows, images a step, passes over the data, disk and memory.
+    """What would be done: rows, images per step, passes over the data; disk, memory and hours.
 
-    Loads the model, to know its sizes, if it is on this machine.
+    Raises: UserError: if the memory does not suffice, with the options that would make it fit.
     """
     from sayso.aligners import load_aligner
     from sayso.stages._forecast import forecast
@@ -129,7 +132,7 @@ def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     own, seen = len(images.samples), config.max_steps * config.batch_size
     kept = _conditions(config, aligner, len(set(images.texts)))
     n_pretraining = _n_pretraining(config, aligner)
-    sizes = forecast(study, config, config.model, config.lora_rank, images, n_pretraining, kept)
+    sizes = forecast(study, config, aligner, images, n_pretraining, kept)
     return {
         "learning_rate": config.learning_rate,
         "pretraining_weight": config.pretraining_weight,
