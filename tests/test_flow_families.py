@@ -288,7 +288,7 @@ def test_a_missing_t5_gives_zeros_as_in_the_pipeline(tmp_path: Path) -> None:
     for i, one in enumerate(expected):
         for key, value in one.items():
             torch.testing.assert_close(ours[key][i], value, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match="has 39 tokens and would be cut; the model reads 38"):
+    with pytest.raises(UserError, match="has 39 tokens and would be truncated; the model reads 38"):
         both.policy.check_prompts(["a " * 39])
     assert too_long(str(tmp_path), ["b", "a " * 39]) == ("a " * 39, 39, 38, 1)
 
@@ -445,5 +445,5 @@ def test_another_true_cfg_scale_is_another_image() -> None:
         sample_id("p", "base", 1, replace(drawn, true_cfg_scale=scale)) for scale in (1.0, 2.0, 3.0)
     }
     assert len(ids) == 3
-    with pytest.raises(UserError, match="would change nothing without a negative prompt"):
+    with pytest.raises(UserError, match="would have no effect without a negative prompt"):
         checked(replace(sampler(3.5), true_cfg_scale=2.0))

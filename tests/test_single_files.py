@@ -124,7 +124,7 @@ def test_a_file_with_the_network_alone_takes_the_rest_of_the_folder(
     save_file(network, file)
     folder = as_folder(str(file), str(base))
     torch.testing.assert_close(predicted(folder), predicted(base) + 1)
-    with pytest.raises(UserError, match=r"vae holds no \.safetensors weights"):
+    with pytest.raises(UserError, match=r"vae has no \.safetensors weights"):
         as_folder(str(file), str(configs_of(base, tmp_path / "configs")))
 
 

@@ -71,7 +71,7 @@ def _check_ranges(sampler: Sampler, no_guidance: float) -> None:
     }  # fmt: skip
     for name, (right, allowed) in ranges.items():
         if not right:
-            raise UserError(f"{name} {getattr(sampler, name)} is not possible; give {allowed}")
+            raise UserError(f"{name} {getattr(sampler, name)} is not allowed; give {allowed}")
 
 
 def _refuse_idle(sampler: Sampler, no_guidance: float, *, true_cfg: bool) -> None:
@@ -79,16 +79,16 @@ def _refuse_idle(sampler: Sampler, no_guidance: float, *, true_cfg: bool) -> Non
     negative = sampler.negative_prompt
     if sampler.true_cfg_scale > 1 and not true_cfg:
         raise UserError(
-            f"true_cfg_scale {sampler.true_cfg_scale:g} is for models that are told guidance_scale "
-            "as a number, and this one is not; give --guidance-scale alone"
+            f"true_cfg_scale {sampler.true_cfg_scale:g} is for models with an embedded "
+            "guidance_scale, and this one is not; use --guidance-scale alone"
         )
     if sampler.true_cfg_scale > 1 and not negative:
         raise UserError(
-            f"true_cfg_scale {sampler.true_cfg_scale:g} would change nothing without a negative "
-            "prompt; give --negative-prompt, or leave it out"
+            f"true_cfg_scale {sampler.true_cfg_scale:g} would have no effect without a negative "
+            "prompt; give --negative-prompt, or omit it"
         )
     if negative and sampler.guidance_scale == no_guidance and sampler.true_cfg_scale == 1:
         raise UserError(
-            f"negative_prompt {negative!r} would change nothing: guidance_scale {no_guidance:g} is "
-            "no guidance; give a larger --guidance-scale, or no negative prompt"
+            f"negative_prompt {negative!r} would have no effect, because guidance_scale "
+            f"{no_guidance:g} means no guidance; raise --guidance-scale or omit the negative prompt"
         )

@@ -216,7 +216,7 @@ class DiffusersPolicy(Policy):
             for text, length in zip(texts, lengths, strict=True):
                 if length > limit:
                     raise UserError(
-                        f"prompt {text!r} has {length - own} tokens and would be cut; "
+                        f"prompt {text!r} has {length - own} tokens and would be truncated; "
                         f"the model reads {limit - own}: shorten it"
                     )
 
@@ -287,7 +287,9 @@ class DiffusersPolicy(Policy):
             saved = load_part(type(self.network), folder, part, self.dtype)
             put(self.network, saved.state_dict(), folder / part, REMAKE)
         else:
-            raise UserError(f"{folder} holds neither {part}/ nor {LORA_FILE}; repeat the align run")
+            raise UserError(
+                f"{folder} holds neither {part}/ nor {LORA_FILE}; run sayso align again"
+            )
 
     def start_noise(
         self, generators: Sequence[torch.Generator], sampler: Sampler

@@ -38,7 +38,7 @@ class Sayso(TableImport):
 
     def entries(self, path: Path, context: Context) -> Iterator[Entry]:
         if not path.is_dir():
-            raise UserError(f"{path} is no folder; give the folder that sayso export wrote")
+            raise UserError(f"{path} is not a folder; give the folder that sayso export wrote")
         manifest = read_manifest(path)
         if manifest.get("format") != "sayso":
             raise UserError(f"{path} has format {manifest.get('format')!r}; give it with --format")
@@ -97,7 +97,7 @@ class _Chains:
 
 def _vote(row: Mapping[str, Any], chains: _Chains) -> Entry:
     if row["vote_id"] in chains.taken_back:
-        return Entry(left_out="votes taken back")
+        return Entry(left_out="withdrawn votes")
     if row["attention"]:
         return Entry(left_out="attention items")
     if row.get("excluded"):
