@@ -83,7 +83,7 @@ def test_a_negative_prompt_is_the_pipelines(both: Flow) -> None:
             both.policy.check_sampler(drawn)
         drawn = replace(drawn, true_cfg_scale=2.5)
     else:
-        with pytest.raises(UserError, match="for models that are told guidance_scale"):
+        with pytest.raises(UserError, match="true_cfg_scale 2.5 is for models"):
             both.policy.check_sampler(replace(drawn, true_cfg_scale=2.5))
     both.policy.check_sampler(drawn)
     assert both.policy.guidance(drawn) == (2.5 if both.name == "flux" else 3.0)
@@ -221,8 +221,6 @@ def test_align_may_choose_the_times(both: Flow, tmp_path: Path, how: Any) -> Non
     work = work_of(study, options, load_aligner("sft")(), policy, rows, given, reward="", seed=0)
     usual = "logit_normal" if both.name == "sd3" else "grid"
     assert work.policy.timestep_sampling == (usual if how == "auto" else how)
-    with pytest.raises(UserError, match="choose auto, uniform, logit_normal, grid"):
-        replace(options, timestep_sampling="sigmoid").check()
 
 
 @torch.no_grad()
