@@ -37,32 +37,41 @@ class Behind(GoodImages):
     needs: ClassVar = frozenset({"data", "old"})
 
 
+@dataclasses.dataclass(frozen=True)
+class BarePairs(DirectPreference):
+    """Pairs without pre-training rows."""
+
+    def batches(self, work: Work) -> Iterator[Batch]:
+        return (Batch(batch.tensors) for batch in super().batches(work))
+
+
 @pytest.mark.parametrize("start", [0, 2])
-@pytest.mark.parametrize("unit", [1, 2])
-def test_pretraining_rows_are_those_of_the_step(start: int, unit: int) -> None:
-    """Those that an aligner brings, or else what the step draws, and the process's share."""
-    both = toy_work(batch_size=6, n_pretraining=2, world=2, start_step=start)
+@pytest.mark.parametrize(("aligner", "sizes"), [(Bare(), [1, 1]), (BarePairs(), [0, 2])])
+def test_pretraining_rows_are_those_of_the_step(
+    start: int, aligner: Aligner, sizes: list[int]
+) -> None:
+    """What the step draws, and of that the process's share."""
     for rank in (0, 1):
-        ready = dataclasses.replace(both, rank=rank)
-        aligner = dataclasses.replace(DirectPreference()) if unit == 2 else Bare()
-        bare = (Batch(batch.tensors) for batch in aligner.batches(ready))
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(type(aligner), "batches", lambda _, __, bare=bare: bare)
-            made = list(_ahead(aligner, ready))
+        ready = toy_work(batch_size=6, n_pretraining=2, rank=rank, world=2, start_step=start)
+        made = list(_ahead(aligner, ready))
         assert len(made) == 4 - start
         for step, batch in enumerate(made, start):
-            expected = ready.pretraining_batch(step, unit)
-            assert batch.pretraining is not None
-            assert expected is not None
-            assert len(batch.pretraining) == (1 if unit == 1 else [0, 2][rank])
-            assert torch.equal(batch.pretraining["noise"], expected["noise"])
-            assert torch.equal(batch.pretraining["latents"], expected["latents"])
-    own = [batch.pretraining for batch in GoodImages().batches(both)]
-    kept = [batch.pretraining for batch in _ahead(GoodImages(), both)]
-    for one, other in zip(own, kept, strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one["noise"], other["noise"])
+            expected = ready.pretraining_batch(step, aligner.unit)
+            assert_same(batch.pretraining, expected)
+            assert len(batch.pretraining or ()) == sizes[rank]
+
+
+def test_pretraining_rows_that_an_aligner_brings_stay() -> None:
+    ready = toy_work(batch_size=6, n_pretraining=2)
+    for own, made in zip(GoodImages().batches(ready), _ahead(GoodImages(), ready), strict=True):
+        assert_same(own.pretraining, made.pretraining)
+
+
+def assert_same(one: Batch | None, other: Batch | None) -> None:
+    assert one is not None
+    assert other is not None
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one.tensors)
 
 
 @pytest.mark.parametrize(
