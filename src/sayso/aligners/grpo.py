@@ -105,7 +105,9 @@ class GroupPolicy(Aligner):
             )
             for whole in rows.split(work.batch_size)[: work.max_steps - start]:
                 image, k = whole[work.share(work.batch_size)].unbind(1)
-                yield step_batch(drawn, image, k, sampler).plus(advantage=advantage[image])
+                yield step_batch(drawn, image, k, work.policy.guidance(sampler)).plus(
+                    advantage=advantage[image]
+                )
 
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prediction, times = work.prediction(batch), (batch["t"], batch["s"])

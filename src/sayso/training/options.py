@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from sayso.base.errors import UserError
 from sayso.base.extras import need
+from sayso.base.samplers import TimestepSampling
 
 Options = TypeVar("Options", bound="TrainOptions")
 
@@ -54,6 +55,10 @@ class TrainOptions:
     norm_guard: float = 0.0
     """Weight of a hinge on predictions that are larger than those of the frozen start, whose images
     come out over-saturated and over-sharp. 0 = off."""
+    timestep_sampling: Literal["auto", TimestepSampling] = "auto"
+    """Times at which training predicts: uniform, logit_normal, or grid, those of the study's
+    sampler. auto = the family's: uniform for Stable Diffusion 1, 2 and XL, logit_normal for 3, grid
+    for the others. Flow models shift the first two as they do for drawing."""
     gradient_checkpointing: bool = False
     """Compute parts of the network twice in place of keeping them: less memory, a third slower."""
     compile: bool = False
@@ -81,6 +86,11 @@ class TrainOptions:
             weight = getattr(self, name)
             if weight is not None and not 0 <= weight < float("inf"):
                 raise UserError(f"{name} {weight} must be at least 0")
+        known = ("auto", *get_args(TimestepSampling))
+        if self.timestep_sampling not in known:
+            raise UserError(
+                f"timestep_sampling {self.timestep_sampling!r}; choose {', '.join(known)}"
+            )
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
         if self.optimizer == "adamw8bit":
