@@ -186,3 +186,34 @@ def test_steps_between_rollouts_are_those_of_the_aligners_rows(tmp_path: Path) -
     accelerator = make_accelerator("no")
     ready = placed(toy_work(), aligner, options, accelerator)
     assert _Loop(ready, aligner, options, run_at(tmp_path / "r"), accelerator).period == 4
+
+
+@pytest.mark.parametrize(
+    ("fraction", "world", "expected"),
+    [
+        (0.5, 1, [[(4, 0), (4, 0), (0, 4), (0, 4)]]),
+        (0.375, 1, [[(4, 0), (4, 0), (2, 2), (0, 4)]]),
+        (0.375, 2, [[(4, 0), (2, 2)], [(4, 0), (0, 4)]]),
+        (0.0, 2, [[(4, 0), (4, 0)]] * 2),
+    ],
+)
+def test_micro_batches_of_pairs_and_pretraining_rows(
+    tmp_path: Path, fraction: float, world: int, expected: list[list[tuple[int, int]]]
+) -> None:
+    aligner, accelerator = DirectPreference(), make_accelerator("no")
+    options = dataclasses.replace(
+        OPTIONS, batch_size=16, micro_batch_size=4, pretraining_weight=0.1,
+        pretraining_fraction=fraction,
+    ).for_aligner(aligner.defaults)  # fmt: skip
+    ready = placed(toy_work(), aligner, options, accelerator)
+    loop = _Loop(ready, aligner, options, run_at(tmp_path / "r"), accelerator)
+    for rank, sizes in enumerate(expected):
+        loop.work = dataclasses.replace(ready, rank=rank, world=world)
+        batch = next(iter(aligner.batches(loop.work)))
+        parts = [part for part, _ in loop._parts(batch)]
+        assert [(len(p.own), len(p.pretraining or ())) for p in parts] == sizes
+        assert torch.equal(torch.cat([p.own["noise"] for p in parts]), batch["noise"])
+        natural = [p.pretraining["noise"] for p in parts if p.pretraining]
+        assert bool(natural) == bool(batch.pretraining)
+        if batch.pretraining:
+            assert torch.equal(torch.cat(natural), batch.pretraining["noise"])
