@@ -286,7 +286,7 @@ def test_a_missing_t5_gives_zeros_as_in_the_pipeline(tmp_path: Path) -> None:
     for i, one in enumerate(expected):
         for key, value in one.items():
             torch.testing.assert_close(ours[key][i], value, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match=r"has 39 tokens and would be truncated; the model reads 38"):
+    with pytest.raises(UserError, match=r"has 39 tokens .* reads 38"):
         both.policy.check_prompts(["a " * 39])
     assert too_long(str(tmp_path), ["b", "a " * 39]) == ("a " * 39, 39, 38, 1)
 
