@@ -77,7 +77,7 @@ def test_a_negative_prompt_is_the_pipelines(both: Flow) -> None:
             both.policy.check_sampler(drawn)
         drawn = replace(drawn, true_cfg_scale=2.5)
     else:
-        with pytest.raises(UserError, match="for models that are told guidance_scale"):
+        with pytest.raises(UserError, match="for models with an embedded guidance_scale"):
             both.policy.check_sampler(replace(drawn, true_cfg_scale=2.5))
     both.policy.check_sampler(drawn)
     assert both.policy.guidance(drawn) == (2.5 if both.name == "flux" else 3.0)
