@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from single_files import write_single_file
 
 from sayso.base.errors import UserError
+from sayso.base.hashes import file_digest
 from sayso.base.plugins import load_plugin, plugin_names
 from sayso.base.types import Sampler, Size
 from sayso.families import Policy, take
@@ -23,6 +24,7 @@ from sayso.families._lora import LORA_FILE
 from sayso.stages.moved import MovedConfig, moved
 from sayso.stages.new import NewConfig, new
 from sayso.study.identity import base_identity
+from sayso.study.provenance import licence, loaded
 
 CPU = torch.device("cpu")
 FAMILIES = ("stable_diffusion", "sdxl")
@@ -90,7 +92,9 @@ def test_a_single_file_is_the_model_that_it_was_made_of(
     before = folder.stat().st_mtime_ns
     assert as_folder(str(file), str(tmp_path / "configs")) == folder
     assert folder.stat().st_mtime_ns == before
-    assert json.loads((folder / "sayso.json").read_text())["base"] == str(file)
+    (row,) = loaded([folder])
+    assert row["made_of"]["base"] == str(file)
+    assert row["made_of"]["base_sha256"] == file_digest(file)
 
 
 def test_half_precision_stays_half(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -159,7 +163,11 @@ def test_a_lora_is_added_as_diffusers_adds_it(
         })  # fmt: skip
     if layout == "kohya":
         edit(file, kohya)
-    folder = as_folder(str(bases[name]), lora=str(file.parent))
+    base = Path(shutil.copytree(bases[name], tmp_path / "model-1.5"))
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    folder = as_folder(str(base), lora=str(file.parent))
+    assert folder.name.startswith("model-1.5-")
+    assert licence(folder) == "mit"
     pipeline = pipeline_of(bases[name])
     pipeline.load_lora_weights(file.parent)
     kind: Any = family(bases[name])
