@@ -93,14 +93,14 @@ def scheduler_class(name: str) -> Change:
 
 
 LOADS: dict[str, tuple[Change, str]] = {
-    "fp16 variant": (renamed(UNET, FP16), "unet: the fp16 variant"),
-    "non_ema variant": (renamed(UNET, NON_EMA), "unet: the non_ema variant"),
+    "fp16 variant": (renamed(UNET, FP16), "unet: using the fp16 variant"),
+    "non_ema variant": (renamed(UNET, NON_EMA), "unet: using the non_ema variant"),
     "fp16 of the text encoder": (renamed(TEXT, "model.fp16.safetensors"), "the fp16 variant"),
     "in pieces": (saved_in("unet", UNet2DConditionModel, max_shard_size="300KB"), ""),
     "text encoder in pieces": (saved_in("text_encoder", CLIPTextModel, max_shard_size="20KB"), ""),
     "fp16 in pieces": (
         saved_in("unet", UNet2DConditionModel, max_shard_size="300KB", variant="fp16"),
-        "unet: the fp16 variant",
+        "unet: using the fp16 variant",
     ),
     "variant beside the plain weights": (
         lambda folder: shutil.copy(folder / TEXT, folder / "text_encoder/model.fp16.safetensors"),
@@ -128,9 +128,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "truncated text encoder": (truncated(TEXT), r"text_encoder cannot be loaded \(.+\)"),
     "empty VAE": (written(VAE, ""), r"vae cannot be loaded \(.+\)"),
     "LFS pointer": (written(UNET, POINTER), r"unet/diff.* is a Git LFS pointer.*git lfs pull"),
-    "pickle": (renamed(UNET, "diffusion_pytorch_model.bin"), r"unet holds no \.safetensors"),
-    "no U-Net": (removed("unet"), r"unet holds no \.safetensors"),
-    "no VAE folder": (removed("vae"), r"vae holds no \.safetensors"),
+    "pickle": (renamed(UNET, "diffusion_pytorch_model.bin"), r"unet has no \.safetensors"),
+    "no U-Net": (removed("unet"), r"unet has no \.safetensors"),
+    "no VAE folder": (removed("vae"), r"vae has no \.safetensors"),
     "null VAE": (json_with(INDEX, vae=[None, None]), r"model_index\.json names no vae"),
     "VAE not named": (json_with(INDEX, vae="absent"), r"model_index\.json names no vae"),
     "VAE as a word": (json_with(INDEX, vae="AutoencoderKL"), r"model_index\.json names no vae"),
@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         unet_with(class_embed_type="timestep"), r"more than a text \(class_embed_type\)",
     ),
     "U-Net of another width": (
-        unet_with(cross_attention_dim=16), "text_encoder gives 32 numbers a word, unet takes 16",
+        unet_with(cross_attention_dim=16), "text_encoder gives 32 numbers per token, unet takes 16",
     ),
     "VAE of another model": (
         lambda folder: AutoencoderKL(

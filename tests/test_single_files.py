@@ -132,7 +132,7 @@ def test_a_file_with_the_network_alone_takes_the_rest_of_the_folder(
     found = load_file(folder / kind.network_part / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(found[key], value * 1.1) for key, value in network.items())
     assert (drawn(folder) - drawn(base)).abs().max() > 1e-3
-    with pytest.raises(UserError, match=r"vae holds no \.safetensors weights"):
+    with pytest.raises(UserError, match=r"vae has no \.safetensors weights"):
         as_folder(str(file), str(configs_of(base, tmp_path / "configs")))
 
 

@@ -86,7 +86,9 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = to
     )
     refuse_not_finite(where, model.state_dict())
     if variant:
-        console.print(f"{where}: the {variant} variant of the weights, loaded as {str(dtype)[6:]}")
+        console.print(
+            f"{where}: using the {variant} variant of the weights, loaded as {str(dtype)[6:]}"
+        )
     return model
 
 
@@ -138,8 +140,8 @@ def _variant(folder: Path) -> str | None:
     names = [path.name for path in sorted(folder.glob("*.safetensors"))]
     if not names:
         raise UserError(
-            f"{folder} holds no .safetensors weights (pickled ones are not read, they can run "
-            "code); save the model with safe_serialization=True"
+            f"{folder} has no .safetensors weights (pickled weights are not read, because they "
+            "can run code); save the model with safe_serialization=True"
         )
     for name in names:
         refuse_pointer(folder / name)
@@ -237,9 +239,9 @@ def refuse_differences(
     """
     if prefix := _prefix(missing, unexpected):
         raise UserError(
-            f"{where} has its weights under other names: all {len(unexpected)} that the model does "
-            f"not know begin with {prefix!r}, such as {min(unexpected)}; save the model that was "
-            "wrapped, or take the prefix off the names"
+            f"{where} has its weights under other names: all {len(unexpected)} that the model "
+            f"does not know begin with {prefix!r}, such as {min(unexpected)}; save the unwrapped "
+            "model, or remove the prefix from the names"
         )
     said = []
     if missing:
@@ -251,7 +253,7 @@ def refuse_differences(
             f"{name} {list(given)} where the model has {list(wanted)}"
             for name, given, wanted in mismatched
         ]
-        said.append(f"has weights of another shape ({_some(shapes)})")
+        said.append(f"has weights of the wrong shape ({_some(shapes)})")
     if said:
         raise UserError(f"{where} {' and '.join(said)}; {advice}")
 

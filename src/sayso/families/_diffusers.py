@@ -30,6 +30,7 @@ from sayso.families._folder import (
 )
 from sayso.families._lora import LORA_FILE, REMAKE, merge_lora, save_lora
 from sayso.families._older_selves import unwrapped
+from sayso.families._schedule import noise_of
 
 
 class DiffusersPolicy(Policy):
@@ -215,7 +216,7 @@ class DiffusersPolicy(Policy):
             for text, length in zip(texts, lengths, strict=True):
                 if length > limit:
                     raise UserError(
-                        f"prompt {text!r} has {length - own} tokens and would be cut; "
+                        f"prompt {text!r} has {length - own} tokens and would be truncated; "
                         f"the model reads {limit - own}: shorten it"
                     )
 
@@ -286,14 +287,16 @@ class DiffusersPolicy(Policy):
             saved = load_part(type(self.network), folder, part, self.dtype)
             put(self.network, saved.state_dict(), folder / part, REMAKE)
         else:
-            raise UserError(f"{folder} holds neither {part}/ nor {LORA_FILE}; repeat the align run")
+            raise UserError(
+                f"{folder} holds neither {part}/ nor {LORA_FILE}; run sayso align again"
+            )
 
     def start_noise(
         self, generators: Sequence[torch.Generator], sampler: Sampler
     ) -> Float[Tensor, "b c h w"]:
         """The noise that the images start from, of each row's own generator, as pipelines draw."""
         shape = self.latent_shape(sampler.image_size)
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        return noise_of(generators, shape, self.device)
 
 
 def _encoder_of(tokenizer: str) -> str:

@@ -43,7 +43,7 @@ def diffusers_class(name: str, folder: Path) -> Any:
     if kind is None:
         raise UserError(
             f"{folder / 'model_index.json'} names {name}, which the installed diffusers does not "
-            "have; install a newer diffusers, or mend the name"
+            "have; install a newer diffusers, or fix the name"
         )
     return kind
 
@@ -103,7 +103,7 @@ def refuse_other_inputs(config: Any, where: Path, added: str | None = None) -> N
     found = [name for name in EXTRA_INPUTS if config.get(name) != wanted.get(name)]
     if found:
         raise UserError(
-            f"{where} wants more than a text ({', '.join(found)}): it is distilled or of another "
+            f"{where} needs more than a text ({', '.join(found)}): it is distilled or of another "
             "family; give a plain text-to-image model"
         )
 

@@ -64,8 +64,8 @@ def _download(name: str) -> Path:
         )
     why = reason_of((reason and reason.__cause__) or reason or OSError())
     raise UserError(
-        f"model {name!r} is no folder and could not be fetched as safetensors ({why}); check the "
-        "name and the network"
+        f"model {name!r} is not a folder and could not be fetched as safetensors ({why}); check "
+        "the name and the network"
     )
 
 
@@ -132,5 +132,7 @@ def weight_folders(study: Study, model: str) -> list[Path]:
         raise UserError(f"model {model!r} is a selection of images; it has no weights of its own")
     run = study.find_run(model)
     if not run.finished or "model" not in run.config or not run.weights.is_dir():
-        raise UserError(f"{run.name} is no finished align run; finish it or choose another --model")
+        raise UserError(
+            f"{run.name} is not a finished run of align; finish it or choose another --model"
+        )
     return [*weight_folders(study, run.config["model"]), run.weights]

@@ -18,7 +18,7 @@ from sayso.base.weights import (
 )
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-REMAKE = "make the run anew: sayso align under another --name"
+REMAKE = "make the run again: sayso align under another --name"
 OF_THIS_MODEL = "give one that was trained on this model"
 ON_TOP = "on_top"
 """The name of a LoRA's adapters while they are added to a base."""

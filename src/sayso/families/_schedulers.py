@@ -52,7 +52,7 @@ def load_scheduler(folder: Path, name: str) -> Any:
         refuse_few_steps(where, f"is a {name}")
     if name not in ACCEPTED:
         raise UserError(
-            f"{where} is a {name}, which sayso does not draw with; name another in "
+            f"{where} is a {name}, which sayso does not support; name another in "
             f"{folder / 'model_index.json'}, such as DPMSolverMultistepScheduler (allowed are "
             f"{', '.join(ACCEPTED)})"
         )
@@ -93,13 +93,13 @@ def check_scheduler(scheduler: Any, sampler: Sampler) -> None:
     name = type(scheduler).__name__
     if sampler.eta and not accepted(scheduler.step, eta=sampler.eta):
         raise UserError(
-            f"eta {sampler.eta} would change nothing: the model's {name} has no eta; give --eta 0, "
-            "or name DDIMScheduler in the model's model_index.json"
+            f"eta {sampler.eta} would have no effect: the model's {name} has no eta; give --eta "
+            "0, or name DDIMScheduler in the model's model_index.json"
         )
     try:
         copy.deepcopy(scheduler).set_timesteps(sampler.num_inference_steps)
     except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
         raise UserError(
-            f"the model's {name} cannot draw in {sampler.num_inference_steps} steps ({error}); "
+            f"the model's {name} cannot sample in {sampler.num_inference_steps} steps ({error}); "
             "choose another --num-inference-steps"
         ) from None

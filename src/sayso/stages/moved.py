@@ -13,16 +13,16 @@ from sayso.study.study import Study
 
 @dataclass(frozen=True)
 class MovedConfig:
-    """Where models lie that were moved or renamed; their content must be the same."""
+    """Where moved or renamed models are now. Their contents must be the same."""
 
     base_model: str = ""
-    """The base model's folder, hub id or file now; default: where it was."""
+    """The base model's new folder, hub id or file; default: unchanged."""
     base_config: str = ""
-    """As in sayso new, of a base model in one file."""
+    """As in sayso new, for a base model in one file."""
     base_lora: str = ""
-    """As in sayso new: the LoRA that the base model's weights have."""
+    """As in sayso new: the LoRA in the base model's weights."""
     clip_model: str = ""
-    """The CLIP's folder or hub id now; default: where it was."""
+    """The CLIP model's new folder or hub id; default: unchanged."""
 
 
 def moved(study: Study, config: MovedConfig) -> Study:
