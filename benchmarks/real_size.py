@@ -46,7 +46,7 @@ ALLOWED = 0.15
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--phase")
+    parser.add_argument("--phase", choices=(DRAWN, *TRAINED))
     given = parser.parse_args()
     if given.phase:
         print(json.dumps(_measured(given.folder, given.phase)))
@@ -150,21 +150,21 @@ def _work(
         config.for_aligner(aligner.defaults), config.lora_rank, "fp32", None, cuda=False,
         processes=1, encoding=True,
     )  # fmt: skip
-    return lambda: align(
-        study, config
-    ), lambda: footprint.training(blueprint, way, aligner, SIZE, "a").total
+    shapes = footprint.shapes_of(blueprint(), "a")
+    needs = footprint.training(blueprint, way, aligner, SIZE, shapes)
+    return lambda: align(study, config), lambda: needs.total
 
 
 @contextmanager
 def _peak() -> Iterator[list[int]]:
-    """The most memory of the process's own, not that of files, which the system can take back."""
+    """The most memory that the process holds, weights that are mapped from files included."""
     found, done = [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
             lines = Path("/proc/self/status").read_text().splitlines()
-            own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-            found[0] = max(found[0], own)
+            held = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+            found[0] = max(found[0], held)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -171,6 +171,25 @@ def test_the_paper_s_recipe_is_a_whole_story(tmp_path: Path, stand_in: dict[str,
         assert " ".join(part).replace("study", "STUDY") in usage.replace("  ", " ")
 
 
+def test_the_paper_s_recipe_is_forecast_for_devices(tmp_path: Path, stand_in: dict[str, str]):
+    done = run("lee2023.sh", ["--dry-run"], stand_in, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = (tmp_path / "said").read_text().splitlines()
+    for line in lines:
+        refuse_wrong(line)
+    asked = [(line.split()[0], line.partition(" --forecast-for ")[2]) for line in lines]
+    plans = [
+        (stage, f"{device} --dry-run")
+        for device in ("h200", "4xrtx4090")
+        for stage in ("generate", "align")
+    ]
+    assert [pair for pair in asked if pair[1]] == plans
+    assert {stage for stage, device in asked if not device} == {"new", "prompts"}
+    # what needs images, people or a tuned model is said
+    assert "== sayso rate" in done.stdout
+    assert "--model runs/align-rwr" in done.stdout
+
+
 def test_the_recipes_say_what_they_miss(tmp_path: Path, stand_in: dict[str, str]):
     assert run("lee2023.sh", ["paint", "s"], stand_in, tmp_path).returncode == 2
     assert "the folder of the study" in run("lee2023.sh", ["rate"], stand_in, tmp_path).stderr

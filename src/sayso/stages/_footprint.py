@@ -17,7 +17,7 @@ from sayso.training.optimizers import moment_bytes
 from sayso.training.options import TrainOptions
 
 FP32 = 4
-RUNTIME = {"cpu": 450_000_000, "cuda": 1_000_000_000}
+RUNTIME = {"cpu": 600_000_000, "cuda": 1_000_000_000}
 """What Python, torch and their libraries take of a machine's memory (measured, PyTorch 2.13); a
 CUDA context with its libraries' workspaces of a card's (an estimate)."""
 ENCODING = 2.5 * 1024

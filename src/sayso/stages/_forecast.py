@@ -157,6 +157,8 @@ def _pretraining(study: Study, asked: int) -> tuple[dict[str, str], int]:
     """What is said of the pre-training images, and how many there are of those asked for."""
     if not asked:
         return {}, 0
+    if not study.info.pretraining:
+        return {"pre-training images": f"{asked:,}; the study has none yet"}, asked
     images = open_pretraining(study)
     n, left_out = images.train_count(asked), images.about()
     said = f"{n:,} of {study.info.pretraining}"

@@ -34,6 +34,24 @@ def fitting(config: Any, needed: Callable[[Any], int], memory: int, *, cuda: boo
     return None
 
 
+def less_memory(config: Any) -> str:
+    """What to do where micro-batches of one row are too large."""
+    unused = [
+        flag
+        for used, flag in (
+            (config.gradient_checkpointing, "--gradient-checkpointing"),
+            (config.lora_rank, f"--lora-rank {LORA_RANK}"),
+            (config.lora_rank or config.optimizer != "adamw", "--optimizer adamw8bit"),
+            (not config.lora_rank or config.base_precision == "nf4", "--base-precision nf4"),
+        )
+        if not used
+    ]
+    if not unused:
+        return ""
+    said = " or ".join(unused)
+    return f"give {said} and another --name; sayso align --dry-run says what that needs"
+
+
 def _whole(config: Any, *, cuda: bool) -> Iterator[dict[str, Any]]:
     """Ways to go on training the whole network."""
     if not config.gradient_checkpointing:

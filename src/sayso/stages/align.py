@@ -128,7 +128,7 @@ def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     config = canonical_config(study, config)
     aligner = load_aligner(config.aligner)()
     config = config.for_aligner(aligner.defaults)
-    images = _images(study, config, aligner)
+    images = _planned_images(study, config, aligner)
     own, seen = len(images.samples), config.max_steps * config.batch_size
     kept = _conditions(config, aligner, len(set(images.texts)))
     n_pretraining = _n_pretraining(config, aligner)
@@ -307,6 +307,7 @@ def _prepare(
 
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: "Ready") -> None:
     from sayso.stages._ready import scores_samples
+    from sayso.stages._savings import less_memory
     from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
 
@@ -322,7 +323,8 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
         study, config, aligner, policy, ready.rows, inputs,
         reward=config.reward, seed=_seed(study, config),
     )  # fmt: skip
-    with enough_memory("--micro-batch-size", config.micro_batch(accelerator.num_processes)):
+    rows, saving = config.micro_batch(accelerator.num_processes), less_memory(config)
+    with enough_memory("--micro-batch-size", rows, saving):
         result = train(work, aligner, config, run, accelerator)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
@@ -352,6 +354,15 @@ def _images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":
     method = "share" if config.labels == "auto" else config.labels
     simulated = _kind(study, config) == "simulated"
     return samples_of(study, config.model, method, simulated=simulated)
+
+
+def _planned_images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":
+    """The samples to learn from, or the prompts alone of a study that has none yet."""
+    from sayso.stages._training_data import Samples
+
+    if study.samples():
+        return _images(study, config, aligner)
+    return Samples([], [prompt.text for prompt in study.prompts("train")], [])
 
 
 def _kind(study: Study, config: AlignConfig) -> str:
