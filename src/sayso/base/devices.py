@@ -5,13 +5,15 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from sayso.base.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator, PartialState
 
+Value = TypeVar("Value")
 PATIENCE = timedelta(days=2)
 """How long processes wait for each other; NCCL's own patience is ten minutes."""
 OVERRIDES = (
@@ -34,7 +36,7 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
     _refuse_overrides()
     _process()
@@ -42,12 +44,15 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
     AcceleratorState._reset_state()
     chosen = best_precision() if mixed_precision == "auto" else mixed_precision
     try:
-        # named, for accelerate takes what is not from variables of the environment
+        # named, for accelerate takes what is not from variables of the environment. Looking for
+        # unused parameters keeps DDP from ordering its sums anew after a first step: a run that is
+        # resumed would add up in another order
         return Accelerator(
             mixed_precision=chosen,
             cpu=_only_cpu(),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_backend="no",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
         raise UserError(
@@ -65,6 +70,26 @@ def is_main_process() -> bool:
     return _process().is_main_process
 
 
+def agreed(value: Value) -> Value:
+    """The main process's value, in every process of a launch; all call it alike."""
+    from accelerate.utils import broadcast_object_list
+
+    _process()
+    return broadcast_object_list([value])[0]
+
+
+def memory_bytes(device: "torch.device") -> int:
+    """Memory of a device in all; of a CPU this process's part, where several share it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return psutil.virtual_memory().total // here
+
+
 def _process() -> "PartialState":
     """This process of a launch; the others wait long while the first encodes and scores."""
     from accelerate import PartialState
@@ -76,8 +101,8 @@ def _refuse_overrides() -> None:
     for name in OVERRIDES:
         if os.environ.get(name, "").lower() in ("1", "true", "yes"):
             raise UserError(
-                f"the variable {name} is set, and sayso trains with plain data parallelism; unset "
-                "it, or launch with torchrun or accelerate launch --multi_gpu"
+                f"the variable {name} is set, and sayso says itself how processes share a network "
+                "(--sharding); unset it, or launch with torchrun or accelerate launch --multi_gpu"
             )
 
 

@@ -212,16 +212,17 @@ class StableDiffusion(Policy):
     # weights
 
     def save_weights(self, folder: Path) -> None:
-        if not getattr(self.unet, "peft_config", None):
+        network: Any = self.network
+        if not getattr(network, "peft_config", None):
             # where the base model lies is no part of what the weights are
-            self.unet.register_to_config(_name_or_path="")
-            self.unet.save_pretrained(folder / "unet")
+            network.register_to_config(_name_or_path="")
+            network.save_pretrained(folder / "unet")
             return
         from diffusers import StableDiffusionPipeline
         from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet))
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
         StableDiffusionPipeline.save_lora_weights(str(folder), unet_lora_layers=layers)
 
     def load_weights(self, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from sayso.base.errors import UserError
 
@@ -13,7 +13,9 @@ Options = TypeVar("Options", bound="TrainOptions")
 class TrainOptions:
     """How long, how fast and in what portions to train."""
 
-    portions: ClassVar = frozenset({"micro_batch_size", "checkpoint_every", "ema_on_cpu"})
+    portions: ClassVar = frozenset(
+        {"micro_batch_size", "checkpoint_every", "ema_on_cpu", "sharding"}
+    )
     may_grow: ClassVar = frozenset({"max_steps"})
 
     max_steps: int = 1000
@@ -52,6 +54,10 @@ class TrainOptions:
     come out over-saturated and over-sharp. 0 = off."""
     gradient_checkpointing: bool = False
     """Compute parts of the network twice in place of keeping them: less memory, a third slower."""
+    sharding: Literal["auto", "none", "full"] = "auto"
+    """How several processes hold the network that is trained: none, each the whole of it; full,
+    each a shard of every weight, gradient and moment (FSDP2), which costs exchange and saves
+    memory; auto = full where the whole would not fit a device."""
     compile: bool = False
     """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
     checkpoint_every: int = 100
