@@ -1,23 +1,25 @@
-"""Trainings that one process and several must end alike, run by either; see test_spread.py.
+"""Trainings that must end alike in one process and in several; test_spread.py runs them in both.
 
-`python -m torch.distributed.run … tests/spread_cases.py FOLDER CASE …` runs cases in a launch.
+`python -m torch.distributed.run … tests/spread_cases.py FOLDER CASE …` runs cases in one launch,
+with the model in FOLDER/model. A case such as rwr-full-2 is `CASES["rwr"]` with sharding full and
+micro-batches of two.
 """
 
 import dataclasses
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sayso.aligners import Aligner, Batch, Work
 from sayso.aligners.dpo import DirectPreference
 from sayso.aligners.rwr import RewardWeighted
-from sayso.base.devices import make_accelerator
+from sayso.base.devices import is_main_process, main_process_first, make_accelerator
 from sayso.data.pairs import Pairs
 from sayso.data.rows import make_rows
 from sayso.families.stable_diffusion import StableDiffusion
@@ -27,7 +29,7 @@ from sayso.training import loop
 from sayso.training.options import TrainOptions
 
 OPTIONS = TrainOptions(
-    max_steps=5, batch_size=8, warmup_steps=2, checkpoint_every=1, learning_rate=1e-3,
+    max_steps=5, batch_size=8, warmup_steps=2, learning_rate=2e-4, ema_decay=0.5,
     pretraining_weight=0.2, pretraining_fraction=0.25,
 )  # fmt: skip
 
@@ -46,46 +48,51 @@ class NearOld(RewardWeighted):
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         before = work.prediction(batch, "old")
         loss, scalars = super().loss(work, batch)
-        return loss + 0.1 * (work.prediction(batch) - before).square().mean(), scalars
+        return loss + (work.prediction(batch) - before).square().mean(), scalars
 
 
 class Case(NamedTuple):
-    """What is trained, how."""
+    """What is trained, and with which options beside `OPTIONS`."""
 
     aligner: Aligner
     lora_rank: int = 0
-    changes: dict[str, Any] = {}  # noqa: RUF012 (not changed)
+    options: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it)
 
 
 CASES = {
     "rwr": Case(RewardWeighted()),
-    "dpo": Case(DirectPreference(), 0, {"pretraining_fraction": 0.5, "learning_rate": 1e-4}),
+    "dpo": Case(DirectPreference(), 0, {"pretraining_fraction": 0.5, "learning_rate": 5e-5}),
     "old": Case(NearOld(), 0, {"gradient_checkpointing": True}),
-    "lora": Case(RewardWeighted(), 4, {"kl_weight": 0.1}),
+    "lora": Case(RewardWeighted(), 4, {"kl_weight": 0.1, "learning_rate": 1e-3}),
 }
 
 
-def trained(models: Path, path: Path, name: str, **changes: Any) -> Run:
-    """Run a case, from its last checkpoint if there is one.
+def train_case(models: Path, path: Path, name: str, **changes: Any) -> Run:
+    """Run a case to its end, from the last checkpoint if there is one.
 
     Args:
-        models: the folder of a tiny model.
+        models: folder of a Stable Diffusion.
         path: of the run.
-        changes: options.
+        name: of the case.
+        changes: options that are changed.
     """
-    case = CASES[name.partition("-")[0]]
+    case = CASES[name]
     policy = StableDiffusion.load(models, torch.device("cpu"))
     if case.lora_rank:
         policy.add_lora(case.lora_rank, seed=5)
-    options = dataclasses.replace(OPTIONS, **{**case.changes, **changes})
+    options = dataclasses.replace(OPTIONS, **case.options | changes)
     accelerator = make_accelerator("no")
-    run = open_run(path, asked({}), 0, main=accelerator.is_main_process) if not dist.is_initialized() or accelerator.is_main_process else Run(path)
-    run.finish(loop.train(work(policy), case.aligner, options, run, accelerator))
+    with main_process_first():
+        run = open_run(path, asked({}), 0, main=is_main_process())
+    with run:
+        result = loop.train(work_on(policy), case.aligner, options, run, accelerator)
+        if is_main_process():
+            run.finish(result)
     return run
 
 
-def work(policy: StableDiffusion) -> Work:
-    latents = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+def work_on(policy: StableDiffusion) -> Work:
+    latents = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
     rows = make_rows(
         policy, (latents[:12], ["a dog", "two cats"] * 6), [1.0, 0.0] * 6, [0.9, 0.2] * 6,
         (latents[12:], ["sea"] * 4),
@@ -95,9 +102,39 @@ def work(policy: StableDiffusion) -> Work:
     return Work(policy, rows, 8, 5, 1, pairs=preferred)
 
 
+def held(trained: loop._Loop) -> dict[str, tuple[int, int]]:
+    """Of each kind of tensors: how many numbers this process holds, and how many there are."""
+    policy, reference = trained.policy, trained.policy._reference
+    kinds: dict[str, Iterable[Tensor]] = {
+        "weights": policy.network.parameters(),
+        "average": trained.average,
+        "moments": [trained.optimizer.state[p]["exp_avg"] for p in trained.parameters],
+        "older": [t for self in policy.remembered.values() for t in self.values()],
+        "reference": reference[0].parameters() if reference else (),
+    }
+    return {kind: _numbers(list(tensors)) for kind, tensors in kinds.items()}
+
+
+def _numbers(tensors: list[Tensor]) -> tuple[int, int]:
+    here = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return sum(t.numel() for t in here), sum(t.numel() for t in tensors)
+
+
+def launched(folder: Path, spec: str) -> None:
+    """One case of a launch; what each process held at the end is in FOLDER/CASE/held-RANK.json."""
+    name, sharding, micro = spec.split("-")
+    path, finish = folder / spec, loop._Loop.finish
+
+    def looked_at(trained: loop._Loop) -> None:
+        rank = trained.accelerator.process_index
+        (path / f"held-{rank}.json").write_text(json.dumps(held(trained)))
+        finish(trained)
+
+    loop._Loop.finish = looked_at
+    train_case(folder / "model", path, name, sharding=sharding, micro_batch_size=int(micro))
+    loop._Loop.finish = finish
+
+
 if __name__ == "__main__":
-    made = loop._Loop.__init__
-    folder = Path(sys.argv[1])
-    for name in sys.argv[2:]:
-        _, sharding, micro = name.split("-")
-        trained(folder / "model", folder / name, name, sharding=sharding, micro_batch_size=int(micro))
+    for spec in sys.argv[2:]:
+        launched(Path(sys.argv[1]), spec)

@@ -30,6 +30,7 @@ from sayso.study.identity import (
 )
 from sayso.study.info import PromptChoice
 from sayso.study.run import Run
+from sayso.study.sample_records import gather
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     """Draw the missing images of the plan and keep pictures, final latents and records.
 
     The plan is cut into batches; a batch is kept whole or not at all, so that what is drawn does
-    not depend on where an earlier run was stopped.
+    not depend on where an earlier run was stopped, nor on how many processes share the batches.
 
     Raises: UserError: if a prompt does not fit the tokenizer (before anything is drawn), the model
         or reward is unknown, or an option is out of range.
@@ -156,9 +157,10 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     drawn = sum(map(len, batches))
     if drawer:
         there = study.samples(config.model)
-        draw_all(study, batches, there, *drawer, batch_size=config.batch_size)
+        draw_all(study, batches, there, *drawer, batch_size=config.batch_size, run=run.path.name)
     if not is_main_process():
         return run
+    gather(study.path, run.path.name, {s.id: i for i, (_, s) in enumerate(drawings)})
     drawing_s = time.perf_counter() - started
     kept = len(drawings)
     if reward:

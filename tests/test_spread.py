@@ -1,0 +1,107 @@
+"""One process with eight rows, two with four each, parts of one: they learn the same.
+
+Whole networks (DDP) and shards (FSDP2), whole training and adapters, with pre-training rows.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_pipeline, tiny_unet
+from safetensors.torch import load_file
+from spread_cases import CASES, train_case
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+SCRIPT = Path(__file__).with_name("spread_cases.py")
+PARTS = {"rwr": 1, "dpo": 2, "old": 1, "lora": 1}
+"""Rows of the smallest micro-batch."""
+LAUNCHED = (
+    "rwr-none-2", "rwr-full-2", "dpo-full-4", "old-none-4", "old-full-4", "lora-none-2",
+    "lora-full-2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and each case trained by one process and by two."""
+    folder = tmp_path_factory.mktemp("spread")
+    tiny_pipeline(folder / "model")
+    torch.manual_seed(0)
+    small = tiny_unet(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4)
+    small.save_pretrained(folder / "model/unet")
+    done = subprocess.run(
+        [sys.executable, *TWO, str(SCRIPT), str(folder), *LAUNCHED],
+        capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def trained(folder: Path, run: str) -> torch.Tensor:
+    """All weights that a run wrote, one after the other."""
+    weights = load_file(next((folder / run / "weights").rglob("*.safetensors")))
+    return torch.cat([weights[name].flatten() for name in sorted(weights)])
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> dict[str, torch.Tensor]:
+    """What one process with all rows at once learns of each case."""
+    for name in CASES:
+        train_case(folder / "model", folder / name, name)
+    return {name: trained(folder, name) for name in CASES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", LAUNCHED)
+def test_two_processes_learn_what_one_learns(
+    folder: Path, one: dict[str, torch.Tensor], run: str
+) -> None:
+    alone = one[run.partition("-")[0]]
+    assert (trained(folder, run) - alone).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_parts_of_a_row_add_up_to_the_batch(
+    folder: Path, one: dict[str, torch.Tensor], name: str
+) -> None:
+    train_case(folder / "model", folder / f"{name}-parts", name, micro_batch_size=PARTS[name])
+    assert (trained(folder, f"{name}-parts") - one[name]).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_five_steps_move_the_weights_far_beyond_what_may_differ(
+    folder: Path, one: dict[str, torch.Tensor]
+) -> None:
+    start = load_file(folder / "model/unet/diffusion_pytorch_model.safetensors")
+    before = torch.cat([start[name].flatten() for name in sorted(start)])
+    for name in ("rwr", "dpo", "old"):
+        assert (one[name] - before).abs().mean() > 5e-5, name
+    assert one["lora"].abs().mean() > 1e-4
+    # an older self and a reference have a say
+    assert (one["old"] - one["rwr"]).abs().max() > 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [run for run in LAUNCHED if "full" in run])
+def test_everything_is_in_shards(folder: Path, run: str) -> None:
+    """Weights (frozen ones too), average, moments, older self and reference: half in each."""
+    halves = [json.loads((folder / run / f"held-{rank}.json").read_text()) for rank in (0, 1)]
+    first, second = halves
+    kinds = {kind for kind, (_, whole) in first.items() if whole}
+    expected = {"dpo": {"reference"}, "old": {"older"}}.get(run.partition("-")[0], set())
+    assert kinds == {"weights", "average", "moments"} | expected
+    for kind in kinds:
+        (here, whole), (there, same) = first[kind], second[kind]
+        assert whole == same == here + there, kind
+        assert 0.4 < here / whole < 0.65, kind
+
+
+@pytest.mark.slow
+def test_without_sharding_each_process_has_all(folder: Path) -> None:
+    for rank in (0, 1):
+        held = json.loads((folder / f"rwr-none-2/held-{rank}.json").read_text())
+        assert all(here == whole for here, whole in held.values())
