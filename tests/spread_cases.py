@@ -2,7 +2,7 @@
 
 `python -m torch.distributed.run … tests/spread_cases.py FOLDER CASE …` runs cases in one launch,
 with the model in FOLDER/model. A case such as rwr-full-2 is `CASES["rwr"]` with sharding full and
-micro-batches of two.
+micro-batches of two; rwr-full-2-bf16 computes in bf16.
 """
 
 import dataclasses
@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 from sayso.aligners import Aligner, Batch, Work
 from sayso.aligners.dpo import DirectPreference
 from sayso.aligners.rwr import RewardWeighted
-from sayso.base.devices import is_main_process, main_process_first, make_accelerator
+from sayso.base.devices import MixedPrecision, is_main_process, main_process_first, make_accelerator
 from sayso.data.pairs import Pairs
 from sayso.data.rows import make_rows
+from sayso.families import Policy
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.study.run import Run, open_run
 from sayso.study.run_options import asked
@@ -61,19 +62,22 @@ class Case(NamedTuple):
 
 CASES = {
     "rwr": Case(RewardWeighted()),
-    "dpo": Case(DirectPreference(), 0, {"pretraining_fraction": 0.5, "learning_rate": 5e-5}),
+    "dpo": Case(DirectPreference(), 0, {"pretraining_fraction": 0.5, "learning_rate": 2e-5}),
     "old": Case(NearOld(), 0, {"gradient_checkpointing": True}),
     "lora": Case(RewardWeighted(), 4, {"kl_weight": 0.1, "learning_rate": 1e-3}),
 }
 
 
-def train_case(models: Path, path: Path, name: str, **changes: Any) -> Run:
+def train_case(
+    models: Path, path: Path, name: str, precision: MixedPrecision = "no", **changes: Any
+) -> Run:
     """Run a case to its end, from the last checkpoint if there is one.
 
     Args:
         models: folder of a Stable Diffusion.
         path: of the run.
         name: of the case.
+        precision: of the network's arithmetic.
         changes: options that are changed.
     """
     case = CASES[name]
@@ -81,7 +85,7 @@ def train_case(models: Path, path: Path, name: str, **changes: Any) -> Run:
     if case.lora_rank:
         policy.add_lora(case.lora_rank, seed=5)
     options = dataclasses.replace(OPTIONS, **case.options | changes)
-    accelerator = make_accelerator("no")
+    accelerator = make_accelerator(precision)
     with main_process_first():
         run = open_run(path, asked({}), 0, main=is_main_process())
     with run:
@@ -91,7 +95,7 @@ def train_case(models: Path, path: Path, name: str, **changes: Any) -> Run:
     return run
 
 
-def work_on(policy: StableDiffusion) -> Work:
+def work_on(policy: Policy) -> Work:
     latents = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
     rows = make_rows(
         policy, (latents[:12], ["a dog", "two cats"] * 6), [1.0, 0.0] * 6, [0.9, 0.2] * 6,
@@ -122,16 +126,19 @@ def _numbers(tensors: list[Tensor]) -> tuple[int, int]:
 
 def launched(folder: Path, spec: str) -> None:
     """One case of a launch; what each process held at the end is in FOLDER/CASE/held-RANK.json."""
-    name, sharding, micro = spec.split("-")
+    name, sharding, micro, *precision = spec.split("-")
     path, finish = folder / spec, loop._Loop.finish
 
-    def looked_at(trained: loop._Loop) -> None:
-        rank = trained.accelerator.process_index
-        (path / f"held-{rank}.json").write_text(json.dumps(held(trained)))
-        finish(trained)
+    def looked_at(self: loop._Loop) -> None:
+        rank = self.accelerator.process_index
+        (path / f"held-{rank}.json").write_text(json.dumps(held(self)))
+        finish(self)
 
     loop._Loop.finish = looked_at
-    train_case(folder / "model", path, name, sharding=sharding, micro_batch_size=int(micro))
+    options: dict[str, Any] = {"sharding": sharding, "micro_batch_size": int(micro)}
+    if precision:
+        options["precision"] = precision[0]
+    train_case(folder / "model", path, name, **options)
     loop._Loop.finish = finish
 
 

@@ -70,6 +70,11 @@ def is_main_process() -> bool:
     return _process().is_main_process
 
 
+def number_of_processes() -> int:
+    """How many processes this launch has; 1 without one."""
+    return _process().num_processes
+
+
 def agreed(value: Value) -> Value:
     """The main process's value, in every process of a launch; all call it alike."""
     from accelerate.utils import broadcast_object_list

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sayso.base.errors import UserError, unknown_name
 from sayso.base.extras import missing_module, need
+from sayso.base.launch import ENDED, QUIET, is_launched, is_lost, may_say
 
 
 class Command(NamedTuple):
@@ -109,6 +111,8 @@ DISK_ERRORS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 2."""
+    if is_launched():
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     try:
         run(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
@@ -119,11 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         _stop(missing_module(error) or _reraise(error))
     except Exception as error:
-        _stop(_disk_trouble(error) or _memory_trouble(error) or _reraise(error))
+        lost = ENDED if is_lost(error) else None
+        _stop(_disk_trouble(error) or _memory_trouble(error) or lost or _reraise(error))
 
 
 def _stop(message: str) -> None:
-    print(f"sayso: error: {' '.join(message.split())}", file=sys.stderr)
+    if may_say(message):
+        print(f"sayso: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

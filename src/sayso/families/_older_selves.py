@@ -58,7 +58,11 @@ class OlderSelves:
         bare: Any = unwrapped(trained)
         if self.has_adapters:
             self.network, dtype = bare, None
+            adapters = [*self.trainable().values()]
             bare.disable_adapters()
+            # it freezes them too, and shards would be set up for gradients that never come
+            for parameter in adapters:
+                parameter.requires_grad_(True)
         elif self._reference is None:
             raise RuntimeError("no reference is kept: call keep_reference() before training")
         else:

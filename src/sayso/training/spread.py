@@ -6,14 +6,14 @@ Shards are torch's own `fully_shard`: accelerate shards nothing on a CPU, and do
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sayso.base.devices import agreed, memory_bytes
@@ -75,26 +75,9 @@ def check_shares(options: TrainOptions, unit: int, processes: int) -> None:
     )
 
 
-class Spread(Protocol):
-    """The network of a policy in this process, as the loop uses it."""
-
-    network: nn.Module
-    """What predicts and has the trainable parameters."""
-
-    def adding_up(self, *, last: bool) -> AbstractContextManager[None]:
-        """The pass of a micro-batch; gradients are added up over the processes with the last."""
-        ...
-
-    def clip(self, parameters: list[Tensor], longest: float) -> Tensor:
-        """Scale gradients to a length; returns the length before, the same in every process."""
-        ...
-
-    def whole(self) -> nn.Module | None:
-        """The network with its trained weights in one piece; None in all but the main process."""
-        ...
-
-
-def spread(policy: Policy, accelerator: Accelerator, *, sharded: bool, compiled: bool) -> Spread:
+def spread(
+    policy: Policy, accelerator: Accelerator, *, sharded: bool, compiled: bool
+) -> "Whole | Sharded":
     """Make the policy's network, and its reference if it keeps one, ready to be trained.
 
     Args:
@@ -111,7 +94,11 @@ def spread(policy: Policy, accelerator: Accelerator, *, sharded: bool, compiled:
 
 
 class Whole:
-    """A whole network in every process."""
+    """A whole network in every process.
+
+    Attributes:
+        network: what predicts and has the trainable parameters.
+    """
 
     def __init__(self, policy: Policy, accelerator: Accelerator, *, compiled: bool) -> None:
         if compiled:
@@ -120,13 +107,16 @@ class Whole:
         self.network: Any = accelerator.prepare_model(policy.network)
 
     def adding_up(self, *, last: bool) -> AbstractContextManager[None]:
+        """The pass of a micro-batch; gradients are added up over the processes with the last."""
         return nullcontext() if last else self.accelerator.no_sync(self.network)
 
     def clip(self, parameters: list[Tensor], longest: float) -> Tensor:
+        """Scale gradients to a length; returns the length before, the same in every process."""
         norm: Any = self.accelerator.clip_grad_norm_(parameters, longest)
         return norm.detach()
 
     def whole(self) -> nn.Module | None:
+        """The network with its trained weights in one piece; None in all but the main process."""
         main = self.accelerator.is_main_process
         return self.accelerator.unwrap_model(self.network) if main else None
 
@@ -135,7 +125,8 @@ class Sharded:
     """A shard of every weight in each process; a block's weights are gathered while it computes.
 
     So are gradients, the optimiser's moments, averages, older selves and the reference, each in
-    shards. With bf16, blocks are gathered in bf16, and gradients are added up in fp32.
+    shards. With bf16, blocks are gathered in bf16, and gradients are added up in fp32. Methods are
+    as those of `Whole`; all processes call them together.
     """
 
     def __init__(self, policy: Policy, accelerator: Accelerator, *, compiled: bool) -> None:
