@@ -169,3 +169,14 @@ def test_elsewhere_it_is_one_line_too(
         cli.main(["fit", str(tmp_path)])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("sayso: error: out of memory; close other programs")
+
+
+def test_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AlignConfig()
+    object.__setattr__(config, "optimizer", "adam")  # as a --config file may say
+    with pytest.raises(UserError, match="optimizer 'adam'; choose adamw or adamw8bit"):
+        config.check()
+    monkeypatch.setattr("sayso.base.extras.find_spec", lambda name: None)
+    says = r'align --optimizer adamw8bit needs bitsandbytes; .* pip install "sayso\[quantised\]"'
+    with pytest.raises(UserError, match=says):
+        AlignConfig(optimizer="adamw8bit").check()

@@ -36,13 +36,13 @@ class Watched(ToyPolicy):
         super().__init__(8)
         self.asked: list[dict[str, Any]] = []
 
-    def rollout(self, cond, uncond, seeds, sampler, *, form="ancestral"):
+    def rollout(self, cond, uncond, seeds, sampler, **more):
         numbers = cond["number"].flatten().tolist(), uncond["number"].flatten().tolist()
         self.asked.append({
             "texts": numbers[0], "negative": numbers[1], "seeds": [*seeds], "sampler": sampler,
-            "form": form,
+            **more,
         })  # fmt: skip
-        return super().rollout(cond, uncond, seeds, sampler, form=form)
+        return super().rollout(cond, uncond, seeds, sampler, **more)
 
 
 def asked_of(work: Work, step: int = 3) -> list[dict[str, Any]]:
@@ -292,6 +292,7 @@ def test_an_unknown_noise_is_refused() -> None:
         (3, "whole batches of 3; use batches of 2 or 4"),
         (6, "whole batches of 6; use batches of 4 or 8"),
         (12, "whole batches of 12; use batches of 8 or 16"),
+        (17, "whole batches of 17; use batches of 16$"),
     ],
 )
 def test_sizes_near_by_are_advised(batch_size: int, message: str) -> None:

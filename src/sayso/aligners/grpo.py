@@ -1,5 +1,6 @@
 """Policy gradient on the steps of drawing: DDPO, with advantages within groups of a prompt."""
 
+from bisect import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -85,12 +86,11 @@ class GroupPolicy(Aligner):
         rows = self.images * self.steps_per_image
         if rows % batch_size:
             fitting = [n for n in range(1, rows + 1) if rows % n == 0]
-            near = [max(n for n in fitting if n < batch_size or n == 1)]
-            near += [min((n for n in fitting if n > batch_size), default=rows)]
+            near = fitting[bisect(fitting, batch_size) - 1 :][:2]
             raise UserError(
                 f"a rollout has {rows} rows (images {self.images} × steps_per_image "
                 f"{self.steps_per_image}), which do not make whole batches of {batch_size}; use "
-                f"batches of {near[0]} or {near[1]}"
+                f"batches of {' or '.join(map(str, near))}"
             )
         return rows // batch_size
 
@@ -103,10 +103,11 @@ class GroupPolicy(Aligner):
             rows = learned_steps(
                 self.images, available, self.steps_per_image, work.generator(start, "steps")
             )
-            for at in range(min(period, work.max_steps - start)):
-                whole = rows[at * work.batch_size : (at + 1) * work.batch_size]
+            for whole in rows.split(work.batch_size)[: work.max_steps - start]:
                 image, k = whole[work.share(work.batch_size)].unbind(1)
-                yield step_batch(drawn, image, k, sampler).plus(advantage=advantage[image])
+                yield step_batch(drawn, image, k, work.policy.guidance(sampler)).plus(
+                    advantage=advantage[image]
+                )
 
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prediction, times = work.prediction(batch), (batch["t"], batch["s"])

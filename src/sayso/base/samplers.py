@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Literal
 
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler, Size
@@ -24,19 +25,28 @@ def parse_size(text: str) -> Size:
     return Size(int(width), int(height or width))
 
 
-def checked(sampler: Sampler) -> Sampler:
+TimestepSampling = Literal["uniform", "logit_normal", "grid"]
+"""Times that a model is trained at: uniform; the sigmoid of a standard normal, as Stable Diffusion
+3 was (Esser et al. 2024, arXiv 2403.03206, Eq. 19); or those at which the sampler predicts, each
+as often as the others."""
+
+
+def checked(sampler: Sampler, no_guidance: float = 1.0) -> Sampler:
     """The sampler in its one form: what draws the same picture is written the same way.
 
     Numbers become floats and white space in the negative prompt single spaces, as a tokenizer
     reads them; a field is either refused here or by the model (`Policy.check_sampler`) if it would
     change nothing.
 
+    Args:
+        no_guidance: the guidance scale of the model that is none, and the least.
     Raises: UserError: naming the first field that is out of range or has no effect.
     """
     ranges = {
         "num_inference_steps": (sampler.num_inference_steps >= 1, "1 or more"),
         "guidance_scale": (
-            1 <= sampler.guidance_scale < float("inf"), "1 (no guidance) or more"),
+            no_guidance <= sampler.guidance_scale < float("inf"),
+            f"{no_guidance:g} (no guidance) or more"),
         "eta": (0 <= sampler.eta <= 1, "from 0 to 1"),
         "image_size": (
             all(8 <= side <= LARGEST_PX and side % 8 == 0 for side in sampler.image_size),
@@ -46,10 +56,10 @@ def checked(sampler: Sampler) -> Sampler:
         if not right:
             raise UserError(f"{name} {getattr(sampler, name)} is not possible; give {allowed}")
     negative = " ".join(sampler.negative_prompt.split())
-    if negative and sampler.guidance_scale == 1:
+    if negative and sampler.guidance_scale == no_guidance:
         raise UserError(
-            f"negative_prompt {negative!r} would change nothing: guidance_scale 1 is no guidance; "
-            "give a larger --guidance-scale, or no negative prompt"
+            f"negative_prompt {negative!r} would change nothing: guidance_scale {no_guidance:g} is "
+            "no guidance; give a larger --guidance-scale, or no negative prompt"
         )
     return replace(
         sampler,

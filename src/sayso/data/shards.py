@@ -11,6 +11,7 @@ from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sayso.base import files
 from sayso.base.progress import progress
@@ -42,7 +43,8 @@ def _opened(path: Path) -> Any:
 class Shards:
     """Rows of several tensors of equal length, kept in files of `size` rows each.
 
-    `shards[rows]` has those rows of every tensor, by name.
+    `shards[rows]` has those rows of every tensor, by name. If files hold rows of different length,
+    the shorter ones are filled up with zeros at their end.
     """
 
     def __init__(self, paths: Sequence[Path], size: int, n: int) -> None:
@@ -58,14 +60,26 @@ class Shards:
         return {name: self._read(name, rows.numpy()) for name in self._names}
 
     def _read(self, name: str, rows: np.ndarray) -> Tensor:
-        sample = self._files.tensor(self._paths[0], name)
-        found = torch.empty((len(rows), *sample.shape[1:]), dtype=sample.dtype)
         shards, places = np.divmod(rows, self._size)
+        parts = list[tuple[Tensor, Tensor]]()
         for shard in np.unique(shards):
-            here = shards == shard
+            here = np.flatnonzero(shards == shard)
             stored = self._files.tensor(self._paths[shard], name)
-            found[torch.from_numpy(here)] = stored[torch.from_numpy(places[here])]
+            # a copy: no more than a few files stay mapped
+            parts.append((torch.from_numpy(here), stored[torch.from_numpy(places[here])]))
+        if not parts:
+            return self._files.tensor(self._paths[0], name)[:0]
+        longest = np.max([part.shape[1:] for _, part in parts], axis=0).tolist()
+        found = parts[0][1].new_zeros((len(rows), *longest))
+        for here, part in parts:
+            found[here] = _filled_up(part, longest)
         return found
+
+
+def _filled_up(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """The rows with zeros at the end of every dimension that is shorter."""
+    missing = [want - have for want, have in zip(shape, rows.shape[1:], strict=True)]
+    return pad(rows, [n for more in reversed(missing) for n in (0, more)]) if any(missing) else rows
 
 
 Maker = Callable[[int, int], Mapping[str, Tensor]]

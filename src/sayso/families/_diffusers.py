@@ -107,7 +107,7 @@ class DiffusersPolicy(Policy):
     def strangers(self) -> dict[str, bool]:
         """Of each pair of parts that must fit: what is wrong, in words → whether it is so."""
         words = {
-            part: (len(tokenizer), self.configs[_encoder_of(part)].vocab_size)
+            part: (len(tokenizer), self.configs[_encoder_of(part)].get_text_config().vocab_size)
             for part, tokenizer in self.tokenizers_of.items()
         }
         return {
@@ -205,18 +205,22 @@ class DiffusersPolicy(Policy):
             return
         for part, limit in self.limits().items():
             tokenizer = self.tokenizers_of[part]
-            own = tokenizer.num_special_tokens_to_add()
-            for text, ids in zip(texts, tokenizer(list(texts)).input_ids, strict=True):
-                if len(ids) > limit:
+            own, *lengths = map(len, tokenizer(self.written(["", *texts]), verbose=False).input_ids)
+            for text, length in zip(texts, lengths, strict=True):
+                if length > limit:
                     raise UserError(
-                        f"prompt {text!r} has {len(ids) - own} tokens and would be cut; "
+                        f"prompt {text!r} has {length - own} tokens and would be cut; "
                         f"the model reads {limit - own}: shorten it"
                     )
+
+    def written(self, texts: Sequence[str]) -> list[str]:
+        """The texts as the tokenizers are given them, with what the model wants around them."""
+        return list(texts)
 
     def tokens(self, part: str, texts: Sequence[str], length: int = 0) -> Any:
         """Ids and attention mask, each [b, length], padded and cut to a length; 0 = the limit."""
         return self.tokenizers_of[part](
-            list(texts), padding="max_length", max_length=length or self.limits()[part],
+            self.written(texts), padding="max_length", max_length=length or self.limits()[part],
             truncation=True, return_tensors="pt",
         ).to(self.device)  # fmt: skip
 

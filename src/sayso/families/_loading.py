@@ -95,8 +95,9 @@ def evaluations(study: Study, sampler: Sampler) -> int | None:
     folder = model_folder(study.info.base_model, "pipeline")
     if folder is None:
         return None
-    once = family(folder).evaluations(folder, sampler.num_inference_steps)
-    return once * (2 if sampler.guidance_scale > 1 else 1)
+    kind = family(folder)
+    once = kind.evaluations(folder, sampler.num_inference_steps)
+    return once * (1 if kind.guidance(sampler) is None else 2)
 
 
 def model_folders(study: Study, model: str) -> list[Path]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sayso.base.files import JsonObject
-from sayso.families._contract import Cond
+from sayso.families._conditions import Cond
 from sayso.families._tiny import tiny_clip_text, tiny_tokenizer, tiny_unet, tiny_vae
 from sayso.families._unet import UNetPolicy
 

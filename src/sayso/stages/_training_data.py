@@ -159,6 +159,8 @@ def work_of(
         reward: its name.
         seed: of the training.
     """
+    if options.timestep_sampling != "auto":
+        policy.timestep_sampling = options.timestep_sampling
     needs = aligner.required()
     ids, texts = ([row[key] for row in inputs["images"]] for key in ("id", "text"))
     pairs = [Pair(*row) for row in inputs.get("pairs", [])]

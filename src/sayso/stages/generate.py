@@ -29,6 +29,7 @@ from sayso.study.identity import (
     reward_name,
 )
 from sayso.study.info import PromptChoice
+from sayso.study.model_files import no_guidance
 from sayso.study.run import Run
 from sayso.study.sample_records import gather
 from sayso.study.study import Study
@@ -95,7 +96,7 @@ class GenerateConfig:
             "image_size": parse_size(self.image_size) if self.image_size else None,
         }
         changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
-        return checked(replace(study.info.sampler, **changes))
+        return checked(replace(study.info.sampler, **changes), no_guidance(study.info.base_model))
 
     @property
     def drawn_model(self) -> str:

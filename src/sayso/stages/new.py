@@ -9,7 +9,8 @@ from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT, find_world, or_world
 from sayso.study.info import StudyInfo
-from sayso.study.model_files import model_name, native_size
+from sayso.study.model_files import model_name, native_size, no_guidance, pipeline
+from sayso.study.pipelines import Pipeline
 from sayso.study.study import Study
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -33,9 +34,11 @@ class NewConfig:
     """Pre-training images with captions: a world, or a folder of images with a metadata.jsonl
     (file_name, text); default: the world's own, else none."""
     num_inference_steps: int | None = None
-    """Sampling steps; default: the world's own, else 20."""
+    """Sampling steps; default: the world's own, else those of the model's kind, 20 if that is not
+    known."""
     guidance_scale: float | None = None
-    """Classifier-free guidance; default: the world's own, else 7.5."""
+    """The pipeline's guidance scale; default: the world's own, else that of the model's kind, 7.5
+    if that is not known."""
     eta: float = 0.0
     """Noise put in while sampling: 0 none, 1 as in DDPM."""
     image_size: str = ""
@@ -73,7 +76,9 @@ def new(path: str | Path, config: NewConfig | None = None) -> Study:
 
 def _sampler(config: NewConfig, base_model: str) -> Sampler:
     world = find_world(base_model)
-    base = world.sampler if world else Sampler()
+    known = pipeline(base_model) or Pipeline()
+    usual = Sampler(known.num_inference_steps, known.guidance_scale)
+    base = world.sampler if world else usual
     steps, scale = config.num_inference_steps, config.guidance_scale
     native = native_size(base_model)
     size = parse_size(config.image_size) if config.image_size else native or base.image_size
@@ -90,7 +95,8 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
             eta=config.eta,
             image_size=size,
             negative_prompt=config.negative_prompt,
-        )
+        ),
+        no_guidance(base_model),
     )
 
 

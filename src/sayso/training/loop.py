@@ -19,6 +19,7 @@ from sayso.study.run import Run
 from sayso.training import checkpoint
 from sayso.training.log import Log, logged
 from sayso.training.objective import Part, Term, objective
+from sayso.training.optimizers import make_optimizer
 from sayso.training.options import COMMON, TrainOptions
 from sayso.training.spread import check_shares, is_sharded, spread
 
@@ -147,12 +148,7 @@ class _Loop:
         self.average = (
             [p.detach().to(place, copy=True) for p in self.parameters] if options.ema_decay else []
         )
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            learning_rate_at(0, options),
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(self.parameters, learning_rate_at(0, options), options)
         self.prepared: Any = acc.prepare(self.optimizer)
         self.saver = checkpoint.Saver(run)
         self.log = Log(run, acc, self.saver.wait)

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from sayso.base.errors import UserError
+from sayso.base.extras import need
+from sayso.base.samplers import TimestepSampling
 
 Options = TypeVar("Options", bound="TrainOptions")
 
@@ -36,6 +38,9 @@ class TrainOptions:
     and no average is kept."""
     ema_on_cpu: bool = False
     """Keep that average in the machine's memory in place of the device's."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps AdamW's two moments in 8 bits, a quarter of the memory; the weights stay in
+    fp32. It needs the extra sayso[quantised], and pays if the whole network is trained."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay. It pulls weights to 0, whatever the rewards say, so it is
     off here (1e-2 is usual): with all rewards 0 the weights do not change."""
@@ -52,6 +57,10 @@ class TrainOptions:
     norm_guard: float = 0.0
     """Weight of a hinge on predictions that are larger than those of the frozen start, whose images
     come out over-saturated and over-sharp. 0 = off."""
+    timestep_sampling: Literal["auto", TimestepSampling] = "auto"
+    """Times at which training predicts: uniform, logit_normal, or grid, those of the study's
+    sampler. auto = the family's: uniform for Stable Diffusion 1, 2 and XL, logit_normal for 3, grid
+    for the others. Flow models shift the first two as they do for drawing."""
     gradient_checkpointing: bool = False
     """Compute parts of the network twice in place of keeping them: less memory, a third slower."""
     sharding: Literal["auto", "none", "full"] = "auto"
@@ -83,6 +92,15 @@ class TrainOptions:
             weight = getattr(self, name)
             if weight is not None and not 0 <= weight < float("inf"):
                 raise UserError(f"{name} {weight} must be at least 0")
+        known = ("auto", *get_args(TimestepSampling))
+        if self.timestep_sampling not in known:
+            raise UserError(
+                f"timestep_sampling {self.timestep_sampling!r}; choose {', '.join(known)}"
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
+        if self.optimizer == "adamw8bit":
+            need("quantised", "align --optimizer adamw8bit")
         self.micro_batch(processes=1)
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
@@ -153,6 +171,7 @@ class TrainOptions:
         return micro
 
 
+OPTIMIZERS = ("adamw", "adamw8bit")
 COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
 """What an aligner that says nothing else is trained with, where an option is None."""
 _LEAST = {

@@ -19,13 +19,12 @@ from torch.distributed.tensor import DTensor
 from sayso.base.devices import agreed, memory_bytes
 from sayso.base.errors import UserError
 from sayso.families import Policy
+from sayso.training.optimizers import moment_bytes
 from sayso.training.options import TrainOptions
 
 MOST = 0.7
 """Share of a device's memory that a whole network, and what goes with it, may take; the rest is
 for what is computed."""
-MOMENTS = 2
-"""Tensors of the optimiser for each weight that is trained."""
 
 
 def is_sharded(
@@ -48,10 +47,12 @@ def is_sharded(
 def whole_bytes(network: nn.Module, options: TrainOptions, *, reference: bool) -> int:
     """What a whole network in training takes of a device: weights, gradients, moments, copies."""
     weights = sum(p.nbytes for p in network.parameters())
-    trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
-    average = bool(options.ema_decay) and not options.ema_on_cpu
-    copies = weights if reference and trained == weights else 0
-    return weights + copies + trained * (1 + MOMENTS + average)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    size = sum(p.nbytes for p in trained)
+    moments = sum(moment_bytes(p.numel(), options) for p in trained)
+    average = size if options.ema_decay and not options.ema_on_cpu else 0
+    copies = weights if reference and 2 * size > weights else 0  # adapters need none
+    return weights + copies + size + moments + average
 
 
 def check_shares(options: TrainOptions, unit: int, processes: int) -> None:
