@@ -3,10 +3,12 @@
 Whole networks (DDP) and shards (FSDP2), whole training and adapters, with pre-training rows.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,12 @@ from models import tiny_pipeline, tiny_unet
 from safetensors.torch import load_file
 from spread_cases import CASES, train_case
 
+from sayso.base.errors import UserError
 from sayso.study.run import Run
+from sayso.testing import ToyPolicy
+from sayso.training import spread
+from sayso.training.options import TrainOptions
+from sayso.training.spread import blocks_of, is_sharded, whole_bytes
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 SCRIPT = Path(__file__).with_name("spread_cases.py")
@@ -111,6 +118,54 @@ def test_shards_in_bf16_learn_about_the_same_and_start_at_the_reference(
     assert len(one["lora"]) == len(trained(folder, "lora-full-4-bf16"))
     assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in alone], rel=0.02)
     assert rows[0]["kl"] == 0 < rows[-1]["kl"]
+
+
+def test_a_network_is_sharded_where_it_does_not_fit() -> None:
+    """A network of n numbers takes 4 n bytes for each of weights, gradients, both moments, EMA."""
+    policy = ToyPolicy(8)
+    n = sum(p.numel() for p in policy.network.parameters())
+    plain = TrainOptions(ema_decay=0.9)
+    assert whole_bytes(policy, plain, reference=False) == 20 * n
+    assert whole_bytes(policy, plain, reference=True) == 24 * n
+    without = dataclasses.replace(plain, ema_decay=0.0)
+    elsewhere = dataclasses.replace(plain, ema_on_cpu=True)
+    assert {whole_bytes(policy, o, reference=False) for o in (without, elsewhere)} == {16 * n}
+
+    def chosen(sharding: Any, processes: int, memory: int) -> bool:
+        options = dataclasses.replace(plain, sharding=sharding)
+        return is_sharded(options, policy, processes, memory, reference=False)
+
+    small, large = int(20 * n / 0.71), int(20 * n / 0.69)
+    assert chosen("auto", 2, small)
+    assert not chosen("auto", 2, large)
+    assert chosen("full", 2, large)
+    assert not chosen("none", 2, small)
+    assert not chosen("auto", 1, small)
+    assert not chosen("full", 1, small)
+
+
+def test_blocks_are_those_of_diffusers_or_members_of_lists() -> None:
+    names = {type(block).__name__ for block in blocks_of(tiny_unet())}
+    assert {"BasicTransformerBlock", "ResnetBlock2D"} <= names
+    toy: Any = ToyPolicy(8).network
+    assert blocks_of(toy) == [m for m in reversed(list(toy)) if isinstance(m, torch.nn.Linear)]
+
+
+def test_uneven_shares_are_refused_with_shards() -> None:
+    options = TrainOptions(batch_size=8, pretraining_weight=0.1, pretraining_fraction=0.125)
+    options.check_shares(1, 1)
+    with pytest.raises(UserError, match=r"each of 2 processes .* 8 has 1; .* a multiple of 2, or"):
+        options.check_shares(1, 2)
+    dataclasses.replace(options, pretraining_fraction=0.25).check_shares(1, 2)
+    with pytest.raises(UserError, match="sharding 'half'; choose auto, none, full"):
+        dataclasses.replace(options, sharding="half").check()
+
+
+def test_weights_that_are_no_plain_numbers_are_not_cut() -> None:
+    odd = torch.nn.Linear(2, 2)
+    odd.weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(UserError, match=r"weight is a Parameter of torch.int8.* --sharding none"):
+        spread._refuse_what_cannot_be_cut(odd)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work
 from sayso.base import files
+from sayso.base.devices import agreed, memory_bytes
 from sayso.base.errors import UserError
 from sayso.base.progress import console, progress
 from sayso.data.prefetch import prefetched
@@ -21,7 +22,7 @@ from sayso.training.log import Log, logged
 from sayso.training.objective import Part, Term, objective
 from sayso.training.optimizers import make_optimizer
 from sayso.training.options import COMMON, TrainOptions
-from sayso.training.spread import check_shares, is_sharded, spread
+from sayso.training.spread import is_sharded, spread
 
 
 def learning_rate_at(step: int, options: TrainOptions) -> float:
@@ -134,9 +135,10 @@ class _Loop:
             _enable_checkpointing(policy.network, policy.network_kind)
         policy.network.train()
         reference = options.uses_reference or "reference" in aligner.required()
-        sharded = is_sharded(options, policy.network, acc, reference=reference)
+        place = acc.num_processes, memory_bytes(acc.device)
+        sharded = agreed(is_sharded(options, policy, *place, reference=reference))
         if sharded:
-            check_shares(options, aligner.unit, acc.num_processes)
+            options.check_shares(aligner.unit, acc.num_processes)
         if reference:
             policy.keep_reference(_autocast_format(acc))
         self.spread = spread(policy, acc, sharded=sharded, compiled=options.compile)
@@ -144,9 +146,9 @@ class _Loop:
         self.parameters: list[Tensor] = [*self.named.values()]
         if "old" in aligner.required():
             policy.remember("old")
-        place = "cpu" if options.ema_on_cpu else None
+        device = "cpu" if options.ema_on_cpu else None
         self.average = (
-            [p.detach().to(place, copy=True) for p in self.parameters] if options.ema_decay else []
+            [p.detach().to(device, copy=True) for p in self.parameters] if options.ema_decay else []
         )
         self.optimizer = make_optimizer(self.parameters, learning_rate_at(0, options), options)
         self.prepared: Any = acc.prepare(self.optimizer)

@@ -17,6 +17,8 @@ def check_options(options: TrainOptions, aligner: Aligner, processes: int) -> No
     Raises: UserError: if they cannot.
     """
     options.check_unit(aligner.unit, processes, type(aligner).__name__)
+    if options.sharding == "full":
+        options.check_shares(aligner.unit, processes)
     aligner.period(options.batch_size - options.n_pretraining(aligner.unit))
 
 

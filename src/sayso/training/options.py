@@ -101,6 +101,8 @@ class TrainOptions:
             raise UserError(f"optimizer {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
         if self.optimizer == "adamw8bit":
             need("quantised", "align --optimizer adamw8bit")
+        if self.sharding not in SHARDING:
+            raise UserError(f"sharding {self.sharding!r}; choose {', '.join(SHARDING)}")
         self.micro_batch(processes=1)
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
@@ -156,6 +158,21 @@ class TrainOptions:
             f"multiple of {unit}; give --micro-batch-size {' or '.join(map(str, fitting[-3:]))}"
         )
 
+    def check_shares(self, unit: int, processes: int) -> None:
+        """Check that with shards each process has as many rows of each kind as every other.
+
+        Where one asks a network for a prediction all must, for each gives its shard.
+
+        Raises: UserError: if not.
+        """
+        n, whole = self.n_pretraining(unit), unit * processes
+        if (self.batch_size - n) % whole:
+            raise UserError(
+                f"with sharding full each of {processes} processes needs as many pre-training rows "
+                f"as the others, and batch_size {self.batch_size} has {n}; give a "
+                f"--pretraining-fraction that makes them a multiple of {whole}, or --sharding none"
+            )
+
     def micro_batch(self, processes: int) -> int:
         """Rows a process computes at once.
 
@@ -171,6 +188,7 @@ class TrainOptions:
         return micro
 
 
+SHARDING = ("auto", "none", "full")
 OPTIMIZERS = ("adamw", "adamw8bit")
 COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
 """What an aligner that says nothing else is trained with, where an option is None."""

@@ -16,7 +16,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from sayso.base.devices import agreed, memory_bytes
 from sayso.base.errors import UserError
 from sayso.families import Policy
 from sayso.training.optimizers import moment_bytes
@@ -28,52 +27,31 @@ for what is computed."""
 
 
 def is_sharded(
-    options: TrainOptions, network: nn.Module, accelerator: Accelerator, *, reference: bool
+    options: TrainOptions, policy: Policy, processes: int, memory: int, *, reference: bool
 ) -> bool:
-    """Whether each process is to hold a shard of the network; the same in all processes.
+    """Whether each process is to hold a shard of the network in place of the whole.
 
     Args:
-        network: on any device, with adapters if they are trained.
-        reference: whether a frozen copy of it is kept.
+        policy: with its network on any device, and with adapters if they are trained.
+        processes: of the launch.
+        memory: bytes of a device.
+        reference: whether a frozen copy of the network is kept.
     """
-    if accelerator.num_processes == 1 or options.sharding == "none":
+    if processes == 1 or options.sharding == "none":
         return False
-    if options.sharding == "full":
-        return True
-    needed = whole_bytes(network, options, reference=reference)
-    return agreed(needed > MOST * memory_bytes(accelerator.device))
+    needed = whole_bytes(policy, options, reference=reference)
+    return options.sharding == "full" or needed > MOST * memory
 
 
-def whole_bytes(network: nn.Module, options: TrainOptions, *, reference: bool) -> int:
+def whole_bytes(policy: Policy, options: TrainOptions, *, reference: bool) -> int:
     """What a whole network in training takes of a device: weights, gradients, moments, copies."""
-    weights = sum(p.nbytes for p in network.parameters())
-    trained = [p for p in network.parameters() if p.requires_grad]
+    weights = sum(p.nbytes for p in policy.network.parameters())
+    trained = policy.trainable().values()
     size = sum(p.nbytes for p in trained)
     moments = sum(moment_bytes(p.numel(), options) for p in trained)
     average = size if options.ema_decay and not options.ema_on_cpu else 0
-    copies = weights if reference and 2 * size > weights else 0  # adapters need none
-    return weights + copies + size + moments + average
-
-
-def check_shares(options: TrainOptions, unit: int, processes: int) -> None:
-    """Check that with shards each process has as many rows of each kind as every other.
-
-    Where one asks a network for a prediction all must, for each gives its shard.
-
-    Args:
-        unit: rows that stay together.
-    Raises: UserError: if not, naming batch sizes that can be shared out so.
-    """
-    whole = unit * processes
-    pretraining = options.n_pretraining(unit)
-    if (options.batch_size - pretraining) % whole == 0:
-        return
-    raise UserError(
-        f"with sharding full each of {processes} processes needs as many pre-training rows as the "
-        f"others, and a batch of {options.batch_size} has {pretraining}; give a "
-        f"--pretraining-fraction that makes them a multiple of {whole}, another --batch-size, or "
-        "--sharding none"
-    )
+    kept = weights if reference and not policy.has_adapters else 0
+    return weights + kept + size + moments + average
 
 
 def spread(
