@@ -17,8 +17,8 @@ from studies import random_study
 
 from sayso.base.types import Size
 from sayso.data.clip import ClipEncoder, embed_samples
-from sayso.data.latents import encoded_pretraining
 from sayso.data.pretraining_images import open_pretraining
+from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families._loading import load_policy
 from sayso.study.study import Study
 from sayso.tinyworld import pretraining_images as scenes

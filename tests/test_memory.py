@@ -14,8 +14,8 @@ from studies import random_study
 from sayso.base.devices import enough_memory, is_out_of_memory
 from sayso.base.errors import UserError
 from sayso.base.types import Size
-from sayso.data.latents import _encode, load_latents
-from sayso.data.pretraining_images import open_pretraining
+from sayso.data.latents import load_latents
+from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
@@ -62,7 +62,7 @@ def test_the_autoencoder_works_in_portions(tmp_path: Path, monkeypatch: pytest.M
     assert sizes == [("decode", 2)] * 4 + [("decode", 1)]
     sizes.clear()
     policy = StableDiffusion.load(Path(study.info.base_model), torch.device("cpu"))
-    _encode(policy, open_pretraining(study), 3, 8)
+    encoded_pretraining(study, policy, 5)
     assert sizes == [("encode_images", 2)] * 2 + [("encode_images", 1)]
 
 

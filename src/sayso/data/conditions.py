@@ -78,9 +78,10 @@ def open_conditions(
         [folder / f"{digest([part, *computed])}.safetensors" for part in parts],
         TEXTS_AT_ONCE,
         len(texts),
-        lambda start, stop: {
-            key: value.cpu() for key, value in encode_texts(policy, texts[start:stop]).items()
-        },
+        lambda ranges: (
+            {key: value.cpu() for key, value in encode_texts(policy, texts[a:b]).items()}
+            for a, b in ranges
+        ),
         "encoding texts",
     )
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from sayso.base.devices import (
     MixedPrecision,
@@ -51,6 +51,8 @@ PRETRAINING = "pre-training images"
 class AlignConfig(TrainOptions):
     """Options of `sayso align`; the aligner's own come with it."""
 
+    portions: ClassVar = TrainOptions.portions | {"workers"}
+
     aligner: str = "rwr"
     """The algorithm: a file of aligners/, or your own, such as ./mine.py."""
     name: str = ""
@@ -70,6 +72,11 @@ class AlignConfig(TrainOptions):
     in the paper."""
     pretraining_images: int = 1024
     """How many pre-training images to use, at most; the paper's 625,000."""
+    leave_out_damaged: bool = False
+    """Train without the pre-training images that cannot be read; they are counted and named."""
+    workers: int | None = None
+    """Processes that decode pre-training images for the encoder; default: one less than the
+    processors if a GPU encodes, and none if a CPU does."""
     conditions: Literal["auto", "table", "encode"] = "auto"
     """What the text encoder makes of the texts: kept in a table on the disk, or encoded in every
     step; auto = a table, if it takes no more than 1 GiB and no more texts than rows are drawn."""
@@ -87,9 +94,10 @@ class AlignConfig(TrainOptions):
             raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
         if self.conditions not in CONDITIONS:
             raise UserError(f"conditions {self.conditions!r}; choose {' or '.join(CONDITIONS)}")
-        for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
+        for name, least in {"lora_rank": 0, "pretraining_images": 1, "workers": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} {value} is too small; give {least} or more")
 
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
@@ -313,6 +321,8 @@ def _prepare(
             pretraining_images=_n_pretraining(config, aligner),
             conditions=inputs.get("conditions", config.conditions),
             precision=accelerator.autocast(),
+            workers=config.workers,
+            leave_out_damaged=config.leave_out_damaged,
         )
     return _Ready(accelerator, policy, table, rewards, rows)
 

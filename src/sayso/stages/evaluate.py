@@ -48,6 +48,9 @@ class EvaluateConfig:
     """Which prompts; test is seen and unseen objects together."""
     best_of: str = ""
     """A selection to measure beside, such as base@best-of-16; default: the largest one drawn."""
+    leave_out_damaged: bool = False
+    """Measure fidelity without the held-out pre-training images that cannot be read; they are
+    counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +302,13 @@ def _result(
         "scores": scores,
         "optimisation": evaluation.optimisation(scores, change),
         "reward_quality": evaluation.reward_quality(drawn, _is_probability(rows)),
-        "fidelity": fidelity(study, config.model, gathered.for_fidelity, gathered.sampler),
+        "fidelity": fidelity(
+            study,
+            config.model,
+            gathered.for_fidelity,
+            gathered.sampler,
+            leave_out_damaged=config.leave_out_damaged,
+        ),
         **_compared(study, gathered),
     }
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sayso.base.errors import UserError, check_seed
+from sayso.base.errors import check_seed
 from sayso.base.progress import console
 from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
-from sayso.base.worlds import DEFAULT, find_world, or_world
+from sayso.base.worlds import DEFAULT, find_world
 from sayso.study.info import StudyInfo
 from sayso.study.model_files import model_name, native_size, no_guidance, pipeline
 from sayso.study.pipelines import Pipeline
@@ -31,8 +31,18 @@ class NewConfig:
     """CLIP for rewards and metrics: a world, a transformers folder, or a hub id; default: the
     world's own, else openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Pre-training images with captions: a world, or a folder of images with a metadata.jsonl
-    (file_name, text); default: the world's own, else none."""
+    """Pre-training images with captions: a world; a folder of images with metadata.jsonl or
+    metadata.csv (file_name, text); WebDataset shards ('shards/{000..124}.tar'), parquet files or a
+    folder of either; a folder that datasets saved; or the hub id of a dataset. Default: the
+    world's own, else none."""
+    pretraining_image: str = ""
+    """The column of the pictures, in shards the ending; default: the first that is known."""
+    pretraining_caption: str = ""
+    """The column of the captions; default: the first of text, caption, txt, prompt."""
+    pretraining_filter: str = ""
+    """Which pictures to take, by other columns, such as "aesthetic >= 6 and width >= 512"."""
+    pretraining_split: str = ""
+    """The split of the dataset; default: train, or the only one."""
     num_inference_steps: int | None = None
     """Sampling steps; default: the world's own, else those of the model's kind, 20 if that is not
     known."""
@@ -70,6 +80,10 @@ def new(path: str | Path, config: NewConfig | None = None) -> Study:
         sampler=sampler,
         feedback_url=_feedback_url(config.feedback_url),
         held_out="by name",
+        pretraining_image=config.pretraining_image,
+        pretraining_caption=config.pretraining_caption,
+        pretraining_filter=_filter(config.pretraining_filter),
+        pretraining_split=config.pretraining_split,
     )
     return Study.create(path, info)
 
@@ -107,11 +121,13 @@ def _feedback_url(given: str) -> str:
 
 
 def _pretraining(given: str) -> str:
-    if not given or find_world(given):
-        return given
-    if Path(given).is_dir():
-        return str(Path(given).resolve())
-    raise UserError(
-        f"pre-training images {given!r}: there is no such folder; give a folder with images and "
-        f"a metadata.jsonl, {or_world()}"
-    )
+    from sayso.data.pretraining_images.opening import source_name
+
+    return source_name(given)
+
+
+def _filter(given: str) -> str:
+    from sayso.data.pretraining_images.filters import parse_filter
+
+    parse_filter(given)
+    return given

@@ -126,7 +126,7 @@ def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
             "by its name); give more pictures, or --fidelity 0"
         )
     if find_world(study.info.pretraining) is None:
-        _refuse_long(study, captions, f"{study.info.pretraining}/metadata.jsonl, held out,")
+        _refuse_long(study, captions, f"{study.info.pretraining}, held out,")
     if len(captions) < n:
         console.print(f"{len(captions)} fidelity prompts, as many as pictures are held out")
     return [make_prompt(c, "fidelity", "fidelity", n=i + 1) for i, c in enumerate(captions)]
