@@ -2,9 +2,10 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from sayso.base.errors import UserError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator, PartialState
 
+Row = TypeVar("Row")
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=2)
 """How long processes wait for each other; NCCL's own patience is ten minutes."""
@@ -64,6 +66,11 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
         ) from None
 
 
+def wait_for_everyone() -> None:
+    """Wait until every process of a launch is here."""
+    _process().wait_for_everyone()
+
+
 def main_process_first() -> AbstractContextManager[None]:
     """A block that the main process of a launch runs before the others do."""
     return _process().main_process_first()
@@ -85,6 +92,29 @@ def agreed(value: Value) -> Value:
 
     _process()
     return broadcast_object_list([value])[0]
+
+
+def in_shares(
+    rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Value]], portion: int
+) -> list[Value]:
+    """What `work` makes of all rows, one each and in order; each process of a launch does a share.
+
+    Args:
+        rows: the same in every process; all call it alike.
+        work: of one process's rows.
+        portion: rows that stay together, one after the other, as they do in one process: the last
+            bits of a result can depend on what is computed at once.
+    """
+    from accelerate.utils import gather_object
+
+    process = _process()
+    portions = [rows[at : at + portion] for at in range(0, len(rows), portion)]
+    mine = portions[process.process_index :: process.num_processes]
+    made = iter(work([row for part in mine for row in part])) if mine else iter(())
+    found = gather_object([[list(islice(made, len(part))) for part in mine]])
+    turns = [found[i % process.num_processes][i // process.num_processes]
+             for i in range(len(portions))]  # fmt: skip
+    return [value for part in turns for value in part]
 
 
 def memory_bytes(device: "torch.device") -> int:

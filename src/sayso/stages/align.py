@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from sayso.base.devices import (
     MixedPrecision,
+    agreed,
     enough_memory,
     is_main_process,
     main_process_first,
@@ -298,6 +299,7 @@ def _prepare(
         gathered: whether the inputs were gathered just now; if not, latents may have changed since.
     """
     from sayso.families._loading import load_policy
+    from sayso.stages._scoring import rewards_of
     from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
 
     accelerator, run = make_accelerator(config.mixed_precision), f"runs/align-{name}"
@@ -307,10 +309,14 @@ def _prepare(
     labels = [row["label"] if "label" in row else row["mark"] for row in rows]
     known = [float("nan") if label is None else label for label in labels]
     images = Samples(samples, [row["text"] for row in rows], known)
+    rewards = agreed(inputs.get("rewards"))
+    if rewards is None and not _scores_samples(aligner):
+        rewards = [math.nan] * len(rows)
+    elif rewards is None:
+        rewards = rewards_of(study, config.reward, samples, images.texts, accelerator.device)
     with accelerator.local_main_process_first():
         if not gathered:
             refuse_changed_latents(study, run, rows, samples)
-        rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
         policy.check_prompts(inputs.get("prompts", []))
         table = open_rows(
@@ -383,19 +389,3 @@ def _kind(study: Study, config: AlignConfig) -> str:
     if config.raters != "auto":
         return config.raters
     return RATERS[study.feedback.kind_in_use()]
-
-
-def _rewards(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    images: "Samples",
-    accelerator: "Accelerator",
-) -> list[float]:
-    """The reward of every sample; NaN if the aligner needs none."""
-    if not _scores_samples(aligner):
-        return [float("nan")] * len(images.samples)
-    from sayso.rewards import load_reward
-
-    reward = load_reward(study, config.reward, accelerator.device)
-    return reward.score_samples(study, images.samples, images.texts).tolist()
