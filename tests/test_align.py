@@ -308,7 +308,7 @@ def test_missing_things_are_named_before_a_model_loads(
         align(study, dataclasses.replace(QUICK, aligner="rwx"))
     with pytest.raises(UserError, match="no images of 'runs/align-x' for train prompts"):
         align(study, dataclasses.replace(QUICK, model="runs/align-x"))
-    with pytest.raises(UserError, match="batch_size 8 is no multiple"):
+    with pytest.raises(UserError, match="batch_size 8 is not a multiple"):
         align(study, dataclasses.replace(QUICK, micro_batch_size=3), LABELS)
     empty = random_study(tmp_path / "empty", pretraining="")
     with pytest.raises(UserError, match="no images of 'base'"):
@@ -341,7 +341,7 @@ def test_pretraining_images_are_encoded_once(study: Study, monkeypatch: pytest.M
 def test_plan_counts(study: Study) -> None:
     sizes = plan(study, QUICK)
     assert sizes["images in all"] == 24
-    assert sizes["passes over the samples, about"] == 2.0
+    assert sizes["passes over the samples (approx.)"] == 2.0
 
 
 def test_saved_average_is_what_load_policy_gives(study: Study) -> None:

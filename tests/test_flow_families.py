@@ -16,7 +16,8 @@ from torch import Tensor
 from sayso.aligners import Work
 from sayso.base.errors import UserError
 from sayso.base.plugins import load_plugin
-from sayso.base.types import Sampler, Size
+from sayso.base.samplers import checked
+from sayso.base.types import Sampler, Size, sample_id
 from sayso.base.weights import quiet_libraries
 from sayso.data.conditions import open_conditions
 from sayso.data.rows import make_rows
@@ -72,9 +73,14 @@ def test_images_are_the_pipelines(both: Flow, size: Size, guided: bool) -> None:
 def test_a_negative_prompt_is_the_pipelines(both: Flow) -> None:
     drawn = sampler(3.0, negative="grey")
     if both.name == "flux":
-        with pytest.raises(UserError, match="sees no negative prompt"):
+        with pytest.raises(UserError, match="give a --true-cfg-scale above 1"):
             both.policy.check_sampler(drawn)
-        return
+        drawn = replace(drawn, true_cfg_scale=2.5)
+    else:
+        with pytest.raises(UserError, match="for models that are told guidance_scale"):
+            both.policy.check_sampler(replace(drawn, true_cfg_scale=2.5))
+    both.policy.check_sampler(drawn)
+    assert both.policy.guidance(drawn) == (2.5 if both.name == "flux" else 3.0)
     theirs = both.draw(drawn, [5, 6])
     assert (theirs - both.draw(sampler(3.0), [5, 6])).abs().max() > 1e-3, "it changes nothing"
     torch.testing.assert_close(both.ours(drawn, [5, 6]), theirs, rtol=0, atol=1e-4)
@@ -228,7 +234,7 @@ def test_a_missing_t5_gives_zeros_as_in_the_pipeline(tmp_path: Path) -> None:
     for i, one in enumerate(expected):
         for key, value in one.items():
             torch.testing.assert_close(ours[key][i], value, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match="has 39 tokens and would be cut; the model reads 38"):
+    with pytest.raises(UserError, match="has 39 tokens and would be truncated; the model reads 38"):
         both.policy.check_prompts(["a " * 39])
     assert too_long(str(tmp_path), ["b", "a " * 39]) == ("a " * 39, 39, 38, 1)
 
@@ -291,8 +297,8 @@ def test_what_is_known_before_loading_is_what_the_family_does(both: Flow) -> Non
 
 def test_few_step_models_are_refused(tmp_path: Path) -> None:
     for refused, family, sign in (
-        (tiny_flux(tmp_path / "schnell", guidance_embeds=False), "flux", "no guidance_embeds"),
-        (tiny_z_image(tmp_path / "turbo", shift=3.0), "z_image", "shift of Z-Image-Turbo"),
+        (tiny_flux(tmp_path / "flux", guidance_embeds=False), "flux", "no guidance_embeds"),
+        (tiny_z_image(tmp_path / "z", shift=3.0), "z_image", "shift of Z-Image-Turbo"),
     ):
         with pytest.raises(UserError, match=rf"{sign}.* distilled to draw in few steps.*; give "):
             load_plugin("family", family, Policy).load(refused, CPU)
@@ -377,3 +383,13 @@ def test_trained_weights_draw_the_same_in_plain_diffusers(
     torch.testing.assert_close(
         replace(both, policy=again).ours(sampler(), [1, 2]), ours, rtol=0, atol=1e-4
     )
+
+
+def test_another_true_cfg_scale_is_another_image() -> None:
+    drawn = sampler(3.5, negative="grey")
+    ids = {
+        sample_id("p", "base", 1, replace(drawn, true_cfg_scale=scale)) for scale in (1.0, 2.0, 3.0)
+    }
+    assert len(ids) == 3
+    with pytest.raises(UserError, match="would have no effect without a negative prompt"):
+        checked(replace(sampler(3.5), true_cfg_scale=2.0))

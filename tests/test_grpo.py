@@ -82,7 +82,7 @@ class NoReward(ToyReward):
 
 def test_a_reward_that_is_not_finite_stops() -> None:
     work = toy_work(reward=NoReward())
-    with pytest.raises(UserError, match=r"reward of an image drawn for '\d' is not finite"):
+    with pytest.raises(UserError, match=r"reward of an image generated for '\d' is not finite"):
         next(iter(SMALL.batches(work)))
 
 
@@ -96,7 +96,7 @@ def test_forms_for_flow_models_are_refused_for_others() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": 12}, r"images 12 is no multiple of group_size 8; give --images 8 or 16"),
+        ({"images": 12}, r"images 12 is not a multiple of group_size 8; give --images 8 or 16"),
         ({"group_size": 1}, "group_size 1 is too small"),
         ({"eta": 0.0}, r"eta 0\.0 must be above 0"),
         ({"clip_range": math.nan}, "clip_range nan"),

@@ -131,9 +131,9 @@ def test_generate_goes_on_with_a_smaller_batch(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith(
-        "sayso: error: out of memory at --batch-size 18; repeat the command with"
+        "sayso: error: out of memory at --batch-size 18; run the command again with"
     )
-    assert "--batch-size 9, and it goes on where it stopped" in line
+    assert "--batch-size 9 to resume" in line
     assert "Traceback" not in done.stderr
     done = under_a_limit(600, *command, "--batch-size", 1)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_align_names_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = AlignConfig(
         max_steps=1, batch_size=6, pretraining_images=4, aligner="sft", mixed_precision="no"
     )
-    says = r"out of memory at --micro-batch-size 6; .* --micro-batch-size 3, and it goes on"
+    says = r"out of memory at --micro-batch-size 6; .* --micro-batch-size 3 to resume"
     with pytest.raises(UserError, match=says):
         align(rated_study(tmp_path), config)
 

@@ -125,9 +125,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         ".",
     ),
     "cut off JPEG": (lambda: saved(Image.effect_noise((64, 64), 90), "JPEG")[:-500], "truncated"),
-    "no picture": (lambda: b"<html>404</html>", "no picture"),
-    "empty": (lambda: b"", "no picture"),
-    "pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "no picture"),
+    "no picture": (lambda: b"<html>404</html>", "not an image"),
+    "empty": (lambda: b"", "not an image"),
+    "pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "not an image"),
     "huge": (lambda: saved(Image.new("1", (20_000, 10_000))), "more than 178 million pixels"),
 }
 

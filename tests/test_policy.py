@@ -243,6 +243,7 @@ def test_models_are_found(folder: Path, tmp_path: Path) -> None:
         resolve(str(tmp_path))
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
     with pytest.raises(
-        UserError, match=r"is a PixArtSigmaPipeline; sayso can load .*StableDiffusion"
+        UserError,
+        match=r"is a PixArtSigmaPipeline; give a model .* sdxl .* stable_diffusion",
     ):
         family(tmp_path)

@@ -253,7 +253,7 @@ def test_a_folder_that_holds_nothing_out(tmp_path: Path, capsys: pytest.CaptureF
     assert parts(study)["heldout"] == set()
     own = tmp_path / "p.txt"
     own.write_text("a dog\n")
-    with pytest.raises(UserError, match=r"none of the pictures .* is held out"):
+    with pytest.raises(UserError, match=r"none of the images .* is held out"):
         write_prompts(study, PromptsConfig(file=str(own), fidelity=4))
     write_prompts(study, PromptsConfig(file=str(own)))
-    assert "0 fidelity prompts, as many as" in capsys.readouterr().err
+    assert "0 fidelity prompts, one for each" in capsys.readouterr().err

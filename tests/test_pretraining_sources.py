@@ -123,7 +123,9 @@ def test_other_columns_may_be_named(tmp_path: Path) -> None:
     rows = table().rename_columns(["picture", "alt", "aesthetic"])
     pq.write_table(rows, tmp_path / "a.parquet")
     source = str(tmp_path / "*.parquet")
-    with pytest.raises(UserError, match=r"no column of captions of a known name; .* picture, alt"):
+    with pytest.raises(
+        UserError, match=r"no column of captions with a known name; .* picture, alt"
+    ):
         open_pretraining(natural_study(tmp_path / "a", source)).train_captions(9)
     study = natural_study(tmp_path / "b", source, image="picture", caption="alt")
     assert number(open_pretraining(study).train_captions(1)[0]) < N
@@ -243,7 +245,9 @@ def test_what_new_refuses(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         new(tmp_path / "study", NewConfig(pretraining=given))
-    with pytest.raises(UserError, match="pretraining_filter 'nice' is no condition; give a column"):
+    with pytest.raises(
+        UserError, match="pretraining_filter 'nice' is not a condition; give a column"
+    ):
         new(tmp_path / "study", NewConfig(pretraining_filter="nice"))
     assert not (tmp_path / "study").exists()
 
@@ -269,8 +273,8 @@ def test_files_that_are_not_whole_are_named(tmp_path: Path) -> None:
     write_tars(tars)
     write_parquet(parquet)
     for file, says in (
-        (tars / "001.tar", "is no whole tar file"),
-        (parquet / "data/train-00000-of-00002.parquet", "is no whole parquet file"),
+        (tars / "001.tar", "is damaged or not a tar file"),
+        (parquet / "data/train-00000-of-00002.parquet", "is damaged or not a Parquet file"),
     ):
         content = file.read_bytes()
         file.write_bytes(content[: len(content) * 2 // 3])
@@ -311,7 +315,7 @@ def test_a_filter_that_leaves_nothing(tmp_path: Path, kind: str) -> None:
 )
 def test_filters(text: str, row: dict[str, object], holds: bool) -> None:
     if text.startswith("brand"):
-        with pytest.raises(UserError, match="'brand' is no condition"):
+        with pytest.raises(UserError, match="'brand' is not a condition"):
             parse_filter(text)
         return
     assert all_hold(parse_filter(text), row) == holds
@@ -348,7 +352,7 @@ def test_a_killed_process_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         "sayso.data.pretraining_images._decoding._decode",
         lambda *_: os.kill(os.getpid(), signal.SIGKILL),
     )
-    with pytest.raises(UserError, match=r"was killed.*fewer --workers than 2, and it goes on"):
+    with pytest.raises(UserError, match=r"was killed.*fewer --workers than 2 to resume"):
         list(decoded([png(1)] * 20, SIZE, 2))
 
 

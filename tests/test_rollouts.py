@@ -134,7 +134,7 @@ def test_rewards_are_of_the_images_as_they_would_be_stored(monkeypatch: pytest.M
     levels = [(x + 2) / 4 * 255 for x in latents.flatten().tolist()]
     shown = torch.cat(reward.shown)[:, :2].flatten() * 255
     assert shown.tolist() == pytest.approx([round(level) for level in levels], abs=1e-4)
-    with pytest.raises(UserError, match="of an image drawn for 'nan' is not finite"):
+    with pytest.raises(UserError, match="of an image generated for 'nan' is not finite"):
         rewarded(work, latents, ["3", "nan", "inf", "1", "5"])
     with pytest.raises(UserError, match="this aligner needs a reward in the loop"):
         rewarded(toy_work(reward=None), latents, ["3"] * 5)
@@ -306,10 +306,10 @@ def test_what_the_work_does_not_allow_is_refused() -> None:
     few = dataclasses.replace(SMALL, steps_per_image=4).batches(toy_work(sampler=Sampler(3, 1.0)))
     with pytest.raises(UserError, match=r"of the 3 steps of drawing 2 have noise; .* 2 or fewer"):
         next(few)
-    with pytest.raises(UserError, match="images 8 are no multiple of 3 processes"):
+    with pytest.raises(UserError, match="images 8 are not a multiple of 3 processes"):
         next(iter(SMALL.batches(toy_work(world=3))))
     flow = dataclasses.replace(SMALL, noise="flow_grpo")
-    with pytest.raises(UserError, match="is none; choose ancestral or cps"):
+    with pytest.raises(UserError, match="is not one; choose ancestral or cps"):
         next(iter(flow.batches(toy_work())))
     assert next(iter(SMALL.batches(toy_work(ToyPolicy(kind="velocity")))))
 

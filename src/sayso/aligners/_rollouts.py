@@ -117,8 +117,9 @@ def rewarded(
     found = torch.cat(scores)
     if not found.isfinite().all():
         raise UserError(
-            f"the reward of an image drawn for {texts[int(found.isfinite().int().argmin())]!r} is "
-            "not finite; look at the reward's weights, or try a lower --learning-rate"
+            "the reward of an image generated for "
+            f"{texts[int(found.isfinite().int().argmin())]!r} is not finite; look at the reward's "
+            "weights, or try a lower --learning-rate"
         )
     return found
 

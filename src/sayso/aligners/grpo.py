@@ -36,7 +36,8 @@ def clipped_policy_loss(
 
 @dataclass(frozen=True)
 class GroupPolicy(Aligner):
-    """Draw images, reward them, and make steps that led to the better ones of a prompt likelier.
+    """Generate images, score them, and make the steps that led to a prompt's better images more
+    likely.
 
     Source: Black et al. 2023, arXiv 2305.13301 (DDPO); advantages in groups: arXiv 2505.05470.
     """
@@ -45,22 +46,24 @@ class GroupPolicy(Aligner):
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 1e-4}
 
     images: int = 64
-    """Images of a rollout, over all processes, after which all of it is learned from."""
+    """Images per rollout, over all processes; updates then use all of them before the next
+    rollout."""
     group_size: int = 8
-    """Images of one prompt, which are compared with each other."""
+    """Images per prompt, which are compared with each other."""
     steps_per_image: int = 4
-    """Of the steps of drawing an image, how many are learned from; drawn anew for each image. The
-    last step has no noise and is never learned from."""
+    """Sampling steps of each image to learn from, chosen at random for each image. The last step
+    has no noise and is never used."""
     clip_range: float = 1e-4
-    """By how much a step may become likelier or less likely until the next rollout. It belongs to
-    the mean log-probability over all numbers of the latents."""
+    """How much more or less likely a step may become until the next rollout. It applies to the mean
+    log-probability over the latents."""
     advantage_clip: float = 5.0
-    """Advantages beyond it are cut to it, in standard deviations."""
+    """Limit on advantages, in standard deviations; larger ones are cut to it."""
     eta: float = 1.0
-    """Strength of the fresh noise of a step of drawing, above 0: without noise nothing is tried."""
+    """Strength of the fresh noise in a sampling step, above 0: without noise, nothing new is
+    tried."""
     noise: Noise = "ancestral"
-    """How much noise follows from eta: ancestral, that of DDPM and DDIM; cps; or flow_grpo or
-    dance as in these papers, for flow models only."""
+    """How eta becomes noise: ancestral, as in DDPM and DDIM; cps; or flow_grpo or dance as in these
+    papers, for flow models only."""
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -78,7 +81,7 @@ class GroupPolicy(Aligner):
         if self.images % self.group_size:
             near = self.images // self.group_size * self.group_size
             raise UserError(
-                f"images {self.images} is no multiple of group_size {self.group_size}; give "
+                f"images {self.images} is not a multiple of group_size {self.group_size}; give "
                 f"--images {near} or {near + self.group_size}"
             )
 
@@ -126,16 +129,16 @@ class GroupPolicy(Aligner):
         available = len(work.policy.grid(sampler)) - 2
         if self.steps_per_image > available:
             raise UserError(
-                f"steps_per_image {self.steps_per_image}: of the {available + 1} steps of drawing "
+                f"steps_per_image {self.steps_per_image}: of the {available + 1} sampling steps, "
                 f"{available} have noise; give --steps-per-image {available} or fewer"
             )
         if self.noise not in VARIANCE_PRESERVING and work.policy.kind != "velocity":
             raise UserError(
-                f"noise {self.noise} is for flow models, and {work.policy.name} is none; choose "
-                f"{' or '.join(VARIANCE_PRESERVING)}"
+                f"noise {self.noise} is for flow models, and {work.policy.name} is not one; "
+                f"choose {' or '.join(VARIANCE_PRESERVING)}"
             )
         if self.images % work.world:
             raise UserError(
-                f"images {self.images} are no multiple of {work.world} processes; change one"
+                f"images {self.images} are not a multiple of {work.world} processes; change one"
             )
         return available

@@ -38,7 +38,7 @@ class FeatureSpace:
         """The features of pictures, float32, all finite."""
         with torch.no_grad():
             found = torch.cat([self._embed(part).cpu().float() for part in stacked(pictures)])
-        names = [f"picture {i + 1} of {len(found)}" for i in range(len(found))]
+        names = [f"image {i + 1} of {len(found)}" for i in range(len(found))]
         refuse_not_finite(found, names, self.name)
         return found.numpy()
 
@@ -85,9 +85,9 @@ def fidelity(
     shared = set.intersection(*(set(samples) for samples in by_role.values()))
     if not shared:
         return _skipped(
-            f"no images for the fidelity prompts of both base and {model}; draw them with: sayso "
-            f"generate {quoted(study.path)} --prompts fidelity --per-prompt 1 "
-            f"--model {quoted(model)}"
+            f"no images for the fidelity prompts of both base and {model}; generate them with: "
+            f"sayso generate {quoted(study.path)} --prompts fidelity --per-prompt 1 --model "
+            f"{quoted(model)}"
         )
     order = [key for key in by_role["base"] if key in shared]
     chosen = {role: [samples[key] for key in order] for role, samples in by_role.items()}

@@ -132,8 +132,8 @@ def _say_damaged(
         said += f" ({listed} lists them)"
     if refuse:
         raise UserError(
-            f"{said}, such as {named[0]}. The others are encoded and kept: restore them, or repeat "
-            "the command with --leave-out-damaged"
+            f"{said}, such as {named[0]}. The others are encoded and kept: restore them, or run "
+            "the command again with --leave-out-damaged"
         )
     console.print(f"{said} and left out, such as {named[0]}", soft_wrap=True)
 
@@ -194,6 +194,6 @@ class _Encoding:
         latents = policy.encode_images(batch)
         names = [f"pre-training image {number + i + 1}" for i in whole]
         refuse_not_finite(latents, names, f"the VAE encoder of {policy.name}")
-        refuse_not_finite(latents.half(), names, f"keeping in fp16 the latents of {policy.name}")
+        refuse_not_finite(latents.half(), names, f"storing in fp16 the latents of {policy.name}")
         found[list(whole)] = latents.float().cpu()
         return found

@@ -20,7 +20,7 @@ from sayso.base.types import Sampler, Size
 from sayso.families import _schedule
 from sayso.families._conditions import Cond, for_rows, join
 from sayso.families._older_selves import OlderSelves
-from sayso.families._schedule import Kind, Noise, mean_squared_error, per_row
+from sayso.families._schedule import Kind, Noise, mean_squared_error, noise_of, per_row
 
 PARTS = ("network", "text", "vae")
 """What a model is made of; a process that only trains needs neither text encoder nor VAE."""
@@ -38,7 +38,8 @@ class Policy(OlderSelves, ABC):
     changes, `network_kind` its name in messages; everything else is frozen. `pipelines` lists the
     diffusers pipeline classes (`_class_name` in model_index.json) that the family loads,
     `lora_targets` the layers that get adapters. `timestep_sampling` says which times `draw_t`
-    draws. `name` says which model it is, in messages.
+    draws. `no_guidance` is the guidance scale that is none, `told_guidance` whether the network is
+    told that scale as a number. `name` says which model it is, in messages.
     """
 
     pipelines: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class Policy(OlderSelves, ABC):
     lora_targets: tuple[str, ...] = ()
     timestep_sampling: TimestepSampling = "uniform"
     no_guidance: float = 1.0
+    told_guidance: bool = False
     name: str = "the model"
     kind: Kind
 
@@ -104,7 +106,7 @@ class Policy(OlderSelves, ABC):
 
         Raises: UserError: naming the field.
         """
-        checked(sampler, self.no_guidance)
+        checked(sampler, self.no_guidance, true_cfg=self.told_guidance)
         self.latent_shape(sampler.image_size)
 
     @abstractmethod
@@ -208,8 +210,7 @@ class Policy(OlderSelves, ABC):
     ) -> Float[Tensor, " b"]:
         """Times to train at, one for each row, as `timestep_sampling` says.
 
-        They are spread evenly over the b rows: that makes the loss less noisy and changes no
-        expectation.
+        They are spread evenly over the b rows: less noise in the loss, the same expectation.
 
         Args:
             sampler: how images are drawn; "grid" takes its times.
@@ -340,7 +341,7 @@ class Policy(OlderSelves, ABC):
         cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size), len(seeds)
-        x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
+        x, times = noise_of(generators, shape, self.device), self.grid(sampler).to(self.device)
         without, way, log_probs = for_rows(uncond, b), [x], []
         for t, s in zip(times[:-1].split(1), times[1:].split(1), strict=True):
             t, s = t.expand(b), s.expand(b)
@@ -349,7 +350,7 @@ class Policy(OlderSelves, ABC):
             x = mean
             if sampler.eta:
                 # the last step has no noise, and draws none
-                fresh = _noise(generators, shape, self.device) if s[0] > 0 else 0.0
+                fresh = noise_of(generators, shape, self.device) if s[0] > 0 else 0.0
                 x = mean + per_row(std, mean) * fresh
             log_probs.append(_schedule.log_prob(x, mean, std))
             way.append(x)
@@ -394,7 +395,3 @@ class Rollout(NamedTuple):
     way: Float[Tensor, "m b c h w"]
     times: Float[Tensor, " m"]
     log_prob: Float[Tensor, "n b"]
-
-
-def _noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: Any) -> Tensor:
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)

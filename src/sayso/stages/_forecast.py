@@ -53,7 +53,7 @@ def forecast(
         **found,
         "disk, latents of the samples": decimal(len(images.samples) * image),
         "disk, latents of pre-training images": f"{decimal(n * image)} of {n} images",
-        "disk, conditions": _conditions(policy, len({"", *images.texts}) + n, kept),
+        "disk, conditions": _conditions(policy, {"", *images.texts}, n, kept),
         "disk, checkpoints at most": decimal((KEPT + 1) * checkpoint),
         "memory, weights": decimal(_weights(policy)),
         "memory, gradients": decimal(trained),
@@ -74,8 +74,9 @@ def _pretraining(study: Study, asked: int) -> tuple[dict[str, str], int]:
     return {"pre-training images": f"{said}; left out: {left_out}" if left_out else said}, n
 
 
-def _conditions(policy: Policy, texts: int, kept: Kept) -> str:
-    one = row_bytes(policy.encode_prompts([""]))
+def _conditions(policy: Policy, known: set[str], captions: int, kept: Kept) -> str:
+    one = row_bytes(policy.encode_prompts([max(known, key=len)]))
+    texts = len(known) + captions
     size = texts * one
     if kept == "table" or (kept == "auto" and size <= LARGEST_TABLE_BYTES):
         return f"{decimal(size)} at most, a table of {texts} texts"

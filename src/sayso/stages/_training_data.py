@@ -56,9 +56,9 @@ def samples_of(study: Study, model: str, method: LabelMethod, *, simulated: bool
     imported = sum(not sample.latents for sample in samples)
     if imported:
         raise UserError(
-            f"{imported} images of {model!r} were imported and have no stored latents, which align "
-            "trains on; they can only train a reward: choose a --model whose images sayso generate "
-            "drew here"
+            f"{imported} images of {model!r} were imported and have no stored latents, which "
+            "align trains on; they can only be used to train a reward: choose a --model whose "
+            "images were made here by sayso generate"
         )
     labels = labels_of(study, samples, method, simulated=simulated)
     return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
@@ -158,8 +158,8 @@ def _say_cut(policy: Policy, captions: list[str]) -> None:
             cut += sum(map(policy.is_cut, part))
     if cut:
         console.print(
-            f"{cut} of {len(captions)} captions of pre-training images are longer than the model "
-            "reads, and are cut"
+            f"{cut} of {len(captions)} captions of pre-training images are too long for the model "
+            "and are truncated"
         )
 
 

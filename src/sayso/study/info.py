@@ -53,7 +53,8 @@ def parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
         raise UserError(f"{path / 'study.json'} has no format number; restore it")
     if version > FORMAT:
         raise UserError(
-            f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
+            f"{path} has study format {version}, but this sayso only reads up to {FORMAT}; "
+            "upgrade sayso"
         )
     where = path / "study.json"
     sampler = sampler_from_row(row.get("sampler", {}), f"sampler in {where}")

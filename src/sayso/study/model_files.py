@@ -40,12 +40,12 @@ def model_name(given: str, kind: str, index: str) -> str:
     folder = Path(given).expanduser()
     if folder.is_dir():
         if not (folder / index).is_file():
-            raise UserError(f"{kind} {given!r} is a folder without {index}; give a model's folder")
+            raise UserError(f"{kind} {given!r} is a folder without {index}; give a model folder")
         return str(folder.resolve())
     if not HUB_ID.fullmatch(given):
         raise UserError(
-            f"{kind} {given!r} is no folder, and no hub id such as owner/name; check the path, or "
-            f"give a world: {', '.join(world_names())}"
+            f"{kind} {given!r} is neither a folder nor a hub id such as owner/name; check the "
+            f"path, or give a world: {', '.join(world_names())}"
         )
     return given
 

@@ -162,8 +162,8 @@ def _images(study: Study, config: "RaterOptions") -> list[tuple[Sample, Prompt]]
     if not found:
         raise UserError(
             f"there are no images of model {config.model!r} for {config.prompts or 'train'} "
-            f"prompts; draw some with: sayso generate {quoted(study.path)} "
-            f"--model {quoted(config.model)}"
+            f"prompts; generate some with: sayso generate {quoted(study.path)} --model "
+            f"{quoted(config.model)}"
         )
     return found
 
@@ -182,8 +182,8 @@ def _prompts(study: Study, which: PromptChoice) -> list[Prompt]:
     for prompt in prompts:
         if prompt.slots.get("object") not in OBJECTS:
             raise UserError(
-                f"simulated raters cannot judge {prompt.text!r}; they know only prompts of the "
-                "set tinyworld: choose --prompts train, seen, unseen or test of such a study"
+                f"simulated raters cannot rate {prompt.text!r}; they know only prompts of the set "
+                "tinyworld: choose --prompts train, seen, unseen or test of such a study"
             )
     return prompts
 
@@ -292,6 +292,7 @@ def _pairs(study: Study, config: "RaterOptions") -> list[_Pair]:
 def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: int) -> None:
     if have < need:
         raise UserError(
-            f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
-            f"with: sayso generate {quoted(study.path)} --model {quoted(model)} --per-prompt {need}"
+            f"model {model!r} has {have} images for {prompt.text!r}, but a set needs {need}; "
+            f"generate more with: sayso generate {quoted(study.path)} --model {quoted(model)} "
+            f"--per-prompt {need}"
         )

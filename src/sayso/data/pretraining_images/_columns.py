@@ -32,7 +32,7 @@ class Columns:
 
     def of_image(self, there: Iterable[str], where: str) -> str:
         """The column of the pictures. Raises: UserError: if it is not there; lists the columns."""
-        return _one_of(self.image, IMAGES, list(there), where, "pictures", "pretraining-image")
+        return _one_of(self.image, IMAGES, list(there), where, "images", "pretraining-image")
 
     def of_caption(self, there: Iterable[str], where: str) -> str:
         """The column of the captions. Raises: UserError: as `of_image`."""
@@ -59,7 +59,7 @@ def _one_of(
         if name in there:
             return name
     raise UserError(
-        f"{where} has no column of {what} of a known name; its columns are {', '.join(there)}: "
+        f"{where} has no column of {what} with a known name; its columns are {', '.join(there)}: "
         f"make the study with --{flag} and one of them"
     )
 
@@ -103,7 +103,7 @@ class Tally:
         """What was left out, for people; "" if nothing was."""
         parts = [
             (self.filtered, f"not {self.columns.filter}"),
-            (self.bare, "without caption or picture"),
+            (self.bare, "without caption or image"),
         ]
         return ", ".join(f"{n:,} {why}" for n, why in parts if n)
 

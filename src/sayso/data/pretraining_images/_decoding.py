@@ -55,9 +55,8 @@ def decoded(contents: Iterable[Content], size: Size, workers: int) -> Iterator[I
         yield from _by_others(iter(contents), size, workers)
     except BrokenProcessPool:
         raise UserError(
-            "a process that decodes pre-training images was killed, perhaps for want of memory; "
-            f"repeat the command with fewer --workers than {workers}, and it goes on where it "
-            "stopped"
+            "a process that decodes pre-training images was killed, perhaps because memory ran "
+            f"out; run the command again with fewer --workers than {workers} to resume"
         ) from None
 
 

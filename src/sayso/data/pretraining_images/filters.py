@@ -46,7 +46,7 @@ def _condition(text: str) -> Condition:
     found = _CONDITION.fullmatch(text)
     if not found:
         raise UserError(
-            f"pretraining_filter {text!r} is no condition; give a column, one of "
+            f"pretraining_filter {text!r} is not a condition; give a column, one of "
             f'{" ".join(COMPARISONS)}, and a value, such as "aesthetic >= 6"; join several '
             "with and"
         )

@@ -22,9 +22,9 @@ from sayso.study.study import Study
 
 ENDINGS = (".tar", ".parquet")
 ACCEPTED = (
-    "a folder with metadata.jsonl or metadata.csv, a folder that datasets saved, .tar shards or "
-    ".parquet files (a folder of them, or a pattern such as 'shards/{000..124}.tar'), or a hub id "
-    "such as owner/name"
+    "a folder with metadata.jsonl or metadata.csv, a folder saved by datasets, .tar shards or "
+    ".parquet files (a folder of them, or a pattern such as 'shards/{000..124}.tar'), or a hub "
+    "id such as owner/name"
 )
 
 
@@ -62,7 +62,7 @@ def open_pretraining(study: Study, size: Size | None = None) -> PretrainingSet:
     if not source:
         raise UserError(
             f"{study.path} has no pre-training images; make the study with --pretraining FOLDER, "
-            "or switch off what needs them"
+            "or turn off what needs them"
         )
     texts = [p.text for p in study.prompts("fidelity")] if study.has_prompts else []
     found = _opened(study, source, size)
@@ -71,8 +71,8 @@ def open_pretraining(study: Study, size: Size | None = None) -> PretrainingSet:
         if images.heldout_captions(len(texts)) == texts:
             return images
     console.print(
-        f"{found[-1].where} has changed since the study's fidelity prompts were made: they "
-        "are measured against the pictures held out now"
+        f"{found[-1].where} has changed since the study's fidelity prompts were made: they are "
+        "measured against the images held out now"
     )
     return found[-1]
 
@@ -115,7 +115,7 @@ def _packs(study: Study, source: str, split: str, columns: Columns) -> Sequence[
     if odd or not addresses:
         raise UserError(
             f"pre-training images {source!r} are in files such as {(odd or ['none'])[0]}, which "
-            f"are not read; give {ACCEPTED}"
+            f"cannot be read; give {ACCEPTED}"
         )
     return [
         Tar(Path(address)) if address.endswith(".tar") else Parquet(address, columns)
@@ -143,7 +143,7 @@ def _matching(pattern: str) -> list[str]:
         there = sorted(glob(one))  # noqa: PTH207 - Path takes no whole pattern
         if not there:
             what = "no file matches" if has_magic(one) else "there is no file"
-            raise UserError(f"pre-training images: {what} {one}; restore it or mend the pattern")
+            raise UserError(f"pre-training images: {what} {one}; restore it or fix the pattern")
         found += there
     return found
 

@@ -61,8 +61,8 @@ def texts_of(value: object, where: str) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise UserError(
-                f"{where} holds {type(text).__name__} and no text; make the study with another "
-                "--pretraining-caption"
+                f"{where} holds {type(text).__name__} instead of text; make the study with "
+                "another --pretraining-caption"
             )
     return list(dict.fromkeys(text for text in texts if text.strip()))
 
@@ -115,7 +115,7 @@ class Packs(Captioned):
     def rows(self, part: Part, stop: int) -> Sequence[Row]:
         rows, first = self._parts[part], self._looked_through
         if len(rows) < stop and first < len(self.packs):
-            with progress(f"looking through {self.where}", len(self.packs), "files", first) as on:
+            with progress(f"scanning {self.where}", len(self.packs), "files", first) as on:
                 while len(rows) < stop and self._looked_through < len(self.packs):
                     self._look_through(self._looked_through)
                     self._looked_through += 1
@@ -150,12 +150,12 @@ class Packs(Captioned):
     def _refuse_nothing(self) -> None:
         if self._tally.taken < 2:
             raise UserError(
-                f"{self.where} holds {self._tally.taken} captioned pictures{self._tally.so_far}; "
+                f"{self.where} holds {self._tally.taken} captioned images{self._tally.so_far}; "
                 "give at least 2"
             )
         if self._tally.bare:
             console.print(
-                f"{self._tally.bare:,} rows of {self.where} have no caption or no picture and are "
+                f"{self._tally.bare:,} rows of {self.where} have no caption or no image and are "
                 "left out"
             )
 

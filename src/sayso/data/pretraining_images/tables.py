@@ -51,8 +51,8 @@ class _Table(Pack):
         if value is None or (isinstance(value, Mapping) and not value.get("path")):
             return b""
         raise UserError(
-            f"{self.where}, column {image}, holds no pictures but {value!r}; write it anew with "
-            "the pictures in it, as save_to_disk does"
+            f"{self.where}, column {image}, holds {value!r} instead of images; write it "
+            "again with the images in it, as save_to_disk does"
         )
 
     @cached_property
@@ -99,7 +99,7 @@ class Parquet(_Table):
             return ParquetFile(system.open(path, "rb"))
         except (OSError, ArrowInvalid) as error:
             raise UserError(
-                f"{self.where} is no whole parquet file ({error}); restore it"
+                f"{self.where} is damaged or not a Parquet file ({error}); restore it"
             ) from None
 
     @cached_property
@@ -140,7 +140,9 @@ class Saved(_Table):
         try:
             found: Any = datasets.load_from_disk(self.where)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self.path} is no whole dataset ({error}); restore it") from None
+            raise UserError(
+                f"{self.path} is damaged or not a dataset ({error}); restore it"
+            ) from None
         coded = datasets.Image(decode=False)
         pictures = [n for n, kind in found.features.items() if isinstance(kind, datasets.Image)]
         for name in pictures:

@@ -65,7 +65,7 @@ class Tar(Pack):
                         yield (key, *self._read(tar, key, group))
         except (tarfile.TarError, OSError) as error:
             raise UserError(
-                f"{self.path} is no whole tar file ({error}); restore it, or decompress it"
+                f"{self.path} is damaged or not a tar file ({error}); restore it, or decompress it"
             ) from None
 
     def _read(
@@ -92,5 +92,5 @@ class Tar(Pack):
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise UserError(f"{self.path}, {key}.json holds no JSON object; mend it")
+            raise UserError(f"{self.path}, {key}.json is not a JSON object; fix it")
         return found

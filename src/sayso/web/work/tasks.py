@@ -125,7 +125,8 @@ def _rated(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> lis
     if not pages:
         raise UserError(
             f"there are no images of model {options.model!r} for {options.prompts} prompts; "
-            f"draw some with: sayso generate {quoted(study.path)} --model {quoted(options.model)}"
+            f"generate some with: sayso generate {quoted(study.path)} --model "
+            f"{quoted(options.model)}"
         )
     _refuse_unknown_gold(options.gold, pages)
     return sorted(pages, key=lambda page: bool(page[0].control))
@@ -195,6 +196,7 @@ def _compared(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> 
 def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: int) -> None:
     if have < need:
         raise UserError(
-            f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
-            f"with: sayso generate {quoted(study.path)} --model {quoted(model)} --per-prompt {need}"
+            f"model {model!r} has {have} images for {prompt.text!r}, but a set needs {need}; "
+            f"generate more with: sayso generate {quoted(study.path)} --model {quoted(model)} "
+            f"--per-prompt {need}"
         )
