@@ -50,8 +50,9 @@ class Drawn(NamedTuple):
 
 
 def draw_groups(
-    work: Work, step: int, images: int, group_size: int, sampler: Sampler, form: Noise
-) -> Drawn:
+    work: Work, step: int, images: int, group_size: int, sampler: Sampler, form: Noise,
+    noisy_steps: int | None = None,
+) -> Drawn:  # fmt: skip
     """Draw groups of images of randomly chosen prompts, and reward them.
 
     Each process draws its share; all get all. Prompts and seeds come from the step's generator.
@@ -69,7 +70,7 @@ def draw_groups(
         uncond = work.policy.encode_prompts([sampler.negative_prompt])
     mine = work.share(images)
     made = [
-        _drawn(work, cond, uncond, prompt[rows], texts, seeds[rows], sampler, form)
+        _drawn(work, cond, uncond, prompt[rows], texts, seeds[rows], sampler, form, noisy_steps)
         for rows in _portions(mine, work.micro_batch)
     ]
     way, log_prob, reward = (
@@ -86,12 +87,12 @@ def _portions(rows: slice, size: int) -> list[slice]:
 
 def _drawn(
     work: Work, cond: Cond, uncond: Cond, prompt: Tensor, texts: Sequence[str],
-    seeds: Sequence[int], sampler: Sampler, form: Noise,
+    seeds: Sequence[int], sampler: Sampler, form: Noise, noisy_steps: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Way, log-probabilities and rewards of some images, a row each."""
     policy = work.policy
     rollout = policy.rollout(
-        take(cond, prompt.to(policy.device)), uncond, seeds, sampler, form=form
+        take(cond, prompt.to(policy.device)), uncond, seeds, sampler, form=form, noisy_steps=noisy_steps
     )
     which: list[int] = prompt.tolist()
     rewards = rewarded(work, rollout.latents, [texts[i] for i in which])

@@ -1,5 +1,6 @@
 """Policy gradient on the steps of drawing: DDPO, with advantages within groups of a prompt."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -47,9 +48,11 @@ class GroupPolicy(Aligner):
     """Images of a rollout, over all processes, after which all of it is learned from."""
     group_size: int = 8
     """Images of one prompt, which are compared with each other."""
-    steps_per_image: int = 4
+    steps_per_image: int = 3
     """Of the steps of drawing an image, how many are learned from; drawn anew for each image. The
     last step has no noise and is never learned from."""
+    window: float = 0.5
+    """Share of the steps of drawing, from the first, that have fresh noise and are learned from."""
     clip_range: float = 1e-4
     """By how much a step may become likelier or less likely until the next rollout. It belongs to
     the mean log-probability over all numbers of the latents."""
@@ -98,7 +101,9 @@ class GroupPolicy(Aligner):
         period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
         available = self._check(work, sampler)
         for start in work.steps[::period]:
-            drawn = draw_groups(work, start, self.images, self.group_size, sampler, self.noise)
+            drawn = draw_groups(
+                work, start, self.images, self.group_size, sampler, self.noise, available
+            )
             advantage = group_advantages(drawn.reward, self.group_size, self.advantage_clip)
             rows = learned_steps(
                 self.images, available, self.steps_per_image, work.generator(start, "steps")
@@ -122,7 +127,8 @@ class GroupPolicy(Aligner):
 
     def _check(self, work: Work, sampler: Sampler) -> int:
         """The steps of drawing that can be learned from. Raises: UserError: if they are too few."""
-        available = len(work.policy.grid(sampler)) - 2
+        steps = len(work.policy.grid(sampler)) - 1
+        available = min(math.ceil(self.window * steps), steps - 1)
         if self.steps_per_image > available:
             raise UserError(
                 f"steps_per_image {self.steps_per_image}: of the {available + 1} steps of drawing "

@@ -297,10 +297,11 @@ class Policy(OlderSelves, ABC):
         sampler: Sampler,
         *,
         form: Noise = "ancestral",
+        noisy_steps: int | None = None,
     ) -> "Rollout":
         """Draw an image for each seed by `transition`, and keep the way that it took.
 
-        With `sampler.eta` 0 the images are DDIM's. Start and steps of a row draw their noise from
+        With `sampler.eta` 0 the images are DDIM's, and so is every step after `noisy_steps`. Start and steps of a row draw their noise from
         a generator of its own seed, so a row does not depend on the others.
 
         Args:
@@ -309,24 +310,25 @@ class Policy(OlderSelves, ABC):
             seeds: one per row, ≥ 0.
             sampler: steps, guidance, eta and size.
             form: see `_schedule.step_noise`.
+            noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`;
+                None = all but the last, which never has.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size_px), len(seeds)
         x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
         without = {key: value.expand(b, *value.shape[1:]) for key, value in uncond.items()}
         way, log_probs = [x], []
-        for t, s in zip(times[:-1].split(1), times[1:].split(1), strict=True):
-            t, s = t.expand(b), s.expand(b)
+        noisy = len(times) - 2 if noisy_steps is None else noisy_steps
+        for k, (t, s) in enumerate(zip(times[:-1].split(1), times[1:].split(1), strict=True)):
+            t, s, eta = t.expand(b), s.expand(b), sampler.eta if k < noisy else 0.0
             if sampler.guidance_scale > 1:
                 prediction = self.guided(x, t, cond, without, sampler.guidance_scale)
             else:
                 prediction = self.predict(x, t, cond)
-            mean, std = self.transition(x, prediction, t, s, sampler.eta, form)
+            mean, std = self.transition(x, prediction, t, s, eta, form)
             x = mean
-            if sampler.eta:
-                # the last step has no noise, and draws none
-                fresh = _noise(generators, shape, self.device) if s[0] > 0 else 0.0
-                x = mean + per_row(std, mean) * fresh
+            if eta:
+                x = mean + per_row(std, mean) * _noise(generators, shape, self.device)
             log_probs.append(_schedule.log_prob(x, mean, std))
             way.append(x)
         return Rollout(x, torch.stack(way), times, torch.stack(log_probs))
