@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 test-mutants check format test-kill test-scale bench-rating bench-intervals bench-demo bench-aligners recipe docs clean
+.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench-demo bench-aligners recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -35,6 +35,10 @@ format: $(INSTALLED)
 test-mutants: $(INSTALLED)  ## faults planted in the method's core: which does no test notice?
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutants]"
 	$(BIN)/python benchmarks/planted_faults.py
+
+test-quantised: $(INSTALLED)  ## 4 and 8 bits: frozen weights and AdamW's moments, through bitsandbytes
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quantised]"
+	$(BIN)/python -m pytest tests/test_quantised.py
 
 test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600

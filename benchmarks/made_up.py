@@ -19,7 +19,7 @@ from PIL import Image
 from sqlalchemy import Connection, select, text, update
 
 from sayso.base import files
-from sayso.base.types import Prompt, Sample, Sampler, digest
+from sayso.base.types import Prompt, Sample, Sampler, Size, digest
 from sayso.feedback import work_tables as work
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
@@ -27,7 +27,7 @@ from sayso.web.work import people
 from sayso.web.work.tasks import QUESTIONS_OF
 
 FILES, PER_PROMPT = 200, 4
-SAMPLER = Sampler(image_size_px=64)
+SAMPLER = Sampler(image_size=Size(64, 64))
 
 
 def make_study(path: Path, images: int, size_px: int = 64) -> Study:

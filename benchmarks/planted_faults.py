@@ -24,6 +24,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # before torch is imported: forks of a process with threads of its own would hang
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -46,7 +47,7 @@ def main() -> int:
     asked = parser.parse_args()
     os.chdir(ROOT)
     config = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
-    plant()
+    plant(asked.module)
     faults = {
         module: [name for name in names if not asked.fault or name in asked.fault]
         for module, names in planted()
@@ -61,15 +62,56 @@ def main() -> int:
     return 0 if hunt.results else 1
 
 
-def plant() -> None:
-    """Write `mutants/` anew."""
+def plant(modules: Sequence[str]) -> None:
+    """Write `mutants/` anew, with faults in these modules; of all that have some, if none."""
     from mutmut.__main__ import copy_src_dir, create_mutants
+    from mutmut.configuration import config
 
     shutil.rmtree("mutants", ignore_errors=True)
     os.environ["MUTANT_UNDER_TEST"] = "mutant_generation"
+    if modules:
+        config().only_mutate = [f"src/{module.replace('.', '/')}.py" for module in modules]
+    _plant_under_decorators()
     with contextlib.redirect_stdout(io.StringIO()):
         copy_src_dir()
         create_mutants(1)
+
+
+KNOWN_DECORATORS = {
+    "property",
+    "cached_property",
+    "contextmanager",
+    "torch.no_grad()",
+    "torch.inference_mode()",
+}
+
+
+def _plant_under_decorators() -> None:
+    """Mutmut leaves decorated functions out; under these decorators they are like any other."""
+    import libcst
+    from mutmut.mutation import file_mutation
+
+    skipped = file_mutation.MutationVisitor._skip_node_and_children
+    arranged = file_mutation.function_trampoline_arrangement
+
+    def is_known(node: libcst.CSTNode) -> bool:
+        if not isinstance(node, libcst.FunctionDef) or not node.decorators:
+            return False
+        names = {libcst.Module([]).code_for_node(d.decorator) for d in node.decorators}
+        return names <= KNOWN_DECORATORS
+
+    def arrange(function: libcst.FunctionDef, mutants: Any, class_name: str | None) -> Any:
+        if not is_known(function):
+            return arranged(function, mutants, class_name)
+        bare = function.with_changes(decorators=[])
+        before, (switch, *copies), *rest = arranged(bare, mutants, class_name)
+        switch = switch.with_changes(decorators=[*function.decorators, *switch.decorators])
+        return before, [switch, *copies], *rest
+
+    file_mutation.MutationVisitor._skip_node_and_children = lambda visitor, node: (
+        not is_known(node) and skipped(visitor, node)
+    )
+    file_mutation.function_trampoline_arrangement = arrange
 
 
 def planted() -> Iterator[tuple[str, list[str]]]:
@@ -98,6 +140,10 @@ class Hunt:
             raise session.Interrupted("not all tests can be imported")
         _hurry()
         self._run_unchanged(session.items)
+        self._start("", [*self.seconds])
+        self._reap()
+        if self.results.pop("") == "killed":
+            raise session.Interrupted("the tests fail in a fork without any fault")
         # what the forks share is not to be copied by a collection of garbage
         gc.collect()
         gc.freeze()
@@ -106,7 +152,7 @@ class Hunt:
             for name in names:
                 if len(self._running) == self.workers:
                     self._reap()
-                self._start(name)
+                self._start(name, self._tests(name))
         while self._running:
             self._reap()
         return True
@@ -140,8 +186,7 @@ class Hunt:
             found.append(item)
         return found
 
-    def _start(self, fault: str) -> None:
-        tests = self._tests(fault)
+    def _start(self, fault: str, tests: Sequence[pytest.Item]) -> None:
         if not tests:
             self.results[fault] = "not reached"
             return

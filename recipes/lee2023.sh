@@ -16,7 +16,7 @@ PART=${1:?draw, rate, learn, compare or measure} STUDY=${2:?the folder of the st
 draw() {
   # Stable Diffusion v1.5 at 512 px; CLIP ViT-L/14 (Sec. 4.1). Sampler: not given.
   [ -e "$STUDY/study.json" ] || sayso new "$STUDY" --base-model "$1" --clip-model "$2" \
-    --pretraining "$3" --image-size-px 512 --num-inference-steps 30 --guidance-scale 7.5
+    --pretraining "$3" --image-size 512 --num-inference-steps 30 --guidance-scale 7.5
 
   # 2,774 prompts of four groups, 20 objects to train on and 5 held out (Sec. 4.1; which: not given).
   sayso prompts "$STUDY" --set lee2023

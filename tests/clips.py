@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from sayso.base.types import Prompt, Rating, Sample, Sampler, digest, sample_id
+from sayso.base.types import Prompt, Rating, Sample, Sampler, Size, digest, sample_id
 from sayso.prompts.grammar import load_grammar, make_prompts, share_out
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
@@ -17,7 +17,7 @@ from sayso.study.study import Study
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 MAX_TOKENS = 48
 WIDTH = 24
-SAMPLER = Sampler(num_inference_steps=2, guidance_scale=1.0, image_size_px=32)
+SAMPLER = Sampler(num_inference_steps=2, guidance_scale=1.0, image_size=Size(32, 32))
 RGB = {
     "red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "yellow": (240, 220, 40),
     "white": (250, 250, 250), "black": (10, 10, 10), "orange": (250, 140, 20),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models import tiny_pipeline
 
-from sayso.base.types import Prompt, Rating, Sampler, digest
+from sayso.base.types import Prompt, Rating, Sampler, Size, digest
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.identity import base_identity
 from sayso.study.info import StudyInfo
@@ -14,7 +14,7 @@ from sayso.study.study import Study
 
 TEXTS = ("a dog", "two cats", "red sea")
 UNET = "unet/diffusion_pytorch_model.safetensors"
-SAMPLER = Sampler(num_inference_steps=2, guidance_scale=3.0, image_size_px=32)
+SAMPLER = Sampler(num_inference_steps=2, guidance_scale=3.0, image_size=Size(32, 32))
 
 
 def random_study(folder: Path, pretraining: str = "tinyworld") -> Study:

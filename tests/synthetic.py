@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sayso.base import files
-from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, digest, sample_id
+from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, Size, digest, sample_id
 from sayso.prompts.grammar import load_grammar, make_prompts, share_out
 from sayso.stages.evaluate import EvaluateConfig
 from sayso.study.info import StudyInfo
@@ -17,7 +17,7 @@ from sayso.study.study import Study
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import BACKGROUNDS, COLOURS, Scene
 
-SAMPLER = Sampler(num_inference_steps=12, guidance_scale=3.0, image_size_px=64)
+SAMPLER = Sampler(num_inference_steps=12, guidance_scale=3.0, image_size=Size(64, 64))
 BASE, ALIGNED, BEST = "base", "runs/align-rwr", "base@best-of-16"
 TRUE_SHARES = {BASE: 0.35, BEST: 0.6, ALIGNED: 0.65}
 

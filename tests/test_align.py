@@ -368,7 +368,7 @@ def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
 def test_pretraining_images_have_the_size_of_the_samples(tmp_path: Path) -> None:
     """Images may be drawn at another size than the study's."""
     study = random_study(tmp_path)
-    generate(study, GenerateConfig(per_prompt=2, image_size_px=16))
+    generate(study, GenerateConfig(per_prompt=2, image_size="16"))
     config = dataclasses.replace(QUICK, reward="clip_score", max_steps=1, batch_size=2)
     # the rows are made, or torch could not join them; an untrained CLIP's scores are negative
     with pytest.raises(UserError, match="smallest reward"):

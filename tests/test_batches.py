@@ -44,6 +44,22 @@ def test_a_moved_batch_moves_whole_and_stays_the_same() -> None:
     assert {tensor.device.type for tensor in moved.values()} == {"meta"}
 
 
+def test_pretraining_rows_go_where_the_others_go_until_they_are_cut() -> None:
+    batch = Batch({"t": torch.arange(3.0)}, own_batch())
+    more = batch.plus(weight=torch.ones(3))
+    assert more.pretraining is batch.pretraining
+    assert more.tensors.keys() == {"t", "weight"}
+    moved = batch.to(torch.device("meta")).pretraining
+    assert moved is not None
+    assert {tensor.device.type for tensor in moved.tensors.values()} == {"meta"}
+    assert moved.tensors.keys() == NAMES
+    assert own_batch().to(torch.device("meta")).pretraining is None
+    assert batch.rows(slice(0, 2)).pretraining is None
+    assert "t" in batch
+    assert "noise" not in batch
+    assert len(Batch.of({"states": torch.ones(4, 2)}).uncond) == 0
+
+
 @pytest.mark.parametrize("aligner", ALIGNERS, ids=lambda a: type(a).__name__)
 def test_every_draw_of_a_batch_comes_from_its_step(aligner: Aligner) -> None:
     """Whatever else was drawn before, so a resumed run goes on with the same rows and prompts."""

@@ -15,6 +15,7 @@ from clips import colour_study, tiny_clip
 from PIL import Image
 from studies import random_study
 
+from sayso.base.types import Size
 from sayso.data.clip import ClipEncoder, embed_samples
 from sayso.data.latents import encoded_pretraining
 from sayso.data.pretraining_images import open_pretraining
@@ -64,7 +65,7 @@ def other_vae(study: Study) -> None:
 
 
 def other_size(study: Study) -> None:
-    sampler = replace(study.info.sampler, image_size_px=16)
+    sampler = replace(study.info.sampler, image_size=Size(16, 16))
     study.info = replace(study.info, sampler=sampler)
 
 

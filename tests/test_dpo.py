@@ -8,10 +8,11 @@ import torch
 from studies import rated_study
 from torch import Tensor
 
+from sayso.aligners import Work
 from sayso.aligners.dpo import DirectPreference, dpo_loss, guard_scale
 from sayso.base.errors import UserError
 from sayso.base.types import Choice, Comparison
-from sayso.data.pairs import Pair, pair_rows, pairs_of
+from sayso.data.pairs import Pair, Pairs, pair_rows, pairs_of
 from sayso.study.study import Study
 from sayso.testing import ToyPolicy, toy_work
 
@@ -84,10 +85,108 @@ def test_pairs_are_rows_2i_and_2i_plus_1() -> None:
     assert torch.equal(batch["noise"][::2], batch["noise"][1::2])
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": math.nan}, {"guard": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"beta": 0.0}, {"beta": math.nan}, {"beta": math.inf}, {"guard": 1.0}]
+)
 def test_bad_options_name_themselves(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         DirectPreference(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"beta": 0.5}, {"guard": 0.0}, {"guard": 0.99, "prompt_dropout": 0.0}]
+)
+def test_options_to_the_ends_of_their_ranges(options: dict[str, float]) -> None:
+    assert DirectPreference(**options)
+
+
+def test_a_guard_has_nothing_to_keep_where_the_chosen_image_is_learned() -> None:
+    """No gradient of the chosen image's error: no push can hurt it."""
+    nothing, some = torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1)
+    assert guard_scale(nothing, some, 0.8).tolist() == [1.0]
+    # g = (1, 0), h = (4, 3): |g|² / g·h = 1/4, and a fifth of that at guard 0.8
+    g, h = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.tensor([4.0, 3.0]).view(1, 2, 1, 1)
+    assert guard_scale(g, h, 0.8).tolist() == pytest.approx([0.05])
+    assert guard_scale(g, h / 8, 0.0).tolist() == [1.0]
+
+
+def moved_work(**changes: object) -> Work:
+    """The policy has left its reference, each pair with a margin of its own."""
+    policy, rng = ToyPolicy(), torch.Generator().manual_seed(3)
+    policy.keep_reference()
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng))
+    return toy_work(policy, **changes)
+
+
+@pytest.mark.parametrize("guard", [0.0, 0.8])
+def test_loss_and_gradient_of_a_batch_written_out(guard: float) -> None:
+    aligner, work = (
+        DirectPreference(beta=30.0, guard=guard, prompt_dropout=0.0),
+        moved_work(batch_size=16),
+    )
+    batch = next(iter(aligner.batches(work)))
+    loss, scalars = aligner.loss(work, batch)
+    loss.backward()
+    found = torch.cat([p.grad.flatten() for p in work.policy.network.parameters()])
+    work.policy.network.zero_grad()
+
+    again = batch.plus()
+    target = work.policy.target(batch["latents"], batch["noise"], batch["t"])
+    off = work.prediction(again) - target
+    g, h = off[::2].flatten(1).detach(), off[1::2].flatten(1).detach()
+    chosen, rejected = off[::2].square().flatten(1).mean(1), off[1::2].square().flatten(1).mean(1)
+    theirs = (work.prediction(again, "reference") - target).square().flatten(1).mean(1)
+    margin = (theirs[::2] - chosen) - (theirs[1::2] - rejected)
+    torch.testing.assert_close(loss, (1 + (-15 * margin).exp()).log().mean())
+    by_hand = {
+        "error_chosen": chosen, "error_rejected": rejected, "margin": margin,
+        "agrees": (margin > 0).float(),
+    }  # fmt: skip
+    means = {name: value.mean().item() for name, value in by_hand.items()}
+    assert {name: value.item() for name, value in scalars.items()} == pytest.approx(means, rel=1e-4)
+    assert 0 < scalars["agrees"] < 1
+    scale = torch.ones(8)
+    for i, along in enumerate((g * h).sum(1)):
+        if guard and along > 0:
+            scale[i] = min(1.0, 0.2 * float(g[i].square().sum() / along))
+    assert not guard or 0 < scale.min() < 1
+    # the slope of −log sigmoid(15 m) is −15 sigmoid(−15 m)
+    slope = 15 * (-15 * margin).sigmoid().detach() / 8
+    (slope * (chosen - scale * rejected)).sum().backward()
+    expected = torch.cat([p.grad.flatten() for p in work.policy.network.parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_where_nothing_has_moved_no_pair_agrees() -> None:
+    aligner, policy = DirectPreference(), ToyPolicy()
+    policy.keep_reference()
+    work = toy_work(policy)
+    _, scalars = aligner.loss(work, next(iter(aligner.batches(work))))
+    assert scalars["agrees"] == 0
+
+
+def test_pairs_are_drawn_by_their_weights_and_lose_their_prompts_together() -> None:
+    work = toy_work(batch_size=8000)
+    assert work.pairs is not None
+    aligner = DirectPreference(prompt_dropout=0.25)
+    batch = next(iter(aligner.batches(work)))
+    empty = (batch.cond["number"] == -1).flatten()
+    assert empty.float().mean() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(empty[::2], empty[1::2])
+    rows = work.pairs.rows
+    latents = work.data.latents[rows.flatten()].reshape(len(rows), -1).float()
+    drawn = batch["latents"].reshape(4000, -1)
+    times = (drawn[:, None] == latents[None]).all(2).sum(0)
+    expected = 4000 * work.pairs.even / work.pairs.even.sum()
+    assert (times - expected).abs().max() < 2
+
+
+@pytest.mark.parametrize("pairs", [None, pair_rows([], [], [])])
+def test_without_pairs_there_is_nothing_to_learn(pairs: Pairs | None) -> None:
+    with pytest.raises(UserError, match="no preferences to learn from"):
+        next(iter(DirectPreference().batches(toy_work(pairs=pairs))))
 
 
 # pairs

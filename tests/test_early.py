@@ -12,12 +12,13 @@ from PIL import Image
 from studies import random_study, rated_study
 
 from sayso.base.errors import UserError
+from sayso.base.types import Size
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.stages.moved import MovedConfig, moved
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, write_prompts
-from sayso.study.model_files import native_size_px
+from sayso.study.model_files import native_size
 from sayso.study.study import Study
 
 LONG = "z" * 60
@@ -59,26 +60,26 @@ def test_new_takes_a_folder_and_a_hub_id(
 def test_new_knows_the_models_size(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def made(name: str, **options: object) -> tuple[int, str]:
+    def made(name: str, **options: object) -> tuple[Size, str]:
         size = new(tmp_path / name, NewConfig(base_model=str(model), **options)).info.sampler
-        return size.image_size_px, capsys.readouterr().err
+        return size.image_size, capsys.readouterr().err
 
-    assert made("default") == (32, "")
-    assert made("same", image_size_px=32) == (32, "")
-    size, said = made("other", image_size_px=64)
-    assert size == 64
-    assert "was trained on pictures of 32 pixels; this study's have 64" in said
+    assert made("default") == (Size(32, 32), "")
+    assert made("same", image_size="32") == (Size(32, 32), "")
+    size, said = made("other", image_size="64x48")
+    assert size == Size(64, 48)
+    assert "was trained on images of 32x32 pixels; this study's have 64x48" in said
 
 
 def test_size_of_an_old_file_is_diffusers(tmp_path: Path, model: Path) -> None:
-    assert native_size_px(str(model)) == 32
-    assert native_size_px("owner/not-fetched") is None
+    assert native_size(str(model)) == Size(32, 32)
+    assert native_size("owner/not-fetched") is None
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     config = json.loads((copy / "unet/config.json").read_text())
     (copy / "unet/config.json").write_text(json.dumps(config | {"_diffusers_version": "0.8.1"}))
-    assert native_size_px(str(copy)) == 128
+    assert native_size(str(copy)) == Size(128, 128)
     (copy / "unet/config.json").write_text("{")
-    assert native_size_px(str(copy)) is None
+    assert native_size(str(copy)) is None
 
 
 def pictures(folder: Path, caption: str) -> str:
@@ -171,4 +172,4 @@ def test_the_native_size_of_a_hub_id_is_read_from_the_local_cache(
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text("0123abcd")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert native_size_px("owner/name") == 32
+    assert native_size("owner/name") == Size(32, 32)

@@ -57,7 +57,7 @@ def make(folder: Path) -> Path:
     names = [f"--{kind} {folder}/{name}" for kind, name in (
         ("base-model", "model"), ("clip-model", "clip"), ("pretraining", "natural"),
     )]  # fmt: skip
-    sayso(folder / "study", f"new {' '.join(names)} --image-size-px 16 --num-inference-steps 2")
+    sayso(folder / "study", f"new {' '.join(names)} --image-size 16 --num-inference-steps 2")
     for line in COMMANDS[:2]:
         sayso(folder / "study", line)
     rate(folder / "study")

@@ -196,7 +196,7 @@ def test_the_best_of_every_n_scores() -> None:
         ({"prompts": "unseen"}, "no 'unseen' prompts"),
         ({"model": "runs/align-x"}, "unknown run"),
         ({"model": "base@best-of-4"}, "is a selection"),
-        ({"image_size_px": 33}, "image_size_px 33 is not possible; give a multiple of 8"),
+        ({"image_size": "33"}, "image_size 33x33 is not possible; give width and height"),
         ({"num_inference_steps": -1}, "num_inference_steps -1 is not possible"),
         ({"guidance_scale": 0.5}, r"guidance_scale 0\.5 is not possible; give 1 \(no guidance\)"),
         ({"eta": 0.5}, r"eta 0\.5 would change nothing: the model's DPMSolverMultistepScheduler"),

@@ -11,7 +11,7 @@ import synthetic as syn
 from sayso.base.errors import UserError
 from sayso.base.files import read_lines
 from sayso.base.hashes import weight_hashes
-from sayso.base.types import Prompt, Sampler
+from sayso.base.types import Prompt, Sampler, Size
 from sayso.reporting.report_data import ReportData
 from sayso.reporting.summary import summarise
 from sayso.stages import _scoring as scoring
@@ -27,7 +27,7 @@ from sayso.votes.standings import standings
 from sayso.web.work.tasks import TaskOptions, draft, task_identity
 
 CONFIG = EvaluateConfig(model=syn.ALIGNED, judge="none", reward="")
-OTHER = Sampler(num_inference_steps=3, guidance_scale=7.0, image_size_px=64)
+OTHER = Sampler(num_inference_steps=3, guidance_scale=7.0, image_size=Size(64, 64))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from studies import random_study
 
 from sayso.base.devices import enough_memory, is_out_of_memory
 from sayso.base.errors import UserError
+from sayso.base.types import Size
 from sayso.data.latents import _encode, load_latents
 from sayso.data.pretraining_images import open_pretraining
 from sayso.families.stable_diffusion import StableDiffusion
@@ -67,7 +68,7 @@ def test_the_autoencoder_works_in_portions(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_portion_is_one_picture_at_least(tmp_path: Path) -> None:
     policy = StableDiffusion.load(tiny_pipeline(tmp_path / "p"), torch.device("cpu"))
-    assert [policy.portion(size) for size in (64, 512, 768, 2048)] == [64, 1, 1, 1]
+    assert [policy.portion(Size(size, size)) for size in (64, 512, 768, 2048)] == [64, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def under_a_limit(mebibytes: int, *arguments: object) -> subprocess.CompletedPro
 def test_generate_goes_on_with_a_smaller_batch(tmp_path: Path) -> None:
     study = random_study(tmp_path)
     command = (
-        "generate", study.path, "--per-prompt", 6, "--image-size-px", SIZE, "--guidance-scale", 1,
+        "generate", study.path, "--per-prompt", 6, "--image-size", SIZE, "--guidance-scale", 1,
         "--num-inference-steps", 1, "--mixed-precision", "no",
     )  # fmt: skip
     done = under_a_limit(600, *command, "--batch-size", 18)
@@ -168,3 +169,14 @@ def test_elsewhere_it_is_one_line_too(
         cli.main(["fit", str(tmp_path)])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("sayso: error: out of memory; close other programs")
+
+
+def test_few_bits_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AlignConfig()
+    object.__setattr__(config, "optimizer", "adam")  # as a --config file may say
+    with pytest.raises(UserError, match="optimizer 'adam'; choose adamw or adamw8bit"):
+        config.check()
+    monkeypatch.setattr("sayso.base.extras.find_spec", lambda name: None)
+    says = r'align --optimizer adamw8bit needs bitsandbytes; .* pip install "sayso\[quantised\]"'
+    with pytest.raises(UserError, match=says):
+        AlignConfig(optimizer="adamw8bit").check()

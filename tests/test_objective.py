@@ -8,6 +8,7 @@ import torch
 from models import tiny_pipeline
 from torch import Tensor
 
+from sayso.aligners import Batch
 from sayso.aligners.dpo import DirectPreference
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
@@ -18,7 +19,13 @@ from sayso.study.run import open_run
 from sayso.study.run_options import asked
 from sayso.testing import ToyPolicy, toy_rows, toy_work
 from sayso.training.loop import _Loop, placed, train
-from sayso.training.objective import Part, norm_excess, objective, prediction_distance
+from sayso.training.objective import (
+    Part,
+    _is_shown,
+    norm_excess,
+    objective,
+    prediction_distance,
+)
 from sayso.training.options import TrainOptions
 
 OPTIONS = TrainOptions(max_steps=2, batch_size=8, warmup_steps=0, pretraining_weight=0.0)
@@ -60,13 +67,85 @@ def test_the_objective_is_the_sum_of_its_terms() -> None:
     assert terms["norm_excess"].value > 0
 
 
+def sizes_asked(policy: ToyPolicy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each prediction is asked for, from now on."""
+    sizes, predict = list[int](), policy.predict
+    monkeypatch.setattr(
+        policy, "predict", lambda x, *more: sizes.append(len(x)) or predict(x, *more)
+    )
+    return sizes
+
+
+def test_without_a_weight_the_aligners_loss_is_all() -> None:
+    work = toy_work(batch_size=8, n_pretraining=2)
+    batch = next(iter(GoodImages().batches(work)))
+    loss, terms = objective(work, GoodImages(), OPTIONS, Part(batch, 0.25, None, 0.0))
+    torch.testing.assert_close(loss, 0.25 * work.error(batch).mean(), rtol=0, atol=0)
+    assert {name: term.share for name, term in terms.items()} == {"error": 0.25}
+    # one of the two alone
+    for name in ("kl_weight", "norm_guard"):
+        near = dataclasses.replace(OPTIONS, **{name: 2.0})
+        work = toy_work(moved_policy())
+        loss, terms = objective(work, GoodImages(), near, Part(batch.plus(), 0.25, None, 0.0))
+        (own, more) = terms.values()
+        torch.testing.assert_close(loss, 0.25 * (own.value + 2.0 * more.value))
+        assert more.share == 0.25
+
+
+@pytest.mark.parametrize("weight", [0.3, None])
+def test_pretraining_rows_may_be_alone(
+    monkeypatch: pytest.MonkeyPatch, weight: float | None
+) -> None:
+    work = toy_work(moved_policy(), n_pretraining=2)
+    batch = next(iter(GoodImages().batches(work)))
+    natural = batch.pretraining
+    assert natural is not None
+    expected = work.error(natural.rows(slice(None))).mean()
+    sizes = sizes_asked(work.policy, monkeypatch)
+    options = dataclasses.replace(OPTIONS, pretraining_weight=weight, kl_weight=0.5)
+    part = Part(batch.rows(slice(0, 0)), 0.0, natural, 0.5)
+    loss, terms = objective(work, GoodImages(), options, part)
+    torch.testing.assert_close(loss, (weight or 0) * 0.5 * expected)
+    assert sizes == [2]
+    assert terms.keys() == {"pretraining_error"}
+    torch.testing.assert_close(terms["pretraining_error"].value, expected)
+    assert terms["pretraining_error"].share == 0.5
+
+
+def test_of_no_rows_the_loss_is_0_on_the_models_device() -> None:
+    work = toy_work()
+    nothing = next(iter(GoodImages().batches(work))).rows(slice(0, 0))
+    loss, terms = objective(work, GoodImages(), OPTIONS, Part(nothing, 0.0, None, 0.0))
+    assert (loss.item(), loss.shape, terms) == (0.0, (), {})
+    work.policy.device = torch.device("meta")
+    loss, _ = objective(work, GoodImages(), OPTIONS, Part(nothing, 0.0, None, 0.0))
+    assert loss.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "is_shown"),
+    [
+        ({"latents", "t"}, 1, True), ({"noisy", "t"}, 1, True), ({"noisy", "t"}, 0, False),
+        ({"t", "weight"}, 1, False), ({"latents", "noise"}, 1, False),
+    ],
+)  # fmt: skip
+def test_rows_are_predicted_together_if_they_say_what_is_shown(
+    names: set[str], rows: int, is_shown: bool
+) -> None:
+    assert _is_shown(Batch({name: torch.zeros(rows) for name in names})) is is_shown
+
+
+def test_a_prediction_of_0_has_a_slope() -> None:
+    nothing = torch.zeros(1, 2, 1, 1, requires_grad=True)
+    norm_excess(nothing, torch.zeros(1, 2, 1, 1)).sum().backward()
+    assert nothing.grad is not None
+    assert nothing.grad.isfinite().all()
+
+
 def test_each_model_is_asked_once_for_a_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     work = toy_work(moved_policy(), batch_size=6, n_pretraining=2)
     batch = next(iter(DirectPreference().batches(work)))
-    sizes, predict = list[int](), work.policy.predict
-    monkeypatch.setattr(
-        work.policy, "predict", lambda x, *more: sizes.append(len(x)) or predict(x, *more)
-    )
+    sizes = sizes_asked(work.policy, monkeypatch)
     options = dataclasses.replace(OPTIONS, pretraining_weight=0.3, kl_weight=0.5, norm_guard=2.0)
     objective(work, DirectPreference(), options, Part(batch, 1.0, batch.pretraining, 1.0))
     # the reference for the aligner's rows, the policy for these and the pre-training rows

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from models import tiny_pipeline
-from torch import Tensor
+from torch import Tensor, nn
 
+from sayso.base.types import Size
 from sayso.families import Policy
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.testing import ToyPolicy
@@ -22,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prediction(policy: Policy) -> Tensor:
     rng = torch.Generator().manual_seed(0)
-    noisy = torch.randn(2, *policy.latent_shape(32), generator=rng)
+    noisy = torch.randn(2, *policy.latent_shape(Size(32, 32)), generator=rng)
     return policy.predict(noisy, torch.tensor([0.2, 0.9]), policy.encode_prompts(["1", "2"]))
 
 
@@ -109,8 +110,33 @@ def test_released_parts_give_their_memory_back(folder: Path) -> None:
     policy.release("text")
     gc.collect()
     assert text() is None
-    assert policy.latent_shape(32) == (4, 16, 16)
+    assert policy.latent_shape(Size(32, 32)) == (4, 16, 16)
     only = StableDiffusion.load(folder, CPU, parts=("network",), dtype=torch.bfloat16)
     assert (only.text, only.vae) == (None, None)
     assert StableDiffusion.load(folder, CPU, parts=("text", "vae")).network is None
     assert next(only.network.parameters()).dtype == torch.bfloat16
+
+
+def test_a_reference_in_fp32_computes_in_fp32_whatever_is_around_it() -> None:
+    policy = ToyPolicy()
+    policy.keep_reference()
+    expected = prediction(policy).detach()
+    with torch.autocast("cpu", torch.bfloat16), policy.reference():
+        assert torch.equal(prediction(policy), expected)
+
+
+def test_the_wrapper_that_adds_up_over_processes_is_looked_through() -> None:
+    policy, plain = ToyPolicy(), ToyPolicy()
+    wrapped = object.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = policy.network
+    policy.network = wrapped
+    assert [*policy.trainable()] == [*plain.trainable()]
+    assert policy.has_adapters is False
+    policy.keep_reference()
+    policy.remember("old")
+    assert policy.remembered["old"].keys() == plain.trainable().keys()
+    for block in (policy.reference(), policy.old("old")):
+        with block:
+            assert torch.equal(prediction(policy), prediction(plain).detach())
+        assert policy.network is wrapped

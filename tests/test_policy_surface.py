@@ -1,14 +1,18 @@
 """What every family inherits: the error of a prediction, portions, rows, checks, by hand."""
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from sayso.base.errors import UserError
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.families import mean_squared_error, move, take
 from sayso.families._contract import PIXELS_AT_ONCE
+from sayso.families.stable_diffusion import StableDiffusion
 from sayso.testing import ToyPolicy
 
 
@@ -57,10 +61,13 @@ def test_only_what_requires_a_gradient_is_trained() -> None:
     assert policy.trainable()["2.bias"] is policy.network[2].bias
 
 
-@pytest.mark.parametrize(("size", "images"), [(32, 256), (512, 1), (513, 1), (1024, 1), (256, 4)])
-def test_portions_have_the_pixels_that_fit(size: int, images: int) -> None:
-    assert ToyPolicy(8).portion(size) == images
-    assert images == 1 or images * size**2 == PIXELS_AT_ONCE
+@pytest.mark.parametrize(
+    ("size", "images"),
+    [((32, 32), 256), ((512, 512), 1), ((513, 513), 1), ((1024, 512), 1), ((256, 512), 2)],
+)
+def test_portions_have_the_pixels_that_fit(size: tuple[int, int], images: int) -> None:
+    assert ToyPolicy(8).portion(Size(*size)) == images
+    assert images == 1 or images * math.prod(size) == PIXELS_AT_ONCE
 
 
 def test_a_text_is_cut_when_its_check_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +88,63 @@ def test_a_sampler_is_checked_by_its_fields_and_by_the_size(
 ) -> None:
     policy, sizes = ToyPolicy(8), []
     monkeypatch.setattr(policy, "latent_shape", sizes.append)
-    policy.check_sampler(Sampler(3, 2.0, 0.0, 32))
-    assert sizes == [32]
+    policy.check_sampler(Sampler(3, 2.0, 0.0, Size(32, 32)))
+    assert sizes == [Size(32, 32)]
     with pytest.raises(UserError, match="num_inference_steps"):
-        policy.check_sampler(Sampler(0, 2.0, 0.0, 32))
+        policy.check_sampler(Sampler(0, 2.0, 0.0, Size(32, 32)))
+
+
+def test_guidance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both halves in one pass, the negative prompt's first; a scale for all or for each row."""
+    policy = ToyPolicy(8)
+    assert policy.combine(torch.tensor(3.0), torch.tensor(1.0), 4.0) == 9
+    cond, uncond = policy.encode_prompts(["1", "2"]), policy.encode_prompts(["7", "8"])
+    noisy, t = torch.randn(2, 2, 1, 1), torch.tensor([0.2, 0.9])
+    shown, predict = [], policy.predict
+    monkeypatch.setattr(policy, "predict", lambda *a: shown.append(a[2]["number"]) or predict(*a))
+    scale = torch.tensor([2.0, 5.0]).reshape(2, 1, 1, 1)
+    found = policy.guided(noisy, t, cond, uncond, scale)
+    assert [x.flatten().tolist() for x in shown] == [[7, 8, 1, 2]]
+    within, without = predict(noisy, t, cond), predict(noisy, t, uncond)
+    torch.testing.assert_close(found, without + scale * (within - without))
+
+
+def test_times_to_train_at_by_hand() -> None:
+    """One in each of b equal parts of [0, 1), in random order, and never 1 itself."""
+    rng, same = (torch.Generator().manual_seed(3) for _ in range(2))
+    order = torch.randperm(6, generator=same)
+    expected = (order + torch.rand(6, generator=same)) / 6
+    assert torch.equal(ToyPolicy(8).draw_t(6, rng), expected)
+
+
+def test_a_picture_costs_an_evaluation_for_each_step(tmp_path: Path) -> None:
+    assert ToyPolicy.evaluations(tmp_path, 17) == 17
+
+
+def test_adapters_are_all_that_is_trained_and_start_at_nothing(tmp_path: Path) -> None:
+    folder = StableDiffusion.tiny(tmp_path / "sd")
+
+    def adapted(rank: int, seed: int) -> StableDiffusion:
+        policy = StableDiffusion.load(folder, torch.device("cpu"), parts=("network",))
+        policy.add_lora(rank, seed)
+        return policy
+
+    torch.manual_seed(0)
+    one, other = adapted(3, 1), adapted(3, 2)
+    drawn = torch.rand(2)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(2), drawn), "the seed of everything else is left alone"
+    same = adapted(3, 1)
+    assert one.has_adapters
+    config = one.network.peft_config["default"]
+    assert (config.r, config.lora_alpha) == (3, 3), "adapters are added with weight 1"
+    assert set(config.target_modules) == set(one.lora_targets)
+    for name, parameter in one.network.named_parameters():
+        assert parameter.requires_grad == ("lora" in name)
+    for name, parameter in one.trainable().items():
+        assert torch.equal(parameter, same.trainable()[name])
+        assert (parameter == 0).all() == ("lora_B" in name)
+        assert torch.equal(parameter, other.trainable()[name]) == ("lora_B" in name)
 
 
 def test_rows_and_devices_of_conditions() -> None:

@@ -29,7 +29,7 @@ def folder_study(tmp_path: Path, n: int = 20) -> Study:
     for i in range(n):
         Image.new("RGB", (40, 24), (i, 0, 0)).save(folder / f"{i}.png")
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return new(tmp_path / "study", NewConfig(pretraining=str(folder), image_size_px=16))
+    return new(tmp_path / "study", NewConfig(pretraining=str(folder), image_size="16"))
 
 
 def tiny(tmp_path: Path, seed: int = 0) -> Study:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from studies import rated_study
+from studies import random_study, rated_study
 
 from sayso.data.latents import load_latents
+from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.study import Study
 
 WORK = """
@@ -24,6 +25,7 @@ from sayso.aligners.grpo import GroupPolicy
 from sayso.aligners.sft import GoodImages
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
+from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.study import Study
 
 study = Study.open(Path(sys.argv[1]))
@@ -129,3 +131,65 @@ def test_a_slow_first_process_does_not_end_the_second(blocks: list[str], tmp_pat
     done = launched(SLOW_FIRST.format(blocks=", ".join(blocks)), tmp_path, *TWO)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["done", "done"]
+
+
+DRAW = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+from sayso.stages import _drawing
+from sayso.stages.generate import GenerateConfig, generate
+from sayso.stages.generate import GenerateConfig, generate, plan
+from sayso.study.study import Study
+
+keep, kept = _drawing._keep, []
+
+def lost(*given):
+    if os.environ["RANK"] == "1" and kept and {killed}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    kept.append(keep(*given))
+
+_drawing._keep = lost
+generate(Study.open(Path(sys.argv[1])), GenerateConfig(per_prompt=8, batch_size=3))
+"""
+
+
+def processes(n: int) -> tuple[str, ...]:
+    return (*TWO[:-1], str(n))
+
+
+@pytest.mark.slow
+def test_a_lost_process_s_share_is_drawn_by_any_number_of_others(tmp_path: Path) -> None:
+    study = random_study(tmp_path)
+    one = Study.open(shutil.copytree(study.path, tmp_path / "one"))
+    config = GenerateConfig(per_prompt=8, batch_size=3)
+    generate(one, config)
+    done = launched(DRAW.format(killed=True), study.path, *processes(2))
+    assert done.returncode
+    left = {s.id for s in study.samples()}
+    assert "1.jsonl" in {file.name for file in study.sample_files}
+    assert 3 <= len(left) < 24
+    assert plan(study, config)["still to draw"] == 24 - len(left)
+    begun = Path(shutil.copytree(study.path, tmp_path / "begun"))
+
+    done = launched(DRAW.format(killed=False), study.path, *processes(3))
+    assert done.returncode == 0, done.stderr
+    assert generate(Study.open(begun), config).finished
+    for path in (study.path, begun):
+        ours = Study.open(path)
+        assert [file.name for file in ours.sample_files] == ["samples.jsonl"]
+        same_images(ours, one)
+        assert len(ours.samples()) == 24 == len({(s.prompt_id, s.seed) for s in ours.samples()})
+        assert generate(ours, config).result["drawn"] == 24 - len(left)
+
+
+def same_images(ours: Study, theirs: Study) -> None:
+    """The same records, pictures and latents, to the last bit."""
+    first, second = ({s.id: s for s in study.samples()} for study in (ours, theirs))
+    assert first == second
+    for sample in first.values():
+        assert (ours.path / sample.path).read_bytes() == (theirs.path / sample.path).read_bytes()
+    shards = {s.latents for s in first.values()}
+    assert all((ours.path / p).read_bytes() == (theirs.path / p).read_bytes() for p in shards)

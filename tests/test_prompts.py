@@ -243,17 +243,21 @@ def test_bad_lines_are_named(study: Study, tmp_path: Path, row: dict[str, object
 
 def test_defaults_follow_the_model(tmp_path: Path):
     tiny = new(tmp_path / "a", NewConfig()).info
-    assert (tiny.sampler.num_inference_steps, tiny.sampler.image_size_px) == (6, 64)
+    assert (tiny.sampler.num_inference_steps, str(tiny.sampler.image_size)) == (6, "64x64")
     assert (tiny.clip_model, tiny.pretraining) == ("tinyworld", "tinyworld")
     own = new(tmp_path / "b", NewConfig(base_model="some/model", guidance_scale=5.0)).info
-    assert (own.sampler.image_size_px, own.sampler.guidance_scale) == (512, 5.0)
+    assert (own.sampler.image_size, own.sampler.guidance_scale) == ((512, 512), 5.0)
     assert (own.clip_model, own.pretraining) == ("openai/clip-vit-large-patch14", "")
     assert Study.open(tmp_path / "b").info == own
 
 
 @pytest.mark.parametrize(
     "config",
-    [NewConfig(image_size_px=63), NewConfig(eta=2.0), NewConfig(pretraining="/no/such/folder")],
+    [
+        NewConfig(image_size="63"),
+        NewConfig(eta=2.0),
+        NewConfig(pretraining="/no/such/folder"),
+    ],
 )
 def test_new_refuses_and_leaves_nothing(tmp_path: Path, config: NewConfig):
     with pytest.raises(UserError):

@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.distributions import Normal
 
+from sayso.base.types import Sampler
 from sayso.families import NOISES, VARIANCE_PRESERVING, Kind, Noise, log_prob
 from sayso.families._schedule import add_noise, step_noise, target, to_image, to_noise
 from sayso.testing import ToyPolicy
@@ -127,8 +128,6 @@ def test_transition_to_the_end_is_the_image() -> None:
 
 
 def test_log_probs_of_a_rollout_are_those_of_its_steps() -> None:
-    from sayso.base.types import Sampler
-
     policy = ToyPolicy()
     cond = policy.encode_prompts(["1", "2", "1"])
     made = policy.rollout(cond, policy.encode_prompts([""]), [3, 4, 5], Sampler(6, 1.0, 1.0))
@@ -143,3 +142,55 @@ def test_log_probs_of_a_rollout_are_those_of_its_steps() -> None:
         {"number": cond["number"][1:2]}, policy.encode_prompts([""]), [4], Sampler(6, 1.0, 1.0)
     )
     torch.testing.assert_close(alone.way[:, 0], made.way[:, 1])
+
+
+class Leftover(ToyPolicy):
+    """A schedule as those of Stable Diffusion, in which a little noise is left at t = 0."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return super().alpha_sigma(0.05 + 0.9 * t)
+
+
+@pytest.mark.parametrize("form", NOISES)
+def test_the_end_is_the_image_whatever_noise_the_schedule_leaves(form: Noise) -> None:
+    policy = Leftover()
+    noisy, prediction = torch.randn(2, 2, 2, 1, 1)
+    t, s = torch.tensor([0.1, 0.5]), torch.tensor([0.0, 0.4])
+    mean, std = policy.transition(noisy, prediction, t, s, 0.5, form)
+    guess, noise = (f(noisy, prediction, t) for f in (policy.to_image, policy.to_noise))
+    torch.testing.assert_close(mean[0], guess[0])
+    assert std[0] == 0
+    now, then = policy.alpha_sigma(t), policy.alpha_sigma(s)
+    by_formula, kept = step_noise(form, 0.5, now, then, t - s)
+    torch.testing.assert_close(mean[1], then[0][1] * guess[1] + kept[1] * noise[1])
+    assert std[1] == by_formula[1] > 0
+
+
+@pytest.mark.parametrize("form", ["ancestral", "cps"])
+@pytest.mark.parametrize(("guidance", "eta"), [(1.0, 1.0), (1.5, 0.5), (3.0, 0.0)])
+def test_a_rollout_written_out(
+    form: Noise, guidance: float, eta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, sampler = ToyPolicy(), Sampler(4, guidance, eta)
+    cond, uncond = policy.encode_prompts(["1", "2", "0"]), policy.encode_prompts(["5"])
+    sizes, predict = list[int](), policy.predict
+    monkeypatch.setattr(
+        policy, "predict", lambda x, *more: sizes.append(len(x)) or predict(x, *more)
+    )
+    made = policy.rollout(cond, uncond, [3, 1, 4], sampler, form=form)
+    # without guidance the network is shown every row once
+    assert sizes == [3 if guidance == 1 else 6] * 4
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 1, 4)]
+    fresh = torch.stack([torch.randn(4, 2, 1, 1, generator=g) for g in generators], dim=1)
+    x, times = fresh[0], policy.grid(sampler)
+    assert torch.equal(made.times, times)
+    for k in range(4):
+        torch.testing.assert_close(made.way[k], x)
+        t, s = times[k].expand(3), times[k + 1].expand(3)
+        within, without = predict(x, t, cond), predict(x, t, {"number": torch.full((3, 1), 5.0)})
+        prediction = without + guidance * (within - without)
+        mean, std = policy.transition(x, prediction, t, s, eta, form)
+        x = mean + std.reshape(3, 1, 1, 1) * fresh[k + 1] if eta and k < 3 else mean
+        torch.testing.assert_close(made.log_prob[k], log_prob(x, mean, std))
+    torch.testing.assert_close(made.latents, x)
+    assert not made.latents.requires_grad

@@ -15,7 +15,7 @@ from studies import random_study
 from sayso import tinyworld
 from sayso.base.errors import UserError
 from sayso.base.samplers import checked
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.families._schedulers import ACCEPTED
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.stages.generate import GenerateConfig, plan
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 CPU = torch.device("cpu")
 TEXTS, SEEDS = ["a red dog", "two cats"], [3, 14]
-SAMPLER = Sampler(6, 3.0, 0.0, 32, "blue")
+SAMPLER = Sampler(6, 3.0, 0.0, Size(32, 32), "blue")
 OTHERS = {
     "num_inference_steps": 7,
     "guidance_scale": 2.0,
     "eta": 0.5,
-    "image_size_px": 40,
+    "image_size": Size(48, 32),
     "negative_prompt": "sea",
 }
 OLD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -64,8 +64,8 @@ def of_the_pipeline(folder: Path, sampler: Sampler) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         TEXTS, num_inference_steps=sampler.num_inference_steps, eta=sampler.eta,
-        guidance_scale=sampler.guidance_scale, height=sampler.image_size_px,
-        width=sampler.image_size_px, negative_prompt=[sampler.negative_prompt] * 2,
+        guidance_scale=sampler.guidance_scale, height=sampler.image_size.height,
+        width=sampler.image_size.width, negative_prompt=[sampler.negative_prompt] * 2,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], output_type="latent",
     ).images  # fmt: skip
 
@@ -117,11 +117,11 @@ def test_no_field_is_ignored(model: Path, tmp_path: Path, name: str) -> None:
 
 def test_the_tiny_worlds_scheduler_has_no_eta() -> None:
     policy = StableDiffusion.load(tinyworld.paths().pipeline, CPU)
-    policy.check_sampler(Sampler(4, 3.0, 0.0, 64))
+    policy.check_sampler(Sampler(4, 3.0, 0.0, Size(64, 64)))
     with pytest.raises(
         UserError, match=r"eta 0\.3 would .* DPMSolverMultistepScheduler has no eta"
     ):
-        policy.check_sampler(Sampler(4, 3.0, 0.3, 64))
+        policy.check_sampler(Sampler(4, 3.0, 0.3, Size(64, 64)))
 
 
 @pytest.mark.parametrize(("name", "steps"), [("PNDMScheduler", 2), ("DDIMScheduler", 1001)])
@@ -142,7 +142,7 @@ def test_steps_that_a_scheduler_cannot_do(
         ({"eta": -0.1}, r"eta -0\.1 is not possible; give from 0 to 1"),
         ({"eta": float("nan")}, "eta nan"),
         ({"num_inference_steps": 0}, "num_inference_steps 0"),
-        ({"image_size_px": 33}, "image_size_px 33 is not possible; give a multiple of 8"),
+        ({"image_size": Size(64, 33)}, "image_size 64x33 is not possible; give width and height"),
         ({"guidance_scale": 1.0}, "negative_prompt 'blue' would change nothing: guidance_scale 1"),
     ],
 )
@@ -152,9 +152,9 @@ def test_fields_out_of_range_or_without_effect(changes: dict[str, float], says: 
 
 
 def test_one_picture_is_written_one_way() -> None:
-    odd = checked(Sampler(6, 3.0, -0.0, 32, "  a   blue\tsea "))
+    odd = checked(Sampler(6, 3.0, -0.0, Size(32, 32), "  a   blue\tsea "))
     assert json.dumps(dataclasses.asdict(odd)) == json.dumps(
-        dataclasses.asdict(Sampler(6, 3.0, 0.0, 32, "a blue sea"))
+        dataclasses.asdict(Sampler(6, 3.0, 0.0, Size(32, 32), "a blue sea"))
     )
 
 

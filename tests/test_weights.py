@@ -14,7 +14,8 @@ from sayso import tinyworld
 from sayso.base.errors import UserError
 from sayso.base.hashes import weights_digest
 from sayso.data.clip import ClipEncoder
-from sayso.families.stable_diffusion import LORA_FILE, StableDiffusion
+from sayso.families._lora import LORA_FILE
+from sayso.families.stable_diffusion import StableDiffusion
 from sayso.rewards.clip_head import ClipHead
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study

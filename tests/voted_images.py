@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, digest, sample_id
+from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, Size, digest, sample_id
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
 
-SAMPLER = Sampler(num_inference_steps=4, guidance_scale=3.5, eta=0.25, image_size_px=16)
+SAMPLER = Sampler(num_inference_steps=4, guidance_scale=3.5, eta=0.25, image_size=Size(16, 16))
 PROMPTS = [
     Prompt("p0", 'a "red" dog,\nthen — 猫 🐕', "colour", {"object": "dog", "count": 2}, "train"),
     Prompt("p1", "two cats, 'quoted'", "count", {}, "train"),

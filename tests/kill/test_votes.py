@@ -29,7 +29,7 @@ from PIL import Image
 from postgresql import running_server
 from sqlalchemy import text
 
-from sayso.base.types import Prompt, Sample, Sampler, digest
+from sayso.base.types import Prompt, Sample, Sampler, Size, digest
 from sayso.feedback.database import Database
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
@@ -155,7 +155,7 @@ def vote(item: str) -> dict[str, Any]:
 
 def make_study(folder: Path, url: str, images: int) -> Study:
     """Many samples that share one picture; raters who sign in."""
-    info = StudyInfo("kill", 1, sampler=Sampler(2, image_size_px=16), feedback_url=url)
+    info = StudyInfo("kill", 1, sampler=Sampler(2, image_size=Size(16, 16)), feedback_url=url)
     study = Study.create(folder / "study", info)
     study.write_prompts([Prompt("p", "a dog", "count", {}, "train")])
     Image.new("RGB", (16, 16)).save(study.path / "one.png")

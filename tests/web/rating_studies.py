@@ -12,7 +12,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
 
-from sayso.base.types import Prompt, Sample, Sampler, sample_id
+from sayso.base.types import Prompt, Sample, Sampler, Size, sample_id
 from sayso.feedback.database import Database
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
@@ -23,7 +23,7 @@ from sayso.web.work.opening import open_task
 from sayso.web.work.tasks import TaskOptions
 
 BASE, TUNED = "base", "runs/align-secretmodel"
-SAMPLER = Sampler(num_inference_steps=2, image_size_px=16)
+SAMPLER = Sampler(num_inference_steps=2, image_size=Size(16, 16))
 OBJECTS = ("dog", "cat", "tree", "house", "boat", "fish", "bird", "car")
 SECRET = "5a" * 32
 ADDRESS = "http://127.0.0.1:8321"

@@ -109,7 +109,7 @@ def rewarded(
     """
     if work.reward is None:
         raise UserError("this aligner needs a reward in the loop; give --reward")
-    size, scores = work.policy.portion(work.sampler.image_size_px), []
+    size, scores = work.policy.portion(work.sampler.image_size), []
     for rows in _portions(slice(0, len(texts)), size):
         images = work.policy.decode(latents[rows]).mul(255).round().div(255)
         scores.append(work.reward.score(images, texts[rows]).float().to(latents.device))

@@ -23,6 +23,8 @@ OVERRIDES = (
 """Variables by which accelerate would train in another way than the options say."""
 
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+BasePrecision = Literal["fp32", "bf16", "int8", "nf4"]
+"""How weights that are not trained are kept; int8 and nf4 (4 bits) through bitsandbytes."""
 
 
 def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
@@ -41,6 +43,8 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
     # accelerate keeps one state for the whole process; another stage may want another precision
     AcceleratorState._reset_state()
     chosen = best_precision() if mixed_precision == "auto" else mixed_precision
+    if chosen == "fp16" and _only_cpu():
+        raise UserError("mixed_precision fp16 is for GPUs, and here is only a CPU; give bf16 or no")
     try:
         # named, for accelerate takes what is not from variables of the environment
         return Accelerator(

@@ -41,7 +41,7 @@ def check_seed(seed: int | None) -> None:
 MOST = 1_000_000
 """The most of anything that an option may ask for; the paper's largest number is 625,000."""
 TIGHTER = {
-    "fidelity": 100_000, "image_size_px": 16_384, "lora_rank": 10_000,
+    "fidelity": 100_000, "lora_rank": 10_000,
     "num_inference_steps": 10_000, "overlap": 10_000, "raters": 10_000, "workers": 1_000,
 }  # fmt: skip
 NO_COUNTS = ("seed", "port")

@@ -1,6 +1,8 @@
 """What the small install lacks: said in one line, before a command writes anything."""
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from sayso.base.errors import UserError
 
@@ -10,6 +12,7 @@ EXTRAS = {
         "jaxtyping",
     ),
     "export": ("pyarrow",),
+    "quantised": ("bitsandbytes",),
 }  # fmt: skip
 """Optional parts of the package, and the modules that each brings."""
 
@@ -36,3 +39,11 @@ def missing_module(error: ModuleNotFoundError) -> str | None:
 def install(extra: str) -> str:
     """What to do to have an optional part."""
     return f'install it with: pip install "sayso[{extra}]"'
+
+
+def bitsandbytes() -> Any:
+    """The library of the extra `quantised`.
+
+    Raises: ModuleNotFoundError: if it is not installed.
+    """
+    return import_module("bitsandbytes")

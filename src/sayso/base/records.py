@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from sayso.base.errors import UserError
+from sayso.base.types import Sampler, Size
 
 T = TypeVar("T")
 
@@ -27,6 +28,24 @@ def from_row(kind: type[T], row: Any, where: object) -> T:
     if missing := sorted(needed - row.keys()):
         raise UserError(f"{where} lacks fields: {', '.join(missing)}; restore it")
     return kind(**row)
+
+
+def sampler_from_row(row: Any, where: object) -> Sampler:
+    """The sampler made of a JSON object; earlier versions wrote the side of a square image.
+
+    Raises: UserError: as `from_row`, or if the size is not two whole numbers.
+    """
+    if not isinstance(row, dict):
+        return from_row(Sampler, row, where)
+    row = dict(row)
+    if "image_size_px" in row:
+        row["image_size"] = [row.pop("image_size_px")] * 2
+    if "image_size" in row:
+        size = row["image_size"]
+        if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int for n in size):
+            raise UserError(f"{where} has image_size {size!r}, not [width, height]; restore it")
+        row["image_size"] = Size(*size)
+    return from_row(Sampler, row, where)
 
 
 @cache

@@ -1,9 +1,27 @@
 """What a sampler may say, whatever the model: every field in range, and none without effect."""
 
+import re
 from dataclasses import replace
 
 from sayso.base.errors import UserError
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
+
+LARGEST_PX = 16_384
+
+
+def parse_size(text: str) -> Size:
+    """A size as typed: width x height such as 1024x768, or one number for a square.
+
+    Raises: UserError: for anything else.
+    """
+    found = re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", text.strip().lower())
+    if not found:
+        raise UserError(
+            f"image_size {text!r} is not a size; give width x height such as 1024x768, or one "
+            "number for a square"
+        )
+    width, height = found.groups()
+    return Size(int(width), int(height or width))
 
 
 def checked(sampler: Sampler) -> Sampler:
@@ -20,8 +38,9 @@ def checked(sampler: Sampler) -> Sampler:
         "guidance_scale": (
             1 <= sampler.guidance_scale < float("inf"), "1 (no guidance) or more"),
         "eta": (0 <= sampler.eta <= 1, "from 0 to 1"),
-        "image_size_px": (
-            sampler.image_size_px >= 8 and sampler.image_size_px % 8 == 0, "a multiple of 8"),
+        "image_size": (
+            all(8 <= side <= LARGEST_PX and side % 8 == 0 for side in sampler.image_size),
+            f"width and height from 8 to {LARGEST_PX}, each a multiple of 8"),
     }  # fmt: skip
     for name, (right, allowed) in ranges.items():
         if not right:

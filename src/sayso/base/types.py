@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 Split = Literal["train", "seen", "unseen", "fidelity"]
 Value = Literal["good", "bad", "skip"]
@@ -49,6 +49,28 @@ class Prompt:
     split: Split
 
 
+class Size(NamedTuple):
+    """Width and height of an image, in pixels."""
+
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+    @property
+    def recorded(self) -> int | list[int]:
+        """As hashes have it: one number for a square, as before there were others."""
+        return self.width if self.width == self.height else [self.width, self.height]
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+STABLE_DIFFUSION_SIZE = Size(512, 512)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """How an image is drawn, in diffusers' names."""
@@ -56,7 +78,7 @@ class Sampler:
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
     eta: float = 0.0
-    image_size_px: int = 512
+    image_size: Size = STABLE_DIFFUSION_SIZE
     negative_prompt: str = ""
 
 
@@ -84,9 +106,12 @@ def sample_id(
     prompt_id: str, model: str, seed: int, sampler: Sampler, model_identity: str = ""
 ) -> str:
     """The id of a sample: a hash of all that determines its pixels, so repeating finds it again."""
-    fields = [getattr(sampler, name) for name in Sampler.__slots__]
+    drawn = [
+        sampler.num_inference_steps, sampler.guidance_scale, sampler.eta,
+        sampler.image_size.recorded, sampler.negative_prompt,
+    ]  # fmt: skip
     recorded = [model_identity] if model_identity else []
-    return digest([prompt_id, model, seed, fields, *recorded])
+    return digest([prompt_id, model, seed, drawn, *recorded])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Size, Tensor, nn
 
@@ -27,6 +27,11 @@ two are the plain weights rounded, the third holds weights that were not average
 _VARIANT = re.compile(
     r"(?:diffusion_pytorch_)?model(?:\.(?P<a>\w+)(?:-\d+-of-\d+)?|-\d+-of-\d+\.(?P<b>\w+))\.safetensors"
 )
+
+TOKENIZER_FILES = (
+    ("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",),
+)  # fmt: skip
+"""The files that hold a tokenizer's words: one of these sets."""
 
 Mismatch = tuple[str, Size, Size]
 """A weight's name, its shape in the file, and the one that the model wants."""
@@ -53,8 +58,8 @@ def _reason(error: BaseException) -> str:
     return f"{kind}: {said}" if isinstance(error, (KeyError, AttributeError)) or not said else said
 
 
-def load_part(kind: Any, folder: Path, part: str) -> Any:
-    """One part of a model folder in fp32, from safetensors only.
+def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = torch.float32) -> Any:
+    """One part of a model folder, from safetensors only.
 
     Where the plain weights are missing, a variant of them is taken and named.
 
@@ -62,14 +67,16 @@ def load_part(kind: Any, folder: Path, part: str) -> Any:
         kind: a class with diffusers' or transformers' `from_pretrained`.
         folder: the model's folder.
         part: the subfolder, "" for the folder itself.
+        dtype: number format of the weights in memory; None = as in the files.
     Raises: UserError: if files are missing, damaged or pickled, or the weights are not exactly
         those of the model, or not finite.
     """
     where = folder / part
     variant = _variant(where)
     with readable(where), quiet_libraries():
+        dtype = dtype or stored_format(where, variant)
         model, facts = kind.from_pretrained(
-            where, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False,
+            where, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False,
             variant=variant, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     refuse_differences(
@@ -77,12 +84,33 @@ def load_part(kind: Any, folder: Path, part: str) -> Any:
     )
     refuse_not_finite(where, model.state_dict())
     if variant:
-        console.print(f"{where}: the {variant} variant of the weights, computed in fp32")
+        console.print(f"{where}: the {variant} variant of the weights, loaded as {str(dtype)[6:]}")
     return model
 
 
+FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def stored_format(where: Path, variant: str | None = None) -> torch.dtype:
+    """The number format of safetensors weights: fp32 unless all are fp16, or all bf16 or fp8.
+
+    Args:
+        where: a file, or the folder of a part.
+        variant: which of the folder's files; None = the plain ones.
+    """
+    files = [where]
+    if where.is_dir():
+        files = [f for f in where.glob("*.safetensors") if _variant_in(f.name) == variant]
+    found: set[str] = set()
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            found |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    found = {"BF16" if k.startswith("F8") else k for k in found if k.startswith(("F", "BF"))}
+    return FORMATS.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+
+
 def load_tokenizer(kind: Any, folder: Path) -> Any:
-    """A CLIP tokenizer with its words.
+    """A tokenizer with its words.
 
     Args:
         kind: a class with transformers' `from_pretrained`.
@@ -90,10 +118,7 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
     Raises: UserError: if they are missing or damaged; the library takes an empty vocabulary for
         words that are missing.
     """
-    whole = any(
-        all((folder / name).is_file() for name in names)
-        for names in (("tokenizer.json",), ("vocab.json", "merges.txt"))
-    )
+    whole = any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
     if not whole:
         raise UserError(
             f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt); restore "
@@ -116,10 +141,16 @@ def _variant(folder: Path) -> str | None:
         )
     for name in names:
         refuse_pointer(folder / name)
-    found = {match["a"] or match["b"]: 0 for name in names if (match := _VARIANT.fullmatch(name))}
+    found = {variant for name in names if (variant := _variant_in(name))}
     if len(found) == 0 or any(_is_plain(name) for name in names):
         return None
     return next((v for v in VARIANTS if v in found), min(found))
+
+
+def _variant_in(name: str) -> str | None:
+    """The variant that a file's name says; None for plain weights and other files."""
+    match = _VARIANT.fullmatch(name)
+    return match and (match["a"] or match["b"])
 
 
 def _is_plain(name: str) -> bool:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sayso.base.types import Prompt, Sampler
+from sayso.base.types import Prompt, Sampler, Size
 
 DEFAULT = "tinyworld"
 """The world of a study that names no model."""
@@ -41,7 +41,7 @@ class World(ABC):
         """The prompts of the world: `sayso.prompts.grammar.Grammar`."""
 
     @abstractmethod
-    def pretraining_images(self, seed: int, image_size_px: int) -> Any:
+    def pretraining_images(self, seed: int, size: Size) -> Any:
         """What the base model learned from: `sayso.data.pretraining_images.PretrainingSet`."""
 
     @abstractmethod

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -186,6 +187,8 @@ def _run_command(name: str, rest: list[str]) -> Any:
     command = COMMANDS[name]
     if command.needs and not {"-h", "--help"} & set(rest):
         need(command.needs, name)
+    # on a CPU it tells of kernels that it could also use, whatever is done
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     module = importlib.import_module(command.module)
     parsed = parse(name, getattr(module, command.config), command.plugin, rest)
     study = parsed.path if name in FOLDER_COMMANDS else _open(parsed.path)

@@ -90,7 +90,7 @@ def _distances(
     study: Study, chosen: Mapping[str, list[Sample]], n: int, sampler: Sampler
 ) -> dict[str, Any]:
     space = feature_space(study, make_accelerator("no").device)
-    heldout = list(open_pretraining(study, sampler.image_size_px).heldout_images(2 * n))
+    heldout = list(open_pretraining(study, sampler.image_size).heldout_images(2 * n))
     if not heldout:
         return _skipped("no pre-training image is held out")
     real, more = space(heldout[:n]), heldout[n:]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sayso.base.errors import UserError
 from sayso.base.finite import number_format, refuse_not_finite
-from sayso.base.types import Sample, digest
+from sayso.base.types import Sample, Size, digest
 from sayso.data.pretraining_images import PretrainingSet, open_pretraining
 from sayso.data.shards import OpenFiles, Shards, make_shards
 from sayso.families import Policy
@@ -132,7 +132,7 @@ def encoded_pretraining(
     policy: Policy,
     n: int,
     precision: AbstractContextManager[Any] | None = None,
-    image_size_px: int = 0,
+    size: Size | None = None,
 ) -> tuple[Latents, list[str]]:
     """Latents and captions of the first `n` pre-training images; encoded once, kept in the cache.
 
@@ -144,11 +144,11 @@ def encoded_pretraining(
         policy: its autoencoder encodes them.
         n: how many, at most.
         precision: autocast context to encode in; None = fp32.
-        image_size_px: width and height that they are brought to; 0 = those of the study.
+        size: what they are brought to; None = the size of the study's images.
     Raises: UserError: if the study has no usable pre-training images, or their latents are not
         finite.
     """
-    images = open_pretraining(study, image_size_px)
+    images = open_pretraining(study, size)
     captions = images.train_captions(n)
     with precision or nullcontext():
         computed = [number_format(policy.device), policy.device.type, base_identity(study), "fp16"]
@@ -191,7 +191,7 @@ def _portions(
     pictures = images.train_images(start, stop)
     while start < stop:
         first = next(pictures)
-        more = policy.portion(first.width) - 1
+        more = policy.portion(Size(*first.size)) - 1
         portion = [first, *(next(pictures) for _ in range(min(more, stop - start - 1)))]
         yield start, portion
         start += len(portion)

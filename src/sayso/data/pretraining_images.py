@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from sayso.base import files
 from sayso.base.errors import UserError
 from sayso.base.progress import console
-from sayso.base.types import digest
+from sayso.base.types import Size, digest
 from sayso.base.user_files import read_json_lines
 from sayso.base.worlds import find_world
 from sayso.study.info import HeldOut
@@ -28,7 +28,7 @@ HELDOUT_SHARE = 0.1
 class PretrainingSet(ABC):
     """Captioned images in two disjoint parts, each in a fixed order: n + 1 begin with the same n.
 
-    All images are RGB and square, of the size given when the set was opened. They are read or made
+    All images are RGB, of the size given when the set was opened. They are read or made
     one by one, as they are asked for.
     """
 
@@ -82,25 +82,25 @@ class _Folder(PretrainingSet):
     path: Path
     rows: tuple[tuple[str, str], ...]
     heldout_names: frozenset[str]
-    image_size_px: int
+    size: Size
 
     def train_identity(self, n: int) -> str:
         rows = [[_file_hash(self.path / name), text] for name, text in self._part("train")[:n]]
-        return digest([self.image_size_px, *rows])
+        return digest([self.size.recorded, *rows])
 
     def train_count(self, n: int) -> int:
         return min(n, len(self._part("train")))
 
     def images_identity(self, start: int, stop: int) -> str:
         names = [name for name, _ in self._part("train")[start:stop]]
-        return digest([self.image_size_px, *(_file_hash(self.path / name) for name in names)])
+        return digest([self.size.recorded, *(_file_hash(self.path / name) for name in names)])
 
     def _captions(self, part: Part, n: int) -> list[str]:
         return [text for _, text in self._part(part)[:n]]
 
     def _images(self, part: Part, start: int, stop: int) -> Iterator["Image.Image"]:
         for name, _ in self._part(part)[start:stop]:
-            yield _square(self.path / name, self.image_size_px)
+            yield _fitted(self.path / name, self.size)
 
     def _part(self, part: Part) -> list[tuple[str, str]]:
         return self._parts[part]
@@ -114,15 +114,15 @@ class _Folder(PretrainingSet):
         }
 
 
-def open_pretraining(study: Study, image_size_px: int = 0) -> PretrainingSet:
+def open_pretraining(study: Study, size: Size | None = None) -> PretrainingSet:
     """The study's pre-training images: a world's, or a folder with a metadata.jsonl.
 
     Args:
-        image_size_px: width and height that they are brought to; 0 = those of the study.
+        size: what they are brought to; None = the size of the study's images.
     Raises: UserError: if the study has none, or the folder's metadata.jsonl is missing, empty or
         wrong. A missing or damaged image raises when it is read.
     """
-    source, size = study.info.pretraining, image_size_px or study.info.sampler.image_size_px
+    source, size = study.info.pretraining, size or study.info.sampler.image_size
     if world := find_world(source):
         return world.pretraining_images(study.info.seed, size)
     if not source:
@@ -134,7 +134,7 @@ def open_pretraining(study: Study, image_size_px: int = 0) -> PretrainingSet:
     return _open_folder(Path(source), size, texts, study.info.held_out)
 
 
-def _open_folder(path: Path, size: int, fidelity: list[str], rule: HeldOut) -> _Folder:
+def _open_folder(path: Path, size: Size, fidelity: list[str], rule: HeldOut) -> _Folder:
     rows = _read_rows(path / "metadata.jsonl")
     by_name = sorted({name for name, _ in rows}, key=digest)
     cut = max(1, round(len(by_name) * HELDOUT_SHARE))
@@ -194,14 +194,14 @@ def _hash_of(path: Path, *_state: int) -> str:
     return files.sha256(path)
 
 
-def _square(path: Path, size: int) -> "Image.Image":
-    """The middle of the picture, `size` × `size`."""
+def _fitted(path: Path, size: Size) -> "Image.Image":
+    """The middle of the picture, as much of it as the size's shape holds."""
     from PIL import Image, ImageOps
 
     from sayso.base.pictures import UnreadablePicture, read_picture
 
     try:
-        return ImageOps.fit(read_picture(path), (size, size), Image.Resampling.LANCZOS)
+        return ImageOps.fit(read_picture(path), size, Image.Resampling.LANCZOS)
     except FileNotFoundError:
         raise UserError(
             f"pre-training image {path} is missing; restore it or delete its line in metadata.jsonl"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sayso.base.errors import UserError
 from sayso.base.samplers import checked
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.families import _schedule
 from sayso.families._older_selves import OlderSelves
 from sayso.families._schedule import Kind, Noise, per_row
@@ -100,8 +100,8 @@ class Policy(OlderSelves, ABC):
         return num_inference_steps
 
     @abstractmethod
-    def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
-        """(c, h, w) of the latents of a square image.
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of an image of that size.
 
         Raises: UserError: if the model cannot draw that size.
         """
@@ -114,7 +114,7 @@ class Policy(OlderSelves, ABC):
         Raises: UserError: naming the field.
         """
         checked(sampler)
-        self.latent_shape(sampler.image_size_px)
+        self.latent_shape(sampler.image_size)
 
     @abstractmethod
     def check_prompts(self, texts: Sequence[str]) -> None:
@@ -211,9 +211,9 @@ class Policy(OlderSelves, ABC):
 
     # the same for all
 
-    def portion(self, image_size_px: int) -> int:
+    def portion(self, size: Size) -> int:
         """How many images of that size to encode or decode at a time, ≥ 1."""
-        return max(1, PIXELS_AT_ONCE // image_size_px**2)
+        return max(1, PIXELS_AT_ONCE // size.pixels)
 
     def add_noise(
         self,
@@ -314,7 +314,7 @@ class Policy(OlderSelves, ABC):
                 None = all but the last, which never has.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape, b = self.latent_shape(sampler.image_size_px), len(seeds)
+        shape, b = self.latent_shape(sampler.image_size), len(seeds)
         x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
         without = {key: value.expand(b, *value.shape[1:]) for key, value in uncond.items()}
         way, log_probs = [x], []

@@ -1,12 +1,15 @@
-"""What a Stable Diffusion folder must hold: parts that belong together, for text to image."""
+"""What a folder in diffusers' layout must hold: parts that belong together, for text to image."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
+from sayso.base.weights import quiet_libraries, readable
 
 EXTRA_INPUTS = (
     "time_cond_proj_dim", "class_embed_type", "num_class_embeds", "addition_embed_type",
@@ -37,15 +40,30 @@ def diffusers_class(name: str, folder: Path) -> Any:
     return kind
 
 
-def refuse_other_inputs(config: Any, where: Path) -> None:
-    """Raises: UserError: if the U-Net wants more than noisy latents, a time and a text."""
+def transformers_class(name: str) -> Any:
+    """The class of transformers, loaded when it is needed."""
+    import transformers
+
+    return getattr(transformers, name)
+
+
+def refuse_other_inputs(config: Any, where: Path, added: str | None = None) -> None:
+    """Refuse a U-Net that wants more than noisy latents, a time and a text.
+
+    Args:
+        config: the U-Net's.
+        where: its folder.
+        added: the `addition_embed_type` that its family has.
+    Raises: UserError: naming what it wants.
+    """
     given, made = config.in_channels, config.out_channels
     if given != made:
         raise UserError(
             f"{where} takes {given} channels and gives {made}: it is for inpainting, editing or "
             "upscaling; give a plain text-to-image model"
         )
-    found = [name for name in EXTRA_INPUTS if config.get(name) is not None]
+    wanted = {"addition_embed_type": added}
+    found = [name for name in EXTRA_INPUTS if config.get(name) != wanted.get(name)]
     if found:
         raise UserError(
             f"{where} wants more than a text ({', '.join(found)}): it is distilled or of another "
@@ -53,28 +71,27 @@ def refuse_other_inputs(config: Any, where: Path) -> None:
         )
 
 
-def refuse_strangers(folder: Path, unet: Any, vae: Any, text: Any, tokenizer: Any) -> None:
+def refuse_strangers(folder: Path, wrong: Mapping[str, bool]) -> None:
     """Refuse parts of different models in one folder.
 
     Args:
         folder: the model's folder.
-        unet, vae, text: the parts' configs.
-        tokenizer: the tokenizer itself.
-    Raises: UserError: naming the two numbers that differ.
+        wrong: what does not fit, in words → whether it is so.
+    Raises: UserError: with the first that is so.
     """
-    states = unet.cross_attention_dim
-    wrong = {
-        f"vae makes latents of {vae.get('latent_channels')} channels, unet takes "
-        f"{unet.in_channels}": vae.get("latent_channels", unet.in_channels) != unet.in_channels,
-        f"text_encoder gives {text.hidden_size} numbers a word, unet takes {states}": (
-            isinstance(states, int) and text.hidden_size != states
-        ),
-        f"tokenizer knows {len(tokenizer)} words, text_encoder {text.vocab_size}": (
-            not text.vocab_size / 2 <= len(tokenizer) <= text.vocab_size
-        ),
-    }
-    for what, is_wrong in wrong.items():
-        if is_wrong:
+    for what, is_so in wrong.items():
+        if is_so:
             raise UserError(
                 f"{folder} holds parts of different models: its {what}; restore the folder"
             )
+
+
+def on_meta(kind: Any, folder: Path) -> Any:
+    """A part with the right shapes and no weights, on the meta device; only its config is read.
+
+    Raises: UserError: if the config cannot be used.
+    """
+    with readable(folder), quiet_libraries(), torch.device("meta"):
+        if hasattr(kind, "load_config"):  # diffusers
+            return kind.from_config(kind.load_config(folder))
+        return kind(kind.config_class.from_pretrained(folder))

@@ -24,13 +24,13 @@ class OlderSelves:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
-        network = _unwrapped(self.network)
+        network = unwrapped(self.network)
         return {n: p for n, p in network.named_parameters() if p.requires_grad}
 
     @property
     def has_adapters(self) -> bool:
         """Whether low-rank adapters are being trained in place of the whole network."""
-        return bool(getattr(_unwrapped(self.network), "peft_config", None))
+        return bool(getattr(unwrapped(self.network), "peft_config", None))
 
     def keep_reference(self, dtype: torch.dtype | None = None) -> None:
         """Let `reference()` be the network as it is now, in the mode (train, eval) that it is in.
@@ -43,13 +43,13 @@ class OlderSelves:
             dtype: autocast's format during training, such as bf16; None = fp32 throughout.
         """
         if not self.has_adapters:
-            self._reference = _frozen_copy(_unwrapped(self.network), dtype), dtype
+            self._reference = _frozen_copy(unwrapped(self.network), dtype), dtype
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """A block in which the policy predicts as the frozen reference, without gradients."""
         trained = self.network
-        bare: Any = _unwrapped(trained)
+        bare: Any = unwrapped(trained)
         if self.has_adapters:
             self.network, dtype = bare, None
             bare.disable_adapters()
@@ -84,7 +84,7 @@ class OlderSelves:
         """A block in which the policy predicts as its older self `name`, without gradients."""
         parameters, values = self.trainable(), self.remembered[name]
         now = {key: parameter.data for key, parameter in parameters.items()}
-        trained, self.network = self.network, _unwrapped(self.network)
+        trained, self.network = self.network, unwrapped(self.network)
         try:
             for key, parameter in parameters.items():
                 parameter.data = values[key]
@@ -96,7 +96,7 @@ class OlderSelves:
                 parameter.data = now[key]
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
+def unwrapped(network: nn.Module) -> nn.Module:
     """The network itself, without the wrapper that adds up gradients over processes."""
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
 

@@ -26,9 +26,9 @@ def tiny_stable_diffusion(
 ) -> Path:
     """Write the pipeline to `folder`: 32-pixel images, 16×16×4 latents, letters as tokens."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer(folder / "vocabulary")
+    tokenizer = tiny_tokenizer(folder / "vocabulary")
     pipeline = _PIPELINE(
-        vae=_vae(), unet=tiny_unet(), text_encoder=_text_encoder(len(tokenizer)),
+        vae=tiny_vae(), unet=tiny_unet(), text_encoder=tiny_clip_text(len(tokenizer)),
         tokenizer=tokenizer,
         scheduler=SCHEDULERS[scheduler](
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
@@ -51,22 +51,29 @@ def tiny_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**options | changes)
 
 
-def _vae() -> AutoencoderKL:
-    return _VAE(
-        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+def tiny_vae(**changes: Any) -> AutoencoderKL:
+    """Autoencoder of 4 channels, two pixels for a latent."""
+    options: dict[str, Any] = {
+        "block_out_channels": (8, 8), "latent_channels": 4, "norm_num_groups": 4, "sample_size": 32,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }  # fmt: skip
+    return _VAE(**options | changes)
 
 
-def _text_encoder(vocabulary: int) -> CLIPTextModel:
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=40, projection_dim=32,
-        bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
-    ))  # fmt: skip
+def tiny_clip_text(vocabulary: int, kind: Any = CLIPTextModel, **changes: Any) -> Any:
+    """Text encoder of 32 numbers a token and 40 tokens; `kind` may be one with a projection."""
+    options: dict[str, Any] = {
+        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 40,
+        "projection_dim": 32, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1,
+    }  # fmt: skip
+    return kind(CLIPTextConfig(**options | changes))
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Letters and figures as tokens, 40 at most; its files go to `folder`."""
     folder.mkdir(parents=True)
     tokens = [c + end for end in ("", "</w>") for c in LETTERS]
     vocabulary = {t: i for i, t in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}

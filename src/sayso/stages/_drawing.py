@@ -1,12 +1,17 @@
 """Draw batches of images with a policy, and keep pictures, latents and records of each."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sayso.base.devices import MixedPrecision, enough_memory, make_accelerator
 from sayso.base.progress import progress
 from sayso.base.types import Sample
 from sayso.stages._drawing_plan import Drawing
+from sayso.study.sample_records import writers_file
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
@@ -37,44 +42,94 @@ def load_drawer(
 
 def draw_all(
     study: Study,
-    batches: list[list[Drawing]],
+    batches: Sequence[Sequence[Drawing]],
     there: Iterable[Sample],
     policy: "Policy",
     accelerator: "Accelerator",
     *,
     batch_size: int,
+    run: str,
 ) -> None:
-    """Draw the batches, one per process at a time; the main process writes them in order.
+    """Draw the batches and keep them; of several processes each draws and writes its own share.
+
+    What follows the drawing of a batch is done beside that of the next: pictures are compressed and
+    written in a thread, and decoded there too where that is not the work of the same processor.
 
     Args:
         batches: all of one model; the images of each are drawn at once and share a shard.
         there: the samples that the model has already; of these nothing is changed.
         batch_size: as the user gave it, for the advice where memory runs out.
+        run: the folder's name of the run, under which each of several processes keeps records.
     """
-    from accelerate.utils import gather_object
-
     known = {sample.id: sample for sample in there}
-    model = batches[0][0][1].model
-    with progress(f"drawing {model}", sum(map(len, batches))) as advance:
-        for together in _chunks(batches, accelerator.num_processes):
-            mine = together[accelerator.process_index : accelerator.process_index + 1]
+    process, n = accelerator.process_index, accelerator.num_processes
+    records = writers_file(study.path, run, process) if n > 1 else None
+    mine = batches[process::n]
+    on_cpu = accelerator.device.type == "cpu"
+
+    def finish(batch: Sequence[Drawing], latents: "Tensor", pixels: "Tensor | None") -> None:
+        if pixels is None:
+            with enough_memory("--batch-size", batch_size), _own_stream(accelerator):
+                pixels = _decode(policy, batch, latents, accelerator)
+        _keep(study, batch, known, latents.half().cpu(), pixels, records)
+        advance(len(batch))
+
+    with _shown(batches[0][0][1].model, mine, accelerator) as advance, _behind() as later:
+        for batch in mine:
             with enough_memory("--batch-size", batch_size):
-                drawn = [_draw(policy, batch, accelerator) for batch in mine]
-            for batch, done in zip(together, gather_object(drawn), strict=True):
-                if accelerator.is_main_process:
-                    _keep(study, batch, known, *done)
-                advance(len(batch))
-    # whoever goes on must find the last batch written
+                latents = _draw(policy, batch, accelerator)
+                pixels = _decode(policy, batch, latents, accelerator) if on_cpu else None
+            later(partial(finish, batch, latents, pixels))
+    # whoever goes on must find every batch written
     accelerator.wait_for_everyone()
 
 
-def _chunks(batches: list[list[Drawing]], size: int) -> Iterator[list[list[Drawing]]]:
-    for start in range(0, len(batches), size):
-        yield batches[start : start + size]
+@contextmanager
+def _shown(
+    model: str, mine: Sequence[Sequence[Drawing]], accelerator: "Accelerator"
+) -> Iterator[Callable[..., None]]:
+    """The progress of the main process; the shares of the others are as large, up to a batch."""
+    if not accelerator.is_main_process:
+        yield lambda _: None
+        return
+    n = accelerator.num_processes
+    doing = f"drawing {model}" + (f", process 1 of {n}" if n > 1 else "")
+    with progress(doing, sum(map(len, mine))) as advance:
+        yield advance
 
 
-def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator") -> Any:
-    """Latents in fp16, as they are kept, and pixels of a batch, on the CPU; all finite."""
+@contextmanager
+def _behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Gives `later(work)`, which does the work in a thread while the caller goes on.
+
+    One after the other: the next call waits for the work before it and raises what that raised. So
+    does the end of the block. A block that fails waits for the work that was begun.
+    """
+    before: Future[None] | None = None
+
+    def later(work: Callable[[], None]) -> None:
+        nonlocal before
+        if before:
+            before.result()
+        before = thread.submit(work)
+
+    with ThreadPoolExecutor(1, "keeping") as thread:
+        yield later
+        if before:
+            before.result()
+
+
+def _own_stream(accelerator: "Accelerator") -> AbstractContextManager[Any]:
+    """Let a GPU compute what the block asks for beside what other threads ask for."""
+    import torch
+
+    if accelerator.device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(accelerator.device))
+
+
+def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator") -> "Tensor":
+    """The latents of a batch, which can be kept in fp16; computed to the end, all finite."""
     import torch
 
     from sayso.base.finite import refuse_not_finite
@@ -82,21 +137,19 @@ def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator"
     sampler = batch[0][1].sampler
     texts = list(dict.fromkeys(prompt.text for prompt, _ in batch))
     rows = torch.tensor([texts.index(prompt.text) for prompt, _ in batch])
-    drawn = [f"prompt {prompt.text!r}, seed {sample.seed}" for prompt, sample in batch]
     with torch.inference_mode(), accelerator.autocast():
         cond = {key: v[rows] for key, v in _encoded(policy, texts).items()}
         uncond = _encoded(policy, [sampler.negative_prompt])
         latents = policy.sample(cond, uncond, [sample.seed for _, sample in batch], sampler)
         network = f"the {policy.network_kind} of {policy.name}"
-        refuse_not_finite(latents, drawn, network)
-        kept = latents.half()
-        refuse_not_finite(kept, drawn, f"keeping in fp16 the latents of {network}")
-        size = policy.portion(sampler.image_size_px)
-        pixels = [
-            _pixels(policy, latents[i : i + size], drawn[i : i + size])
-            for i in range(0, len(batch), size)
-        ]
-    return kept.cpu(), torch.cat(pixels)
+        refuse_not_finite(latents, _names(batch), network)
+        kept = f"keeping in fp16 the latents of {network}"
+        refuse_not_finite(latents.half(), _names(batch), kept)
+    return latents
+
+
+def _names(batch: Sequence[Drawing]) -> list[str]:
+    return [f"prompt {prompt.text!r}, seed {sample.seed}" for prompt, sample in batch]
 
 
 def _encoded(policy: "Policy", texts: Sequence[str]) -> "Cond":
@@ -107,6 +160,22 @@ def _encoded(policy: "Policy", texts: Sequence[str]) -> "Cond":
         named = [f"prompt {text!r}" for text in texts]
         refuse_not_finite(value, named, f"the text encoder of {policy.name}")
     return cond
+
+
+def _decode(
+    policy: "Policy", batch: Sequence[Drawing], latents: "Tensor", accelerator: "Accelerator"
+) -> "Tensor":
+    """Pictures of a batch, uint8 [b, H, W, 3] on the CPU, decoded in portions."""
+    import torch
+
+    size, names = policy.portion(batch[0][1].sampler.image_size), _names(batch)
+    with torch.inference_mode(), accelerator.autocast():
+        return torch.cat(
+            [
+                _pixels(policy, latents[i : i + size], names[i : i + size])
+                for i in range(0, len(batch), size)
+            ]
+        )
 
 
 def _pixels(policy: "Policy", latents: "Tensor", drawn: Sequence[str]) -> "Tensor":
@@ -126,8 +195,13 @@ def _keep(
     there: Mapping[str, Sample],
     latents: "Tensor",
     pixels: "Tensor",
+    records: Path | None,
 ) -> None:
-    """Keep what is new of a batch; what is `there`, by id, stays as it is, its latents too."""
+    """Keep what is new of a batch; what is `there`, by id, stays as it is, its latents too.
+
+    Args:
+        records: see `Study.add_samples`.
+    """
     from PIL import Image
 
     from sayso.data.latents import load_latents
@@ -138,4 +212,4 @@ def _keep(
         shard |= {s.id: row.clone() for s, row in zip(old, stored, strict=True)}
     new = [i for i, (_, sample) in enumerate(batch) if sample.id not in there]
     images = [Image.fromarray(pixels[i].numpy()) for i in new]
-    study.add_samples([batch[i][1] for i in new], images, shard)
+    study.add_samples([batch[i][1] for i in new], images, shard, records)

@@ -44,7 +44,7 @@ def forecast(
         policy.add_lora(lora_rank, 0)
     n = open_pretraining(study).train_count(pretraining_images) if pretraining_images else 0
     sampler = images.samples[0].sampler if images.samples else study.info.sampler
-    c, h, w = policy.latent_shape(sampler.image_size_px)
+    c, h, w = policy.latent_shape(sampler.image_size)
     image = c * h * w * LATENT_BYTES
     trained = sum(p.numel() for p in policy.trainable().values()) * WEIGHT_BYTES
     average = trained if options.ema_decay else 0

@@ -95,7 +95,7 @@ def open_rows(
     more = None
     if pretraining_images:
         # of one size with the samples, which may be another than the study's
-        size = images.samples[0].sampler.image_size_px if images.samples else 0
+        size = images.samples[0].sampler.image_size if images.samples else None
         more = encoded_pretraining(study, policy, pretraining_images, precision, size)
         _say_cut(policy, more[1])
 
@@ -106,7 +106,7 @@ def open_rows(
     if images.samples:
         latents = SampleLatents(study, images.samples)
     else:
-        latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size_px))
+        latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size))
     return make_rows(policy, (latents, images.texts), images.labels, rewards, more, opened)
 
 

@@ -12,7 +12,7 @@ from sayso.base.devices import (
 )
 from sayso.base.errors import UserError
 from sayso.base.progress import console
-from sayso.base.samplers import checked
+from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
 from sayso.stages._best_of import keep_best
 from sayso.stages._drawing import draw_all, load_drawer
@@ -30,6 +30,7 @@ from sayso.study.identity import (
 )
 from sayso.study.info import PromptChoice
 from sayso.study.run import Run
+from sayso.study.sample_records import gather
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class GenerateConfig:
     """Classifier-free guidance; default: the study's."""
     eta: float | None = None
     """Noise put in while sampling, from 0 to 1; default: the study's."""
-    image_size_px: int = 0
-    """Width and height; 0 = the study's."""
+    image_size: str = ""
+    """Width x height such as 1024x768, or one number for a square; default: the study's."""
     mixed_precision: MixedPrecision = "auto"
     """Number format of the network's arithmetic; auto = bf16 where the machine has it."""
 
@@ -91,7 +92,7 @@ class GenerateConfig:
             "num_inference_steps": self.num_inference_steps or None,
             "guidance_scale": self.guidance_scale,
             "eta": self.eta,
-            "image_size_px": self.image_size_px or None,
+            "image_size": parse_size(self.image_size) if self.image_size else None,
         }
         changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
         return checked(replace(study.info.sampler, **changes))
@@ -117,7 +118,7 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
         "still to draw": to_draw,
         "images at once": config.batch_size,
         "network evaluations per image": evaluations(study, sampler),
-        "disk, at most, MB": round(to_draw * 3 * sampler.image_size_px**2 / 1e6, 1),
+        "disk, at most, MB": round(to_draw * 3 * sampler.image_size.pixels / 1e6, 1),
     }
 
 
@@ -125,7 +126,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     """Draw the missing images of the plan and keep pictures, final latents and records.
 
     The plan is cut into batches; a batch is kept whole or not at all, so that what is drawn does
-    not depend on where an earlier run was stopped.
+    not depend on where an earlier run was stopped, nor on how many processes share the batches.
 
     Raises: UserError: if a prompt does not fit the tokenizer (before anything is drawn), the model
         or reward is unknown, or an option is out of range.
@@ -156,9 +157,10 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     drawn = sum(map(len, batches))
     if drawer:
         there = study.samples(config.model)
-        draw_all(study, batches, there, *drawer, batch_size=config.batch_size)
+        draw_all(study, batches, there, *drawer, batch_size=config.batch_size, run=run.path.name)
     if not is_main_process():
         return run
+    gather(study.path, run.path.name, {s.id: i for i, (_, s) in enumerate(drawings)})
     drawing_s = time.perf_counter() - started
     kept = len(drawings)
     if reward:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from sayso.base.errors import UserError, check_seed
 from sayso.base.progress import console
-from sayso.base.samplers import checked
+from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT, find_world, or_world
 from sayso.study.info import StudyInfo
-from sayso.study.model_files import model_name, native_size_px
+from sayso.study.model_files import model_name, native_size
 from sayso.study.study import Study
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -38,9 +38,9 @@ class NewConfig:
     """Classifier-free guidance; default: the world's own, else 7.5."""
     eta: float = 0.0
     """Noise put in while sampling: 0 none, 1 as in DDPM."""
-    image_size_px: int | None = None
-    """Width and height of the images; default: the model's own size, or 512 if the model is not on
-    this machine yet."""
+    image_size: str = ""
+    """Size of the images: width x height such as 1024x768, or one number for a square; default: the
+    model's own size, or 512 if the model is not on this machine yet."""
     negative_prompt: str = ""
     """What guidance leads away from; default: the empty prompt."""
     feedback_url: str = ""
@@ -75,10 +75,11 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
     world = find_world(base_model)
     base = world.sampler if world else Sampler()
     steps, scale = config.num_inference_steps, config.guidance_scale
-    size, native = config.image_size_px, native_size_px(base_model)
-    if native and size not in (None, native):
+    native = native_size(base_model)
+    size = parse_size(config.image_size) if config.image_size else native or base.image_size
+    if native and size != native:
         console.print(
-            f"{config.base_model} was trained on pictures of {native} pixels; this study's have "
+            f"{config.base_model} was trained on images of {native} pixels; this study's have "
             f"{size}",
             soft_wrap=True,
         )
@@ -87,7 +88,7 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
             num_inference_steps=base.num_inference_steps if steps is None else steps,
             guidance_scale=base.guidance_scale if scale is None else scale,
             eta=config.eta,
-            image_size_px=(native or base.image_size_px) if size is None else size,
+            image_size=size,
             negative_prompt=config.negative_prompt,
         )
     )

@@ -84,10 +84,15 @@ def canonical_options(study: ReadableStudy, options: JsonObject) -> JsonObject:
 
 
 def in_todays_words(options: JsonObject) -> JsonObject:
-    """Options of an older run of align as this version writes them.
+    """Options of an older run as this version writes them.
 
-    Some were options of its aligner and are the loop's now; rwr's weight "label" was "mark".
+    Some were options of its aligner and are the loop's now; rwr's weight "label" was "mark", and
+    images were square.
     """
+    if "image_size_px" in options:
+        side = options["image_size_px"]
+        others = {k: v for k, v in options.items() if k != "image_size_px"}
+        options = {**others, "image_size": str(side) if side else ""}
     own = options.get("options")
     if "aligner" not in options or not isinstance(own, dict):
         return dict(options)

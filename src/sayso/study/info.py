@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from sayso.base import files
 from sayso.base.errors import UserError
-from sayso.base.records import from_row
+from sayso.base.records import from_row, sampler_from_row
 from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT
 
@@ -48,7 +48,7 @@ def parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
             f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
         )
     where = path / "study.json"
-    sampler = from_row(Sampler, row.get("sampler", {}), f"sampler in {where}")
+    sampler = sampler_from_row(row.get("sampler", {}), f"sampler in {where}")
     known, held_out = get_args(HeldOut), row.get("held_out", HELD_OUT_BEFORE)
     if held_out not in known:
         raise UserError(f"held_out in {where} is {held_out!r}; give {' or '.join(known)}")

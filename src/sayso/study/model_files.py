@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sayso.base.errors import UserError
+from sayso.base.types import Size
 from sayso.base.worlds import find_world, world_names
 from sayso.study.identity import model_folder
 
@@ -48,8 +49,8 @@ def model_name(given: str, kind: str, index: str) -> str:
     return given
 
 
-def native_size_px(base_model: str) -> int | None:
-    """Side of the pictures that a base model was trained on; None if that is not known here.
+def native_size(base_model: str) -> Size | None:
+    """Size of the images that a base model was trained on; None if that is not known here.
 
     Args:
         base_model: as in study.json; nothing is fetched.
@@ -61,7 +62,8 @@ def native_size_px(base_model: str) -> int | None:
         return None
     if side < 64 and _version(unet) < OLD_UNETS:
         side = 64
-    return side * 2 ** (len(widths) - 1)
+    pixels = side * 2 ** (len(widths) - 1)
+    return Size(pixels, pixels)
 
 
 def _version(config: dict[str, Any]) -> tuple[int, ...]:

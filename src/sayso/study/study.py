@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sayso.base import files
 from sayso.base.errors import UserError, quoted, unknown_name
-from sayso.base.records import from_row
-from sayso.base.types import SPLITS, Prompt, Sample, Sampler
+from sayso.base.records import from_row, sampler_from_row
+from sayso.base.types import SPLITS, Prompt, Sample
+from sayso.study import sample_records
 from sayso.study.generations import Generations
 from sayso.study.identity import canonical_options, canonical_run, stored_model
 from sayso.study.info import PromptChoice, StudyInfo, parse_info
@@ -107,12 +108,10 @@ class Study:
         """
         if model is not None:
             return Generations(self).of(model)
-        rows = files.read_lines(self.path / "samples.jsonl")
-        return [self._sample(row, n) for n, row in enumerate(rows, 1)]
+        return [self._sample(row, where) for where, row in sample_records.read_records(self.path)]
 
-    def _sample(self, row: files.JsonObject, number: int) -> Sample:
-        where = f"{self.path / 'samples.jsonl'} line {number}"
-        sampler = from_row(Sampler, row.get("sampler"), where)
+    def _sample(self, row: files.JsonObject, where: str) -> Sample:
+        sampler = sampler_from_row(row.get("sampler"), where)
         sample = from_row(Sample, row | {"sampler": sampler}, where)
         model = stored_model(self, sample.model)
         return sample if model == sample.model else replace(sample, model=model)
@@ -122,12 +121,14 @@ class Study:
         samples: Sequence[Sample],
         images: Sequence["Image.Image"],
         latents: Mapping[str, Any] | None = None,
+        records: Path | None = None,
     ) -> None:
         """Keep one batch: images, then the shard of latents, then the records.
 
         The records come last and in one write, so a crash leaves no record without its files.
         `latents` maps sample id → tensor [c, h, w]; all samples of the batch name the same shard.
-        Images that were not drawn here have none, and their samples name no shard.
+        Images that were not drawn here have none, and their samples name no shard. `records` is the
+        file of one of several processes (`writers_file`); None = samples.jsonl.
         """
         for sample, image in zip(samples, images, strict=True):
             with files.new_file(self.path / sample.path, sync_name=False) as path:
@@ -137,7 +138,13 @@ class Study:
             from safetensors.torch import save
 
             files.write_bytes(self.path / samples[0].latents, save(dict(latents)))
-        files.append_lines(self.path / "samples.jsonl", [asdict(s) for s in samples])
+        records = records or self.path / sample_records.FILE
+        files.append_lines(records, [asdict(s) for s in samples])
+
+    @property
+    def sample_files(self) -> list[Path]:
+        """The files that hold the records of samples now."""
+        return sample_records.record_files(self.path)
 
     def image_path(self, sample_id: str) -> str:
         """Where the image of a sample lives, relative to the study."""

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import NEEDS, Aligner, Batch, Work
-from sayso.base.types import Sample, Sampler
+from sayso.base.types import Sample, Sampler, Size
 from sayso.families import Cond, Policy, take
 from sayso.judges import Judge, Verdict
 from sayso.rewards import Reward
@@ -107,7 +107,7 @@ def _trained_a_little() -> ToyPolicy:
     return policy
 
 
-def check_family(kind: type[Policy], path: Path, image_size_px: int, prompt: str = "a") -> None:
+def check_family(kind: type[Policy], path: Path, size: Size, prompt: str = "a") -> None:
     """Check a family on a folder that it loads.
 
     Sampling repeats and a row depends on its own seed only; errors have a row each; t = 0 is the
@@ -117,8 +117,8 @@ def check_family(kind: type[Policy], path: Path, image_size_px: int, prompt: str
     assert policy.pipelines, f"{kind.__name__}.pipelines is empty: nothing would find it"
     cond = policy.encode_prompts([prompt, prompt])
     assert all(len(value) == 2 for value in cond.values()), "conditions must be batch-first"
-    _check_sampling(policy, cond, image_size_px)
-    latents, noise = torch.randn(2, 2, *policy.latent_shape(image_size_px)).unbind(0)
+    _check_sampling(policy, cond, size)
+    latents, noise = torch.randn(2, 2, *policy.latent_shape(size)).unbind(0)
     start = policy.add_noise(latents, noise, torch.zeros(2))
     assert (start - latents).abs().mean() < 0.1, "t = 0 must be the image, nearly"
     t = torch.tensor([0.2, 0.8])
@@ -127,13 +127,13 @@ def check_family(kind: type[Policy], path: Path, image_size_px: int, prompt: str
     error.sum().backward()
     assert any(p.grad is not None for p in policy.trainable().values()), "no gradient at all"
     images = policy.decode(latents.requires_grad_())
-    assert images.shape == (2, 3, image_size_px, image_size_px), "decode gave another size"
+    assert images.shape == (2, 3, size.height, size.width), "decode gave another size"
     assert policy.encode_images(images.detach()).shape == latents.shape, "encode gave another size"
     _check_weights(policy, kind, path, (start, t, cond))
 
 
-def _check_sampling(policy: Policy, cond: Cond, image_size_px: int) -> None:
-    sampler = Sampler(3, 2.0, 0.0, image_size_px)
+def _check_sampling(policy: Policy, cond: Cond, size: Size) -> None:
+    sampler = Sampler(3, 2.0, 0.0, size)
     uncond = policy.encode_prompts([""])
     both = policy.sample(cond, uncond, [1, 2], sampler)
     torch.testing.assert_close(both, policy.sample(cond, uncond, [1, 2], sampler), rtol=0, atol=0)

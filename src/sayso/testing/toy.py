@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sayso.aligners import Work
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.data.pairs import Pairs
 from sayso.data.rows import TrainingRows, make_rows
 from sayso.families import PARTS, Cond, Kind, Policy
@@ -57,7 +57,7 @@ class ToyPolicy(Policy):
     def release(self, part: str) -> None:
         pass
 
-    def latent_shape(self, image_size_px: int) -> tuple[int, int, int]:
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
         return (2, 1, 1)
 
     def check_prompts(self, texts: Sequence[str]) -> None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
 from sayso.tinyworld.scenes import CaptionNoise
 
-SAMPLER = Sampler(num_inference_steps=6, guidance_scale=3.0, eta=0.0, image_size_px=64)
+SAMPLER = Sampler(num_inference_steps=6, guidance_scale=3.0, eta=0.0, image_size=Size(64, 64))
 
 CAPTION_NOISE = CaptionNoise(
     omit_count=0.35,

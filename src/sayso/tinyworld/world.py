@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar
 
-from sayso.base.types import Prompt, Sampler
+from sayso.base.errors import UserError
+from sayso.base.types import Prompt, Sampler, Size
 from sayso.base.worlds import World
 from sayso.tinyworld import paths
 from sayso.tinyworld.defaults import SAMPLER
@@ -25,10 +26,15 @@ class TinyWorld(World):
 
         return grammar()
 
-    def pretraining_images(self, seed: int, image_size_px: int) -> Any:
+    def pretraining_images(self, seed: int, size: Size) -> Any:
         from sayso.tinyworld.pretraining_images import Scenes
 
-        return Scenes(seed, image_size_px)
+        if size.width != size.height:
+            raise UserError(
+                f"image_size {size} is not possible with the tiny world's pre-training images, "
+                "which are squares; give one number"
+            )
+        return Scenes(seed, size.width)
 
     def knows(self, prompt: Prompt) -> bool:
         return prompt.slots.get("object") in OBJECTS

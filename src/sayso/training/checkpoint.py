@@ -50,7 +50,7 @@ class Contents(NamedTuple):
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         state = {
-            f"{name}/{key}": value
+            f"{name}/{key}": torch.as_tensor(value)
             for name, parameter in self.parameters.items()
             for key, value in self.optimizer.state[parameter].items()
         }
@@ -207,9 +207,10 @@ def _put(folder: Path, contents: Contents) -> None:
     read = _read_earlier if earlier else _read
     try:
         with torch.no_grad():
-            _make_state(contents, _sizes_earlier(folder) if earlier else _sizes(folder))
+            _make_state(contents, _kinds_earlier(folder) if earlier else _kinds(folder))
             for part, tensors in contents.parts().items():
                 read(folder, part, tensors)
+            _make_counters(contents)
     except (KeyError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -218,23 +219,44 @@ def _put(folder: Path, contents: Contents) -> None:
         ) from None
 
 
-def _make_state(contents: Contents, sizes: Mapping[str, torch.Size]) -> None:
+class _Kind(NamedTuple):
+    """Of a stored tensor."""
+
+    size: torch.Size
+    dtype: torch.dtype
+
+
+def _make_state(contents: Contents, kinds: Mapping[str, _Kind]) -> None:
     """Give the optimiser the state that it has after a step, to be read into."""
     # in one order in every process: whoever gathers shards goes through them together
-    keys = sorted({name.rsplit("/", 1)[1] for name in sizes})
+    keys = sorted({name.rsplit("/", 1)[1] for name in kinds})
     for name, parameter in contents.parameters.items():
         contents.optimizer.state[parameter] = {
-            key: torch.zeros_like(parameter)
-            if sizes[f"{name}/{key}"] == parameter.shape and parameter.ndim
-            else torch.zeros(sizes[f"{name}/{key}"], device=parameter.device)
+            key: torch.zeros_like(parameter, dtype=kind.dtype)
+            if kind.size == parameter.shape and parameter.ndim
+            else torch.zeros(kind.size, dtype=kind.dtype, device=parameter.device)
             for key in keys
+            # in 8 bits large weights have other tensors than small ones
+            if (kind := kinds.get(f"{name}/{key}"))
         }
 
 
-def _sizes(folder: Path) -> dict[str, torch.Size]:
+def _make_counters(contents: Contents) -> None:
+    """Whole numbers again of what an optimiser counts in whole numbers."""
+    for state in contents.optimizer.state.values():
+        for key, value in state.items():
+            if value.ndim == 0 and value.dtype == torch.int64:
+                state[key] = value.item()
+
+
+def _kinds(folder: Path) -> dict[str, _Kind]:
     stored = HuggingFaceStorageReader(str(folder / OPTIMIZER)).read_metadata()
     tensors = stored.state_dict_metadata.items()
-    return {name: t.size for name, t in tensors if isinstance(t, TensorStorageMetadata)}
+    return {
+        name: _Kind(t.size, t.properties.dtype)
+        for name, t in tensors
+        if isinstance(t, TensorStorageMetadata)
+    }
 
 
 def _read(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
@@ -246,9 +268,9 @@ def _read(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
 # checkpoints of before: a file for each part, written by one process
 
 
-def _sizes_earlier(folder: Path) -> dict[str, torch.Size]:
+def _kinds_earlier(folder: Path) -> dict[str, _Kind]:
     stored = load_file(folder / f"{OPTIMIZER}.safetensors")
-    return {name: tensor.shape for name, tensor in stored.items()}
+    return {name: _Kind(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
 
 
 def _read_earlier(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from sayso.study.run import Run
 from sayso.training import checkpoint
 from sayso.training.log import Log, logged
 from sayso.training.objective import Part, Term, objective
+from sayso.training.optimizers import make_optimizer
 from sayso.training.options import COMMON, TrainOptions
 
 
@@ -137,12 +138,7 @@ class _Loop:
         self.average = (
             [p.detach().to(place, copy=True) for p in self.parameters] if options.ema_decay else []
         )
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            learning_rate_at(0, options),
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(self.parameters, learning_rate_at(0, options), options)
         policy.network.train()
         if options.uses_reference or "reference" in aligner.required():
             policy.keep_reference(_autocast_format(acc))

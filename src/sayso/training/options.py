@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from sayso.base.errors import UserError
+from sayso.base.extras import need
 
 Options = TypeVar("Options", bound="TrainOptions")
 
@@ -34,6 +35,9 @@ class TrainOptions:
     and no average is kept."""
     ema_on_cpu: bool = False
     """Keep that average in the machine's memory in place of the device's."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps AdamW's two moments in 8 bits, a quarter of the memory; the weights stay in
+    fp32. It needs the extra sayso[quantised], and pays if the whole network is trained."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay. It pulls weights to 0, whatever the rewards say, so it is
     off here (1e-2 is usual): with all rewards 0 the weights do not change."""
@@ -77,6 +81,10 @@ class TrainOptions:
             weight = getattr(self, name)
             if weight is not None and not 0 <= weight < float("inf"):
                 raise UserError(f"{name} {weight} must be at least 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
+        if self.optimizer == "adamw8bit":
+            need("quantised", "align --optimizer adamw8bit")
         self.micro_batch(processes=1)
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
@@ -147,6 +155,7 @@ class TrainOptions:
         return micro
 
 
+OPTIMIZERS = ("adamw", "adamw8bit")
 COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
 """What an aligner that says nothing else is trained with, where an option is None."""
 _LEAST = {

@@ -22,7 +22,7 @@ IMAGES = with_features(pa.schema([
     ("slots", pa.string()), ("split", pa.string()), ("model", pa.string()),
     ("base_model", pa.string()), ("revision", pa.string()), ("seed", pa.int64()),
     ("num_inference_steps", pa.int64()), ("guidance_scale", pa.float64()), ("eta", pa.float64()),
-    ("image_size_px", pa.int64()), ("negative_prompt", pa.string()),
+    ("negative_prompt", pa.string()),
     ("width", pa.int64()), ("height", pa.int64()), ("model_identity", pa.string()),
 ]))  # fmt: skip
 
@@ -60,6 +60,8 @@ def _write_images(data: ExportData, path: Path) -> int:
 def _image_row(data: ExportData, sample: Sample, content: bytes) -> dict[str, Any]:
     prompt = data.prompts[sample.prompt_id]
     width, height = picture_size(content)
+    drawn = asdict(sample.sampler)
+    del drawn["image_size"]  # width and height
     return {
         "sample_id": sample.id,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -72,7 +74,7 @@ def _image_row(data: ExportData, sample: Sample, content: bytes) -> dict[str, An
         "model": sample.model,
         "base_model": data.base_model,
         "seed": sample.seed,
-        **asdict(sample.sampler),
+        **drawn,
         "width": width,
         "height": height,
         "model_identity": sample.model_identity,

@@ -15,7 +15,17 @@ from PIL import Image
 from sayso.base.errors import UserError
 from sayso.base.pictures import UnreadablePicture, read_picture
 from sayso.base.plugins import load_plugin
-from sayso.base.types import Comparison, Prompt, Question, Rating, Sample, Sampler, Split, digest
+from sayso.base.types import (
+    Comparison,
+    Prompt,
+    Question,
+    Rating,
+    Sample,
+    Sampler,
+    Size,
+    Split,
+    digest,
+)
 from sayso.formats.snapshot import plain_times
 from sayso.prompts.grammar import make_prompt
 from sayso.study.study import Study
@@ -137,7 +147,7 @@ class Context:
         self.torn: dict[str, tuple[Path, Path]] = {}
         self._times: Counter[tuple[str, ...]] = Counter()
         # of images that were decoded once, for a table is read twice and names an image often
-        self._widths: dict[str, int] = {}
+        self._sizes: dict[str, Size] = {}
 
     def begin(self) -> None:
         """Read from the start."""
@@ -178,13 +188,12 @@ class Context:
         if not data or not isinstance(data, bytes):
             raise RowError(f"{where} has no image (links and paths alone cannot be imported)")
         content_hash = hashlib.sha256(data).hexdigest()
-        if content_hash not in self._widths:
-            self._widths[content_hash] = decode(where, data).width
-        width = self._widths[content_hash]
+        if content_hash not in self._sizes:
+            self._sizes[content_hash] = Size(*decode(where, data).size)
         name = f"imported/{model.strip().replace('@', ' at ') or 'unknown'}"
         own_id = digest(["imported", prompt.id, name, content_hash])
-        # how it was drawn is not known; the width stands for the size
-        sampler = Sampler(0, 0.0, 0.0, width, "")
+        # how it was drawn is not known, only its size
+        sampler = Sampler(0, 0.0, 0.0, self._sizes[content_hash], "")
         path = self.study.image_path(own_id)
         return Picture(Sample(own_id, prompt.id, name, 0, sampler, path, ""), data)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sayso.base.errors import UserError
-from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler
+from sayso.base.types import Comparison, Prompt, Rating, Sample, Sampler, Size
 from sayso.formats.imports import Column, Context, Entry, Picture, TableImport, decode, read_rows
 from sayso.formats.manifest import read_manifest
 from sayso.formats.snapshot import SCHEMA, read_votes, seconds
@@ -32,7 +32,7 @@ class Sayso(TableImport):
         for name in (
             "sample_id", "sha256", "image", "prompt_id", "prompt", "category", "slots", "split",
             "model", "base_model", "revision", "seed", "num_inference_steps", "guidance_scale",
-            "eta", "image_size_px", "negative_prompt", "width", "height",
+            "eta", "negative_prompt", "width", "height",
         )
     } | {"model_identity": Column("any")}  # fmt: skip
 
@@ -52,7 +52,10 @@ class Sayso(TableImport):
         prompt = Prompt(
             row["prompt_id"], row["prompt"], row["category"], json.loads(row["slots"]), row["split"]
         )
-        sampler = Sampler(**{name: row[name] for name in Sampler.__slots__})
+        sampler = Sampler(
+            row["num_inference_steps"], row["guidance_scale"], row["eta"],
+            Size(row["width"], row["height"]), row["negative_prompt"],
+        )  # fmt: skip
         path = context.study.image_path(row["sample_id"])
         sample = Sample(
             row["sample_id"], prompt.id, row["model"], row["seed"], sampler, path, "",

@@ -107,7 +107,7 @@ def _fingerprint(study: Study, options: TaskOptions) -> str:
     """Changes when the study's files or the options do."""
     sizes = [
         (p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else None
-        for p in (study.path / "samples.jsonl", study.path / "prompts.jsonl")
+        for p in (*study.sample_files, study.path / "prompts.jsonl")
     ]
     shares = [options.overlap, options.shared_overlap, options.gold_share, options.attention_share]
     return digest([sizes, shares, _RULES])

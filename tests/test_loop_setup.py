@@ -1,0 +1,179 @@
+"""What the loop takes from aligner, options and processes, and when it saves."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from accelerate import Accelerator
+from loops import OPTIONS, differences, loop_at, run_at
+
+from sayso.aligners import Aligner, Batch, Work
+from sayso.aligners.dpo import DirectPreference
+from sayso.aligners.grpo import GroupPolicy
+from sayso.aligners.sft import GoodImages
+from sayso.base.devices import make_accelerator
+from sayso.base.errors import UserError
+from sayso.testing import toy_rows, toy_work
+from sayso.training import loop as loop_module
+from sayso.training.loop import _ahead, _autocast_format, _Loop, placed
+from sayso.training.options import TrainOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare(GoodImages):
+    """Its batches bring no pre-training rows."""
+
+    def batches(self, work: Work) -> Iterator[Batch]:
+        return (Batch(batch.tensors) for batch in super().batches(work))
+
+
+@dataclasses.dataclass(frozen=True)
+class Behind(GoodImages):
+    """Its batches may hang on what the policy was."""
+
+    needs: ClassVar = frozenset({"data", "old"})
+
+
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("unit", [1, 2])
+def test_pretraining_rows_are_those_of_the_step(start: int, unit: int) -> None:
+    """Those that an aligner brings, or else what the step draws, and the process's share."""
+    both = toy_work(batch_size=6, n_pretraining=2, world=2, start_step=start)
+    for rank in (0, 1):
+        ready = dataclasses.replace(both, rank=rank)
+        aligner = dataclasses.replace(DirectPreference()) if unit == 2 else Bare()
+        bare = (Batch(batch.tensors) for batch in aligner.batches(ready))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(type(aligner), "batches", lambda _, __, bare=bare: bare)
+            made = list(_ahead(aligner, ready))
+        assert len(made) == 4 - start
+        for step, batch in enumerate(made, start):
+            expected = ready.pretraining_batch(step, unit)
+            assert batch.pretraining is not None
+            assert expected is not None
+            assert len(batch.pretraining) == (1 if unit == 1 else [0, 2][rank])
+            assert torch.equal(batch.pretraining["noise"], expected["noise"])
+            assert torch.equal(batch.pretraining["latents"], expected["latents"])
+    own = [batch.pretraining for batch in GoodImages().batches(both)]
+    kept = [batch.pretraining for batch in _ahead(GoodImages(), both)]
+    for one, other in zip(own, kept, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one["noise"], other["noise"])
+
+
+@pytest.mark.parametrize(
+    ("aligner", "device", "is_ahead"),
+    [
+        (GoodImages(), "meta", True), (GoodImages(), "cpu", False), (GroupPolicy(), "meta", False),
+        (Behind(), "meta", False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_batches_are_made_ahead_beside_another_device_unless_they_hang_on_updates(
+    monkeypatch: pytest.MonkeyPatch, aligner: Aligner, device: str, is_ahead: bool
+) -> None:
+    asked, ready = [], toy_work(n_pretraining=2)
+    monkeypatch.setattr(loop_module, "prefetched", lambda *a: asked.append(a) or map(*reversed(a)))
+    ready.policy.device = torch.device(device)
+    batches = _ahead(aligner, ready)
+    assert bool(asked) == is_ahead
+    if isinstance(aligner, GoodImages):
+        batch = next(batches)
+        assert batch.pretraining is not None
+        for part in (batch, batch.pretraining):
+            assert {t.device.type for t in part.tensors.values()} == {device}
+
+
+def test_sizes_and_place_come_from_options_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = toy_work(micro_batch=99, rank=7)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "process_index", 1)
+    processes = make_accelerator("no")
+    options = TrainOptions(max_steps=17, batch_size=16, micro_batch_size=4, pretraining_weight=0.1)
+    found = placed(given, GoodImages(), options, processes)
+    expected = dataclasses.replace(
+        given, batch_size=14, n_pretraining=2, max_steps=17, micro_batch=4, rank=1, world=2,
+        gather=processes.gather,
+    )  # fmt: skip
+    assert found == expected
+    # of pairs the rest must be whole
+    odd = dataclasses.replace(options, pretraining_fraction=3 / 16)
+    assert placed(given, DirectPreference(), odd, processes).n_pretraining == 4
+    odd = dataclasses.replace(options, micro_batch_size=1)
+    with pytest.raises(UserError, match=r"aligner DirectPreference .*; give .* 2 or 4 or 8$"):
+        placed(given, DirectPreference(), odd, processes)
+    bare = toy_work(data=toy_rows(n_pretraining=0))
+    assert placed(bare, GoodImages(), OPTIONS.for_aligner({}), processes).n_pretraining == 0
+
+
+@pytest.mark.parametrize(
+    ("aligner", "changes", "has_reference", "older"),
+    [
+        (GoodImages(), {}, False, set()),
+        (GoodImages(), {"kl_weight": 0.1}, True, set()),
+        (GoodImages(), {"norm_guard": 0.1}, True, set()),
+        (DirectPreference(), {}, True, set()),
+        (Behind(), {}, False, {"old"}),
+    ],
+)
+def test_older_selves_are_kept_for_those_that_ask(
+    tmp_path: Path, aligner: Aligner, changes: dict[str, float], has_reference: bool, older: set
+) -> None:
+    options = dataclasses.replace(OPTIONS, **changes).for_aligner(aligner.defaults)
+    for precision, kind in (("no", None), ("bf16", torch.bfloat16)):
+        accelerator = make_accelerator(precision)
+        ready = placed(toy_work(), aligner, options, accelerator)
+        loop = _Loop(ready, aligner, options, run_at(tmp_path / precision), accelerator)
+        assert loop.policy.remembered.keys() == older
+        kept = loop.policy._reference
+        assert bool(kept) == has_reference
+        if kept is not None:
+            assert kept[1] == kind
+        parts = loop.contents().parts()
+        assert parts.keys() == {"weights", "optimizer", "average", *(f"older-{n}" for n in older)}
+        assert parts["average"].keys() == parts["weights"].keys() == loop.named.keys()
+
+
+def test_autocasts_format_is_the_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, kind in {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}.items():
+        monkeypatch.setattr(Accelerator, "mixed_precision", name)
+        assert _autocast_format(make_accelerator("no")) is kind
+
+
+def test_an_average_of_its_own_begins_at_the_weights(tmp_path: Path) -> None:
+    loop = loop_at(tmp_path / "r")
+    assert differences(loop.average, [p.detach() for p in loop.parameters]) == 0
+    assert not {m.data_ptr() for m in loop.average} & {p.data_ptr() for p in loop.parameters}
+    assert not any(mean.requires_grad for mean in loop.average)
+
+
+def test_checkpoints_come_at_the_ends_of_rollouts_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for every 2 steps; a rollout lasts 3, and at the end of 12 there is no need."""
+    loop, saved = loop_at(tmp_path / "r", max_steps=12), []
+    assert loop.period == 1
+    monkeypatch.setattr(loop, "save_checkpoint", lambda: saved.append(loop.step))
+    loop.period = 3
+    for loop.step in range(1, 13):
+        loop.save_in_time()
+    assert saved == [3, 6, 9]
+    loop.step, loop.period, loop.options = 10, 1, dataclasses.replace(OPTIONS, max_steps=99)
+    loop.save_in_time()
+    assert saved == [3, 6, 9], "one step after the last"
+    loop.step = 11
+    loop.save_in_time()
+    assert saved == [3, 6, 9, 11]
+
+
+def test_steps_between_rollouts_are_those_of_the_aligners_rows(tmp_path: Path) -> None:
+    """Of 8 rows one is a pre-training row; 7 × 4 rows of a rollout are four updates."""
+    aligner = GroupPolicy(images=14, group_size=2, steps_per_image=2)
+    options = dataclasses.replace(OPTIONS, pretraining_weight=0.1).for_aligner(aligner.defaults)
+    accelerator = make_accelerator("no")
+    ready = placed(toy_work(), aligner, options, accelerator)
+    assert _Loop(ready, aligner, options, run_at(tmp_path / "r"), accelerator).period == 4
