@@ -11,7 +11,7 @@ from sayso.aligners._batch import Batch
 from sayso.aligners._work import Work, stratified
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.families import Cond, Noise, move, take
+from sayso.families import Cond, Noise, Policy, move, take
 
 
 def group_advantages(
@@ -123,12 +123,29 @@ def rewarded(
 
 
 def learned_steps(
-    images: int, available: int, per_image: int, generator: torch.Generator
+    images: int, noisy_steps: int, per_image: int, generator: torch.Generator
 ) -> Int[Tensor, "r 2"]:
     """Rows (image, step of drawing) in random order, `per_image` different steps of each image."""
-    k = torch.rand(images, available, generator=generator).argsort(1)[:, :per_image].flatten()
+    k = torch.rand(images, noisy_steps, generator=generator).argsort(1)[:, :per_image].flatten()
     image = torch.arange(images).repeat_interleave(per_image)
     return torch.stack([image, k], dim=1)[torch.randperm(len(k), generator=generator)]
+
+
+def step_weights(
+    policy: Policy, times: Float[Tensor, " m"], noisy_steps: int, eta: float, form: Noise
+) -> Float[Tensor, " k"]:
+    """What each noisy step counts, 1 on average, if none is to make the gradient noisier.
+
+    The gradient of log p is noise · c / std times that of the prediction, where the step's mean
+    moves by c with the prediction. Late steps have a small std, and most of the gradient's noise
+    would be theirs; the weight is std / |c|.
+    """
+    t, s = times[:noisy_steps].to(policy.device), times[1 : noisy_steps + 1].to(policy.device)
+    nothing = torch.zeros(len(t), 1, 1, 1, device=policy.device)
+    # the mean is linear in noisy latents and prediction
+    slope, std = policy.transition(nothing, nothing + 1, t, s, eta, form)
+    weights = std / slope.flatten().abs()
+    return (weights / weights.mean()).cpu()
 
 
 def step_batch(

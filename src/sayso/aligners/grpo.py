@@ -3,17 +3,25 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work
-from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps, step_batch
+from sayso.aligners._rollouts import (
+    draw_groups,
+    group_advantages,
+    learned_steps,
+    step_batch,
+    step_weights,
+)
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.families import NOISES, VARIANCE_PRESERVING, Noise, log_prob
+
+Weighting = Literal["noise", "equal"]
 
 
 def clipped_policy_loss(
@@ -49,10 +57,14 @@ class GroupPolicy(Aligner):
     group_size: int = 8
     """Images of one prompt, which are compared with each other."""
     steps_per_image: int = 3
-    """Of the steps of drawing an image, how many are learned from; drawn anew for each image. The
-    last step has no noise and is never learned from."""
+    """Of the steps with noise, how many of each image are learned from; drawn anew for each image.
+    The last step never has noise."""
     window: float = 0.5
-    """Share of the steps of drawing, from the first, that have fresh noise and are learned from."""
+    """Share of the steps of drawing, from the first, that have fresh noise and may be learned from;
+    the rest is drawn without. Late steps change an image little and make the gradient noisy."""
+    weighting: Weighting = "noise"
+    """What a step counts: noise, such that none makes the gradient noisier than another, though
+    late ones have little noise; or equal, as in the papers."""
     clip_range: float = 1e-4
     """By how much a step may become likelier or less likely until the next rollout. It belongs to
     the mean log-probability over all numbers of the latents."""
@@ -72,11 +84,15 @@ class GroupPolicy(Aligner):
         }.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
+        if not 0 < self.window <= 1:
+            raise UserError(f"window {self.window} is not in (0, 1]; try 0.5")
         for name in ("clip_range", "advantage_clip", "eta"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} {getattr(self, name)} must be above 0")
         if self.noise not in NOISES:
             raise UserError(f"noise {self.noise!r}; choose {', '.join(NOISES)}")
+        if self.weighting not in get_args(Weighting):
+            raise UserError(f"weighting {self.weighting!r}; choose noise or equal")
         if self.images % self.group_size:
             near = self.images // self.group_size * self.group_size
             raise UserError(
@@ -99,19 +115,25 @@ class GroupPolicy(Aligner):
 
     def batches(self, work: Work) -> Iterator[Batch]:
         period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
-        available = self._check(work, sampler)
+        noisy_steps = self._check(work, sampler)
+        weight = torch.ones(noisy_steps)
+        if self.weighting == "noise":
+            times = work.policy.grid(sampler)
+            weight = step_weights(work.policy, times, noisy_steps, self.eta, self.noise)
         for start in work.steps[::period]:
             drawn = draw_groups(
-                work, start, self.images, self.group_size, sampler, self.noise, available
+                work, start, self.images, self.group_size, sampler, self.noise, noisy_steps
             )
             advantage = group_advantages(drawn.reward, self.group_size, self.advantage_clip)
             rows = learned_steps(
-                self.images, available, self.steps_per_image, work.generator(start, "steps")
+                self.images, noisy_steps, self.steps_per_image, work.generator(start, "steps")
             )
             for at in range(min(period, work.max_steps - start)):
                 whole = rows[at * work.batch_size : (at + 1) * work.batch_size]
                 image, k = whole[work.share(work.batch_size)].unbind(1)
-                yield step_batch(drawn, image, k, sampler).plus(advantage=advantage[image])
+                yield step_batch(drawn, image, k, sampler).plus(
+                    advantage=advantage[image], weight=weight[k]
+                )
 
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         prediction, times = work.prediction(batch), (batch["t"], batch["s"])
@@ -119,20 +141,24 @@ class GroupPolicy(Aligner):
         ratio = (log_prob(batch["next"], *step) - batch["log_prob"]).exp()
         loss = clipped_policy_loss(ratio, batch["advantage"], self.clip_range)
         outside = ((ratio.detach() - 1).abs() > self.clip_range).float()
-        return loss.mean(), {
+        return (batch["weight"] * loss).mean(), {
             "reward": batch["reward"].mean(),
             "ratio": ratio.detach().mean(),
             "clipped": outside.mean(),
         }
 
     def _check(self, work: Work, sampler: Sampler) -> int:
-        """The steps of drawing that can be learned from. Raises: UserError: if they are too few."""
+        """How many steps have noise. Raises: UserError: if they are too few to learn from."""
         steps = len(work.policy.grid(sampler)) - 1
-        available = min(math.ceil(self.window * steps), steps - 1)
-        if self.steps_per_image > available:
+        # the last one has none, however wide the window
+        noisy = min(math.ceil(self.window * steps), steps - 1)
+        if self.steps_per_image > noisy:
+            wider = ", or a wider --window" if noisy < steps - 1 else ""
             raise UserError(
-                f"steps_per_image {self.steps_per_image}: of the {available + 1} steps of drawing "
-                f"{available} have noise; give --steps-per-image {available} or fewer"
+                f"steps_per_image {self.steps_per_image}: of the {steps} steps of drawing {noisy} "
+                f"have noise; give --steps-per-image {noisy} or fewer{wider}"
+                if noisy
+                else f"drawing has {steps} step, without noise; grpo needs a study of 2 or more"
             )
         if self.noise not in VARIANCE_PRESERVING and work.policy.kind != "velocity":
             raise UserError(
@@ -143,4 +169,4 @@ class GroupPolicy(Aligner):
             raise UserError(
                 f"images {self.images} are no multiple of {work.world} processes; change one"
             )
-        return available
+        return noisy
