@@ -92,7 +92,12 @@ def _drawn(
     """Way, log-probabilities and rewards of some images, a row each."""
     policy = work.policy
     rollout = policy.rollout(
-        take(cond, prompt.to(policy.device)), uncond, seeds, sampler, form=form, noisy_steps=noisy_steps
+        take(cond, prompt.to(policy.device)),
+        uncond,
+        seeds,
+        sampler,
+        form=form,
+        noisy_steps=noisy_steps,
     )
     which: list[int] = prompt.tolist()
     rewards = rewarded(work, rollout.latents, [texts[i] for i in which])
@@ -134,11 +139,11 @@ def learned_steps(
 def step_weights(
     policy: Policy, times: Float[Tensor, " m"], noisy_steps: int, eta: float, form: Noise
 ) -> Float[Tensor, " k"]:
-    """What each noisy step counts, 1 on average, if none is to make the gradient noisier.
+    """What each noisy step counts, 1 on average, for all to make the gradient equally noisy.
 
     The gradient of log p is noise · c / std times that of the prediction, where the step's mean
-    moves by c with the prediction. Late steps have a small std, and most of the gradient's noise
-    would be theirs; the weight is std / |c|.
+    moves by c with the prediction; the weight is std / |c|. Without it most of the gradient's noise
+    is that of late steps, whose std is small, where the model predicts v or a velocity.
     """
     t, s = times[:noisy_steps].to(policy.device), times[1 : noisy_steps + 1].to(policy.device)
     nothing = torch.zeros(len(t), 1, 1, 1, device=policy.device)

@@ -46,13 +46,14 @@ def clipped_policy_loss(
 class GroupPolicy(Aligner):
     """Draw images, reward them, and make steps that led to the better ones of a prompt likelier.
 
-    Source: Black et al. 2023, arXiv 2305.13301 (DDPO); advantages in groups: arXiv 2505.05470.
+    Source: Black et al. 2023, arXiv 2305.13301 (DDPO); advantages in groups: arXiv 2505.05470;
+        noise in some of the steps: arXiv 2507.21802; steps weighted by noise: arXiv 2508.04324.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "rollouts"})
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 1e-4}
 
-    images: int = 64
+    images: int = 128
     """Images of a rollout, over all processes, after which all of it is learned from."""
     group_size: int = 8
     """Images of one prompt, which are compared with each other."""
@@ -63,8 +64,8 @@ class GroupPolicy(Aligner):
     """Share of the steps of drawing, from the first, that have fresh noise and may be learned from;
     the rest is drawn without. Late steps change an image little and make the gradient noisy."""
     weighting: Weighting = "noise"
-    """What a step counts: noise, such that none makes the gradient noisier than another, though
-    late ones have little noise; or equal, as in the papers."""
+    """What a step of drawing counts: noise, for all to make the gradient equally noisy, though late
+    ones have little noise themselves; or equal, as in DDPO and Flow-GRPO."""
     clip_range: float = 1e-4
     """By how much a step may become likelier or less likely until the next rollout. It belongs to
     the mean log-probability over all numbers of the latents."""
@@ -116,10 +117,7 @@ class GroupPolicy(Aligner):
     def batches(self, work: Work) -> Iterator[Batch]:
         period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
         noisy_steps = self._check(work, sampler)
-        weight = torch.ones(noisy_steps)
-        if self.weighting == "noise":
-            times = work.policy.grid(sampler)
-            weight = step_weights(work.policy, times, noisy_steps, self.eta, self.noise)
+        weight = self._weights(work, sampler, noisy_steps)
         for start in work.steps[::period]:
             drawn = draw_groups(
                 work, start, self.images, self.group_size, sampler, self.noise, noisy_steps
@@ -146,6 +144,13 @@ class GroupPolicy(Aligner):
             "ratio": ratio.detach().mean(),
             "clipped": outside.mean(),
         }
+
+    def _weights(self, work: Work, sampler: Sampler, noisy_steps: int) -> Tensor:
+        """What each noisy step counts."""
+        if self.weighting == "equal":
+            return torch.ones(noisy_steps)
+        times = work.policy.grid(sampler)
+        return step_weights(work.policy, times, noisy_steps, self.eta, self.noise)
 
     def _check(self, work: Work, sampler: Sampler) -> int:
         """How many steps have noise. Raises: UserError: if they are too few to learn from."""

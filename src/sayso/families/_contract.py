@@ -301,7 +301,7 @@ class Policy(OlderSelves, ABC):
     ) -> "Rollout":
         """Draw an image for each seed by `transition`, and keep the way that it took.
 
-        With `sampler.eta` 0 the images are DDIM's, and so is every step after `noisy_steps`. Start and steps of a row draw their noise from
+        With `sampler.eta` 0 the images are DDIM's. Start and steps of a row draw their noise from
         a generator of its own seed, so a row does not depend on the others.
 
         Args:
@@ -310,8 +310,8 @@ class Policy(OlderSelves, ABC):
             seeds: one per row, ≥ 0.
             sampler: steps, guidance, eta and size.
             form: see `_schedule.step_noise`.
-            noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`;
-                None = all but the last, which never has.
+            noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`, and
+                the others are DDIM's; None = all but the last, which never has noise.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size), len(seeds)
@@ -364,8 +364,8 @@ class Rollout(NamedTuple):
     """Images drawn by `Policy.rollout`, and how: n steps, so n + 1 times.
 
     `way` has the latents at each of `times`, from noise to image; `log_prob[k]` is the
-    log-probability of the step from `way[k]` to `way[k + 1]`. That of the last step, which has no
-    noise, means nothing.
+    log-probability of the step from `way[k]` to `way[k + 1]`. That of a step without noise, such
+    as the last, means nothing.
     """
 
     latents: Float[Tensor, "b c h w"]
