@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench-demo bench-aligners recipe docs clean
+.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench bench-demo bench-aligners recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -56,8 +56,10 @@ bench-rating: $(INSTALLED)  ## speed of the rating app: page, load, a large stud
 bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of a prompt are alike
 	$(BIN)/python benchmarks/intervals.py
 
-bench-demo: $(INSTALLED)  ## seconds of each part of the demo; sampling and training against diffusers'
-	$(BIN)/python benchmarks/network.py
+bench: $(INSTALLED)  ## training step, sampling and reward, each against the everyday way, in turns
+	$(BIN)/python benchmarks/speed.py
+
+bench-demo: $(INSTALLED)  ## seconds of each part of the demo
 	$(BIN)/python benchmarks/demo.py
 
 bench-aligners: $(INSTALLED)  ## rwr, dpo and grpo on the same ratings: how many images are true to their prompt

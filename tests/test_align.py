@@ -18,7 +18,8 @@ from sayso.aligners.rwr import RewardWeighted
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
 from sayso.data.conditions import EncodedConditions, open_conditions
-from sayso.data.latents import encoded_pretraining
+from sayso.data.pretraining_images import Damaged, Ranges
+from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.data.rows import in_memory
 from sayso.data.shards import Shards
 from sayso.families._loading import load_policy
@@ -307,7 +308,7 @@ def test_missing_things_are_named_before_a_model_loads(
         align(study, dataclasses.replace(QUICK, aligner="rwx"))
     with pytest.raises(UserError, match="no images of 'runs/align-x' for train prompts"):
         align(study, dataclasses.replace(QUICK, model="runs/align-x"))
-    with pytest.raises(UserError, match="batch_size 8 is no multiple"):
+    with pytest.raises(UserError, match="batch_size 8 is not a multiple"):
         align(study, dataclasses.replace(QUICK, micro_batch_size=3), LABELS)
     empty = random_study(tmp_path / "empty", pretraining="")
     with pytest.raises(UserError, match="no images of 'base'"):
@@ -340,7 +341,7 @@ def test_pretraining_images_are_encoded_once(study: Study, monkeypatch: pytest.M
 def test_plan_counts(study: Study) -> None:
     sizes = plan(study, QUICK)
     assert sizes["images in all"] == 24
-    assert sizes["passes over the samples, about"] == 2.0
+    assert sizes["passes over the samples (approx.)"] == 2.0
 
 
 def test_saved_average_is_what_load_policy_gives(study: Study) -> None:
@@ -434,20 +435,21 @@ def test_encoding_goes_on_where_it_was_stopped(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = load_policy(study, "base", torch.device("cpu"))
-    monkeypatch.setattr("sayso.data.latents.IMAGES_A_SHARD", 2)
+    monkeypatch.setattr("sayso.data.pretraining_latents.IMAGES_A_SHARD", 2)
     whole = encoded_pretraining(study, policy, 7)[0][torch.arange(7)]
     shutil.rmtree(study.cache)
-    real, drawn = Scenes.train_images, list[int]()
+    real, drawn = Scenes.train_pictures, list[int]()
 
-    def until(scenes: Scenes, start: int, stop: int) -> Iterator[Image.Image]:
-        for number, image in enumerate(real(scenes, start, stop), start):
+    def until(scenes: Scenes, ranges: Ranges, workers: int) -> Iterator[Image.Image | Damaged]:
+        numbers = (i for start, stop in ranges for i in range(start, stop))
+        for number, image in zip(numbers, real(scenes, ranges, workers), strict=True):
             if number == 5 and 5 not in drawn:
                 drawn.append(5)
                 raise KeyboardInterrupt
             drawn.append(number)
             yield image
 
-    monkeypatch.setattr(Scenes, "train_images", until)
+    monkeypatch.setattr(Scenes, "train_pictures", until)
     with pytest.raises(KeyboardInterrupt):
         encoded_pretraining(study, policy, 7)
     assert torch.equal(encoded_pretraining(study, policy, 7)[0][torch.arange(7)], whole)

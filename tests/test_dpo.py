@@ -23,6 +23,8 @@ def test_loss_by_hand() -> None:
     margins = [0.1 - (-0.1), -0.1 - 0.1, 0.0]
     expected = [math.log(1 + math.exp(-10 / 2 * m)) for m in margins]
     torch.testing.assert_close(dpo_loss(error, reference, 10.0), torch.tensor(expected))
+    soft = [math.log(1 + math.exp(-0.5 / 2 * m)) for m in margins]
+    torch.testing.assert_close(dpo_loss(error, reference, 0.5), torch.tensor(soft))
     with pytest.raises(ValueError, match=r"beta 0\.0 must be above 0"):
         dpo_loss(error, reference, 0.0)
 

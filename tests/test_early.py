@@ -36,7 +36,9 @@ def test_new_refuses_a_model_that_cannot_be(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     kind = field.split("_")[0]
-    with pytest.raises(UserError, match=f"(?i){kind} model '{name}' is no folder, and no hub id"):
+    with pytest.raises(
+        UserError, match=f"(?i){kind} model '{name}' is neither a folder nor a hub id"
+    ):
         new(tmp_path / "s", NewConfig(**{field: name}))
     assert not (tmp_path / "s").exists()
 

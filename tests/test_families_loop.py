@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from clips import tiny_clip
+from flows import T5_LENGTH
 from PIL import Image
 
 from sayso.base.plugins import load_plugin, plugin_names
@@ -22,7 +23,11 @@ from sayso.study.study import Study
 
 GUIDED = {"guidance_scale": 3.0}
 """How a pipeline is told of guidance, where it is not so: see `CALLS`."""
-CALLS: dict[str, dict[str, Any]] = {}
+CALLS: dict[str, dict[str, Any]] = {
+    "sd3": {**GUIDED, "max_sequence_length": T5_LENGTH},
+    "flux": {**GUIDED, "max_sequence_length": T5_LENGTH},
+    "qwen_image": {"true_cfg_scale": 3.0, "negative_prompt": ["", ""]},
+}
 """Family → what its pipeline is called with for the guidance that the study has."""
 PROMPTS = [("red ball", "train"), ("two dogs", "train"), ("a cat", "train"), ("red dog", "seen")]
 STEPS = 2

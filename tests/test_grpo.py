@@ -88,7 +88,7 @@ class NoReward(ToyReward):
 
 def test_a_reward_that_is_not_finite_stops() -> None:
     work = toy_work(reward=NoReward())
-    with pytest.raises(UserError, match=r"reward of an image drawn for '\d' is not finite"):
+    with pytest.raises(UserError, match=r"reward of an image generated for '\d' is not finite"):
         next(iter(SMALL.batches(work)))
 
 
@@ -102,7 +102,7 @@ def test_forms_for_flow_models_are_refused_for_others() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": 12}, r"images 12 is no multiple of group_size 8; give --images 8 or 16"),
+        ({"images": 12}, r"images 12 is not a multiple of group_size 8; give --images 8 or 16"),
         ({"group_size": 1}, "group_size 1 is too small"),
         ({"eta": 0.0}, r"eta 0\.0 must be above 0"),
         ({"window": 0.0}, r"window 0\.0 is not in \(0, 1\]"),
@@ -124,9 +124,9 @@ def test_rows_that_make_no_whole_batches_are_refused() -> None:
 @pytest.mark.parametrize(
     ("window", "steps", "message"),
     [
-        (0.5, 10, "of the 10 steps of drawing 5 have noise; .* 5 or fewer, or a wider --window"),
-        (1.0, 10, "of the 10 steps of drawing 9 have noise; give --steps-per-image 9 or fewer$"),
-        (1.0, 1, "drawing has 1 step, without noise"),
+        (0.5, 10, "of the 10 sampling steps, 5 have noise; .* 5 or fewer, or a wider --window"),
+        (1.0, 10, "of the 10 sampling steps, 9 have noise; give --steps-per-image 9 or fewer$"),
+        (1.0, 1, "samples in 1 step, without noise"),
     ],
 )
 def test_more_steps_than_have_noise_are_refused(window: float, steps: int, message: str) -> None:

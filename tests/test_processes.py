@@ -171,7 +171,7 @@ def test_a_lost_process_s_share_is_drawn_by_any_number_of_others(tmp_path: Path)
     left = {s.id for s in study.samples()}
     assert "1.jsonl" in {file.name for file in study.sample_files}
     assert 3 <= len(left) < 24
-    assert plan(study, config)["still to draw"] == 24 - len(left)
+    assert plan(study, config)["images left to generate"] == 24 - len(left)
     begun = Path(shutil.copytree(study.path, tmp_path / "begun"))
 
     done = launched(DRAW.format(killed=False), study.path, *processes(3))

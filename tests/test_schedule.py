@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from sayso.base.types import Sampler
-from sayso.families import NOISES, VARIANCE_PRESERVING, Kind, Noise, log_prob
+from sayso.families import NOISES, VARIANCE_PRESERVING, Kind, Noise, _contract, log_prob, move
 from sayso.families._schedule import add_noise, step_noise, target, to_image, to_noise
 from sayso.testing import ToyPolicy
 
@@ -58,6 +58,12 @@ def test_the_noise_of_a_step_adds_up(form: Noise, schedule, eta: float) -> None:
     std, kept = step_noise(form, eta, schedule(0.7), then, torch.tensor([0.1]).double())
     torch.testing.assert_close(std**2 + kept**2, then[1] ** 2)
     assert (std > 0) == (eta > 0)
+
+
+def test_cps_adds_a_share_of_the_noise_at_s() -> None:
+    for eta, share in ((1 / 3, 0.5), (0.5, 0.5**0.5), (1.0, 1.0)):
+        std, _ = step_noise("cps", eta, vp(0.7), vp(0.6), torch.tensor([0.1]).double())
+        torch.testing.assert_close(std, share * vp(0.6)[1])
 
 
 @pytest.mark.parametrize("form", NOISES)
@@ -206,3 +212,23 @@ def test_steps_after_the_noisy_ones_are_ddims() -> None:
         t, s = (made.times[i].expand(3) for i in (k, k + 1))
         mean, _ = policy.transition(made.way[k], policy.predict(made.way[k], t, cond), t, s, 0.0)
         torch.testing.assert_close(made.way[k + 1], mean)
+
+
+def test_noise_is_drawn_for_all_steps_but_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, drawn, plain = ToyPolicy(), [], _contract.noise_of
+    monkeypatch.setattr(_contract, "noise_of", lambda *a: drawn.append(a) or plain(*a))
+    cond, uncond = policy.encode_prompts(["1", "2"]), policy.encode_prompts([""])
+    policy.rollout(cond, uncond, [3, 4], Sampler(5, 1.0, 1.0))
+    assert [(shape, device) for _, shape, device in drawn] == [((2, 1, 1), policy.device)] * 5
+    drawn.clear()
+    policy.rollout(cond, uncond, [3, 4], Sampler(5, 1.0, 0.0))
+    assert len(drawn) == 1
+
+
+def test_a_rollout_stays_on_the_models_device() -> None:
+    policy, meta = ToyPolicy(), torch.device("meta")
+    policy.device, policy.network = meta, policy.network.to(meta)
+    policy.frozen = torch.nn.Parameter(torch.ones((), device=meta), requires_grad=False)
+    cond = move(policy.encode_prompts(["1", "2"]), meta)
+    made = policy.rollout(cond, cond, [3, 4], Sampler(5, 1.0, 0.0))
+    assert {x.device for x in made} == {meta}

@@ -156,7 +156,7 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_only(
 def test_a_batch_of_another_size_is_refused(tmp_path: Path) -> None:
     loop = loop_at(tmp_path / "r")
     with pytest.raises(
-        UserError, match="RewardWeighted made a batch of 4 rows, and its share is 7"
+        UserError, match="RewardWeighted made a batch of 4 rows, but its share is 7"
     ):
         loop.update(batch_of(loop).rows(slice(0, 4)))
 

@@ -66,8 +66,10 @@ def draw_groups(
     texts = [work.prompts[i] for i in order]
     prompt = torch.arange(len(texts)).repeat_interleave(group_size)
     with torch.no_grad():
-        cond = work.policy.encode_prompts(texts)
-        uncond = work.policy.encode_prompts([sampler.negative_prompt])
+        cond, uncond = (
+            work.policy.with_sampler(work.policy.encode_prompts(some), sampler)
+            for some in (texts, [sampler.negative_prompt])
+        )
     mine = work.share(images)
     made = [
         _drawn(work, cond, uncond, prompt[rows], texts, seeds[rows], sampler, form, noisy_steps)
@@ -121,8 +123,9 @@ def rewarded(
     found = torch.cat(scores)
     if not found.isfinite().all():
         raise UserError(
-            f"the reward of an image drawn for {texts[int(found.isfinite().int().argmin())]!r} is "
-            "not finite; look at the reward's weights, or try a lower --learning-rate"
+            "the reward of an image generated for "
+            f"{texts[int(found.isfinite().int().argmin())]!r} is not finite; look at the reward's "
+            "weights, or try a lower --learning-rate"
         )
     return found
 
@@ -154,13 +157,13 @@ def step_weights(
 
 
 def step_batch(
-    drawn: Drawn, image: Int[Tensor, " b"], k: Int[Tensor, " b"], sampler: Sampler
+    drawn: Drawn, image: Int[Tensor, " b"], k: Int[Tensor, " b"], scale: float | None
 ) -> Batch:
-    """Rows of which each is the k-th step of drawing an image, under the sampler's guidance."""
+    """Rows of which each is the k-th step of drawing an image, with guidance of that scale."""
     uncond, tensors = None, dict[str, Tensor]()
-    if sampler.guidance_scale > 1:
+    if scale is not None:
         uncond = take(drawn.uncond, torch.zeros_like(image))
-        tensors["guidance"] = torch.full((len(image),), sampler.guidance_scale)
+        tensors["guidance"] = torch.full((len(image),), scale)
     return Batch.of(
         take(drawn.cond, drawn.prompt[image]),
         uncond,

@@ -13,7 +13,7 @@ from sayso.aligners._batch import Batch
 from sayso.base.types import Sampler, digest
 from sayso.data.pairs import Pairs
 from sayso.data.rows import EMPTY, TrainingRows
-from sayso.families import Policy, mean_squared_error
+from sayso.families import Policy, join, mean_squared_error
 from sayso.rewards import Reward
 
 
@@ -141,7 +141,7 @@ class Work:
     def _draw(
         self, b: int, generator: torch.Generator, dropout: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        t = self.policy.draw_t(b, generator)
+        t = self.policy.draw_t(b, generator, self.sampler)
         noise = torch.randn((b, *self._latent_shape), generator=generator)
         return t, noise, torch.rand(b, generator=generator) < dropout
 
@@ -152,7 +152,8 @@ class Work:
     def _rows(self, indices: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Batch:
         text = torch.where(dropped, EMPTY, self.data.text[indices])
         latents = self.data.latents[indices].float()
-        return Batch.of(self.data.cond(text), latents=latents, noise=noise, t=t)
+        cond = self.policy.with_sampler(self.data.cond(text), self.sampler)
+        return Batch.of(cond, latents=latents, noise=noise, t=t)
 
     # what models say of a batch
 
@@ -183,7 +184,7 @@ def predict_together(policy: Policy, batches: Sequence[Batch], model: str = "pol
     """Predict for the rows of several batches in one pass; see `Batch.predicted`."""
     inputs = [_inputs(policy, batch) for batch in batches]
     noisy, t = torch.cat([own[0] for own in inputs]), torch.cat([own[1] for own in inputs])
-    cond = {key: torch.cat([own[2][key] for own in inputs]) for key in inputs[0][2]}
+    cond = join([own[2] for own in inputs])
     rows = policy.predict(noisy, t, cond).split([len(own[1]) for own in inputs])
     for batch, prediction in zip(batches, rows, strict=True):
         if "guidance" in batch:
@@ -202,8 +203,7 @@ def _inputs(policy: Policy, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Ten
         noisy = policy.add_noise(batch["latents"], batch["noise"], t)
     if "guidance" not in batch:
         return noisy, t, cond
-    both = {key: torch.cat([batch.uncond[key], value]) for key, value in cond.items()}
-    return torch.cat([noisy, noisy]), t.repeat(2), both
+    return torch.cat([noisy, noisy]), t.repeat(2), join([batch.uncond, cond])
 
 
 def stratified(

@@ -1,6 +1,7 @@
 """Policy gradient on the steps of drawing: DDPO, with advantages within groups of a prompt."""
 
 import math
+from bisect import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
@@ -44,7 +45,8 @@ def clipped_policy_loss(
 
 @dataclass(frozen=True)
 class GroupPolicy(Aligner):
-    """Draw images, reward them, and make steps that led to the better ones of a prompt likelier.
+    """Generate images, score them, and make the steps that led to a prompt's better images more
+    likely.
 
     Source: Black et al. 2023, arXiv 2305.13301 (DDPO); advantages in groups: arXiv 2505.05470;
         noise in some of the steps: arXiv 2507.21802; steps weighted by noise: arXiv 2508.04324.
@@ -54,28 +56,30 @@ class GroupPolicy(Aligner):
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 1e-4}
 
     images: int = 128
-    """Images of a rollout, over all processes, after which all of it is learned from."""
+    """Images per rollout, over all processes; updates then use all of them before the next
+    rollout."""
     group_size: int = 8
-    """Images of one prompt, which are compared with each other."""
+    """Images per prompt, which are compared with each other."""
     steps_per_image: int = 3
-    """Of the steps with noise, how many of each image are learned from; drawn anew for each image.
-    The last step never has noise."""
+    """Sampling steps of each image to learn from, chosen at random for each image among those with
+    noise. The last step never has noise."""
     window: float = 0.5
-    """Share of the steps of drawing, from the first, that have fresh noise and may be learned from;
-    the rest is drawn without. Late steps change an image little and make the gradient noisy."""
+    """Share of the sampling steps, from the first, that have fresh noise and are learned from; the
+    others have none. Late steps change an image little and make the gradient noisy."""
     weighting: Weighting = "noise"
-    """What a step of drawing counts: noise, for all to make the gradient equally noisy, though late
+    """Weight of each sampling step: noise, so that all make the gradient equally noisy, though late
     ones have little noise themselves; or equal, as in DDPO and Flow-GRPO."""
     clip_range: float = 1e-4
-    """By how much a step may become likelier or less likely until the next rollout. It belongs to
-    the mean log-probability over all numbers of the latents."""
+    """How much more or less likely a step may become until the next rollout. It applies to the mean
+    log-probability over the latents."""
     advantage_clip: float = 5.0
-    """Advantages beyond it are cut to it, in standard deviations."""
+    """Limit on advantages, in standard deviations; larger ones are cut to it."""
     eta: float = 1.0
-    """Strength of the fresh noise of a step of drawing, above 0: without noise nothing is tried."""
+    """Strength of the fresh noise in a sampling step, above 0: without noise, nothing new is
+    tried."""
     noise: Noise = "ancestral"
-    """How much noise follows from eta: ancestral, that of DDPM and DDIM; cps; or flow_grpo or
-    dance as in these papers, for flow models only."""
+    """How eta becomes noise: ancestral, as in DDPM and DDIM; cps; or flow_grpo or dance as in these
+    papers, for flow models only."""
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -97,7 +101,7 @@ class GroupPolicy(Aligner):
         if self.images % self.group_size:
             near = self.images // self.group_size * self.group_size
             raise UserError(
-                f"images {self.images} is no multiple of group_size {self.group_size}; give "
+                f"images {self.images} is not a multiple of group_size {self.group_size}; give "
                 f"--images {near} or {near + self.group_size}"
             )
 
@@ -105,12 +109,11 @@ class GroupPolicy(Aligner):
         rows = self.images * self.steps_per_image
         if rows % batch_size:
             fitting = [n for n in range(1, rows + 1) if rows % n == 0]
-            near = [max(n for n in fitting if n < batch_size or n == 1)]
-            near += [min((n for n in fitting if n > batch_size), default=rows)]
+            near = fitting[bisect(fitting, batch_size) - 1 :][:2]
             raise UserError(
                 f"a rollout has {rows} rows (images {self.images} × steps_per_image "
                 f"{self.steps_per_image}), which do not make whole batches of {batch_size}; use "
-                f"batches of {near[0]} or {near[1]}"
+                f"batches of {' or '.join(map(str, near))}"
             )
         return rows // batch_size
 
@@ -126,10 +129,9 @@ class GroupPolicy(Aligner):
             rows = learned_steps(
                 self.images, noisy_steps, self.steps_per_image, work.generator(start, "steps")
             )
-            for at in range(min(period, work.max_steps - start)):
-                whole = rows[at * work.batch_size : (at + 1) * work.batch_size]
+            for whole in rows.split(work.batch_size)[: work.max_steps - start]:
                 image, k = whole[work.share(work.batch_size)].unbind(1)
-                yield step_batch(drawn, image, k, sampler).plus(
+                yield step_batch(drawn, image, k, work.policy.guidance(sampler)).plus(
                     advantage=advantage[image], weight=weight[k]
                 )
 
@@ -160,18 +162,18 @@ class GroupPolicy(Aligner):
         if self.steps_per_image > noisy:
             wider = ", or a wider --window" if noisy < steps - 1 else ""
             raise UserError(
-                f"steps_per_image {self.steps_per_image}: of the {steps} steps of drawing {noisy} "
+                f"steps_per_image {self.steps_per_image}: of the {steps} sampling steps, {noisy} "
                 f"have noise; give --steps-per-image {noisy} or fewer{wider}"
                 if noisy
-                else f"drawing has {steps} step, without noise; grpo needs a study of 2 or more"
+                else f"the study samples in {steps} step, without noise; grpo needs 2 or more"
             )
         if self.noise not in VARIANCE_PRESERVING and work.policy.kind != "velocity":
             raise UserError(
-                f"noise {self.noise} is for flow models, and {work.policy.name} is none; choose "
-                f"{' or '.join(VARIANCE_PRESERVING)}"
+                f"noise {self.noise} is for flow models, and {work.policy.name} is not one; "
+                f"choose {' or '.join(VARIANCE_PRESERVING)}"
             )
         if self.images % work.world:
             raise UserError(
-                f"images {self.images} are no multiple of {work.world} processes; change one"
+                f"images {self.images} are not a multiple of {work.world} processes; change one"
             )
         return noisy

@@ -80,7 +80,7 @@ def _refuse_overrides() -> None:
     for name in OVERRIDES:
         if os.environ.get(name, "").lower() in ("1", "true", "yes"):
             raise UserError(
-                f"the variable {name} is set, and sayso trains with plain data parallelism; unset "
+                f"the variable {name} is set, but sayso trains with plain data parallelism; unset "
                 "it, or launch with torchrun or accelerate launch --multi_gpu"
             )
 
@@ -152,7 +152,7 @@ def enough_memory(flag: str, value: int) -> Iterator[None]:
 
 
 OUT_OF_MEMORY = "out of memory"
-NO_OPTION_LEFT = "close other programs, use smaller images, or a machine with more memory"
+NO_OPTION_LEFT = "close other programs, use smaller images, or use a machine with more memory"
 
 
 def _less(flag: str, value: int) -> str:
@@ -160,4 +160,4 @@ def _less(flag: str, value: int) -> str:
         return NO_OPTION_LEFT
     # a part of what divides a batch divides it too
     half = next(n for n in range(value // 2, 0, -1) if value % n == 0)
-    return f"repeat the command with {flag} {half}, and it goes on where it stopped"
+    return f"run the command again with {flag} {half} to resume"

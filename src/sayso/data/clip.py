@@ -143,8 +143,8 @@ class ClipEncoder:
         for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
             if len(ids) > self.max_tokens:
                 raise UserError(
-                    f"prompt {text!r} has {len(ids)} tokens, CLIP reads at most {self.max_tokens}; "
-                    "shorten it"
+                    f"prompt {text!r} has {len(ids)} tokens, but CLIP reads at most "
+                    f"{self.max_tokens}; shorten it"
                 )
             # CLIP reads a text up to its first end token, which also stands for an unknown symbol
             if end in ids[:-1]:
@@ -208,8 +208,8 @@ def _download(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"CLIP {name!r} is no folder and could not be fetched ({reason}); "
-            f"give a folder, a hub id {or_world()}"
+            f"CLIP {name!r} is not a folder and could not be fetched ({reason}); give a folder, a "
+            f"hub id {or_world()}"
         ) from None
 
 
@@ -218,7 +218,7 @@ def _load_model(folder: Path) -> tuple[Any, Any]:
 
     kind = files.read_json(folder / "config.json").get("model_type")
     if kind != "clip":
-        raise UserError(f"{folder} holds a {kind!r} model; give a folder of a CLIPModel")
+        raise UserError(f"{folder} holds a {kind!r} model; give the folder of a CLIPModel")
     return load_part(CLIPModel, folder, ""), load_tokenizer(AutoTokenizer, folder)
 
 
@@ -228,7 +228,7 @@ def _refuse_other_size(folder: Path, preprocessing: Preprocessing, wanted: int) 
     made = crop or (size if isinstance(size, tuple) else None)
     if made is not None and made != (wanted, wanted):
         raise UserError(
-            f"{folder} makes pictures of {made[0]}×{made[1]} pixels in its preprocessor file, and "
+            f"{folder} makes images of {made[0]}×{made[1]} pixels in its preprocessor file, but "
             f"its model reads {wanted}×{wanted}; restore the folder"
         )
 

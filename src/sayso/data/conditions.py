@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from sayso.base.finite import number_format, refuse_not_finite
 from sayso.base.types import digest
 from sayso.data.shards import make_shards
-from sayso.families import Cond, Policy, take
+from sayso.families import Cond, Policy, join, take
 
 TEXTS_AT_ONCE = 64
 LARGEST_TABLE_BYTES = 1 << 30
@@ -68,7 +67,7 @@ def open_conditions(
         kept: table or encoder; see `Kept`.
     Raises: UserError: if a condition is not finite.
     """
-    one = policy.encode_prompts([""])
+    one = policy.encode_prompts([max(texts, key=len)])
     size = row_bytes(one) * len(texts)
     if kept == "encode" or (kept == "auto" and size > LARGEST_TABLE_BYTES):
         return EncodedConditions(policy, texts)
@@ -79,9 +78,10 @@ def open_conditions(
         [folder / f"{digest([part, *computed])}.safetensors" for part in parts],
         TEXTS_AT_ONCE,
         len(texts),
-        lambda start, stop: {
-            key: value.cpu() for key, value in encode_texts(policy, texts[start:stop]).items()
-        },
+        lambda ranges: (
+            {key: value.cpu() for key, value in encode_texts(policy, texts[a:b]).items()}
+            for a, b in ranges
+        ),
         "encoding texts",
     )
 
@@ -100,4 +100,4 @@ def encode_texts(policy: Policy, texts: Sequence[str]) -> Cond:
         for value in parts[-1].values():
             names = [f"prompt {text!r}" for text in part]
             refuse_not_finite(value, names, f"the text encoder of {policy.name}")
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return join(parts)

@@ -1,15 +1,15 @@
 """The families of models: one file each, beside the contract that they keep."""
 
-from sayso.families._contract import (
-    PARTS,
-    Cond,
-    Policy,
-    Rollout,
+from sayso.families._conditions import Cond, for_rows, join, move, take
+from sayso.families._contract import PARTS, Policy, Rollout
+from sayso.families._schedule import (
+    NOISES,
+    VARIANCE_PRESERVING,
+    Kind,
+    Noise,
+    log_prob,
     mean_squared_error,
-    move,
-    take,
 )
-from sayso.families._schedule import NOISES, VARIANCE_PRESERVING, Kind, Noise, log_prob
 
 __all__ = [
     "NOISES",
@@ -20,6 +20,8 @@ __all__ = [
     "Noise",
     "Policy",
     "Rollout",
+    "for_rows",
+    "join",
     "log_prob",
     "mean_squared_error",
     "move",

@@ -15,27 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.base.errors import UserError
-from sayso.base.samplers import checked
+from sayso.base.samplers import TimestepSampling, checked
 from sayso.base.types import Sampler, Size
 from sayso.families import _schedule
+from sayso.families._conditions import Cond, for_rows, join
 from sayso.families._older_selves import OlderSelves
-from sayso.families._schedule import Kind, Noise, per_row
+from sayso.families._schedule import Kind, Noise, mean_squared_error, noise_of, per_row
 
-Cond = dict[str, Tensor]
-"""What the model is conditioned on, computed from a text; every tensor's first dimension is b."""
 PARTS = ("network", "text", "vae")
 """What a model is made of; a process that only trains needs neither text encoder nor VAE."""
-LATEST = 1 - 1e-6
-"""The latest t that is drawn for training: t = 1 is pure noise."""
-
-
-def mean_squared_error(
-    prediction: Float[Tensor, " b *shape"], target: Float[Tensor, " b *shape"]
-) -> Float[Tensor, " b"]:
-    """Squared error averaged over all but the batch, in fp32: diffusers' `F.mse_loss` per row."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
-
-
 PIXELS_AT_ONCE = 512 * 512
 """Pixels that the autoencoder codes at a time, however large the batch. Stable Diffusion's needs
 3 KiB a pixel in fp32 to decode (0.75 GiB for a picture of 512 × 512; 48 GiB for 64 of them) and
@@ -49,12 +37,17 @@ class Policy(OlderSelves, ABC):
     the noise (eps), v, or the velocity noise − image. `network` is the module that training
     changes, `network_kind` its name in messages; everything else is frozen. `pipelines` lists the
     diffusers pipeline classes (`_class_name` in model_index.json) that the family loads,
-    `lora_targets` the layers that get adapters. `name` says which model it is, in messages.
+    `lora_targets` the layers that get adapters. `timestep_sampling` says which times `draw_t`
+    draws. `no_guidance` is the guidance scale that is none, `told_guidance` whether the network is
+    told that scale as a number. `name` says which model it is, in messages.
     """
 
     pipelines: tuple[str, ...] = ()
     network_kind: str = "network"
     lora_targets: tuple[str, ...] = ()
+    timestep_sampling: TimestepSampling = "uniform"
+    no_guidance: float = 1.0
+    told_guidance: bool = False
     name: str = "the model"
     kind: Kind
 
@@ -113,7 +106,7 @@ class Policy(OlderSelves, ABC):
 
         Raises: UserError: naming the field.
         """
-        checked(sampler)
+        checked(sampler, self.no_guidance, true_cfg=self.told_guidance)
         self.latent_shape(sampler.image_size)
 
     @abstractmethod
@@ -190,6 +183,21 @@ class Policy(OlderSelves, ABC):
         Raises: UserError: if the folder holds no such weights.
         """
 
+    @classmethod
+    def guidance(cls, sampler: Sampler) -> float | None:
+        """The scale of classifier-free guidance that `combine` takes; None = no guidance.
+
+        With guidance the network is asked twice in every step.
+        """
+        return sampler.guidance_scale if sampler.guidance_scale > cls.no_guidance else None
+
+    def with_sampler(self, cond: Cond, sampler: Sampler) -> Cond:  # noqa: ARG002
+        """The condition with what the network is told of how images are drawn, if anything.
+
+        Training tells it the same, so that it learns as it will draw.
+        """
+        return cond
+
     def combine(self, within: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
         """Classifier-free guidance; overridden by families whose guidance is another.
 
@@ -197,13 +205,19 @@ class Policy(OlderSelves, ABC):
         """
         return without + scale * (within - without)
 
-    def draw_t(self, b: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """Times to train at, uniform in [0, 1) for each row and spread evenly over the b rows.
+    def draw_t(
+        self, b: int, generator: torch.Generator, sampler: Sampler | None = None
+    ) -> Float[Tensor, " b"]:
+        """Times to train at, one for each row, as `timestep_sampling` says.
 
-        The spread makes the loss less noisy and changes no expectation.
+        They are spread evenly over the b rows: less noise in the loss, the same expectation.
+
+        Args:
+            sampler: how images are drawn; "grid" takes its times.
         """
-        t = (torch.randperm(b, generator=generator) + torch.rand(b, generator=generator)) / b
-        return t.clamp(max=LATEST)
+        u = (torch.randperm(b, generator=generator) + torch.rand(b, generator=generator)) / b
+        grid = self.grid(sampler or Sampler())[:-1] if self.timestep_sampling == "grid" else None
+        return _schedule.training_times(u, self.timestep_sampling, grid)
 
     @abstractmethod
     def release(self, part: str) -> None:
@@ -254,9 +268,23 @@ class Policy(OlderSelves, ABC):
         scale: float | Tensor,
     ) -> Float[Tensor, "b c h w"]:
         """The prediction with guidance, both halves in one pass; `uncond` has a row for each."""
-        both = {key: torch.cat([uncond[key], cond[key]]) for key in cond}
+        both = join([uncond, cond])
         without, within = self.predict(torch.cat([noisy, noisy]), t.repeat(2), both).chunk(2)
         return self.combine(within, without, scale)
+
+    def under(
+        self,
+        sampler: Sampler,
+        noisy: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+        cond: Cond,
+        uncond: Cond,
+    ) -> Float[Tensor, "b c h w"]:
+        """The prediction with the sampler's guidance, if any."""
+        scale = self.guidance(sampler)
+        if scale is None:
+            return self.predict(noisy, t, cond)
+        return self.guided(noisy, t, cond, uncond, scale)
 
     def transition(
         self,
@@ -281,7 +309,7 @@ class Policy(OlderSelves, ABC):
         noisy, prediction = noisy.float(), prediction.float()
         now, (alpha, sigma) = self.alpha_sigma(t), self.alpha_sigma(s)
         end = s <= 0
-        alpha, sigma = alpha.masked_fill(end, 1.0), sigma.masked_fill(end, 0.0)
+        alpha = alpha.masked_fill(end, 1.0)
         std, kept = _schedule.step_noise(form, eta, now, (alpha, sigma), t - s)
         std, kept = std.masked_fill(end, 0.0), kept.masked_fill(end, 0.0)
         image = _schedule.to_image(self.kind, noisy, prediction, *now)
@@ -313,22 +341,19 @@ class Policy(OlderSelves, ABC):
             noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`, and
                 the others are DDIM's; None = all but the last, which never has noise.
         """
+        cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size), len(seeds)
-        x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
-        without = {key: value.expand(b, *value.shape[1:]) for key, value in uncond.items()}
-        way, log_probs = [x], []
+        x, times = noise_of(generators, shape, self.device), self.grid(sampler).to(self.device)
+        without, way, log_probs = for_rows(uncond, b), [x], []
         noisy = len(times) - 2 if noisy_steps is None else noisy_steps
         for k, (t, s) in enumerate(zip(times[:-1].split(1), times[1:].split(1), strict=True)):
             t, s, eta = t.expand(b), s.expand(b), sampler.eta if k < noisy else 0.0
-            if sampler.guidance_scale > 1:
-                prediction = self.guided(x, t, cond, without, sampler.guidance_scale)
-            else:
-                prediction = self.predict(x, t, cond)
+            prediction = self.under(sampler, x, t, cond, without)
             mean, std = self.transition(x, prediction, t, s, eta, form)
             x = mean
             if eta:
-                x = mean + per_row(std, mean) * _noise(generators, shape, self.device)
+                x = mean + per_row(std, mean) * noise_of(generators, shape, self.device)
             log_probs.append(_schedule.log_prob(x, mean, std))
             way.append(x)
         return Rollout(x, torch.stack(way), times, torch.stack(log_probs))
@@ -352,11 +377,11 @@ class Policy(OlderSelves, ABC):
         """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1."""
         from peft import LoraConfig
 
-        self.network.requires_grad_(False)
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*self.lora_targets])
         network: Any = self.network
         with torch.random.fork_rng():
             torch.manual_seed(seed)
+            # all else is frozen by it
             network.add_adapter(config)
 
 
@@ -372,16 +397,3 @@ class Rollout(NamedTuple):
     way: Float[Tensor, "m b c h w"]
     times: Float[Tensor, " m"]
     log_prob: Float[Tensor, "n b"]
-
-
-def _noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: Any) -> Tensor:
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-
-
-def take(cond: Cond, rows: Tensor | slice) -> Cond:
-    """The chosen rows of a condition."""
-    return {key: value[rows] for key, value in cond.items()}
-
-
-def move(cond: Cond, device: torch.device) -> Cond:
-    return {key: value.to(device, non_blocking=True) for key, value in cond.items()}

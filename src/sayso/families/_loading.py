@@ -1,18 +1,25 @@
 """Names of models to policies: which folder, which family, which run's weights."""
 
+import re
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
 from sayso.base.plugins import load_plugin, plugin_names
 from sayso.base.types import Sampler
-from sayso.base.weights import VARIANTS
+from sayso.base.weights import VARIANTS, quiet_libraries, reason_of
 from sayso.base.worlds import find_world, or_world
 from sayso.families import Policy
 from sayso.study.identity import model_folder
 from sayso.study.study import Study
+
+OTHER_TASKS = re.compile(
+    "Inpaint|Img2Img|ImageToImage|Edit|Upscal|Control|Pix2Pix|Depth|Fill|Adapter|Kontext|Layered|Omni"
+)
+"""In the names of pipelines that do something else than draw from a text."""
 
 
 def resolve(name: str) -> Path:
@@ -43,15 +50,22 @@ def _download(name: str) -> Path:
     reason: Exception | None = None
     for variant in (None, *VARIANTS):
         try:
-            return Path(DiffusionPipeline.download(name, use_safetensors=True, variant=variant))
+            with quiet_libraries():
+                return Path(DiffusionPipeline.download(name, use_safetensors=True, variant=variant))
         except (OSError, ValueError) as error:
             reason = error
             # of the plain weights there are only pickles; there may be safetensors of a variant
             if "safetensors" not in str(error) and "variant" not in str(error):
                 break
+    if constants.is_offline_mode():
+        raise UserError(
+            f"model {name!r} is no folder and not in the cache {constants.HF_HUB_CACHE}, and "
+            f"HF_HUB_OFFLINE is set; unset it, or fetch the model first with: hf download {name}"
+        )
+    why = reason_of((reason and reason.__cause__) or reason or OSError())
     raise UserError(
-        f"model {name!r} is no folder and could not be fetched as safetensors ({reason}); "
-        "check the name and the network"
+        f"model {name!r} is not a folder and could not be fetched as safetensors ({why}); check "
+        "the name and the network"
     )
 
 
@@ -65,12 +79,14 @@ def family(folder: Path) -> type[Policy]:
         raise UserError(
             f"{folder / 'model_index.json'} names no pipeline (_class_name); restore the folder"
         )
-    found = [load_plugin("family", name, Policy) for name in plugin_names("family")]
-    for kind in found:
+    found = {name: load_plugin("family", name, Policy) for name in plugin_names("family")}
+    for kind in found.values():
         if wanted in kind.pipelines:
             return kind
-    known = ", ".join(name for kind in found for name in kind.pipelines)
-    raise UserError(f"{folder} is a {wanted}; sayso can load {known}")
+    known = ", ".join(f"{name} ({' or '.join(kind.pipelines)})" for name, kind in found.items())
+    other = OTHER_TASKS.search(wanted)
+    what = f"a {wanted}, which does not draw from a text alone" if other else f"a {wanted}"
+    raise UserError(f"{folder} is {what}; give a model of one of the families {known}")
 
 
 def load_policy(study: Study, model: str, device: torch.device) -> Policy:
@@ -95,8 +111,9 @@ def evaluations(study: Study, sampler: Sampler) -> int | None:
     folder = model_folder(study.info.base_model, "pipeline")
     if folder is None:
         return None
-    once = family(folder).evaluations(folder, sampler.num_inference_steps)
-    return once * (2 if sampler.guidance_scale > 1 else 1)
+    kind = family(folder)
+    once = kind.evaluations(folder, sampler.num_inference_steps)
+    return once * (1 if kind.guidance(sampler) is None else 2)
 
 
 def model_folders(study: Study, model: str) -> list[Path]:
@@ -115,5 +132,7 @@ def weight_folders(study: Study, model: str) -> list[Path]:
         raise UserError(f"model {model!r} is a selection of images; it has no weights of its own")
     run = study.find_run(model)
     if not run.finished or "model" not in run.config or not run.weights.is_dir():
-        raise UserError(f"{run.name} is no finished align run; finish it or choose another --model")
+        raise UserError(
+            f"{run.name} is not a finished run of align; finish it or choose another --model"
+        )
     return [*weight_folders(study, run.config["model"]), run.weights]

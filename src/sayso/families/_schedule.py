@@ -6,18 +6,33 @@ sigma have a number per row; all else is [b c h w].
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sayso.base.samplers import TimestepSampling
+
 Kind = Literal["eps", "v", "velocity"]
 Noise = Literal["ancestral", "cps", "flow_grpo", "dance"]
 NOISES: tuple[Noise, ...] = get_args(Noise)
 VARIANCE_PRESERVING: tuple[Noise, ...] = ("ancestral", "cps")
+LATEST = 1 - 1e-6
+"""The latest t that is drawn for training if t is not one of a grid: t = 1 is pure noise."""
 LEAST_STD = 1e-3
 """A step with less noise than this has its log-probability computed as if it had as much."""
+
+
+def training_times(
+    u: Float[Tensor, " b"], how: TimestepSampling, grid: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, " b"]:
+    """The times at the quantiles u, in [0, 1), of a distribution; "grid" is that of `grid`."""
+    if grid is not None:
+        return grid[(u * len(grid)).long().clamp(max=len(grid) - 1)]
+    t = torch.special.ndtri(u.double()).sigmoid().float() if how == "logit_normal" else u
+    return t.clamp(max=LATEST)
 
 
 def per_row(values: Float[Tensor, " b"], like: Float[Tensor, "b c h w"]) -> Tensor:
@@ -144,3 +159,17 @@ def log_prob(
     s = per_row(std.float().clamp(min=LEAST_STD), value)
     density = -(value.float() - mean.float()).square() / (2 * s.square()) - s.log()
     return density.flatten(1).mean(1) - math.log(2 * math.pi) / 2
+
+
+def noise_of(
+    generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Noise [b, *shape], each row from a generator of its own, drawn on the CPU as pipelines do."""
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+
+def mean_squared_error(
+    prediction: Float[Tensor, " b *shape"], target: Float[Tensor, " b *shape"]
+) -> Float[Tensor, " b"]:
+    """Squared error averaged over all but the batch, in fp32: diffusers' `F.mse_loss` per row."""
+    return (prediction.float() - target.float()).square().flatten(1).mean(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject, read_json
 from sayso.base.types import Sampler
-from sayso.families._contract import Cond
+from sayso.families._conditions import Cond
 from sayso.families._diffusers import DiffusersPolicy
 from sayso.families._folder import class_name, refuse_other_inputs
 from sayso.families._schedulers import accepted, check_scheduler, load_scheduler
@@ -75,7 +75,7 @@ class UNetPolicy(DiffusersPolicy):
             f"vae makes latents of {channels} channels, unet takes {unet.in_channels}": (
                 channels != unet.in_channels
             ),
-            f"{encoders} gives {width} numbers a word, unet takes {states}": (
+            f"{encoders} gives {width} numbers per token, unet takes {states}": (
                 isinstance(states, int) and width != states
             ),
         } | super().strangers()

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from sayso.families._contract import Cond
+from sayso.families._conditions import Cond
 from sayso.families._tiny import tiny_stable_diffusion
 from sayso.families._unet import UNetPolicy
 

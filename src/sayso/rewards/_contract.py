@@ -164,7 +164,7 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     refuse_bad_options("reward", kind)
     if issubclass(kind, TrainableReward):
         raise UserError(
-            f"reward {name!r} has to learn first: run sayso fit --reward {quoted(name)}, then "
+            f"reward {name!r} must be trained first: run sayso fit --reward {quoted(name)}, then "
             f"give runs/fit-{Path(name).stem}"
         )
     reward = kind()
@@ -198,7 +198,7 @@ def load_trainable_reward(name: str) -> type[TrainableReward]:
     refuse_bad_options("reward", found)
     if not issubclass(found, TrainableReward):
         able = [p for p in plugin_names("reward") if _is_trainable(p)]
-        raise UserError(f"reward {name!r} has nothing to learn; fit one of {', '.join(able)}")
+        raise UserError(f"reward {name!r} needs no training; fit one of {', '.join(able)}")
     return found
 
 
@@ -217,7 +217,7 @@ def _fit_run(study: Study, name: str) -> Run:
 
 def _load_fitted(run: Run, study: Study, device: torch.device | str) -> Reward:
     if not run.finished:
-        raise UserError(f"{run.name} is not finished; repeat the sayso fit that made it")
+        raise UserError(f"{run.name} is not finished; run the sayso fit that made it again")
     config = run.config
     refuse_edited(run, "reward", config["reward"])
     reward = load_trainable_reward(config["reward"])(**config["options"])

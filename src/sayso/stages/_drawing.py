@@ -143,7 +143,7 @@ def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator"
         latents = policy.sample(cond, uncond, [sample.seed for _, sample in batch], sampler)
         network = f"the {policy.network_kind} of {policy.name}"
         refuse_not_finite(latents, _names(batch), network)
-        kept = f"keeping in fp16 the latents of {network}"
+        kept = f"storing in fp16 the latents of {network}"
         refuse_not_finite(latents.half(), _names(batch), kept)
     return latents
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from sayso.base.devices import (
     MixedPrecision,
@@ -48,34 +48,39 @@ PRETRAINING = "pre-training images"
 
 @dataclass(frozen=True)
 class AlignConfig(TrainOptions):
-    """Options of `sayso align`; the aligner's own come with it."""
+    """How to fine-tune the model. The options of the aligner follow below."""
+
+    portions: ClassVar = TrainOptions.portions | {"workers"}
 
     aligner: str = "rwr"
-    """The algorithm: a file of aligners/, or your own, such as ./mine.py."""
+    """The algorithm: an aligner plug-in, or your own, such as ./mine.py."""
     name: str = ""
     """Name of the run; default: the aligner's."""
     reward: str = "runs/fit-clip_head"
-    """What to maximise: a run of fit, or a reward that needs no training such as clip_score."""
+    """The reward to maximise: a run of fit, or an untrained reward such as clip_score."""
     model: str = "base"
-    """The model to start from, whose images are trained on: base, or an earlier align run."""
+    """The model to start from, on whose images it trains: base, or an earlier run of align."""
     labels: LabelMethod | Literal["auto"] = "auto"
-    """What the ratings of an image come to: share, majority or dawid-skene, see
-    sayso fit --help; auto: what the reward was fitted to, or share if it is no run of fit."""
+    """How the ratings of an image become its label: share, majority or dawid-skene (see sayso fit
+    --help); auto: as for the reward, or share if the reward is not a run of fit."""
     raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose ratings count; auto: those that the reward was fitted to, or if it is no run of fit
-    people's if there are any."""
+    """Whose ratings to use; auto: as for the reward, or people's if there are any."""
     lora_rank: int = 0
-    """Rank of low-rank adapters to train in place of the whole network; 0 = the whole network, as
-    in the paper."""
+    """Rank of low-rank adapters to train; 0 = train the whole network, as in the paper."""
     pretraining_images: int = 1024
-    """How many pre-training images to use, at most; the paper's 625,000."""
+    """Maximum number of pre-training images to use; 625,000 in the paper."""
+    leave_out_damaged: bool = False
+    """Train without the pre-training images that cannot be read; they are counted and named."""
+    workers: int | None = None
+    """Processes that decode pre-training images for the encoder; default: one less than the number
+    of processors if a GPU encodes, 0 if a CPU does."""
     conditions: Literal["auto", "table", "encode"] = "auto"
-    """What the text encoder makes of the texts: kept in a table on the disk, or encoded in every
-    step; auto = a table, if it takes no more than 1 GiB and no more texts than rows are drawn."""
+    """Where encoded prompts and captions come from: a table on disk, or the text encoder in every
+    step; auto = a table if it takes at most 1 GiB and more rows are drawn than there are texts."""
     seed: int | None = None
-    """Seed of the training; default: the study's."""
+    """Seed for training; default: the study's."""
     mixed_precision: MixedPrecision = "auto"
-    """Number format of the network's arithmetic; auto = bf16 where the machine has it."""
+    """Precision of the network's arithmetic; auto = bf16 if the machine supports it."""
 
     def check(self) -> None:
         super().check()
@@ -86,9 +91,10 @@ class AlignConfig(TrainOptions):
             raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
         if self.conditions not in CONDITIONS:
             raise UserError(f"conditions {self.conditions!r}; choose {' or '.join(CONDITIONS)}")
-        for name, least in {"lora_rank": 0, "pretraining_images": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
+        for name, least in {"lora_rank": 0, "pretraining_images": 1, "workers": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} {value} is too small; give {least} or more")
 
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
@@ -112,9 +118,9 @@ def plan(study: Study, config: AlignConfig) -> dict[str, object]:
         "learning_rate": config.learning_rate,
         "pretraining_weight": config.pretraining_weight,
         "samples": own,
-        "images a step": config.batch_size,
+        "images per step": config.batch_size,
         "images in all": seen,
-        "passes over the samples, about": round(seen / own, 1) if own else 0,
+        "passes over the samples (approx.)": round(seen / own, 1) if own else 0,
         "checkpoints": (config.max_steps - 1) // config.checkpoint_every,
         **sizes,
     }
@@ -179,7 +185,7 @@ def _with_labels(
             config.labels in ("auto", known["labels"]),
             config.raters in ("auto", known["raters"]),
         )
-        verb = "takes" if all(told) else "leaves"
+        verb = "uses" if all(told) else "does not use"
         console.print(
             f"align {verb} what {config.reward} was fitted to: labels {known['labels']}, "
             f"raters {known['raters']}"
@@ -312,6 +318,8 @@ def _prepare(
             pretraining_images=_n_pretraining(config, aligner),
             conditions=inputs.get("conditions", config.conditions),
             precision=accelerator.autocast(),
+            workers=config.workers,
+            leave_out_damaged=config.leave_out_damaged,
         )
     return _Ready(accelerator, policy, table, rewards, rows)
 

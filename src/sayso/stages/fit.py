@@ -13,7 +13,6 @@ from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import Prompt, Sample
-from sayso.feedback.store import RatingCounts
 from sayso.study.checks import check_feedback
 from sayso.study.identity import canonical_config, fitted_identity
 from sayso.study.inputs import (
@@ -26,7 +25,7 @@ from sayso.study.inputs import (
 )
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.votes.labels import LabelMethod, check_method
+from sayso.votes.labels import LabelMethod, RatingCounts, check_method
 
 if TYPE_CHECKING:
     from sayso.rewards import TrainableReward
@@ -34,22 +33,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Which reward learns, and from which ratings."""
+    """Which reward to train, and on which ratings."""
 
     reward: str = "clip_head"
-    """The reward to train: clip_head, or your own ./mine.py."""
+    """The reward to train: clip_head, or your own, such as ./mine.py."""
     name: str = ""
     """Name of the run, runs/fit-NAME; default: the reward's."""
     raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose ratings count; auto: people's if there are any, else those of simulated raters. Both
-    are never mixed."""
+    """Whose ratings to use; auto: people's if there are any, otherwise those of simulated raters.
+    The two are never mixed."""
     labels: LabelMethod = "share"
-    """What an image's ratings come to: share, the share of good; majority; or
-    dawid-skene, the probability of good with each rater's own errors learned beside it. share
-    assumes no single truth and no rater's rank, and is the paper's label where an image has one
-    rater; take dawid-skene where the label is a fact and some raters are careless."""
+    """How an image's ratings become its label: share, the share of good (the paper's label if an
+    image has one rater); majority; or dawid-skene, the probability of good, learned together with
+    each rater's error rates. share assumes neither a single truth nor that some raters are better;
+    use dawid-skene if there is a right label and some raters are careless."""
     heldout_fraction: float = 0.15
-    """Share of the rated prompts kept from training, to stop in time and to measure; in (0, 1)."""
+    """Share of the rated prompts held out from training, for early stopping and measuring,
+    between 0 and 1."""
 
 
 class Data(NamedTuple):
@@ -170,9 +170,10 @@ def _frozen(study: Study, run: Run) -> tuple[Data, list[bool]]:
 
 
 def _in_todays_words(row: JsonObject) -> JsonObject:
-    """A row of inputs.json; earlier versions had other names for two of its keys."""
+    """A row of inputs.json; earlier versions had other names for two keys, and one key more."""
     old = {"marks": "counts", "target": "label"}
-    return {old.get(key, key): value for key, value in row.items()}
+    row = {old.get(key, key): value for key, value in row.items()}
+    return {**row, "counts": {k: n for k, n in row["counts"].items() if k != "simulated"}}
 
 
 def plan(study: Study, config: FitConfig) -> dict[str, object]:
@@ -236,10 +237,9 @@ def _refuse_one_kind(data: Data) -> None:
     who = "simulated raters" if data.simulated else "people"
     good, bad = sum(v.good for v in data.counts), sum(v.bad for v in data.counts)
     if not good or not bad:
-        kind = "good or bad" if good == bad else "bad" if good else "good"
         raise UserError(
-            f"{good} good and {bad} bad ratings of train prompts by {who}, no {kind} ones; a "
-            "reward learns from both; rate more images with sayso rate"
+            f"a reward needs both good and bad ratings; {who} gave {good} good and {bad} bad "
+            "ratings on train prompts; rate more images with sayso rate"
         )
 
 
@@ -262,7 +262,7 @@ def hold_out(
             held.add(prompts[i])
     if not held:
         raise UserError(
-            f"the ratings cover {len(prompts)} prompts and none can be held out to measure on; "
+            f"the ratings cover {len(prompts)} prompts, so none can be held out for measuring; "
             "rate images of more prompts"
         )
     return [p in held for p in prompt_ids]

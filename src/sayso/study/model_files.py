@@ -10,6 +10,7 @@ from sayso.base.errors import UserError
 from sayso.base.types import Size
 from sayso.base.worlds import find_world, world_names
 from sayso.study.identity import model_folder
+from sayso.study.pipelines import PIPELINES, Pipeline
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 OLD_UNETS = (0, 9)
@@ -39,12 +40,12 @@ def model_name(given: str, kind: str, index: str) -> str:
     folder = Path(given).expanduser()
     if folder.is_dir():
         if not (folder / index).is_file():
-            raise UserError(f"{kind} {given!r} is a folder without {index}; give a model's folder")
+            raise UserError(f"{kind} {given!r} is a folder without {index}; give a model folder")
         return str(folder.resolve())
     if not HUB_ID.fullmatch(given):
         raise UserError(
-            f"{kind} {given!r} is no folder, and no hub id such as owner/name; check the path, or "
-            f"give a world: {', '.join(world_names())}"
+            f"{kind} {given!r} is neither a folder nor a hub id such as owner/name; check the "
+            f"path, or give a world: {', '.join(world_names())}"
         )
     return given
 
@@ -56,14 +57,42 @@ def native_size(base_model: str) -> Size | None:
         base_model: as in study.json; nothing is fetched.
     """
     folder = model_folder(base_model, "pipeline")
-    unet, vae = (_read(folder, f"{part}/config.json") for part in ("unet", "vae"))
-    side, widths = unet.get("sample_size"), vae.get("block_out_channels")
-    if not isinstance(side, int) or not isinstance(widths, list):
+    unet, transformer, vae = (
+        _read(folder, f"{part}/config.json") for part in ("unet", "transformer", "vae")
+    )
+    known = pipeline(base_model)
+    side = unet.get("sample_size") or transformer.get("sample_size") or (known and known.latents)
+    halved = _halvings(vae)
+    if not isinstance(side, int) or halved is None:
         return None
-    if side < 64 and _version(unet) < OLD_UNETS:
+    if unet and side < 64 and _version(unet) < OLD_UNETS:
         side = 64
-    pixels = side * 2 ** (len(widths) - 1)
+    pixels = side * 2**halved
     return Size(pixels, pixels)
+
+
+def _halvings(vae: dict[str, Any]) -> int | None:
+    """How often an autoencoder halves the sides of an image."""
+    widths, frames = vae.get("block_out_channels"), vae.get("temperal_downsample")
+    if isinstance(widths, list):
+        return len(widths) - 1
+    return len(frames) if isinstance(frames, list) else None
+
+
+def pipeline(base_model: str) -> Pipeline | None:
+    """What is known of the base model's pipeline; None if that is unknown, or not on this machine.
+
+    Args:
+        base_model: as in study.json; nothing is fetched.
+    """
+    index = _read(model_folder(base_model, "pipeline"), "model_index.json")
+    return PIPELINES.get(str(index.get("_class_name")))
+
+
+def no_guidance(base_model: str) -> float:
+    """The guidance scale that is none for a base model; the least of all, 0, if it is not known."""
+    known = pipeline(base_model)
+    return known.no_guidance if known else 0.0
 
 
 def _version(config: dict[str, Any]) -> tuple[int, ...]:
@@ -81,18 +110,24 @@ def too_long(base_model: str, texts: Sequence[str]) -> TooLong | None:
     folder = model_folder(base_model, "pipeline")
     if folder is None or not texts:
         return None
+    readers = (pipeline(base_model) or Pipeline()).readers
+    reader = next((r for r in readers if (folder / r.tokenizer).is_dir()), readers[-1])
     try:
-        from transformers import CLIPTokenizer
+        import transformers
 
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        kind: Any = getattr(transformers, reader.kind)
+        tokenizer = kind.from_pretrained(folder / reader.tokenizer)
     except Exception:  # the small install, or a folder that generate will name the fault of
         return None
-    positions = _read(folder, "text_encoder/config.json").get("max_position_embeddings", 77)
-    limit = min(tokenizer.model_max_length, positions)
-    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids]
+    encoder = reader.tokenizer.replace("tokenizer", "text_encoder")
+    positions = _read(folder, f"{encoder}/config.json").get("max_position_embeddings", reader.most)
+    limit = min(tokenizer.model_max_length, positions, reader.most)
+    # what stands around the text is none of its own
+    own, *lengths = map(
+        len, tokenizer(reader.written(tokenizer, ["", *texts]), verbose=False).input_ids
+    )
     long = [(t, n) for t, n in zip(texts, lengths, strict=True) if n > limit]
-    # start and end are no tokens of the text
-    return TooLong(long[0][0], long[0][1] - 2, limit - 2, len(long)) if long else None
+    return TooLong(long[0][0], long[0][1] - own, limit - own, len(long)) if long else None
 
 
 def _read(folder: Path | None, name: str) -> dict[str, Any]:

@@ -111,13 +111,15 @@ def check_family(kind: type[Policy], path: Path, size: Size, prompt: str = "a") 
     """Check a family on a folder that it loads.
 
     Sampling repeats and a row depends on its own seed only; errors have a row each; t = 0 is the
-    image; saving and loading gives the same predictions; only the network gets gradients.
+    image; predictions point the way in which images are drawn; saving and loading gives the same
+    predictions; only the network gets gradients.
     """
     policy = kind.load(path, torch.device("cpu"))
     assert policy.pipelines, f"{kind.__name__}.pipelines is empty: nothing would find it"
     cond = policy.encode_prompts([prompt, prompt])
     assert all(len(value) == 2 for value in cond.values()), "conditions must be batch-first"
     _check_sampling(policy, cond, size)
+    _check_sign(policy, prompt, size)
     latents, noise = torch.randn(2, 2, *policy.latent_shape(size)).unbind(0)
     start = policy.add_noise(latents, noise, torch.zeros(2))
     assert (start - latents).abs().mean() < 0.1, "t = 0 must be the image, nearly"
@@ -125,7 +127,8 @@ def check_family(kind: type[Policy], path: Path, size: Size, prompt: str = "a") 
     error = policy.denoising_error(latents, cond, t, noise)
     assert error.shape == (2,), "denoising_error must have one number per row"
     error.sum().backward()
-    assert any(p.grad is not None for p in policy.trainable().values()), "no gradient at all"
+    idle = [name for name, p in policy.trainable().items() if p.grad is None]
+    assert not idle, f"{len(idle)} trainable weights get no gradient, such as {idle[:1]}"
     images = policy.decode(latents.requires_grad_())
     assert images.shape == (2, 3, size.height, size.width), "decode gave another size"
     assert policy.encode_images(images.detach()).shape == latents.shape, "encode gave another size"
@@ -139,6 +142,25 @@ def _check_sampling(policy: Policy, cond: Cond, size: Size) -> None:
     torch.testing.assert_close(both, policy.sample(cond, uncond, [1, 2], sampler), rtol=0, atol=0)
     second = policy.sample(take(cond, slice(1, 2)), uncond, [2], sampler)
     torch.testing.assert_close(both[1:], second, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def _check_sign(policy: Policy, prompt: str, size: Size, n: int = 16) -> None:
+    """Half way to noise, a model errs less on what it draws than one that predicts nothing.
+
+    With the wrong sign it errs more. The noise (eps) that a network predicts before it is trained
+    has nothing to do with what it draws, so that there is nothing to see.
+    """
+    if policy.kind == "eps":
+        return
+    cond, uncond = policy.encode_prompts([prompt] * n), policy.encode_prompts([""])
+    sampler = Sampler(4, policy.no_guidance, 0.0, size)
+    latents = policy.sample(cond, uncond, range(n), sampler)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(n))
+    t = torch.full((n,), 0.5)
+    error = policy.denoising_error(latents, cond, t, noise).mean()
+    nothing = policy.target(latents, noise, t).square().mean()
+    assert error < nothing, f"error {error:.3f} on what it draws, {nothing:.3f} for no prediction"
 
 
 def _check_weights(

@@ -160,12 +160,12 @@ class _Loop:
         if missing := self.step - len(logged & set(range(1, self.step + 1))):
             console.print(
                 f"log.jsonl of {self.run.name} lacks {missing} of the {self.step} steps so far; "
-                "the weights are whole"
+                "the weights are complete"
             )
         if state.get("inputs", self.run.inputs_hash) != self.run.inputs_hash:
             raise UserError(
-                f"inputs.json of {self.run.name} is not what its checkpoints learned from; restore "
-                f"it, or delete {self.run.checkpoints} to begin at step 0"
+                f"inputs.json of {self.run.name} is not what its checkpoints learned from; "
+                f"restore it, or delete {self.run.checkpoints} to start from step 0"
             )
         if self.step >= self.options.max_steps:
             raise UserError(
@@ -203,8 +203,8 @@ class _Loop:
         expected = work.share(work.batch_size, unit)
         if len(batch) != expected.stop - expected.start:
             raise UserError(
-                f"aligner {type(self.aligner).__name__} made a batch of {len(batch)} rows, and its "
-                f"share is {expected.stop - expected.start} of batch_size {work.batch_size}; "
+                f"aligner {type(self.aligner).__name__} made a batch of {len(batch)} rows, but "
+                f"its share is {expected.stop - expected.start} of batch_size {work.batch_size}; "
                 "make them equal"
             )
         pretraining = batch.pretraining
@@ -295,5 +295,5 @@ def _autocast_format(accelerator: Accelerator) -> torch.dtype | None:
 
 def _enable_checkpointing(network: Any, kind: str) -> None:
     if not hasattr(network, "enable_gradient_checkpointing"):
-        raise UserError(f"this {kind} has no gradient checkpointing; leave the option out")
+        raise UserError(f"this {kind} does not support gradient checkpointing; omit the option")
     network.enable_gradient_checkpointing()
