@@ -272,7 +272,8 @@ def test_rewards_weigh_when_the_aligner_wants_them(
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.zeros(len(images))
 
-    monkeypatch.setattr("sayso.stages._scoring.load_reward", lambda *a: seen.append(a[1]) or Fixed())
+    noted = "sayso.stages._scoring.load_reward"
+    monkeypatch.setattr(noted, lambda *a: seen.append(a[1]) or Fixed())
     config = dataclasses.replace(QUICK, reward="clip_score", pretraining_weight=0.0)
     run = align(study, config, RewardWeighted())
     assert seen == ["clip_score"]
