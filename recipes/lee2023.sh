@@ -21,6 +21,8 @@ planned() {
     *runs/*) echo "== sayso $*" ;;
     new* | prompts*) command sayso "$@" ;;
     generate* | align*)
+      # several cards of 24 GB hold the network's gradients and moments only together
+      case "$1 $DEVICE" in align*[0-9]x*) set -- "$@" --sharding full ;; esac
       echo "== sayso $* --forecast-for $DEVICE"
       command sayso "$@" --forecast-for "$DEVICE" --dry-run
       ;;

@@ -172,6 +172,14 @@ def test_options_that_fit_are_named(memory: int, lora: int, flags: str | None, b
     assert saved == (None if flags is None else (flags, bytes_))
 
 
+def test_several_devices_share_first() -> None:
+    def half(config: AlignConfig) -> int:
+        return needed(config) // (2 if config.sharding == "full" else 1)
+
+    saved = fitting(AlignConfig(), half, 4000, cuda=True, several=True)
+    assert saved == ("--sharding full", 3780)
+
+
 def test_devices_by_name_and_memory() -> None:
     assert parse_card("24GB").memory == 24 * 10**9
     assert parse_card("4x24GiB")[1:] == (24 * GIB, None, 4)

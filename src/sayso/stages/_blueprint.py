@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sayso.base.cards import Card, parse_card
-from sayso.base.devices import MixedPrecision, best_precision, make_accelerator
+from sayso.base.devices import MixedPrecision, best_precision, make_accelerator, memory_bytes
 from sayso.families._loading import family
 from sayso.families._published import find_published, write_published
 from sayso.stages._footprint import Blueprint
@@ -46,12 +46,9 @@ def device_for(asked: str) -> tuple[Card, bool]:
         return parse_card(asked), True
     accelerator = make_accelerator("no")
     device, number = accelerator.device, accelerator.num_processes
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return Card(properties.name, properties.total_memory, number=number), True
-    import psutil
-
-    return Card("this machine", psutil.virtual_memory().total // number, number=number), False
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else "this machine"
+    return Card(name, memory_bytes(device), number=number), cuda
 
 
 def arithmetic(mixed: MixedPrecision, *, cuda: bool) -> torch.dtype | None:

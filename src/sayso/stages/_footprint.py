@@ -100,7 +100,7 @@ def training(
     widest = _widest(network)
     if way.lora_rank:
         policy.add_lora(way.lora_rank, 0)
-        _cast(network, KEPT[way.precision])
+        _cast(policy, way.precision)
     sizes = [p.numel() for p in policy.trainable().values()]
     trained = FP32 * sum(sizes)
     trace = _step(policy, way, policy.latent_shape(size), cond)
@@ -150,7 +150,8 @@ def drawing(
     guided = 1 if policy.guidance(sampler) is None else 2
     network: Any = policy.network
     weights, widest = stored_bytes(network, precision), _widest(network)
-    _cast(network.requires_grad_(False), KEPT[precision])
+    network.requires_grad_(False)
+    _cast(policy, precision)
     shape = policy.latent_shape(sampler.image_size)
     trace = trace_step(policy, guided * rows, shape, cond, autocast, cuda=cuda, training=False)
     vae_of: Any = policy
@@ -211,11 +212,12 @@ def _largest_block(network: nn.Module) -> int:
     return max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0)
 
 
-def _cast(network: nn.Module, dtype: torch.dtype) -> None:
-    """The frozen weights in that format; a diffusers model's own `to` would warn."""
-    for parameter in network.parameters():
+def _cast(policy: Policy, precision: BasePrecision) -> None:
+    """Keep frozen weights in the format of a precision; a diffusers model's own `to` would warn."""
+    policy.dtype = KEPT[precision]
+    for parameter in policy.network.parameters():
         if not parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(policy.dtype)
 
 
 def _portion(policy: Policy, size: Size) -> int:

@@ -1,6 +1,5 @@
 """What a run of `align` will take of disk, memory and time, known before it is begun."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -24,14 +23,13 @@ from sayso.stages._probe import random_rows, rate
 from sayso.stages._savings import fitting
 from sayso.stages._training_data import Samples
 from sayso.study.identity import model_folder
+from sayso.study.model_files import LATENT_BYTES
 from sayso.study.study import Study
 from sayso.training.checkpoint import KEPT as KEPT_CHECKPOINTS
+from sayso.training.spread import is_sharded
 
 if TYPE_CHECKING:
     from sayso.stages.align import AlignConfig
-
-LATENT_BYTES = 2
-"""Latents are kept in fp16."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Forecast:
     cuda: bool
     captions: int
     kept: Kept
-    known: dict[tuple[object, ...], Footprint] = field(default_factory=dict)
+    known: dict["AlignConfig", Footprint] = field(default_factory=dict)
 
     @property
     def size(self) -> Size:
@@ -77,21 +75,28 @@ class Forecast:
         texts = len({"", *self.images.texts}) + self.captions
         return texts, texts * row
 
-    def way(self, config: "AlignConfig", *, sharded: bool = False) -> Way:
-        precision = arithmetic(config.mixed_precision, cuda=self.cuda)
+    def way(self, config: "AlignConfig") -> Way:
+        """Whether a network is sharded is decided here as it is by `training/spread.py`."""
         size = self.table()[1]
         table = self.kept == "table" or (self.kept == "auto" and size <= LARGEST_TABLE_BYTES)
+        policy = self.model()
+        if config.lora_rank:
+            policy.add_lora(config.lora_rank, 0)
+        reference = config.uses_reference or "reference" in self.aligner.required()
+        sharded = is_sharded(
+            config, policy, self.card.number, self.card.memory, reference=reference
+        )  # fmt: skip
         return Way(
-            config, config.lora_rank, config.base_precision, precision, self.cuda,
-            self.card.number, encoding=not table, sharded=sharded,
+            config, config.lora_rank, config.base_precision,
+            arithmetic(config.mixed_precision, cuda=self.cuda), self.cuda, self.card.number,
+            encoding=not table, sharded=sharded,
         )  # fmt: skip
 
-    def footprint(self, config: "AlignConfig", *, sharded: bool = False) -> Footprint:
-        key = (config, sharded)
-        if key not in self.known:
-            way = self.way(config, sharded=sharded)
-            self.known[key] = training(self.model, way, self.aligner, self.size, self.shapes)
-        return self.known[key]
+    def footprint(self, config: "AlignConfig") -> Footprint:
+        if config not in self.known:
+            way = self.way(config)
+            self.known[config] = training(self.model, way, self.aligner, self.size, self.shapes)
+        return self.known[config]
 
 
 def forecast(
@@ -119,33 +124,24 @@ def forecast(
             return found | {"disk and memory": unknown}
         card, cuda = device_for(config.forecast_for)
         case = Forecast(study, config, aligner, images, model, card, cuda, n, kept)
-        sharded, needs = _fitted(case)
-        return found | _disk(case, needs) | _memory(case, needs, sharded=sharded) | _time(case)
+        needs = _fitted(case)
+        return found | _disk(case, needs) | _memory(case, needs) | _time(case)
 
 
-def _fitted(case: Forecast) -> tuple[bool, Footprint]:
-    """Whether the network must be sharded, and what is needed.
-
-    Raises: UserError: if it does not fit.
-    """
-    memory = round(LIMIT * case.card.memory)
-    chosen = getattr(case.config, "sharding", "none")
-    can = case.card.number > 1 and case.config.base_precision in ("fp32", "bf16")
-    ways = {"auto": (False, True), "full": (True,)}.get(chosen, (False,))
-    tried = [(way, case.footprint(case.config, sharded=way)) for way in ways if can or not way]
-    for sharded, needs in tried:
-        if needs.total <= memory:
-            return sharded, needs
-    sharded, needs = tried[-1]
+def _fitted(case: Forecast) -> Footprint:
+    """What is needed. Raises: UserError: if it does not fit, with the options that would."""
+    memory, needs = round(LIMIT * case.card.memory), case.footprint(case.config)
+    if needs.total <= memory:
+        return needs
     saved = fitting(
-        case.config, lambda config: case.footprint(config, sharded=sharded).total, memory,
-        cuda=case.cuda,
+        case.config, lambda config: case.footprint(config).total, memory,
+        cuda=case.cuda, several=case.card.number > 1,
     )  # fmt: skip
     parts = ", ".join(f"{name} {decimal(size)}" for name, size in needs.parts.items())
     instead = (
         f"add {saved.flags}, which needs {decimal(saved.needed)}"
         if saved
-        else "no option makes it fit; train on a device with more memory, or on several"
+        else "no option makes it fit; train on a device with more memory"
     )
     raise UserError(
         f"training needs {decimal(needs.total)} of memory ({parts}), and {case.card.name} has "
@@ -181,10 +177,9 @@ def _disk(case: Forecast, needs: Footprint) -> dict[str, str]:
     }
 
 
-def _memory(case: Forecast, needs: Footprint, *, sharded: bool) -> dict[str, str]:
-    parts: Mapping[str, int] = needs.parts
-    by = f"; sharded over {case.card.number} (FSDP2)" if sharded else ""
-    found = {f"memory, {name}": decimal(size) for name, size in parts.items()}
+def _memory(case: Forecast, needs: Footprint) -> dict[str, str]:
+    by = f"; sharded over {case.card.number} (FSDP2)" if case.way(case.config).sharded else ""
+    found = {f"memory, {name}": decimal(size) for name, size in needs.parts.items()}
     if case.config.ema_on_cpu and case.config.ema_decay:
         found["memory, EMA"] = f"{decimal(needs.average)} of the machine's"
     return found | {

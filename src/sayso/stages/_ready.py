@@ -1,17 +1,18 @@
 """What a run of `align` starts from: rows to learn from first, and then the model that learns."""
 
+import math
 from typing import NamedTuple
 
 from accelerate import Accelerator
 
 from sayso.aligners import Aligner
-from sayso.base.devices import BasePrecision
+from sayso.base.devices import BasePrecision, agreed
 from sayso.base.files import JsonObject
 from sayso.data.conditions import EncodedConditions, Kept
 from sayso.data.rows import TrainingRows
 from sayso.families import PARTS, Policy
 from sayso.families._loading import load_policy
-from sayso.rewards import load_reward
+from sayso.stages._scoring import rewards_of
 from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
 from sayso.study.inputs import samples_by_id
 from sayso.study.study import Study
@@ -65,12 +66,16 @@ def prepare(
     labels = [row["label"] if "label" in row else row["mark"] for row in rows]
     known = [float("nan") if label is None else label for label in labels]
     images = Samples(samples, [row["text"] for row in rows], known)
+    rewards = agreed(inputs.get("rewards"))
+    if rewards is None and not scores_samples(aligner):
+        rewards = [math.nan] * len(rows)
+    elif rewards is None:
+        rewards = rewards_of(study, wanted.reward, samples, images.texts, accelerator.device)
     drawing = bool(aligner.required() & {"rollouts", "gradient"})
     model = (study, wanted.model, accelerator.device, wanted.precision)
     with accelerator.local_main_process_first():
         if not gathered:
             refuse_changed_latents(study, wanted.run, rows, samples)
-        rewards = inputs.get("rewards") or _rewards(study, wanted, aligner, images, accelerator)
         encoder = load_policy(*model, PARTS if drawing else ENCODERS)
         encoder.check_prompts(inputs.get("prompts", []))
         table = open_rows(
@@ -97,17 +102,3 @@ def scores_samples(aligner: Aligner) -> bool:
     """Whether the samples' reward is needed before training, and not that of images to come."""
     needs = aligner.required()
     return "reward" in needs and "rollouts" not in needs
-
-
-def _rewards(
-    study: Study,
-    wanted: Wanted,
-    aligner: Aligner,
-    images: Samples,
-    accelerator: Accelerator,
-) -> list[float]:
-    """The reward of every sample; NaN if the aligner needs none."""
-    if not scores_samples(aligner):
-        return [float("nan")] * len(images.samples)
-    reward = load_reward(study, wanted.reward, accelerator.device)
-    return reward.score_samples(study, images.samples, images.texts).tolist()

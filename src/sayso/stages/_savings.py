@@ -14,7 +14,9 @@ class Saved(NamedTuple):
     needed: int
 
 
-def fitting(config: Any, needed: Callable[[Any], int], memory: int, *, cuda: bool) -> Saved | None:
+def fitting(
+    config: Any, needed: Callable[[Any], int], memory: int, *, cuda: bool, several: bool = False
+) -> Saved | None:
     """The first options beside those given with which a training fits; None if none does.
 
     Args:
@@ -22,8 +24,13 @@ def fitting(config: Any, needed: Callable[[Any], int], memory: int, *, cuda: boo
         needed: bytes that options need.
         memory: bytes that there are.
         cuda: whether the machine's memory is another than the device's.
+        several: whether there are several devices.
     """
-    ways = [_lora(config)] if config.lora_rank else [_whole(config, cuda=cuda), _lora(config)]
+    ways = (
+        [_lora(config)]
+        if config.lora_rank
+        else [_whole(config, cuda=cuda, several=several), _lora(config)]
+    )
     for changes in ways:
         now = config
         for change in changes:
@@ -52,8 +59,10 @@ def less_memory(config: Any) -> str:
     return f"give {said} and another --name; sayso align --dry-run says what that needs"
 
 
-def _whole(config: Any, *, cuda: bool) -> Iterator[dict[str, Any]]:
+def _whole(config: Any, *, cuda: bool, several: bool) -> Iterator[dict[str, Any]]:
     """Ways to go on training the whole network."""
+    if several and config.sharding != "full":
+        yield {"sharding": "full"}
     if not config.gradient_checkpointing:
         yield {"gradient_checkpointing": True}
     yield {"micro_batch_size": 1}
@@ -92,8 +101,10 @@ def _larger(config: Any, given: Any, needed: Callable[[Any], int], memory: int) 
 
 
 def _flags(before: Any, after: Any) -> str:
-    names = ("lora_rank", "base_precision", "gradient_checkpointing", "micro_batch_size",
-             "ema_on_cpu", "optimizer")  # fmt: skip
+    names = (
+        "sharding", "lora_rank", "base_precision", "gradient_checkpointing", "micro_batch_size",
+        "ema_on_cpu", "optimizer",
+    )  # fmt: skip
     return " ".join(
         flag
         for name in names

@@ -12,6 +12,7 @@ from sayso.base.devices import (
     is_main_process,
     main_process_first,
     make_accelerator,
+    number_of_processes,
 )
 from sayso.base.errors import UserError, check_seed
 from sayso.base.extras import need
@@ -164,7 +165,7 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     config = canonical_config(study, config)
     aligner = aligner or load_aligner(config.aligner)()
     config = config.for_aligner(aligner.defaults)
-    check_options(config, aligner)
+    check_options(config, aligner, number_of_processes())
     say(study, [config.model])
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     begun = study.begun("align", name)
