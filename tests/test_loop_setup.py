@@ -174,6 +174,7 @@ def test_the_average_is_kept_where_it_is_asked_for(
 
     ready, accelerator = toy_work(), make_accelerator("no")
     ready.policy.network.to("meta")
+    monkeypatch.setattr(loop_module, "spread", lambda *_, **__: None)
     monkeypatch.setattr(loop_module, "make_optimizer", stop)
     loop = object.__new__(_Loop)
     with pytest.raises(Made):
