@@ -62,10 +62,7 @@ def prepare(
     """
     rows = inputs["images"]
     samples = samples_by_id(study, [row["id"] for row in rows], wanted.run)
-    # runs that older versions began call the label "mark"
-    labels = [row["label"] if "label" in row else row["mark"] for row in rows]
-    known = [float("nan") if label is None else label for label in labels]
-    images = Samples(samples, [row["text"] for row in rows], known)
+    images = Samples(samples, [row["text"] for row in rows], [_label(row) for row in rows])
     rewards = agreed(inputs.get("rewards"))
     if rewards is None:
         rewards = _rewards(study, wanted, aligner, images, accelerator)
@@ -100,6 +97,12 @@ def scores_samples(aligner: Aligner) -> bool:
     """Whether the samples' reward is needed before training, and not that of images to come."""
     needs = aligner.required()
     return "reward" in needs and "rollouts" not in needs
+
+
+def _label(row: JsonObject) -> float:
+    # runs that older versions began call it "mark"
+    label = row["label"] if "label" in row else row["mark"]
+    return math.nan if label is None else label
 
 
 def _rewards(
