@@ -63,7 +63,7 @@ def more(name: str) -> Callable[[Tensors], Tensors]:
         (TEXT, without("final_layer_norm"), r"text_encoder lacks weights .*2, such as final"),
         (UNET, more("ema.decay"), r"unet has weights .* not know \(1, such as ema\.decay\)"),
         (TEXT, more("head.bias"), r"text_encoder has weights .* not know \(1, such as head\.bias"),
-        (UNET, halved("conv_in.weight"), r"unet has weights of the wrong shape \(1, such as conv_in"),
+        (UNET, halved("conv_in.weight"), r"weights of the wrong shape \(1, such as conv_in"),
         (TEXT, halved("final_layer_norm.bias"), r"wrong shape .* \[16\] .* \[32\]"),
         (UNET, spoiled("conv_out.bias", float("nan")), r"unet .*NaN .*1, such as conv_out\.bias"),
         (VAE, spoiled("decoder.conv_out.bias", float("inf")), r"vae .*1, such as decoder\.conv"),
