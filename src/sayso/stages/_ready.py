@@ -62,15 +62,10 @@ def prepare(
     """
     rows = inputs["images"]
     samples = samples_by_id(study, [row["id"] for row in rows], wanted.run)
-    # runs that older versions began call the label "mark"
-    labels = [row["label"] if "label" in row else row["mark"] for row in rows]
-    known = [float("nan") if label is None else label for label in labels]
-    images = Samples(samples, [row["text"] for row in rows], known)
+    images = Samples(samples, [row["text"] for row in rows], [_label(row) for row in rows])
     rewards = agreed(inputs.get("rewards"))
-    if rewards is None and not scores_samples(aligner):
-        rewards = [math.nan] * len(rows)
-    elif rewards is None:
-        rewards = rewards_of(study, wanted.reward, samples, images.texts, accelerator.device)
+    if rewards is None:
+        rewards = _rewards(study, wanted, aligner, images, accelerator)
     drawing = bool(aligner.required() & {"rollouts", "gradient"})
     model = (study, wanted.model, accelerator.device, wanted.precision)
     with accelerator.local_main_process_first():
@@ -102,3 +97,19 @@ def scores_samples(aligner: Aligner) -> bool:
     """Whether the samples' reward is needed before training, and not that of images to come."""
     needs = aligner.required()
     return "reward" in needs and "rollouts" not in needs
+
+
+def _label(row: JsonObject) -> float:
+    # runs that older versions began call it "mark"
+    label = row["label"] if "label" in row else row["mark"]
+    return math.nan if label is None else label
+
+
+def _rewards(
+    study: Study, wanted: Wanted, aligner: Aligner, images: Samples, accelerator: Accelerator
+) -> list[float]:  # fmt: skip
+    """The reward of every sample; NaN if the aligner needs none."""
+    samples, texts, _ = images
+    if not scores_samples(aligner):
+        return [math.nan] * len(samples)
+    return rewards_of(study, wanted.reward, samples, texts, accelerator.device)
