@@ -38,7 +38,8 @@ def drawing_forecast(
         def needed(n: int) -> Footprint:
             return drawing(model, sampler, n, "fp32", autocast, cuda=cuda, passes=passes)
 
-        needs, room = needed(min(rows, max(images, 1))), round(LIMIT * card.memory)
+        rows = min(rows, max(images, 1))
+        needs, room = needed(rows), round(LIMIT * card.memory)
         if needs.total > room:
             raise UserError(_too_many(needed, needs, rows, room, card))
     found = {f"memory, {name}": decimal(size) for name, size in needs.parts.items()}

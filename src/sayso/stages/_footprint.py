@@ -95,18 +95,16 @@ def training(
     policy, options, needs = blueprint(), way.options, aligner.required()
     text_bytes, vae_bytes = (_bytes(part, way.precision) for part in _encoders(policy))
     network: Any = policy.network
-    weights = stored_bytes(network, way.precision)
+    weights, widest = stored_bytes(network, way.precision), _widest(network)
     whole = _reference_bytes(network, way.autocast)
-    widest = _widest(network)
     if way.lora_rank:
         policy.add_lora(way.lora_rank, 0)
         _cast(policy, way.precision)
     sizes = [p.numel() for p in policy.trainable().values()]
     trained = FP32 * sum(sizes)
     trace = _step(policy, way, policy.latent_shape(size), cond)
-    reference = options.uses_reference or "reference" in needs
-    drawing = bool(needs & {"rollouts", "gradient"})
-    average = trained if options.ema_decay > 0 else 0
+    kept = not way.lora_rank and (options.uses_reference or "reference" in needs)
+    average, drawing = trained if options.ema_decay else 0, needs & {"rollouts", "gradient"}
     moments = sum(moment_bytes(n, options) for n in sizes)
     share = way.processes if way.sharded else 1
     parts = {
@@ -114,7 +112,7 @@ def training(
         "gradients": trained // share,
         "optimiser": moments // share,
         "EMA": 0 if options.ema_on_cpu and way.cuda else average // share,
-        "reference": (whole if reference and not way.lora_rank else 0) // share,
+        "reference": (whole if kept else 0) // share,
         "older weights": (trained if "old" in needs else 0) // share,
         "activations": trace.peak - trace.left,
         "one layer in full": 2 * widest if way.precision in ("int8", "nf4") else 0,
@@ -122,13 +120,12 @@ def training(
         "one block in full": 2 * FP32 * _largest_block(network) if way.sharded else 0,
         "text encoders": text_bytes if way.encoding or drawing else 0,
         "autoencoder": vae_bytes if drawing else 0,
-        "libraries": RUNTIME["cuda" if way.cuda else "cpu"],
+        "libraries": _runtime(cuda=way.cuda),
     }
-    before = text_bytes + vae_bytes + round(_portion(policy, size) * ENCODING) + parts["libraries"]
     return Footprint(
-        {name: n for name, n in parts.items() if n},
+        _there(parts),
         trace.flops / options.micro_batch(way.processes),
-        before,
+        text_bytes + vae_bytes + round(_portion(policy, size) * ENCODING) + parts["libraries"],
         average,
         trained + moments + average,
     )
@@ -165,10 +162,18 @@ def drawing(
         "autoencoder": vae,
         "activations": beside,
         "one layer in full": 2 * widest if precision in ("int8", "nf4") else 0,
-        "libraries": RUNTIME["cuda" if cuda else "cpu"],
+        "libraries": _runtime(cuda=cuda),
     }
     flops = passes * trace.flops / rows + decoded.flops / portion
-    return Footprint({name: n for name, n in parts.items() if n}, flops)
+    return Footprint(_there(parts), flops)
+
+
+def _there(parts: dict[str, int]) -> dict[str, int]:
+    return {name: size for name, size in parts.items() if size}
+
+
+def _runtime(*, cuda: bool) -> int:
+    return RUNTIME["cuda" if cuda else "cpu"]
 
 
 def _step(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.filesize import decimal
@@ -28,8 +28,8 @@ from sayso.study.study import Study
 from sayso.training.checkpoint import KEPT as KEPT_CHECKPOINTS
 from sayso.training.spread import is_sharded
 
-if TYPE_CHECKING:
-    from sayso.stages.align import AlignConfig
+AlignConfig = Any
+"""The options of `align`, which itself asks here."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Forecast:
     """
 
     study: Study
-    config: "AlignConfig"
+    config: AlignConfig
     aligner: Aligner
     images: Samples
     model: Blueprint
@@ -53,7 +53,7 @@ class Forecast:
     cuda: bool
     captions: int
     kept: Kept
-    known: dict["AlignConfig", Footprint] = field(default_factory=dict)
+    known: dict[AlignConfig, Footprint] = field(default_factory=dict)
 
     @property
     def size(self) -> Size:
@@ -75,7 +75,7 @@ class Forecast:
         texts = len({"", *self.images.texts}) + self.captions
         return texts, texts * row
 
-    def way(self, config: "AlignConfig") -> Way:
+    def way(self, config: AlignConfig) -> Way:
         """Whether a network is sharded is decided here as it is by `training/spread.py`."""
         size = self.table()[1]
         table = self.kept == "table" or (self.kept == "auto" and size <= LARGEST_TABLE_BYTES)
@@ -92,7 +92,7 @@ class Forecast:
             encoding=not table, sharded=sharded,
         )  # fmt: skip
 
-    def footprint(self, config: "AlignConfig") -> Footprint:
+    def footprint(self, config: AlignConfig) -> Footprint:
         if config not in self.known:
             way = self.way(config)
             self.known[config] = training(self.model, way, self.aligner, self.size, self.shapes)
@@ -101,7 +101,7 @@ class Forecast:
 
 def forecast(
     study: Study,
-    config: "AlignConfig",
+    config: AlignConfig,
     aligner: Aligner,
     images: Samples,
     pretraining_images: int,
