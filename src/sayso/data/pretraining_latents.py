@@ -83,6 +83,8 @@ def encoded_pretraining(
     size = size or study.info.sampler.image_size
     images = open_pretraining(study, size)
     captions = images.train_captions(n)
+    if left_out := images.about():
+        console.print(f"pre-training images left out: {left_out}", soft_wrap=True)
     encoding = _Encoding(policy, images, size, workers)
     with precision or nullcontext():
         starts = range(0, len(captions), IMAGES_A_SHARD)
