@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from sayso.base.devices import (
     MixedPrecision,
+    agreed,
     enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
+    number_of_processes,
 )
 from sayso.base.errors import UserError, check_seed
 from sayso.base.files import JsonObject
@@ -144,7 +146,7 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     config = canonical_config(study, config)
     aligner = aligner or load_aligner(config.aligner)()
     config = config.for_aligner(aligner.defaults)
-    check_options(config, aligner)
+    check_options(config, aligner, number_of_processes())
     say(study, [config.model])
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     begun = study.begun("align", name)
@@ -295,6 +297,7 @@ def _prepare(
         gathered: whether the inputs were gathered just now; if not, latents may have changed since.
     """
     from sayso.families._loading import load_policy
+    from sayso.stages._scoring import rewards_of
     from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
 
     accelerator, run = make_accelerator(config.mixed_precision), f"runs/align-{name}"
@@ -304,10 +307,14 @@ def _prepare(
     labels = [row["label"] if "label" in row else row["mark"] for row in rows]
     known = [float("nan") if label is None else label for label in labels]
     images = Samples(samples, [row["text"] for row in rows], known)
+    rewards = agreed(inputs.get("rewards"))
+    if rewards is None and not _scores_samples(aligner):
+        rewards = [math.nan] * len(rows)
+    elif rewards is None:
+        rewards = rewards_of(study, config.reward, samples, images.texts, accelerator.device)
     with accelerator.local_main_process_first():
         if not gathered:
             refuse_changed_latents(study, run, rows, samples)
-        rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
         policy = load_policy(study, config.model, accelerator.device)
         policy.check_prompts(inputs.get("prompts", []))
         table = open_rows(
@@ -380,19 +387,3 @@ def _kind(study: Study, config: AlignConfig) -> str:
     if config.raters != "auto":
         return config.raters
     return RATERS[study.feedback.kind_in_use()]
-
-
-def _rewards(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    images: "Samples",
-    accelerator: "Accelerator",
-) -> list[float]:
-    """The reward of every sample; NaN if the aligner needs none."""
-    if not _scores_samples(aligner):
-        return [float("nan")] * len(images.samples)
-    from sayso.rewards import load_reward
-
-    reward = load_reward(study, config.reward, accelerator.device)
-    return reward.score_samples(study, images.samples, images.texts).tolist()
