@@ -122,9 +122,10 @@ class Parquet(_Table):
                 self._group = (number, self._file.read_row_group(number, [name]).column(0))
             # of a file on the hub its client may raise anything
             except Exception as error:
+                reason = str(error).partition("\n")[0]
                 raise UserError(
-                    f"{self.where} cannot be read from row {row} on ({error}); restore the file or "
-                    "the network, and run the command again to resume"
+                    f"{self.where} cannot be read from row {row} on ({reason}); restore the file "
+                    "or the network, and run the command again to resume"
                 ) from None
         return self._group[1][row - self._starts[number]].as_py()
 
