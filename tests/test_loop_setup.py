@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from loops import OPTIONS, differences, loop_at, run_at
+from torch import nn
 
 from sayso.aligners import Aligner, Batch, Work
 from sayso.aligners.dpo import DirectPreference
@@ -158,6 +159,57 @@ def test_an_average_of_its_own_begins_at_the_weights(tmp_path: Path) -> None:
     assert differences(loop.average, [p.detach() for p in loop.parameters]) == 0
     assert not {m.data_ptr() for m in loop.average} & {p.data_ptr() for p in loop.parameters}
     assert not any(mean.requires_grad for mean in loop.average)
+
+
+class Willing(nn.Sequential):
+    """A network that can compute its parts twice."""
+
+    asked = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.asked = True
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_network_is_asked_for_gradient_checkpointing(tmp_path: Path, wanted: bool) -> None:
+    ready, accelerator = toy_work(), make_accelerator("no")
+    assert isinstance(ready.policy.network, nn.Sequential)
+    network = ready.policy.network = Willing(*ready.policy.network)
+    options = dataclasses.replace(OPTIONS, gradient_checkpointing=wanted)
+    _Loop(ready, GoodImages(), options, run_at(tmp_path / "r"), accelerator)
+    assert network.asked is wanted
+
+
+class Made(Exception):
+    """The average is there, and the optimiser would be next."""
+
+
+def test_the_average_is_kept_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which has no numbers that could be copied to the CPU."""
+
+    def stop(*_: object) -> None:
+        raise Made
+
+    ready, accelerator = toy_work(), make_accelerator("no")
+    ready.policy.network.to("meta")
+    monkeypatch.setattr(loop_module, "spread", lambda *_, **__: None)
+    monkeypatch.setattr(loop_module, "make_optimizer", stop)
+    loop = object.__new__(_Loop)
+    with pytest.raises(Made):
+        loop.__init__(ready, GoodImages(), OPTIONS, run_at(tmp_path / "r"), accelerator)
+    assert {mean.device.type for mean in loop.average} == {"meta"}
+    options = dataclasses.replace(OPTIONS, ema_on_cpu=True)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+        _Loop(ready, GoodImages(), options, run_at(tmp_path / "r"), accelerator)
+
+
+def test_the_average_follows_where_it_is(tmp_path: Path) -> None:
+    loop = loop_at(tmp_path / "r")
+    loop.average = [mean.to("meta") for mean in loop.average]
+    loop._average()
+    assert {mean.device.type for mean in loop.average} == {"meta"}
 
 
 def test_checkpoints_come_at_the_ends_of_rollouts_only(
