@@ -141,10 +141,11 @@ def _work(
             ),
         )
     config = TRAINED[phase]
-    study.feedback.add_ratings([
-        Rating(f"{s.id}r", s.id, "simulated-1", "alignment", "good", True, 0.0, 1.0)
-        for s in study.samples()
-    ])  # fmt: skip
+    if not study.feedback.ratings():
+        study.feedback.add_ratings([
+            Rating(f"{s.id}r", s.id, "simulated-1", "alignment", value, True, 0.0, 1.0)
+            for s, value in zip(study.samples(), ("good", "bad"), strict=True)
+        ])  # fmt: skip
     aligner = load_aligner("sft")()
     way = footprint.Way(
         config.for_aligner(aligner.defaults), config.lora_rank, "fp32", None, cuda=False,
