@@ -12,8 +12,8 @@ from sayso.base.types import digest
 
 PATIENCE = timedelta(seconds=5)
 ENDED = (
-    "another process of the launch has ended; look what it said, and repeat the command: it goes "
-    "on where it stopped"
+    "another process of this launch has ended; see what it printed, and run the command again to "
+    "resume"
 )
 """What the others say where one was killed and could say nothing."""
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
