@@ -23,7 +23,7 @@ from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.families import log_prob
 from sayso.rewards import Reward
-from sayso.testing import ToyPolicy, ToyReward, toy_work
+from sayso.testing import ToyPolicy, toy_work
 
 SMALL = GroupPolicy(images=8, group_size=4, steps_per_image=2)
 GUIDED = Sampler(num_inference_steps=6, guidance_scale=1.5, negative_prompt="7")
@@ -319,9 +319,3 @@ def test_advantages_of_nearly_equal_rewards_are_not_blown_up() -> None:
     assert group_advantages(rewards, 2, 5.0).tolist() == pytest.approx([-0.01, 0.01] * 2)
     assert group_advantages(torch.tensor([0.0] * 99 + [1.0]), 100, 3.0).max() == 3
     assert group_advantages(torch.tensor([1.0] * 99 + [0.0]), 100, 3.0).min() == -3
-
-
-def test_the_toy_rewards_what_is_bright() -> None:
-    assert ToyReward().score(torch.tensor([0.2, 0.4, 9.0]).reshape(1, 3, 1, 1), [""]).item() == (
-        pytest.approx(0.3)
-    )

@@ -118,6 +118,7 @@ def test_a_resumed_run_says_which_steps_its_log_lacks(
 
 def test_losses_are_looked_at_every_few_steps(tmp_path: Path) -> None:
     loop = loop_at(tmp_path / "r", max_steps=20)
+    assert loop.log.note == ""
     for batch in ALIGNER.batches(work(READ_EVERY + 1)):
         loop.update(batch)
         assert len(loop.log.unread) == loop.step % READ_EVERY

@@ -17,7 +17,7 @@ from sayso.study.identity import model_folder
 from sayso.study.study import Study
 
 OTHER_TASKS = re.compile(
-    "Inpaint|Img2Img|ImageToImage|Edit|Upscal|Control|Pix2Pix|Depth|Fill|Adapter"
+    "Inpaint|Img2Img|ImageToImage|Edit|Upscal|Control|Pix2Pix|Depth|Fill|Adapter|Kontext|Layered|Omni"
 )
 """In the names of pipelines that do something else than draw from a text."""
 
