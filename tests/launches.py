@@ -1,6 +1,6 @@
 """Launches that end badly, forked from one process that has imported everything.
 
-`python tests/launches.py FOLDER KILLS` writes FOLDER/ends.json; tests/kill/test_launches.py reads it.
+`python tests/launches.py FOLDER KILLS` writes FOLDER/ends.json for tests/kill/test_launches.py.
 A launch is made as torchrun makes one, with a store that outlives its processes. In place of
 ending the others when one has ended, it waits for them, to see that they end by themselves.
 """
@@ -153,7 +153,7 @@ def _poison(_: loop._Loop) -> None:
 def _fill_disk(_: loop._Loop) -> None:
     """Nothing more can be written: of a checkpoint neither shards nor, in the first, its papers."""
 
-    def full(*_: Any, **__: Any) -> None:
+    def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     HuggingFaceStorageWriter.write_data = full
@@ -232,7 +232,9 @@ def main(folder: Path, kills: int) -> None:
     ends.fails("nan", 2, "full", at_step(1, 3, _poison), "whole-full")
     for rank in (0, 1):
         ends.fails(f"full-{rank}", 2, "full", at_step(rank, 3, _fill_disk), "whole-full")
-    wrong = launch(folder / "log-world", 3, lambda: train_case(folder / "model", folder / "w", "rwr"))
+    wrong = launch(
+        folder / "log-world", 3, lambda: train_case(folder / "model", folder / "w", "rwr")
+    )
     ends.ends["world"] = wrong._asdict()
     for sharding in kinds:
         name = f"moved-{sharding}"

@@ -15,6 +15,7 @@ from models import tiny_pipeline, tiny_unet
 
 SCRIPT = Path(__file__).parent.parent / "launches.py"
 
+
 @pytest.fixture(scope="module")
 def ends(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest

@@ -89,17 +89,25 @@ def family(folder: Path) -> type[Policy]:
     raise UserError(f"{folder} is {what}; give a model of one of the families {known}")
 
 
-def load_policy(study: Study, model: str, device: torch.device) -> Policy:
+def load_policy(
+    study: Study, model: str, device: torch.device, network_on: torch.device | None = None
+) -> Policy:
     """The base model of the study with the weights of `model` over it.
 
     Args:
         study: names the base model, holds the runs.
         model: "base" or an align run such as "runs/align-rwr".
         device: where the policy lives.
+        network_on: where its network lies until training moves it; None = on the same device.
     Raises: UserError: for an unknown or unfinished run, or a selection such as "base@best-of-16".
     """
     folder, *runs = model_folders(study, model)
-    policy = family(folder).load(folder, device)
+    kind = family(folder)
+    if network_on in (None, device):
+        policy = kind.load(folder, device)
+    else:
+        policy = kind.load(folder, device, parts=("text", "vae"))
+        policy.network = kind.load(folder, network_on, parts=("network",)).network
     policy.name = f"{model} ({folder})" if model == "base" else model
     for weights in runs:
         policy.load_weights(weights)

@@ -34,6 +34,7 @@ from sayso.training.options import TrainOptions
 from sayso.votes.labels import LabelMethod, check_method
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from sayso.aligners import Aligner
@@ -315,7 +316,7 @@ def _prepare(
     with accelerator.local_main_process_first():
         if not gathered:
             refuse_changed_latents(study, run, rows, samples)
-        policy = load_policy(study, config.model, accelerator.device)
+        policy = load_policy(study, config.model, accelerator.device, _network_on(config))
         policy.check_prompts(inputs.get("prompts", []))
         table = open_rows(
             study,
@@ -329,6 +330,14 @@ def _prepare(
             leave_out_damaged=config.leave_out_damaged,
         )
     return _Ready(accelerator, policy, table, rewards, rows)
+
+
+def _network_on(config: AlignConfig) -> "torch.device | None":
+    """Where the network is loaded: in main memory if it may be sharded, for it may not fit."""
+    import torch
+
+    may_be_sharded = config.sharding != "none" and number_of_processes() > 1
+    return torch.device("cpu") if may_be_sharded else None
 
 
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: _Ready) -> None:
