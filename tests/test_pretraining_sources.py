@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 import torch
+from disks import small_disk
 from natural import (
     DAMAGED,
     KINDS,
@@ -28,11 +32,13 @@ from PIL import Image
 
 from sayso.base.errors import UserError
 from sayso.base.types import Size
+from sayso.cli.commands import _disk_trouble
 from sayso.data.pretraining_images import Damaged, open_pretraining
 from sayso.data.pretraining_images._decoding import decoded
 from sayso.data.pretraining_images.filters import all_hold, parse_filter
 from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families._loading import load_policy
+from sayso.stages._forecast import _pretraining
 from sayso.stages.new import NewConfig, new
 from sayso.study.study import Study
 
@@ -458,3 +464,73 @@ def test_damaged_heldout_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[
         _heldout(study, 99, SIZE, leave_out_damaged=False)
     assert len(_heldout(study, 99, SIZE, leave_out_damaged=True)) == len(every) - len(bad)
     assert "left out" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_in_the_middle_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sayso.data.pretraining_latents.IMAGES_A_SHARD", 8)
+    study = of_kind(tmp_path, "jsonl")
+    policy = load_policy(study, "base", CPU)
+    shard = 8 * 2 * torch.Size(policy.latent_shape(study.info.sampler.image_size)).numel()
+    with small_disk(tmp_path / "disk", f"{(2.6 * shard + 8192) // 1024:.0f}k") as disk:
+        study.cache.symlink_to(disk)
+        with pytest.raises(OSError, match="No space left") as full:
+            encoded_pretraining(study, policy, 99)
+        assert "the disk is full; free some space" in str(_disk_trouble(full.value))
+        kept = {p: p.read_bytes() for p in (disk / "pretraining").iterdir()}
+        assert 1 <= len(kept) <= 3
+        assert all(p.suffix == ".safetensors" for p in kept), "a half-written file is left"
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        encoded, encode = [], policy.encode_images
+        monkeypatch.setattr(
+            policy, "encode_images", lambda batch: encoded.append(len(batch)) or encode(batch)
+        )
+        latents, captions = encoded_pretraining(study, policy, 99)
+        assert len(latents) == len(captions) == sum(encoded) + 8 * len(kept)
+        assert all(p.read_bytes() == content for p, content in kept.items())
+
+
+WAITING = """
+import multiprocessing
+from sayso.base.types import Size
+from sayso.data.pretraining_images._decoding import decoded
+
+pictures = decoded(iter(lambda: b"", None), Size(8, 8), 2)
+next(pictures)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+while True:
+    next(pictures)
+"""
+
+
+def test_decoders_end_with_the_process_that_began_them() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    decoders = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(decoders) == 2
+    assert all(map(is_alive, decoders))
+    parent.kill()
+    parent.communicate()
+    end = time.monotonic() + 30
+    while any(map(is_alive, decoders)):
+        assert time.monotonic() < end, "they go on alone"
+        time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs; a process that ended and whom nobody has asked about does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_dry_run_counts_them(tmp_path: Path) -> None:
+    study = of_kind(tmp_path, "tars", filter="aesthetic >= 6")
+    said, n = _pretraining(study, 99)
+    assert n == open_pretraining(study).train_count(99) < 16
+    assert said == {
+        "pre-training images": f"{n} of {study.info.pretraining}; left out: 24 not aesthetic >= 6"
+    }
+    assert _pretraining(study, 5)[1] == 5

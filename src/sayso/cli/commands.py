@@ -91,6 +91,13 @@ COMMANDS = {
         "import_table",
         "ImportConfig",
     ),
+    "weights": Command(
+        "write a tuned model for other programs, with a model card",
+        "sayso.stages.weights",
+        "weights",
+        "WeightsConfig",
+        needs="train",
+    ),
     "moved": Command(
         "tell a study where its models are now", "sayso.stages.moved", "moved", "MovedConfig"
     ),

@@ -1,5 +1,6 @@
 """Pre-training images in packs: files that each hold many captioned pictures."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -139,7 +140,8 @@ class Packs(Captioned):
         path = self._index / f"{digest([pack.identity, self._asked])}.json"
         if not path.is_file():
             found = [_plain(entry) for entry in pack.entries(self.columns)]
-            files.write_json(path, {"entries": found})
+            content = json.dumps({"entries": found}, ensure_ascii=False, allow_nan=False)
+            files.write_bytes(path, content.encode())
         # read back, so that places are the same whether it was there or not
         return [Entry(*row) for row in files.read_json(path)["entries"]]
 
