@@ -61,7 +61,7 @@ def test_a_killed_process_ends_the_launch_in_one_line_and_costs_no_bit(
         ("nan", "loss is nan at step 4: training stopped, the checkpoint of step 2 is kept"),
         ("full-0", "the disk is full; free some space"),
         ("full-1", "the disk is full; free some space"),
-        ("world", "batch_size 8 is no multiple of 3 processes"),
+        ("world", "batch_size 8 is not a multiple of 3 processes; give --batch-size 6 or 9, or"),
     ],
 )
 def test_what_goes_wrong_in_one_process_is_said_once_and_ends_all(

@@ -27,6 +27,11 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return int(environment.get("WORLD_SIZE", "1")) > 1
 
 
+def is_talking(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process shows progress and says what it does: alone, or the first of several."""
+    return not is_launched(environment) or environment.get("RANK", "0") == "0"
+
+
 def is_lost(error: BaseException) -> bool:
     """Whether a library failed because another process of the launch is no longer there."""
     names = {kind.__name__ for kind in type(error).__mro__}
