@@ -259,7 +259,7 @@ def test_grpo_draws_and_trains_through_the_command_line(
     assert moved(study, run.name) > 0
     with pytest.raises(UserError, match=r"8 rows .* do not make whole batches of 5; use .* 4 or 8"):
         cli.run([*command, "--batch-size", "5", "--name", "odd"])
-    with pytest.raises(UserError, match="of the 2 steps of drawing 1 have noise"):
+    with pytest.raises(UserError, match="of the 2 sampling steps, 1 have noise"):
         cli.run([*command, "--steps-per-image", "2", "--name", "many"])
 
 
