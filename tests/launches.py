@@ -150,8 +150,9 @@ def _poison(_: loop._Loop) -> None:
     loop.objective = poisoned
 
 
-def _fill_disk(_: loop._Loop) -> None:
+def _fill_disk(trained: loop._Loop) -> None:
     """Nothing more can be written: of a checkpoint neither shards nor, in the first, its papers."""
+    trained.saver.wait()
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
