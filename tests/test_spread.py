@@ -149,7 +149,7 @@ def test_a_network_is_sharded_where_it_does_not_fit() -> None:
 def test_a_network_may_be_loaded_elsewhere_than_the_rest(tmp_path: Path) -> None:
     """In main memory, say, until it is in shards."""
     study, cpu = random_study(tmp_path), torch.device("cpu")
-    policy: Any = load_policy(study, "base", cpu, torch.device("meta"))
+    policy: Any = load_policy(study, "base", cpu, network_on=torch.device("meta"))
     assert {p.device.type for p in policy.network.parameters()} == {"meta"}
     assert policy.device == cpu
     assert policy.encode_prompts(["a dog"])["states"].device == cpu
