@@ -69,11 +69,8 @@ def prepare(
     if rewards is None:
         rewards = _rewards(study, wanted, aligner, images, accelerator)
     drawing = bool(aligner.required() & {"rollouts", "gradient"})
-    device = accelerator.device
-    # a network that may be sharded may not fit on the device before it is
-    alone = accelerator.num_processes == 1 or wanted.sharding == "none"
-    network_on = device if alone else torch.device("cpu")
-    model = (study, wanted.model, device, wanted.precision)
+    model = (study, wanted.model, accelerator.device, wanted.precision)
+    network_on = _network_on(wanted, accelerator)
     with accelerator.local_main_process_first():
         if not gathered:
             refuse_changed_latents(study, wanted.run, rows, samples)
@@ -98,6 +95,12 @@ def prepare(
         encoder.release("text")
     policy = load_policy(*model, ["network"], network_on)
     return Ready(accelerator, policy, table, rewards, rows)
+
+
+def _network_on(wanted: Wanted, accelerator: Accelerator) -> torch.device:
+    """Where the network is loaded: in main memory if it may be sharded, for it may not fit."""
+    whole = accelerator.num_processes == 1 or wanted.sharding == "none"
+    return accelerator.device if whole else torch.device("cpu")
 
 
 def scores_samples(aligner: Aligner) -> bool:
