@@ -150,7 +150,7 @@ def fill(db: Connection, task: str, votes: int, overlap: int = 3, raters: int = 
     more = {
         "n_items": row["n_items"] + items, "n_ranks": rank + items,
         "wanted": row["wanted"] + items * overlap, "votes": row["votes"] + items * overlap,
-        "answers": row["answers"] + items * overlap,
+        "all_votes": row["all_votes"] + items * overlap,
     }  # fmt: skip
     db.execute(update(work.tasks).where(work.tasks.c.id == task).values(more))
 
@@ -175,7 +175,7 @@ _FULL_ITEMS = _insert("items", {
 })  # fmt: skip
 _ASSIGNMENTS = _insert("assignments", {
     "item": _ITEM, "rater": _BY, "task": ":task", "key": "'full-key-' || i",
-    "state": "'answered'", "until": "0", "swapped": ":no", "position": "0",
+    "state": f"'{work.VOTED}'", "until": "0", "swapped": ":no", "position": "0",
     "vote": "'full-vote-' || i",
 })  # fmt: skip
 _VOTE = {

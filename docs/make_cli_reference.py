@@ -26,7 +26,8 @@ def reference() -> str:
     for command in COMMANDS:
         parts.append(f"## sayso {command}\n\n```\n{help_of(command)}\n```\n")
     for name in plugin_names("judge"):
-        _, title, options = help_of("evaluate", "--judge", name).partition("╭─ options options")
+        box = f"╭─ {name.replace('_', '-')} options"
+        _, title, options = help_of("evaluate", "--judge", name).partition(box)
         if title:
             parts.append(f"### --judge {name}\n\n```\n{title}{options}\n```\n")
     return "\n".join(parts)

@@ -31,18 +31,20 @@ class Flow:
     pipeline: Any
     text: dict[str, Any] = field(default_factory=dict)
 
-    def guided(self, scale: float, negative: str) -> dict[str, Any]:
-        """The pipeline's arguments for the sampler's guidance scale."""
+    def guided(self, sampler: Sampler) -> dict[str, Any]:
+        """The pipeline's arguments for the sampler's guidance."""
+        negative = {"negative_prompt": [sampler.negative_prompt] * len(TEXTS)}
         if self.name == "qwen_image":
-            return {"true_cfg_scale": scale, "negative_prompt": [negative] * len(TEXTS)}
-        negatives = {} if self.name == "flux" else {"negative_prompt": [negative] * len(TEXTS)}
-        return {"guidance_scale": scale, **negatives}
+            return {"true_cfg_scale": sampler.guidance_scale, **negative}
+        scale = {"guidance_scale": sampler.guidance_scale}
+        if self.name == "flux" and sampler.negative_prompt:
+            return scale | negative | {"true_cfg_scale": sampler.true_cfg_scale}
+        return scale if self.name == "flux" else scale | negative
 
     def draw(self, sampler: Sampler, seeds: list[int], output: str = "latent") -> Tensor:
         """The pipeline's pictures of `TEXTS`: their latents [b c h w], or pixels in [0, 1]."""
-        guidance = self.guided(sampler.guidance_scale, sampler.negative_prompt)
         made = self.pipeline(
-            list(TEXTS), **self.text, **guidance,
+            list(TEXTS), **self.text, **self.guided(sampler),
             width=sampler.image_size.width, height=sampler.image_size.height,
             num_inference_steps=sampler.num_inference_steps, output_type=output,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -11,7 +11,8 @@ from typing import Any
 
 from sayso.base.extras import EXTRAS
 
-HIDDEN = {*EXTRAS["train"], *EXTRAS["export"], "tokenizers", "huggingface_hub", "torchvision"}
+HIDDEN = {*(m for modules in EXTRAS.values() for m in modules), "tokenizers", "huggingface_hub",
+          "torchvision"}  # fmt: skip
 
 
 class _Without:

@@ -15,10 +15,24 @@ from statsmodels.stats import inter_rater
 from sayso.base import bootstrap
 from sayso.base.bootstrap import Clusters
 from sayso.votes import agreement
-from sayso.votes.agreement import Votes, collect, fleiss_kappa, krippendorff_alpha, measure
+from sayso.votes.agreement import Statistics, Votes, collect, measure, statistics
 from sayso.votes.item_votes import ItemVote
 
 CLASSES = ("good", "bad", "skip")
+
+
+def unweighted(counts: np.ndarray) -> Statistics:
+    sums = np.asarray(counts, dtype=float).T
+    weight = np.ones(sums.shape[1])
+    return statistics(sums, sums, weight, weight[:, None], n_unskipped=len(sums))
+
+
+def krippendorff_alpha(counts: np.ndarray) -> float:
+    return float(unweighted(counts).alpha[0])
+
+
+def fleiss_kappa(counts: np.ndarray) -> float:
+    return float(unweighted(counts).kappa[0])
 
 
 def textbook_alpha(votes: list[list[int]]) -> float:
@@ -279,10 +293,10 @@ def test_a_rater_drawn_twice_does_not_agree_with_itself() -> None:
     votes = collect(item_votes(60), CLASSES)
     sums = votes.counts().T
     once, ones = np.ones(len(votes.items)), np.ones((len(votes.items), 1))
-    plain = agreement._numbers(sums, sums, once, ones, n_unskipped=2)
-    double = agreement._numbers(2 * sums, 4 * sums, 3 * once, ones, n_unskipped=2)
+    plain = agreement.statistics(sums, sums, once, ones, n_unskipped=2)
+    double = agreement.statistics(2 * sums, 4 * sums, 3 * once, ones, n_unskipped=2)
     assert np.allclose(np.vstack(plain), np.vstack(double))
-    half = agreement._numbers(sums / 2, sums / 4, once, ones, n_unskipped=2)
+    half = agreement.statistics(sums / 2, sums / 4, once, ones, n_unskipped=2)
     assert np.allclose(np.vstack(plain), np.vstack(half))
 
 

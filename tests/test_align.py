@@ -18,7 +18,8 @@ from sayso.aligners.rwr import RewardWeighted
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
 from sayso.data.conditions import EncodedConditions, open_conditions
-from sayso.data.latents import encoded_pretraining
+from sayso.data.pretraining_images import Damaged, Ranges
+from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.data.rows import in_memory
 from sayso.data.shards import Shards
 from sayso.families._loading import load_policy
@@ -258,7 +259,7 @@ def test_grpo_draws_and_trains_through_the_command_line(
     assert moved(study, run.name) > 0
     with pytest.raises(UserError, match=r"8 rows .* do not make whole batches of 5; use .* 4 or 8"):
         cli.run([*command, "--batch-size", "5", "--name", "odd"])
-    with pytest.raises(UserError, match="of the 2 steps of drawing 1 have noise"):
+    with pytest.raises(UserError, match="of the 2 sampling steps, 1 have noise"):
         cli.run([*command, "--steps-per-image", "2", "--name", "many"])
 
 
@@ -271,7 +272,8 @@ def test_rewards_weigh_when_the_aligner_wants_them(
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.zeros(len(images))
 
-    monkeypatch.setattr("sayso.rewards.load_reward", lambda *a: seen.append(a[1]) or Fixed())
+    noted = "sayso.stages._scoring.load_reward"
+    monkeypatch.setattr(noted, lambda *a: seen.append(a[1]) or Fixed())
     config = dataclasses.replace(QUICK, reward="clip_score", pretraining_weight=0.0)
     run = align(study, config, RewardWeighted())
     assert seen == ["clip_score"]
@@ -283,7 +285,7 @@ def test_nan_reward_stops_before_training(study: Study, monkeypatch: pytest.Monk
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.full((len(images),), float("nan"))
 
-    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: Broken())
+    monkeypatch.setattr("sayso.stages._scoring.load_reward", lambda *_: Broken())
     with pytest.raises(UserError, match="NaN or infinite"):
         align(study, dataclasses.replace(QUICK, reward="clip_score"))
     assert not (study.path / "runs/align-rwr/log.jsonl").exists()
@@ -307,7 +309,7 @@ def test_missing_things_are_named_before_a_model_loads(
         align(study, dataclasses.replace(QUICK, aligner="rwx"))
     with pytest.raises(UserError, match="no images of 'runs/align-x' for train prompts"):
         align(study, dataclasses.replace(QUICK, model="runs/align-x"))
-    with pytest.raises(UserError, match="batch_size 8 is no multiple"):
+    with pytest.raises(UserError, match="batch_size 8 is not a multiple"):
         align(study, dataclasses.replace(QUICK, micro_batch_size=3), LABELS)
     empty = random_study(tmp_path / "empty", pretraining="")
     with pytest.raises(UserError, match="no images of 'base'"):
@@ -340,7 +342,7 @@ def test_pretraining_images_are_encoded_once(study: Study, monkeypatch: pytest.M
 def test_plan_counts(study: Study) -> None:
     sizes = plan(study, QUICK)
     assert sizes["images in all"] == 24
-    assert sizes["passes over the samples, about"] == 2.0
+    assert sizes["passes over the samples (approx.)"] == 2.0
 
 
 def test_saved_average_is_what_load_policy_gives(study: Study) -> None:
@@ -356,7 +358,7 @@ def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.full((len(images),), 0.5)
 
-    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: Half())
+    monkeypatch.setattr("sayso.stages._scoring.load_reward", lambda *_: Half())
     study = random_study(tmp_path)
     generate(study, GenerateConfig(per_prompt=4))
     config = dataclasses.replace(QUICK, reward="clip_score")
@@ -423,31 +425,31 @@ def test_a_table_is_of_its_texts_and_its_model(
     real = policy.encode_prompts
     monkeypatch.setattr(policy, "encode_prompts", lambda t: made.extend(t) or real(t))
     assert torch.equal(open_conditions(policy, texts, folder, "m")[rows]["states"], first)
-    assert made == [""], "only to know the size"
+    assert made == ["a dog"], "only to know the size, of the longest"
     open_conditions(policy, ["", "a cat"], folder, "m")
     open_conditions(policy, texts, folder, "another model")
-    assert made.count("a cat") == 1
-    assert made.count("a dog") == 1
+    assert made[1:] == ["a cat", "", "a cat", "a dog", "", "a dog"]
 
 
 def test_encoding_goes_on_where_it_was_stopped(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = load_policy(study, "base", torch.device("cpu"))
-    monkeypatch.setattr("sayso.data.latents.IMAGES_A_SHARD", 2)
+    monkeypatch.setattr("sayso.data.pretraining_latents.IMAGES_A_SHARD", 2)
     whole = encoded_pretraining(study, policy, 7)[0][torch.arange(7)]
     shutil.rmtree(study.cache)
-    real, drawn = Scenes.train_images, list[int]()
+    real, drawn = Scenes.train_pictures, list[int]()
 
-    def until(scenes: Scenes, start: int, stop: int) -> Iterator[Image.Image]:
-        for number, image in enumerate(real(scenes, start, stop), start):
+    def until(scenes: Scenes, ranges: Ranges, workers: int) -> Iterator[Image.Image | Damaged]:
+        numbers = (i for start, stop in ranges for i in range(start, stop))
+        for number, image in zip(numbers, real(scenes, ranges, workers), strict=True):
             if number == 5 and 5 not in drawn:
                 drawn.append(5)
                 raise KeyboardInterrupt
             drawn.append(number)
             yield image
 
-    monkeypatch.setattr(Scenes, "train_images", until)
+    monkeypatch.setattr(Scenes, "train_pictures", until)
     with pytest.raises(KeyboardInterrupt):
         encoded_pretraining(study, policy, 7)
     assert torch.equal(encoded_pretraining(study, policy, 7)[0][torch.arange(7)], whole)

@@ -24,10 +24,10 @@ from sayso.testing import ToyPolicy, check_aligner, toy_rows
 NAN = float("nan")
 
 
-def rows_with(marks: list[float], rewards: list[float], n_pretraining: int = 0) -> TrainingRows:
-    own = torch.arange(len(marks)).float()[:, None, None, None].expand(-1, 2, 1, 1)
+def rows_with(labels: list[float], rewards: list[float], n_pretraining: int = 0) -> TrainingRows:
+    own = torch.arange(len(labels)).float()[:, None, None, None].expand(-1, 2, 1, 1)
     natural = (torch.full((n_pretraining, 2, 1, 1), -1.0), ["9"] * n_pretraining)
-    return make_rows(ToyPolicy(), (own, ["1"] * len(marks)), marks, rewards, natural)
+    return make_rows(ToyPolicy(), (own, ["1"] * len(labels)), labels, rewards, natural)
 
 
 def work_on(rows: TrainingRows, **changes: int) -> Work:

@@ -105,7 +105,7 @@ def test_truncated_image(study_path: Path) -> None:
 
 def test_rating_for_an_image_that_is_gone(study_path: Path) -> None:
     (study_path / first_sample(study_path)["path"]).unlink()
-    refused("fit", study_path, "--name", "again", says="gone", unchanged=study_path)
+    refused("fit", study_path, "--name", "again", says="missing", unchanged=study_path)
 
 
 def test_rating_for_a_sample_without_record(study_path: Path) -> None:
@@ -171,12 +171,12 @@ def test_weights_that_are_not_safetensors(tmp_path: Path) -> None:
 def test_half_written_run(study_path: Path) -> None:
     run = study_path / "runs/fit-clip_head"
     (run / "config.json").unlink()
-    refused("fit", study_path, says="half written", unchanged=study_path)
+    refused("fit", study_path, says="is incomplete", unchanged=study_path)
     refused("align", study_path, "--name", "again", says="fit-clip_head", unchanged=study_path)
 
 
 def test_same_name_other_config(study_path: Path) -> None:
-    line = refused("align", study_path, "--learning-rate", 0.125, says="exists with another config")
+    line = refused("align", study_path, "--learning-rate", 0.125, says="exists with other options")
     assert "learning_rate" in line
     assert "0.125" in line
 

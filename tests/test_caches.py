@@ -17,8 +17,8 @@ from studies import random_study
 
 from sayso.base.types import Size
 from sayso.data.clip import ClipEncoder, embed_samples
-from sayso.data.latents import encoded_pretraining
 from sayso.data.pretraining_images import open_pretraining
+from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families._loading import load_policy
 from sayso.study.study import Study
 from sayso.tinyworld import pretraining_images as scenes
@@ -26,7 +26,7 @@ from sayso.tinyworld import pretraining_images as scenes
 CPU = torch.device("cpu")
 
 
-def natural_images(folder: Path, n: int = 24, text: str = "two red cats", shade: int = 0) -> None:
+def captioned_images(folder: Path, n: int = 24, text: str = "two red cats", shade: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for i in range(n):
@@ -38,7 +38,7 @@ def natural_images(folder: Path, n: int = 24, text: str = "two red cats", shade:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    natural_images(tmp_path / "natural")
+    captioned_images(tmp_path / "natural")
     return random_study(tmp_path, str(tmp_path / "natural"))
 
 
@@ -51,7 +51,7 @@ def replaced_images(study: Study) -> None:
     """Same names, sizes and dates, as rsync and cp -p leave them."""
     folder = Path(study.info.pretraining)
     before = {p: p.stat() for p in folder.glob("*.png")}
-    natural_images(folder, shade=50)
+    captioned_images(folder, shade=50)
     for path, stat in before.items():
         assert path.stat().st_size == stat.st_size
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -1,6 +1,8 @@
 """The command line as a user meets it: help, unknown names, one-line errors, light imports."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,22 @@ def test_help_of_every_command(command: str) -> None:
     done = sayso(command, "--help")
     assert done.returncode == 0
     assert "--dry-run" in done.stdout
+
+
+def test_help_names_its_boxes_by_the_command_and_the_plugin() -> None:
+    boxes = re.findall("╭─ ([^─]+) ─", sayso("evaluate", "--judge", "people", "--help").stdout)
+    assert boxes == ["positional arguments", "options", "evaluate options", "people options"]
+
+
+def test_help_flows_and_shows_no_empty_defaults() -> None:
+    """Of every command: docs/cli.md is their help (a test compares)."""
+    text = (Path(__file__).parents[1] / "docs/cli.md").read_text()
+    assert not re.findall(r"\(default: (?:''|None|False)\)", text)
+    assert "--unrated, --no-unrated" in text, "a switch that is on shows how to turn it off"
+    lines = [line.strip("│").rstrip() for line in text.splitlines() if line.startswith("│")]
+    for line, following in itertools.pairwise(lines):
+        if line.startswith(" " * 10) and following.startswith(" " * 10):
+            assert len(line) + 1 + len(following.split()[0]) > 96, f"broken early: {line}"
 
 
 def test_raters_laptop_needs_no_torch() -> None:

@@ -141,7 +141,7 @@ def test_long_prompt_is_refused_not_cut(encoder: ClipEncoder) -> None:
     fits = "a" * (MAX_TOKENS - 2)
     assert encoder.texts([fits]).isfinite().all()
     with pytest.raises(
-        UserError, match=f"{MAX_TOKENS + 1} tokens, CLIP reads at most {MAX_TOKENS}"
+        UserError, match=f"{MAX_TOKENS + 1} tokens, but CLIP reads at most {MAX_TOKENS}"
     ):
         encoder.texts(["a dog", fits + "a"])
 
@@ -163,7 +163,7 @@ def test_refuses_weights_that_are_no_safetensors(folder: Path, tmp_path: Path) -
 
 
 def test_refuses_what_is_no_clip(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no folder and could not be fetched"):
+    with pytest.raises(UserError, match="is not a folder and could not be fetched"):
         resolve_clip(str(tmp_path / "nowhere"))
     copy = Path(shutil.copytree(folder, tmp_path / "clip"))
     config = json.loads((copy / "config.json").read_text())
@@ -202,7 +202,7 @@ def test_samples_are_embedded_once(
         patch.setattr(encoder, "images", lambda _: pytest.fail("embedded again"))
         again = embed_samples(study, encoder, [samples[3], samples[0], samples[3]])
     assert torch.equal(again, first[[3, 0, 3]])
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="is missing"):
         embed_samples(study, encoder, [*samples, *_without_image(study)])
 
 

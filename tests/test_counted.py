@@ -263,7 +263,6 @@ READERS: dict[str, tuple[Callable[[Case], object], set[str]]] = {
         lambda c: c.study.feedback.soft_labels(False, method="dawid-skene"),
         LABELS | {"decision"},
     ),
-    "label table": (lambda c: c.study.feedback.label_table(False), OWN | {"decision"}),
     "preferences": (
         lambda c: c.study.feedback.preferences(c.study.samples(), False),
         LABELS | {"decision"},
@@ -329,8 +328,7 @@ def test_a_decision_alone_is_a_label_everywhere(tmp_path: Path):
     study.feedback.add_ratings([decision])
     assert study.feedback.counts(False)[image].value == "bad"
     assert study.feedback.soft_labels(False)[image] == 0.0
-    [row] = [r for r in study.feedback.label_table(False) if r.sample_id == image]
-    assert (row.n_good, row.n_bad, row.p_good) == (0, 0, 0.0)
+    assert study.feedback.counts(False)[image].share == 0.0
     case = Case(study, image, tmp_path)
     [row] = [r for r in exported(case, "sayso") if r["sample_id"] == image]
     assert (row["n_good"], row["n_bad"], row["decided"], row["p_good"]) == (0, 0, "bad", 0.0)

@@ -66,7 +66,7 @@ def test_killed_training_goes_on_from_its_checkpoint(
     early = early_study(tmp_path)
     sayso(early, HALF)
     said = " ".join(capsys.readouterr().err.split())
-    assert "runs/align-half was begun without a record of what it learns from" in said
+    assert "runs/align-half has no record of its inputs" in said
     study = Study.open(early)
     whole, half = (study.find_run(f"align-{name}") for name in ("whole", "half"))
     assert [row["step"] for row in half.history()] == list(range(1, 121))

@@ -46,7 +46,7 @@ def test_what_changes_rounding_is_recorded_and_said(
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     run.add_environment(computed_on(make_accelerator("no")))
     said = " ".join(capsys.readouterr().err.split())
-    assert "other terms than it began with (variables); the last bits may differ" in said
+    assert "other conditions than it began with (variables); the last bits may differ" in said
 
 
 def test_processes_wait_for_each_other_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

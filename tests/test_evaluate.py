@@ -44,7 +44,7 @@ def test_shares_by_group_count_what_is_judged() -> None:
 
 
 def test_shares_without_verdicts_say_why() -> None:
-    assert "no image is judged" in evaluation.shares([row(0, None)])["skipped"]
+    assert "no image has a verdict" in evaluation.shares([row(0, None)])["skipped"]
 
 
 def test_pairs_need_the_same_prompt_and_seed() -> None:
@@ -117,14 +117,14 @@ def test_shares_say_how_many_images_and_prompts_of_each_part() -> None:
         "all": (10 / 16, 16, 8), "count/seen": (2 / 8, 8, 4), "count/unseen": (1.0, 8, 4),
     }  # fmt: skip
     assert evaluation.shares([row(0, None)]) == {
-        "skipped": "no image is judged true or false: no judge, and no ratings of these images"
+        "skipped": "no image has a verdict: no judge, and no ratings of these images"
     }
 
 
 def test_pairs_say_what_they_lack() -> None:
     base, aligned = [row(0, True), row(1, None)], [row(0, None, "runs/a"), row(1, True, "runs/a")]
     assert evaluation.paired(base, aligned) == {
-        "skipped": "no pair of images of the same prompt and seed is judged in both models"
+        "skipped": "no prompt and seed has a verdict for both models"
     }
     with pytest.raises(ValueError, match="shorter"):
         evaluation.paired(base, aligned[:1])
@@ -403,6 +403,6 @@ def test_a_judge_that_does_not_know_the_prompt_is_refused(study: Study) -> None:
 def test_an_unfinished_run_holds_no_result(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = next(s for s in study.samples(syn.ALIGNED))
     (study.path / sample.path).unlink()
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="is missing"):
         evaluate(study, CONFIG)
     assert not Run(study.path / "runs" / "evaluate-align-rwr").finished

@@ -255,7 +255,7 @@ def test_vote_on_a_lost_record_is_an_error(study: Study, tmp_path: Path):
 
 def test_empty_store_and_unknown_format(tmp_path: Path):
     study = voted_study(tmp_path / "study", votes=False)
-    with pytest.raises(UserError, match="no votes of anybody"):
+    with pytest.raises(UserError, match="no votes by anybody"):
         written(study, tmp_path / "out", "sayso")
     with pytest.raises(UserError, match="did you mean 'pickapic'"):
         written(study, tmp_path / "out", "pickpic")
@@ -452,12 +452,12 @@ def test_pickapic_from_ratings_prefers_good_over_bad(shared: Study, tmp_path: Pa
 
 def test_preferred_side_is_balanced():
     from sayso.base.types import Sample, Sampler
-    from sayso.formats.labels import Count
     from sayso.formats.pairs import from_ratings
+    from sayso.votes.labels import RatingCounts
 
     ids = [f"s{i}" for i in range(60)]
     samples = {i: Sample(i, "p", BASE, 0, Sampler(), "", "") for i in ids}
-    counts = [Count(i, "alignment", int(n % 2), int(not n % 2), 0) for n, i in enumerate(ids)]
+    counts = {i: RatingCounts(int(n % 2), int(not n % 2)) for n, i in enumerate(ids)}
     values = [pair.value for pair in from_ratings(counts, samples, 0)]
     assert len(values) == 900
     # 4 standard deviations of 900 fair coins

@@ -139,5 +139,5 @@ def test_where_all_are_ties_nothing_is_written(form: str, tmp_path: Path) -> Non
 def test_the_card_says_what_raters_could_choose(study: Study, tmp_path: Path) -> None:
     out, _ = written(study, tmp_path / "out", "pickapic")
     card = " ".join((out / "README.md").read_text().split())
-    assert "left, right, tie (where a task offers them, both good or both bad" in card
+    assert "left, right, tie (or, if the task offers them, both good or both bad" in card
     assert "| skipped_comparisons | 2 |" in card

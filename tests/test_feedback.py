@@ -12,7 +12,8 @@ from sqlalchemy import event
 
 from sayso.base.errors import UserError
 from sayso.base.types import Comparison, Rating
-from sayso.feedback.store import Feedback, RatingCounts
+from sayso.feedback.store import Feedback
+from sayso.votes.labels import RatingCounts
 
 
 def rating(
@@ -67,10 +68,10 @@ def test_repeating_changes_nothing(store: Feedback):
 
 def test_same_id_with_another_body_is_refused(store: Feedback):
     store.add_ratings([rating("r1")])
-    with pytest.raises(UserError, match="another body"):
+    with pytest.raises(UserError, match="other content"):
         store.add_ratings([rating("r0", sample="s9"), rating("r1", value="bad")])
     assert [r.id for r in store.ratings()] == ["r1"]
-    with pytest.raises(UserError, match="another body"):
+    with pytest.raises(UserError, match="other content"):
         store.add_ratings([rating("r3", sample="s3"), rating("r3", sample="s4")])
 
 
@@ -122,15 +123,15 @@ def test_people_and_programs_are_never_merged(store: Feedback):
     assert store.kind_in_use() is True
     store.add_ratings([rating("r2"), rating("r3", rater="bob", value="skip")])
     assert store.kind_in_use() is False
-    assert store.counts(simulated=False) == {"s1": RatingCounts(1, 0, 1, simulated=False)}
-    assert store.counts(simulated=True) == {"s1": RatingCounts(0, 1, 0, simulated=True)}
+    assert store.counts(simulated=False) == {"s1": RatingCounts(1, 0, 1)}
+    assert store.counts(simulated=True) == {"s1": RatingCounts(0, 1, 0)}
     assert [r.id for r in store.ratings(simulated=True)] == ["r1"]
 
 
 def test_majority():
-    assert RatingCounts(2, 1, 5, True).value == "good"
-    assert RatingCounts(0, 1, 0, True).value == "bad"
-    assert RatingCounts(1, 1, 0, True).value == "skip"
+    assert RatingCounts(2, 1, 5).value == "good"
+    assert RatingCounts(0, 1, 0).value == "bad"
+    assert RatingCounts(1, 1, 0).value == "skip"
 
 
 @settings(deadline=None, max_examples=15)  # a slow disk is no failure

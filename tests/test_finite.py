@@ -40,8 +40,8 @@ def kept(study: Study) -> list[str]:
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
-        (UNET, spoiled("conv_out.weight", HUGE), r"the U-Net of base \(.*model\) made"),
-        (UNET, scaled("conv_out.weight", 1e9), "keeping in fp16 the latents of the U-Net of base"),
+        (UNET, spoiled("conv_out.weight", HUGE), r"the U-Net of base \(.*model\) produced"),
+        (UNET, scaled("conv_out.weight", 1e9), "storing in fp16 the latents of the U-Net of base"),
         (TEXT, spoiled("final_layer_norm.weight", HUGE), "the text encoder of base"),
         (VAE, spoiled("decoder.conv_out.weight", HUGE), "the VAE decoder of base"),
     ],
@@ -108,8 +108,8 @@ def test_in_fp16_another_format_is_advised() -> None:
     with torch.autocast("cpu", torch.float16), pytest.raises(UserError) as refused:
         refuse_not_finite(torch.tensor([[1.0], [torch.inf]]), ["a", "b"], "the VAE decoder of x")
     assert str(refused.value) == (
-        "b: the VAE decoder of x made numbers that are not finite, computing in fp16; "
-        "fp16 ends at 65504: try --mixed-precision bf16 or no"
+        "b: the VAE decoder of x produced numbers that are not finite, computing in fp16; fp16 "
+        "ends at 65504: try --mixed-precision bf16 or no"
     )
     refuse_not_finite(torch.ones(2, 3), ["a", "b"], "x")
 
@@ -176,5 +176,7 @@ def test_features() -> None:
         "CLIP x", lambda part: part.flatten(1) / part.amax((1, 2, 3))[:, None], "kid"
     )
     pictures = [Image.new("RGB", (4, 4), colour) for colour in ("white", "black", "red")]
-    with pytest.raises(UserError, match="picture 2 of 3: CLIP x made numbers that are not finite"):
+    with pytest.raises(
+        UserError, match="image 2 of 3: CLIP x produced numbers that are not finite"
+    ):
         space(pictures)

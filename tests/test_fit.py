@@ -126,7 +126,7 @@ def test_the_only_prompt_with_good_images_is_learned_from(seed: int) -> None:
 
 
 def test_one_prompt_cannot_be_held_out() -> None:
-    with pytest.raises(UserError, match="cover 1 prompts and none can be held out"):
+    with pytest.raises(UserError, match="cover 1 prompts, so none can be held out"):
         hold_out(["a", "a"], [0.0, 1.0], 0.5, seed=0)
 
 
@@ -232,7 +232,7 @@ def test_no_ratings_at_all(study: Study) -> None:
 def test_rating_for_an_image_that_is_gone(study: Study) -> None:
     rate_all(study)
     (study.path / study.samples()[0].path).unlink()
-    with pytest.raises(UserError, match="gone"):
+    with pytest.raises(UserError, match="missing"):
         fit(study, FitConfig(), ClipHead(**QUICK))
     assert not list(study.path.glob("runs/fit-*"))
 

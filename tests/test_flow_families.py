@@ -11,18 +11,26 @@ import diffusers
 import pytest
 import torch
 from flows import CPU, FLOWS, SQUARE, T5_LENGTH, TEXTS, Flow, flow, rows, sampler
+from PIL import Image
 from torch import Tensor
 
-from sayso.aligners import Work
+from sayso.aligners import Work, load_aligner
+from sayso.aligners._rollouts import draw_groups, step_batch
 from sayso.base.errors import UserError
 from sayso.base.plugins import load_plugin
-from sayso.base.types import Sampler, Size
+from sayso.base.samplers import checked
+from sayso.base.types import Sample, Sampler, Size, sample_id
 from sayso.base.weights import quiet_libraries
 from sayso.data.conditions import open_conditions
 from sayso.data.rows import make_rows
-from sayso.families import Policy, join, mean_squared_error
+from sayso.families import NOISES, Policy, join, log_prob, mean_squared_error
 from sayso.families._tiny_flow import tiny_flux, tiny_z_image
+from sayso.stages._training_data import work_of
+from sayso.study.info import StudyInfo
 from sayso.study.model_files import native_size, pipeline, too_long
+from sayso.study.study import Study
+from sayso.testing.toy import ToyReward
+from sayso.training.options import TrainOptions
 
 NONE = {"sd3": 1.0, "flux": 1.0, "qwen_image": 1.0, "z_image": 0.0}
 """The guidance scale without guidance."""
@@ -72,9 +80,14 @@ def test_images_are_the_pipelines(both: Flow, size: Size, guided: bool) -> None:
 def test_a_negative_prompt_is_the_pipelines(both: Flow) -> None:
     drawn = sampler(3.0, negative="grey")
     if both.name == "flux":
-        with pytest.raises(UserError, match="sees no negative prompt"):
+        with pytest.raises(UserError, match="give a --true-cfg-scale above 1"):
             both.policy.check_sampler(drawn)
-        return
+        drawn = replace(drawn, true_cfg_scale=2.5)
+    else:
+        with pytest.raises(UserError, match=r"true_cfg_scale 2\.5 is for models"):
+            both.policy.check_sampler(replace(drawn, true_cfg_scale=2.5))
+    both.policy.check_sampler(drawn)
+    assert both.policy.guidance(drawn) == (2.5 if both.name == "flux" else 3.0)
     theirs = both.draw(drawn, [5, 6])
     assert (theirs - both.draw(sampler(3.0), [5, 6])).abs().max() > 1e-3, "it changes nothing"
     torch.testing.assert_close(both.ours(drawn, [5, 6]), theirs, rtol=0, atol=1e-4)
@@ -197,6 +210,74 @@ def test_times_to_train_at(both: Flow) -> None:
         policy.timestep_sampling = usual
 
 
+@pytest.mark.parametrize("how", ["auto", "uniform", "logit_normal", "grid"])
+def test_align_may_choose_the_times(both: Flow, tmp_path: Path, how: Any) -> None:
+    policy: Any = type(both.policy).load(both.folder, CPU)
+    info = StudyInfo("s", 7, str(both.folder), "tinyworld", "", sampler())
+    study = Study.create(tmp_path / "study", info)
+    rows = make_rows(policy, (torch.zeros(0, *policy.latent_shape(SQUARE)), []), [], [])
+    options = TrainOptions(timestep_sampling=how)
+    options.check()
+    given = {"images": []}
+    work = work_of(study, options, load_aligner("sft")(), policy, rows, given, reward="", seed=0)
+    usual = "logit_normal" if both.name == "sd3" else "grid"
+    assert work.policy.timestep_sampling == (usual if how == "auto" else how)
+
+
+def test_training_takes_the_sampler_that_the_images_were_drawn_with(
+    both: Flow, tmp_path: Path
+) -> None:
+    usual, other = sampler(4.0), sampler(2.0, Size(48, 32))
+    info = StudyInfo("s", 7, str(both.folder), "tinyworld", "", usual)
+    study = Study.create(tmp_path / "study", info)
+    drawn = [usual, replace(usual, guidance_scale=3.0), other]
+    samples = [
+        Sample(f"s{i}", "p", "base", i, own, f"images/{i}.png", "") for i, own in enumerate(drawn)
+    ]
+    study.add_samples(samples, [Image.new("RGB", s.image_size) for s in drawn])
+    policy: Any = both.policy
+    rows = make_rows(policy, (torch.zeros(0, *policy.latent_shape(SQUARE)), []), [], [])
+    for ids, expected in (
+        (["s2"], other), (["s0"], usual), (["s0", "s1"], usual), ([], usual),
+    ):  # fmt: skip
+        inputs = {"images": [{"id": name, "text": "a"} for name in ids]}
+        options, aligner = TrainOptions(), load_aligner("sft")()
+        work = work_of(study, options, aligner, policy, rows, inputs, reward="", seed=0)
+        assert work.sampler == expected, ids
+
+
+@torch.no_grad()
+def test_rollouts_without_noise_are_the_samplers_images(both: Flow) -> None:
+    drawn = sampler(3.0)
+    cond, uncond = (both.policy.encode_prompts(texts) for texts in (TEXTS, ["grey"]))
+    found = both.policy.rollout(cond, uncond, [1, 2], drawn)
+    images = both.policy.sample(cond, uncond, [1, 2], drawn)
+    torch.testing.assert_close(found.latents, images, rtol=0, atol=1e-5)
+    for form in NOISES:
+        noisy = both.policy.rollout(cond, uncond, [1, 2], replace(drawn, eta=0.5), form=form)
+        assert noisy.latents.isfinite().all(), form
+        assert noisy.log_prob[:-1].isfinite().all(), form
+        assert (noisy.latents - images).abs().max() > 1e-2, form
+
+
+def test_a_step_of_grpo_is_predicted_as_it_was_drawn(both: Flow) -> None:
+    """Texts of different length, guided by a shorter negative prompt, joined with other rows."""
+    policy, drawn = both.policy, sampler(3.0, negative="" if both.name == "flux" else "x")
+    work = Work(
+        policy, make_rows(policy, (torch.zeros(0, *policy.latent_shape(SQUARE)), []), [], []),
+        4, 1, 0, prompts=TEXTS, reward=ToyReward(), sampler=drawn,
+    )  # fmt: skip
+    noisy = replace(drawn, eta=0.5)
+    found = draw_groups(work, 0, 4, 2, noisy, "ancestral")
+    image, k = torch.tensor([0, 2, 1, 3]), torch.tensor([1, 0, 2, 1])
+    batch = step_batch(found, image, k, policy.guidance(noisy))
+    with torch.no_grad():
+        step = policy.transition(
+            batch["noisy"], work.prediction(batch), batch["t"], batch["s"], 0.5, "ancestral"
+        )
+    torch.testing.assert_close(log_prob(batch["next"], *step), batch["log_prob"], rtol=0, atol=1e-3)
+
+
 # FLUX's own
 
 
@@ -228,7 +309,7 @@ def test_a_missing_t5_gives_zeros_as_in_the_pipeline(tmp_path: Path) -> None:
     for i, one in enumerate(expected):
         for key, value in one.items():
             torch.testing.assert_close(ours[key][i], value, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match="has 39 tokens and would be cut; the model reads 38"):
+    with pytest.raises(UserError, match=r"has 39 tokens .* reads 38"):
         both.policy.check_prompts(["a " * 39])
     assert too_long(str(tmp_path), ["b", "a " * 39]) == ("a " * 39, 39, 38, 1)
 
@@ -263,7 +344,7 @@ def test_a_text_that_would_be_cut_is_refused(both: Flow) -> None:
     limit = {"sd3": T5_LENGTH, "flux": T5_LENGTH}.get(both.name, 512)
     both.policy.check_prompts(["", "a"])
     long = "a " * limit
-    with pytest.raises(UserError, match=r"has \d+ tokens and would be cut") as refused:
+    with pytest.raises(UserError, match=r"has \d+ tokens and would be") as refused:
         both.policy.check_prompts(["a", long])
     # and in the same words before torch is there
     found = too_long(str(both.folder), ["", "a", long])
@@ -291,8 +372,8 @@ def test_what_is_known_before_loading_is_what_the_family_does(both: Flow) -> Non
 
 def test_few_step_models_are_refused(tmp_path: Path) -> None:
     for refused, family, sign in (
-        (tiny_flux(tmp_path / "schnell", guidance_embeds=False), "flux", "no guidance_embeds"),
-        (tiny_z_image(tmp_path / "turbo", shift=3.0), "z_image", "shift of Z-Image-Turbo"),
+        (tiny_flux(tmp_path / "flux", guidance_embeds=False), "flux", "no guidance_embeds"),
+        (tiny_z_image(tmp_path / "z", shift=3.0), "z_image", "shift of Z-Image-Turbo"),
     ):
         with pytest.raises(UserError, match=rf"{sign}.* distilled to draw in few steps.*; give "):
             load_plugin("family", family, Policy).load(refused, CPU)
@@ -377,3 +458,13 @@ def test_trained_weights_draw_the_same_in_plain_diffusers(
     torch.testing.assert_close(
         replace(both, policy=again).ours(sampler(), [1, 2]), ours, rtol=0, atol=1e-4
     )
+
+
+def test_another_true_cfg_scale_is_another_image() -> None:
+    drawn = sampler(3.5, negative="grey")
+    ids = {
+        sample_id("p", "base", 1, replace(drawn, true_cfg_scale=scale)) for scale in (1.0, 2.0, 3.0)
+    }
+    assert len(ids) == 3
+    with pytest.raises(UserError, match="would have no effect without a negative prompt"):
+        checked(replace(sampler(3.5), true_cfg_scale=2.0))

@@ -136,7 +136,7 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_changed_since_is_named(study: Study, what: str) -> None:
     CHANGES[what](study.path.parent)
-    with pytest.raises(UserError, match=f"learns from what has changed since .*: {what}; restore"):
+    with pytest.raises(UserError, match=f"have changed since .*: {what}; restore"):
         align(study, CONFIG, PRODUCT)
 
 
@@ -198,7 +198,7 @@ def test_own_plugin_that_was_edited_is_named(study: Study, tmp_path: Path) -> No
         with pytest.raises(Killed):
             align(study, config)
     mine.write_text(source.read_text() + "\n# edited\n")
-    with pytest.raises(UserError, match=r"changed since it was begun: aligner .*mine.py"):
+    with pytest.raises(UserError, match=r"changed since it began: aligner .*mine.py"):
         align(study, config)
 
 
@@ -267,12 +267,12 @@ def test_align_takes_labels_and_raters_from_the_reward(
     config = dataclasses.replace(CONFIG, name="a", reward="runs/fit-simulated", max_steps=1)
     run = align(study, config)
     said = " ".join(capsys.readouterr().err.split())
-    assert "takes what runs/fit-simulated was fitted to: labels majority, raters simul" in said
+    assert "uses what runs/fit-simulated was fitted to: labels majority, raters simul" in said
     assert (run.config["labels"], run.config["raters"]) == ("majority", "simulated")
     assert (run.inputs or {})["raters"] == "simulated"
     told = dataclasses.replace(config, name="b", raters="people", labels="share")
     other = align(study, told)
-    assert "leaves what runs/fit-simulated" in " ".join(capsys.readouterr().err.split())
+    assert "does not use what runs/fit-simulated" in " ".join(capsys.readouterr().err.split())
     assert (other.config["labels"], other.config["raters"]) == ("share", "people")
     assert (other.inputs or {})["images"] != (run.inputs or {})["images"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from rich.filesize import decimal
 from safetensors.torch import load_file, save
 from studies import SAMPLER, TEXTS, UNET, finished_align, finished_fit, random_study
 
@@ -83,7 +84,7 @@ def test_interrupted_run_resumes_to_the_same_files(
     with pytest.raises(KeyboardInterrupt):
         generate(study, config)
     assert len(study.samples()) == 5
-    assert plan(study, config)["still to draw"] == 7
+    assert plan(study, config)["images left to generate"] == 7
     monkeypatch.setattr(_drawing, "_keep", keep)
     assert generate(study, config).finished
     assert study.samples() == other.samples()
@@ -141,6 +142,18 @@ def test_more_images_keep_the_first_ones(study: Study) -> None:
     assert len({s.id for s in study.samples()}) == 9
 
 
+def test_the_plan_says_how_many_and_what_they_take(study: Study) -> None:
+    config = GenerateConfig(per_prompt=3, batch_size=4)
+    asked = plan(study, config)
+    assert (asked["images"], asked["images left to generate"]) == (9, 9)
+    assert asked["batches, shared among processes"] == 3
+    generate(study, config)
+    stored = sum(latents.nbytes for latents in latents_by_id(study).values())
+    assert asked["disk, latents"] == decimal(stored)
+    assert asked["disk, images at most"] == decimal(9 * 32 * 32 * 3)
+    assert plan(study, config)["disk, latents"] == "0 bytes"
+
+
 def test_finished_run_is_not_repeated_and_another_config_is_refused(study: Study) -> None:
     generate(study, GenerateConfig(per_prompt=1))
     generate(study, GenerateConfig(per_prompt=1))
@@ -191,15 +204,15 @@ def test_the_best_of_every_n_scores() -> None:
         ({"per_prompt": -1}, "per_prompt -1 is too small"),
         ({"batch_size": 0}, "batch_size 0 is too small"),
         ({"per_prompt": 0, "best_of": 4, "reward": "x"}, "per_prompt 0 is too small"),
-        ({"best_of": 2, "reward": "x"}, "best_of 2 cannot leave per_prompt 4"),
+        ({"best_of": 2, "reward": "x"}, "best_of 2 is less than per_prompt 4"),
         ({"best_of": 8}, "best_of needs a reward"),
         ({"prompts": "unseen"}, "no 'unseen' prompts"),
         ({"model": "runs/align-x"}, "unknown run"),
         ({"model": "base@best-of-4"}, "is a selection"),
-        ({"image_size": "33"}, "image_size 33x33 is not possible; give width and height"),
-        ({"num_inference_steps": -1}, "num_inference_steps -1 is not possible"),
-        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5 is not possible; give 1 \(no guidance\)"),
-        ({"eta": 0.5}, r"eta 0\.5 would change nothing: the model's DPMSolverMultistepScheduler"),
+        ({"image_size": "33"}, "image_size 33x33 is not allowed; give width and height"),
+        ({"num_inference_steps": -1}, "num_inference_steps -1 is not allowed"),
+        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5 is not allowed; give 1 \(no guidance\)"),
+        ({"eta": 0.5}, r"eta 0\.5 would have no effect: the model's DPMSolverMultistepScheduler"),
     ],
 )
 def test_refusals_leave_no_image(study: Study, changes: dict[str, object], message: str) -> None:
@@ -241,7 +254,7 @@ def test_a_run_made_anew_is_drawn_anew(study: Study) -> None:
     shutil.rmtree(study.path / "runs" / "align-x")
     finished_align(study, "x", unet_of(study, 2.0))
     assert study.samples("runs/align-x") == []
-    assert plan(study, config)["still to draw"] == 3
+    assert plan(study, config)["images left to generate"] == 3
     run = generate(study, config)
     after = study.samples("runs/align-x")
     assert run.name.startswith("runs/generate-align-x-train-")
@@ -250,7 +263,7 @@ def test_a_run_made_anew_is_drawn_anew(study: Study) -> None:
     assert study.image(before[0]).tobytes() != study.image(after[0]).tobytes()
     assert study.samples() == [*before, *after]
     (study.path / "runs" / "align-x" / "result.json").unlink()
-    with pytest.raises(UserError, match="no finished align run"):
+    with pytest.raises(UserError, match="not a finished run of align"):
         study.samples("runs/align-x")
 
 
@@ -259,7 +272,10 @@ def test_the_same_weights_made_anew_draw_nothing(study: Study) -> None:
     generate(study, GenerateConfig(model="runs/align-x", per_prompt=1))
     shutil.rmtree(study.path / "runs" / "align-x")
     finished_align(study, "x", unet_of(study, 1.0))
-    assert plan(study, GenerateConfig(model="runs/align-x", per_prompt=1))["still to draw"] == 0
+    assert (
+        plan(study, GenerateConfig(model="runs/align-x", per_prompt=1))["images left to generate"]
+        == 0
+    )
 
 
 def test_other_weights_of_the_base_in_place_draw_anew(study: Study) -> None:
@@ -276,7 +292,7 @@ def test_other_weights_of_the_base_in_place_draw_anew(study: Study) -> None:
 def test_a_named_run_of_an_earlier_model_is_not_gone_on_with(study: Study) -> None:
     generate(study, GenerateConfig(per_prompt=1, name="mine"))
     (Path(study.info.base_model) / UNET).write_bytes(unet_of(study, 2.0))
-    with pytest.raises(UserError, match="generate-mine was of an earlier model"):
+    with pytest.raises(UserError, match="generate-mine belongs to an earlier model"):
         generate(study, GenerateConfig(per_prompt=1, name="mine"))
 
 

@@ -109,7 +109,7 @@ def test_an_evaluation_never_sees_an_earlier_run(study: Study) -> None:
     # two pairs with the tuned model, 8 prompts, 2 questions, 2 raters
     assert result["comparisons_left_out"] == {"images of earlier models": 64}
     assert evaluate(study, CONFIG).name == run.name
-    with pytest.raises(UserError, match="was of an earlier model"):
+    with pytest.raises(UserError, match="belongs to an earlier model"):
         evaluate(study, replace(CONFIG, name="align-rwr"))
 
 
@@ -203,7 +203,7 @@ def test_a_reward_made_anew_is_another_reward(
     assert ReportData(study).evaluate_run.name == "runs/evaluate-r"  # type: ignore[union-attr]
     write_weights(study, b"another head", "fit-clip_head")
     assert ReportData(study).evaluate_run.name == "runs/evaluate-align-rwr"  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="was of an earlier model, reward or judge"):
+    with pytest.raises(UserError, match="belongs to an earlier model, reward or judge"):
         evaluate(study, config)
 
 
@@ -289,7 +289,7 @@ def test_fidelity_of_two_samplers_is_refused(study: Study) -> None:
 
 def test_fidelity_of_another_sampler_than_the_test_is_refused(study: Study) -> None:
     add_fidelity(study, "base", base_identity(study), OTHER)
-    with pytest.raises(UserError, match=r"and of base for fidelity prompts .* draw them alike"):
+    with pytest.raises(UserError, match=r"and of base for fidelity prompts .* generate them"):
         evaluate(study, replace(CONFIG, name="again"))
 
 
@@ -309,7 +309,7 @@ def test_comparisons_of_another_sampler_are_left_out(study: Study) -> None:
                    prompt_id=other.prompt_id)  # fmt: skip
     study.feedback.add_comparisons([made])
     result = evaluate(study, replace(CONFIG, name="again", best_of=syn.BEST)).result
-    assert result["comparisons_left_out"] == {"images drawn with another sampler": 1}
+    assert result["comparisons_left_out"] == {"images generated with another sampler": 1}
     assert result["sampler"] == asdict(syn.SAMPLER)
 
 

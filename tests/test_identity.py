@@ -49,7 +49,7 @@ def test_every_way_to_name_a_run_is_one_name(
 
 
 def test_a_run_of_another_study_is_refused(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run of"):
+    with pytest.raises(UserError, match="is not a run of"):
         identity.canonical_model(study, str(tmp_path / "other" / "runs" / "align-x"))
 
 
@@ -151,7 +151,11 @@ def test_identity_of_a_selection(study: Study) -> None:
             identity.NotHereError,
             "weights",
         ),
-        (lambda s: (s.path / "runs/align-x/result.json").unlink(), UserError, "no finished align"),
+        (
+            lambda s: (s.path / "runs/align-x/result.json").unlink(),
+            UserError,
+            "not a finished run of align",
+        ),
     ],
 )
 def test_what_cannot_be_identified(

@@ -216,7 +216,7 @@ def test_rows_that_cannot_be_used_are_counted(study: Study, tmp_path: Path):
     result = taken(study, table(tmp_path / "t.parquet", rows))
     assert result["left_out"] == {
         "repeated votes of a rater on the same images": 1,
-        "rows of twice the same image": 1,
+        "rows with the same image twice": 1,
         "rows without a label": 1,
     }
     assert len(study.feedback.comparisons()) == 5
@@ -347,7 +347,7 @@ def test_votes_taken_back_do_not_return(study: Study, tmp_path: Path):
     assert live == {"v-first": False, "v-third": True}
     out = export(source, ExportConfig(out=str(tmp_path / "out")))
     result = taken(study, out, "sayso")
-    assert result["left_out"] == {"attention items": 1, "votes taken back": 1}
+    assert result["left_out"] == {"attention items": 1, "withdrawn votes": 1}
     [vote] = [r for r in study.feedback.ratings() if r.sample_id == image]
     assert (vote.id, vote.value, vote.supersedes) == ("v-third", "good", None)
 

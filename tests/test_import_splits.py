@@ -77,7 +77,7 @@ def test_names_that_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_names_that_leave_a_doubt_are_refused(tmp_path: Path):
     both = [tmp_path / "test-a.parquet", tmp_path / "b.parquet"]
     with pytest.raises(
-        UserError, match=r"test-a.parquet says a split, that of .*b.parquet says no"
+        UserError, match=r"test-a.parquet gives a split, that of .*b.parquet gives no"
     ):
         file_splits(tmp_path, both, None)
     torn = tmp_path / "train-test.parquet"
@@ -217,6 +217,6 @@ def test_an_empty_table(study: Study, tmp_path: Path):
     with pytest.raises(UserError, match="has no rows; nothing was imported"):
         taken(study, write(tmp_path / "t.parquet", []))
     (tmp_path / "none.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match="is no Parquet file or is damaged"):
+    with pytest.raises(UserError, match="is damaged or not a Parquet file"):
         taken(study, tmp_path / "none.parquet")
     assert not list(study.path.glob("runs/*"))

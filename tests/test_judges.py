@@ -47,8 +47,8 @@ CONFIG = EvaluateConfig(model=syn.ALIGNED, reward="", name="own")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    study, marks = syn.make_study(tmp_path_factory.mktemp("judges") / "study", 2, 8, 2)
-    syn.add_ratings(study, marks, simulated=False, which="test")
+    study, true_images = syn.make_study(tmp_path_factory.mktemp("judges") / "study", 2, 8, 2)
+    syn.add_ratings(study, true_images, simulated=False, which="test")
     syn.add_runs(study)
     return study.path
 
@@ -136,7 +136,7 @@ def test_the_report_names_the_judge(study: Study, own: Path) -> None:
     evaluate(study, replace(CONFIG, judge="tinyworld", name="world"))
     lead, limits = words.lead(ReportData(study)), words.limits(ReportData(study))
     assert "read by the tiny world's judge" in lead
-    assert any("wrong on a few in a hundred" in line for line in limits)
+    assert any("gets a few in a hundred wrong" in line for line in limits)
 
 
 def test_labels_of_simulated_raters_are_held_against_a_judge_of_ones_own(
@@ -216,7 +216,7 @@ def test_simulated_raters_are_not_people(unrated: Study) -> None:
 
 
 def test_labels_of_people_are_an_option(study: Study) -> None:
-    with pytest.raises(UserError, match="dawid-skene compare raters"):
+    with pytest.raises(UserError, match="dawid-skene compares raters"):
         evaluate(study, replace(CONFIG, judge="people"), People(labels="dawid-skene"))
     assert not (study.path / "runs" / "evaluate-own").exists()
 
@@ -240,12 +240,12 @@ def test_a_reward_judges_by_its_threshold(study: Study, brightness: str) -> None
         reach = 0.7 if row["true"] else 0.3
         assert row["certainty"] == pytest.approx(abs(row["clip"] - 0.3) / reach, abs=1e-5)  # type: ignore[operator]
     assert found.result["judged"].startswith("scored 0.3 or more by brightness.py")
-    assert "errs as the reward does" in found.result["caveat"]
+    assert "has that reward's errors" in found.result["caveat"]
 
 
 def test_the_reward_may_be_called_by_any_of_its_names(study: Study, made: Path) -> None:
     judge = RewardJudge("clip_head.py/../fit-clip_head").canonical
-    with pytest.raises(UserError, match="is no run of"):
+    with pytest.raises(UserError, match="is not a run of"):
         judge(study)
     named = [RewardJudge(n).canonical(study) for n in ("fit-clip_head", "runs/fit-clip_head")]
     assert named == [RewardJudge("runs/fit-clip_head")] * 2
@@ -271,9 +271,9 @@ def test_a_reward_that_cannot_judge_is_refused_before_a_run_is_made(
 
 
 def test_a_judge_under_anothers_name_is_refused(study: Study) -> None:
-    with pytest.raises(UserError, match="is a RewardJudge, and the config names people"):
+    with pytest.raises(UserError, match="is a RewardJudge, but the config names people"):
         evaluate(study, replace(CONFIG, judge="people"), RewardJudge("clip_score"))
-    with pytest.raises(UserError, match="is a People, and the config names tinyworld"):
+    with pytest.raises(UserError, match="is a People, but the config names tinyworld"):
         evaluate(study, replace(CONFIG, judge="auto"), People())
 
 
@@ -282,7 +282,7 @@ def test_a_judge_under_anothers_name_is_refused(study: Study) -> None:
     [
         (("@dataclass\n", ""), "is not a dataclass"),
         (("least: float = 0.5", "least: float"), "option least .* has no default"),
-        (("least", "model"), "has an option model, and so has the command"),
+        (("least", "model"), "has an option model, but the command has one"),
         (("class Bright", "class _Bright"), "defines 0 public subclasses of Judge"),
     ],
 )

@@ -63,11 +63,9 @@ def test_a_reviewers_decision_is_the_label_and_not_a_vote() -> None:
     for method in ("share", "majority", "dawid-skene"):
         alone, with_decisions = (soft_labels(m, method) for m in (RATINGS, [*RATINGS, *decided]))
         assert with_decisions == {**alone, "a": 0.0, "b": 1.0}
-    rows = {
-        r.sample_id: r for r in labels.label_rows([*RATINGS, *decided], "share", True, "alignment")
-    }
-    assert (rows["a"].n_good, rows["a"].n_bad, rows["a"].p_good) == (2, 1, 0.0)
-    assert rows["a"].agreement == pytest.approx(1 / 3)
+    a = labels.count_ratings([*RATINGS, *decided])["a"]
+    assert (a.good, a.bad, a.share, a.value) == (2, 1, 0.0, "bad")
+    assert a.agreement == pytest.approx(1 / 3)
     prompts = dict.fromkeys("abcd", "p")
     assert item_votes.of_ratings(decided, prompts) == []
     assert len(item_votes.of_ratings([*RATINGS, *decided], prompts)) == len(RATINGS)
@@ -119,9 +117,9 @@ def test_certainty_is_the_chance_that_both_labels_are_right() -> None:
 
 def test_every_pair_of_a_prompt_is_there_once() -> None:
     names = [f"s{k}" for k in range(7)]
-    marks = [a_rating(n, "x", "good" if k < 3 else "bad") for k, n in enumerate(names)]
+    given = [a_rating(n, "x", "good" if k < 3 else "bad") for k, n in enumerate(names)]
     found = labels.preferences(
-        soft_labels(marks, "majority"), [sample(n, "p") for n in names], True, "alignment"
+        soft_labels(given, "majority"), [sample(n, "p") for n in names], True, "alignment"
     )
     assert len(found) == len({(p.chosen_id, p.rejected_id) for p in found}) == 3 * 4
     assert {p.certainty for p in found} == {1.0}
@@ -137,21 +135,19 @@ def store(tmp_path: Path) -> Feedback:
     return store
 
 
-def test_the_store_reads_labels_as_a_table(store: Feedback) -> None:
+def test_the_store_counts_the_ratings_of_each_image(store: Feedback) -> None:
     person = replace(a_rating("c", "anna", "good"), simulated=False)
     check = a_rating("a", "w", "bad", shown={"attention": "bad"})
     store.add_ratings([person, check])
-    rows = {row.sample_id: row for row in store.label_table(simulated=True)}
-    assert list(rows) == ["a", "b", "c", "d"]
+    rows = store.counts(simulated=True)
+    assert set(rows) == {"a", "b", "c", "d"}
     a = rows["a"]
-    assert (a.n_good, a.n_bad, a.n_skip) == (2, 1, 0)
-    assert a.p_good == pytest.approx(2 / 3)
+    assert (a.good, a.bad, a.skip) == (2, 1, 0)
+    assert a.share == pytest.approx(2 / 3)
     assert a.agreement == pytest.approx(1 / 3)
     assert rows["c"].agreement == 1.0
-    assert (rows["d"].n_skip, rows["d"].p_good, rows["d"].agreement) == (1, None, None)
-    (mine,) = store.label_table(simulated=False)
-    assert (mine.sample_id, mine.n_good, mine.simulated) == ("c", 1, False)
-    assert store.counts(simulated=True)["a"].bad == 1
+    assert (rows["d"].skip, rows["d"].share, rows["d"].agreement) == (1, None, None)
+    assert store.counts(simulated=False) == {"c": labels.RatingCounts(good=1)}
 
 
 def test_the_store_reads_votes_and_preferences_as_tables(store: Feedback) -> None:
@@ -170,9 +166,9 @@ def test_the_store_reads_votes_and_preferences_as_tables(store: Feedback) -> Non
 
 def test_tables_become_data_frames(store: Feedback) -> None:
     pandas = pytest.importorskip("pandas")
-    table = pandas.DataFrame(store.label_table(simulated=True))
-    assert list(table.columns) == [f.name for f in fields(labels.LabelRow)]
-    assert table.n_good.sum() == 3
+    table = pandas.DataFrame(list(store.counts(simulated=True).values()))
+    assert list(table.columns) == [f.name for f in fields(labels.RatingCounts)]
+    assert table.good.sum() == 3
 
 
 # what the reward learns

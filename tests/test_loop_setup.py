@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from loops import OPTIONS, differences, loop_at, run_at
+from torch import nn
 
 from sayso.aligners import Aligner, Batch, Work
 from sayso.aligners.dpo import DirectPreference
@@ -37,32 +38,41 @@ class Behind(GoodImages):
     needs: ClassVar = frozenset({"data", "old"})
 
 
+@dataclasses.dataclass(frozen=True)
+class BarePairs(DirectPreference):
+    """Pairs without pre-training rows."""
+
+    def batches(self, work: Work) -> Iterator[Batch]:
+        return (Batch(batch.tensors) for batch in super().batches(work))
+
+
 @pytest.mark.parametrize("start", [0, 2])
-@pytest.mark.parametrize("unit", [1, 2])
-def test_pretraining_rows_are_those_of_the_step(start: int, unit: int) -> None:
-    """Those that an aligner brings, or else what the step draws, and the process's share."""
-    both = toy_work(batch_size=6, n_pretraining=2, world=2, start_step=start)
+@pytest.mark.parametrize(("aligner", "sizes"), [(Bare(), [1, 1]), (BarePairs(), [0, 2])])
+def test_pretraining_rows_are_those_of_the_step(
+    start: int, aligner: Aligner, sizes: list[int]
+) -> None:
+    """What the step draws, and of that the process's share."""
     for rank in (0, 1):
-        ready = dataclasses.replace(both, rank=rank)
-        aligner = dataclasses.replace(DirectPreference()) if unit == 2 else Bare()
-        bare = (Batch(batch.tensors) for batch in aligner.batches(ready))
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(type(aligner), "batches", lambda _, __, bare=bare: bare)
-            made = list(_ahead(aligner, ready))
+        ready = toy_work(batch_size=6, n_pretraining=2, rank=rank, world=2, start_step=start)
+        made = list(_ahead(aligner, ready))
         assert len(made) == 4 - start
         for step, batch in enumerate(made, start):
-            expected = ready.pretraining_batch(step, unit)
-            assert batch.pretraining is not None
-            assert expected is not None
-            assert len(batch.pretraining) == (1 if unit == 1 else [0, 2][rank])
-            assert torch.equal(batch.pretraining["noise"], expected["noise"])
-            assert torch.equal(batch.pretraining["latents"], expected["latents"])
-    own = [batch.pretraining for batch in GoodImages().batches(both)]
-    kept = [batch.pretraining for batch in _ahead(GoodImages(), both)]
-    for one, other in zip(own, kept, strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one["noise"], other["noise"])
+            expected = ready.pretraining_batch(step, aligner.unit)
+            assert_same(batch.pretraining, expected)
+            assert len(batch.pretraining or ()) == sizes[rank]
+
+
+def test_pretraining_rows_that_an_aligner_brings_stay() -> None:
+    ready = toy_work(batch_size=6, n_pretraining=2)
+    for own, made in zip(GoodImages().batches(ready), _ahead(GoodImages(), ready), strict=True):
+        assert_same(own.pretraining, made.pretraining)
+
+
+def assert_same(one: Batch | None, other: Batch | None) -> None:
+    assert one is not None
+    assert other is not None
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one.tensors)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +161,57 @@ def test_an_average_of_its_own_begins_at_the_weights(tmp_path: Path) -> None:
     assert not any(mean.requires_grad for mean in loop.average)
 
 
+class Willing(nn.Sequential):
+    """A network that can compute its parts twice."""
+
+    asked = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.asked = True
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_network_is_asked_for_gradient_checkpointing(tmp_path: Path, wanted: bool) -> None:
+    ready, accelerator = toy_work(), make_accelerator("no")
+    assert isinstance(ready.policy.network, nn.Sequential)
+    network = ready.policy.network = Willing(*ready.policy.network)
+    options = dataclasses.replace(OPTIONS, gradient_checkpointing=wanted)
+    _Loop(ready, GoodImages(), options, run_at(tmp_path / "r"), accelerator)
+    assert network.asked is wanted
+
+
+class Made(Exception):
+    """The average is there, and the optimiser would be next."""
+
+
+def test_the_average_is_kept_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which has no numbers that could be copied to the CPU."""
+
+    def stop(*_: object) -> None:
+        raise Made
+
+    ready, accelerator = toy_work(), make_accelerator("no")
+    ready.policy.network.to("meta")
+    monkeypatch.setattr(loop_module, "spread", lambda *_, **__: None)
+    monkeypatch.setattr(loop_module, "make_optimizer", stop)
+    loop = object.__new__(_Loop)
+    with pytest.raises(Made):
+        loop.__init__(ready, GoodImages(), OPTIONS, run_at(tmp_path / "r"), accelerator)
+    assert {mean.device.type for mean in loop.average} == {"meta"}
+    options = dataclasses.replace(OPTIONS, ema_on_cpu=True)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+        _Loop(ready, GoodImages(), options, run_at(tmp_path / "r"), accelerator)
+
+
+def test_the_average_follows_where_it_is(tmp_path: Path) -> None:
+    loop = loop_at(tmp_path / "r")
+    loop.average = [mean.to("meta") for mean in loop.average]
+    loop._average()
+    assert {mean.device.type for mean in loop.average} == {"meta"}
+
+
 def test_checkpoints_come_at_the_ends_of_rollouts_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,3 +238,34 @@ def test_steps_between_rollouts_are_those_of_the_aligners_rows(tmp_path: Path) -
     accelerator = make_accelerator("no")
     ready = placed(toy_work(), aligner, options, accelerator)
     assert _Loop(ready, aligner, options, run_at(tmp_path / "r"), accelerator).period == 4
+
+
+@pytest.mark.parametrize(
+    ("fraction", "world", "expected"),
+    [
+        (0.5, 1, [[(4, 0), (4, 0), (0, 4), (0, 4)]]),
+        (0.375, 1, [[(4, 0), (4, 0), (2, 2), (0, 4)]]),
+        (0.375, 2, [[(4, 0), (2, 2)], [(4, 0), (0, 4)]]),
+        (0.0, 2, [[(4, 0), (4, 0)]] * 2),
+    ],
+)
+def test_micro_batches_of_pairs_and_pretraining_rows(
+    tmp_path: Path, fraction: float, world: int, expected: list[list[tuple[int, int]]]
+) -> None:
+    aligner, accelerator = DirectPreference(), make_accelerator("no")
+    options = dataclasses.replace(
+        OPTIONS, batch_size=16, micro_batch_size=4, pretraining_weight=0.1,
+        pretraining_fraction=fraction,
+    ).for_aligner(aligner.defaults)  # fmt: skip
+    ready = placed(toy_work(), aligner, options, accelerator)
+    loop = _Loop(ready, aligner, options, run_at(tmp_path / "r"), accelerator)
+    for rank, sizes in enumerate(expected):
+        loop.work = dataclasses.replace(ready, rank=rank, world=world)
+        batch = next(iter(aligner.batches(loop.work)))
+        parts = [part for part, _ in loop._parts(batch)]
+        assert [(len(p.own), len(p.pretraining or ())) for p in parts] == sizes
+        assert torch.equal(torch.cat([p.own["noise"] for p in parts]), batch["noise"])
+        natural = [p.pretraining["noise"] for p in parts if p.pretraining]
+        assert bool(natural) == bool(batch.pretraining)
+        if batch.pretraining:
+            assert torch.equal(torch.cat(natural), batch.pretraining["noise"])

@@ -14,8 +14,8 @@ from studies import random_study
 from sayso.base.devices import enough_memory, is_out_of_memory
 from sayso.base.errors import UserError
 from sayso.base.types import Size
-from sayso.data.latents import _encode, load_latents
-from sayso.data.pretraining_images import open_pretraining
+from sayso.data.latents import load_latents
+from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
@@ -62,7 +62,7 @@ def test_the_autoencoder_works_in_portions(tmp_path: Path, monkeypatch: pytest.M
     assert sizes == [("decode", 2)] * 4 + [("decode", 1)]
     sizes.clear()
     policy = StableDiffusion.load(Path(study.info.base_model), torch.device("cpu"))
-    _encode(policy, open_pretraining(study), 3, 8)
+    encoded_pretraining(study, policy, 5)
     assert sizes == [("encode_images", 2)] * 2 + [("encode_images", 1)]
 
 
@@ -131,9 +131,9 @@ def test_generate_goes_on_with_a_smaller_batch(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith(
-        "sayso: error: out of memory at --batch-size 18; repeat the command with"
+        "sayso: error: out of memory at --batch-size 18; run the command again with"
     )
-    assert "--batch-size 9, and it goes on where it stopped" in line
+    assert "--batch-size 9 to resume" in line
     assert "Traceback" not in done.stderr
     done = under_a_limit(600, *command, "--batch-size", 1)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_align_names_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = AlignConfig(
         max_steps=1, batch_size=6, pretraining_images=4, aligner="sft", mixed_precision="no"
     )
-    says = r"out of memory at --micro-batch-size 6; .* --micro-batch-size 3, and it goes on"
+    says = r"out of memory at --micro-batch-size 6; .* --micro-batch-size 3 to resume"
     with pytest.raises(UserError, match=says):
         align(rated_study(tmp_path), config)
 

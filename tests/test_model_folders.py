@@ -13,6 +13,7 @@ from clips import tiny_clip
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from models import TEXT, UNET, VAE, tiny_pipeline, tiny_unet
 from studies import random_study, rated_study
+from transformers import CLIPTextModel
 
 from sayso.base.errors import UserError
 from sayso.data.clip import ClipEncoder
@@ -92,13 +93,14 @@ def scheduler_class(name: str) -> Change:
 
 
 LOADS: dict[str, tuple[Change, str]] = {
-    "fp16 variant": (renamed(UNET, FP16), "unet: the fp16 variant"),
-    "non_ema variant": (renamed(UNET, NON_EMA), "unet: the non_ema variant"),
+    "fp16 variant": (renamed(UNET, FP16), "unet: using the fp16 variant"),
+    "non_ema variant": (renamed(UNET, NON_EMA), "unet: using the non_ema variant"),
     "fp16 of the text encoder": (renamed(TEXT, "model.fp16.safetensors"), "the fp16 variant"),
     "in pieces": (saved_in("unet", UNet2DConditionModel, max_shard_size="300KB"), ""),
+    "text encoder in pieces": (saved_in("text_encoder", CLIPTextModel, max_shard_size="20KB"), ""),
     "fp16 in pieces": (
         saved_in("unet", UNet2DConditionModel, max_shard_size="300KB", variant="fp16"),
-        "unet: the fp16 variant",
+        "unet: using the fp16 variant",
     ),
     "variant beside the plain weights": (
         lambda folder: shutil.copy(folder / TEXT, folder / "text_encoder/model.fp16.safetensors"),
@@ -106,6 +108,16 @@ LOADS: dict[str, tuple[Change, str]] = {
     ),
     "tokenizer without model_max_length": (
         json_with("tokenizer/tokenizer_config.json", model_max_length="absent"), "",
+    ),
+    "trailing with zero SNR": (
+        lambda folder: (
+            scheduler_class("EulerDiscreteScheduler")(folder),
+            json_with(
+                SCHEDULER, timestep_spacing="trailing", rescale_betas_zero_snr=True,
+                prediction_type="v_prediction",
+            )(folder),
+        ),
+        "",
     ),
     "broken model card": (written("README.md", "---\nlicense: mit\nmodel-index: foo\n---\n"), ""),
     "card that is no YAML": (written("README.md", "---\n: [\n---\n"), ""),
@@ -116,9 +128,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "truncated text encoder": (truncated(TEXT), r"text_encoder cannot be loaded \(.+\)"),
     "empty VAE": (written(VAE, ""), r"vae cannot be loaded \(.+\)"),
     "LFS pointer": (written(UNET, POINTER), r"unet/diff.* is a Git LFS pointer.*git lfs pull"),
-    "pickle": (renamed(UNET, "diffusion_pytorch_model.bin"), r"unet holds no \.safetensors"),
-    "no U-Net": (removed("unet"), r"unet holds no \.safetensors"),
-    "no VAE folder": (removed("vae"), r"vae holds no \.safetensors"),
+    "pickle": (renamed(UNET, "diffusion_pytorch_model.bin"), r"unet has no \.safetensors"),
+    "no U-Net": (removed("unet"), r"unet has no \.safetensors"),
+    "no VAE folder": (removed("vae"), r"vae has no \.safetensors"),
     "null VAE": (json_with(INDEX, vae=[None, None]), r"model_index\.json names no vae"),
     "VAE not named": (json_with(INDEX, vae="absent"), r"model_index\.json names no vae"),
     "VAE as a word": (json_with(INDEX, vae="AutoencoderKL"), r"model_index\.json names no vae"),
@@ -148,11 +160,30 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "config that is no JSON": (written("unet/config.json", "{"), r"unet cannot be loaded \(.+\)"),
     "inpainting": (unet_with(in_channels=9), "takes 9 channels and gives 4: it is for inpainting"),
     "distilled": (unet_with(time_cond_proj_dim=8), r"more than a text \(time_cond_proj_dim\)"),
+    "turbo by name": (
+        json_with("unet/config.json", _name_or_path="stabilityai/sdxl-turbo"),
+        "is called stabilityai/sdxl-turbo, with turbo in it: it was distilled",
+    ),
+    "turbo by its scheduler": (
+        lambda folder: (
+            scheduler_class("EulerAncestralDiscreteScheduler")(folder),
+            json_with(SCHEDULER, timestep_spacing="trailing")(folder),
+        ),
+        "scheduler is a EulerAncestral.* draw in few steps.*; give the model that it was distilled",
+    ),
+    "LCM": (scheduler_class("LCMScheduler"), "is a LCMScheduler: it was distilled"),
+    "noise prediction without signal": (
+        lambda folder: (
+            scheduler_class("DDIMScheduler")(folder),
+            json_with(SCHEDULER, rescale_betas_zero_snr=True)(folder),
+        ),
+        "rescale_betas_zero_snr with prediction_type epsilon",
+    ),
     "class labels": (
         unet_with(class_embed_type="timestep"), r"more than a text \(class_embed_type\)",
     ),
     "U-Net of another width": (
-        unet_with(cross_attention_dim=16), "text_encoder gives 32 numbers a word, unet takes 16",
+        unet_with(cross_attention_dim=16), "text_encoder gives 32 numbers per token, unet takes 16",
     ),
     "VAE of another model": (
         lambda folder: AutoencoderKL(
@@ -165,7 +196,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "class list": (json_with(INDEX, _class_name=["x", "y"]), "names no pipeline"),
     "another pipeline": (
         json_with(INDEX, _class_name="StableDiffusionInpaintPipeline"),
-        "is a StableDiffusionInpaintPipeline; sayso can load .*StableDiffusionPipeline",
+        "is a StableDiffusionInpaintPipeline, which does not draw from a text alone; give",
     ),
     "index that is no JSON": (written(INDEX, "{"), r"model_index\.json is not valid JSON"),
     "no index": (removed(INDEX), "no model at"),
@@ -337,7 +368,42 @@ def test_a_hub_model_without_network_is_asked_for_once(monkeypatch: pytest.Monke
         asked.append(name)
         raise OSError("no connection")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
     with pytest.raises(UserError, match=r"'owner/name' .*could not be fetched.*no connection"):
         resolve("owner/name")
     assert asked == ["owner/name"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Hugging Face's cache, empty, without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(hub: Path, name: str, folder: Path) -> Path:
+    """The model of that name in the cache."""
+    model = hub / f"models--{name.replace('/', '--')}"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("abc")
+    return Path(shutil.copytree(folder, model / "snapshots" / "abc"))
+
+
+def test_offline_the_cache_is_used(hub: Path, folder: Path) -> None:
+    snapshot = cached(hub, "owner/name", folder)
+    assert resolve("owner/name") == snapshot
+    for file in snapshot.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    assert resolve("owner/name") == snapshot
+    with pytest.raises(UserError, match=r"not in the cache .*hub, and HF_HUB_OFFLINE is set") as no:
+        resolve("owner/other")
+    assert len(str(no.value)) < 400
+
+
+def test_a_few_step_model_of_the_hub_is_known_by_its_name(hub: Path, folder: Path) -> None:
+    snapshot = cached(hub, "owner/sd-lcm-dreams", folder)
+    with pytest.raises(UserError, match="is called models--owner--sd-lcm-dreams, with lcm"):
+        StableDiffusion.load(snapshot, CPU)
+    assert StableDiffusion.load(cached(hub, "owner/turbocharged", folder), CPU)

@@ -184,8 +184,8 @@ def gradient(path: Path, aligner, options: TrainOptions, world: int, micro: int)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 7}, "batch_size 7 is no multiple of 1 processes × 2; give .* 6 or 8"),
-        ({"micro_batch_size": 1}, "micro_batch_size 1 is no multiple of 2; give .* 2 or 4 or 8"),
+        ({"batch_size": 7}, "batch_size 7 is not a multiple of 1 processes × 2; give .* 6 or 8"),
+        ({"micro_batch_size": 1}, "micro_batch_size 1 is not a multiple of 2; give .* 2 or 4 or 8"),
     ],
 )
 def test_rows_that_stay_together_are_checked_first(changes: dict, message: str) -> None:
@@ -200,7 +200,7 @@ def test_pretraining_rows_leave_whole_units() -> None:
     assert dataclasses.replace(options, pretraining_weight=0.0).n_pretraining() == 0
     half = dataclasses.replace(options, batch_size=512, pretraining_fraction=0.5)
     assert half.n_pretraining() == 256
-    with pytest.raises(UserError, match="leaves no other row in a batch of 8"):
+    with pytest.raises(UserError, match="leaves no room for other rows in a batch of 8"):
         dataclasses.replace(options, pretraining_fraction=0.97).n_pretraining()
 
 
@@ -266,7 +266,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result(
 def test_a_network_without_it_is_refused(tmp_path: Path) -> None:
     options = dataclasses.replace(OPTIONS, gradient_checkpointing=True)
     run = open_run(tmp_path / "r", asked({}), 0)
-    with pytest.raises(UserError, match="this network has no gradient checkpointing"):
+    with pytest.raises(UserError, match="this network does not support gradient checkpointing"):
         train(toy_work(), GoodImages(), options, run, make_accelerator("no"))
 
 

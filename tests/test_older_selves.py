@@ -62,6 +62,19 @@ def test_copy_in_bf16_starts_out_equal_to_the_policy(folder: Path) -> None:
     assert weights == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, None])
+def test_the_reference_is_frozen_and_computes_in_its_format(kind: torch.dtype | None) -> None:
+    policy = ToyPolicy(8)
+    policy.keep_reference(kind)
+    with policy.reference():
+        parameters = [*policy.network.parameters()]
+        assert not any(p.requires_grad for p in parameters)
+        assert {p.dtype for p in parameters} == {kind or torch.float32}
+        assert torch.is_autocast_enabled("cpu") == (kind is not None)
+        assert kind in (None, torch.get_autocast_dtype("cpu"))
+    assert all(p.requires_grad for p in policy.network.parameters())
+
+
 def test_reference_must_be_kept_first() -> None:
     with pytest.raises(RuntimeError, match="keep_reference"), ToyPolicy().reference():
         pass
@@ -84,8 +97,9 @@ def test_older_self_follows_at_a_distance() -> None:
         torch.testing.assert_close(prediction(policy), prediction(middle).detach())
     assert all(torch.equal(p, before[name]) for name, p in policy.trainable().items())
     policy.remember("old")
+    now = prediction(policy).detach()
     with policy.old("old"):
-        torch.testing.assert_close(prediction(policy), prediction(policy))
+        torch.testing.assert_close(prediction(policy), now)
 
 
 def test_a_failing_block_leaves_the_policy_as_it_was() -> None:

@@ -29,7 +29,7 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.mark.parametrize("seed", [-1, SEED_END, 2**64, -(2**70)])
 def test_a_seed_that_would_fail_later(tmp_path: Path, study: Study, seed: int):
-    where, says = tmp_path / "other", f"seed {seed} is not possible; give 0 to 9223372036854775807"
+    where, says = tmp_path / "other", f"seed {seed} is not allowed; give 0 to 9223372036854775807"
     for refuse in (
         lambda: new(where, NewConfig(seed=seed)),
         lambda: write_prompts(Study.open(study.path), PromptsConfig(seed=seed)),

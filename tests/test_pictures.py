@@ -1,6 +1,7 @@
 """One reader of pictures: each kind as a viewer on white shows it, or refused by name."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from PIL import Image, ImageCms
 import sayso.base.pictures
 from sayso.base.errors import UserError
 from sayso.base.pictures import UnreadablePicture, picture_size, read_picture, to_rgb
-from sayso.base.types import Sample, Sampler
+from sayso.base.types import Sample, Sampler, Size
 from sayso.data.clip import to_pixels
-from sayso.data.pretraining_images import _square
+from sayso.data.pretraining_images._decoding import decoded
 from sayso.formats.imports import decode
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
@@ -124,9 +125,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         ".",
     ),
     "cut off JPEG": (lambda: saved(Image.effect_noise((64, 64), 90), "JPEG")[:-500], "truncated"),
-    "no picture": (lambda: b"<html>404</html>", "no picture"),
-    "empty": (lambda: b"", "no picture"),
-    "pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "no picture"),
+    "no picture": (lambda: b"<html>404</html>", "not an image"),
+    "empty": (lambda: b"", "not an image"),
+    "pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "not an image"),
     "huge": (lambda: saved(Image.new("1", (20_000, 10_000))), "more than 178 million pixels"),
 }
 
@@ -165,8 +166,9 @@ def test_what_cannot_be_shown_is_refused_by_name(name: str, tmp_path: Path):
         decode("row 3", content)
     file = tmp_path / "natural.png"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=f"natural.png cannot be read: .*{says}"):
-        _square(file, 16)
+    (found,) = decoded([file], Size(16, 16), 0)
+    assert isinstance(found, str)
+    assert re.search(f"cannot be read: .*{says}", found)
     study = Study.create(tmp_path / "study", StudyInfo("s"))
     (study.path / "a.png").write_bytes(content)
     sample = Sample("a", "p", "base", 0, Sampler(), "a.png", "")
@@ -185,7 +187,8 @@ def test_every_way_in_reads_the_same(name: str, tmp_path: Path):
     sample = Sample("a", "p", "base", 0, Sampler(), "a.png", "")
     assert decode("row 1", content).tobytes() == wanted
     assert study.image(sample).tobytes() == wanted
-    square = _square(file, 16)
+    (square,) = decoded([file], Size(16, 16), 0)
+    assert isinstance(square, Image.Image)
     assert np.allclose(square.getpixel((2, 8)), read_picture(content).getpixel((10, 8)), atol=9)
 
 

@@ -12,10 +12,10 @@ from sayso.base.types import Prompt, digest
 from sayso.data.pretraining_images import (
     HELDOUT_SHARE,
     PretrainingSet,
-    _Folder,
     is_held_out,
     open_pretraining,
 )
+from sayso.data.pretraining_images.folder import Folder
 from sayso.prompts.grammar import make_prompt
 from sayso.stages.new import NewConfig, new
 from sayso.stages.prompts import PromptsConfig, write_prompts
@@ -126,8 +126,8 @@ def metadata(tmp_path: Path) -> Path:
 def parts(study: Study) -> dict[str, set[str]]:
     """The captions of each part; no picture is read."""
     source = open_pretraining(study)
-    assert isinstance(source, _Folder)
-    return {part: {text for _, text in source._part(part)} for part in ("train", "heldout")}
+    assert isinstance(source, Folder)
+    return {part: {row.text for row in source.rows(part, 0)} for part in ("train", "heldout")}
 
 
 def test_a_tenth_is_held_out_by_each_picture_s_own_name():
@@ -253,7 +253,7 @@ def test_a_folder_that_holds_nothing_out(tmp_path: Path, capsys: pytest.CaptureF
     assert parts(study)["heldout"] == set()
     own = tmp_path / "p.txt"
     own.write_text("a dog\n")
-    with pytest.raises(UserError, match=r"none of the pictures .* is held out"):
+    with pytest.raises(UserError, match=r"none of the images .* is held out"):
         write_prompts(study, PromptsConfig(file=str(own), fidelity=4))
     write_prompts(study, PromptsConfig(file=str(own)))
-    assert "0 fidelity prompts, as many as" in capsys.readouterr().err
+    assert "0 fidelity prompts, one for each" in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_stage_writes_once_and_refuses_other_prompts(study: Study):
     assert run.result == {"train": 160, "seen": 32, "unseen": 32, "fidelity": 4}
     before = (study.path / "prompts.jsonl").read_bytes()
     write_prompts(study, PromptsConfig(fidelity=4))
-    with pytest.raises(UserError, match="has prompts already"):
+    with pytest.raises(UserError, match="already has prompts"):
         write_prompts(study, PromptsConfig(fidelity=4, train=100))
     assert (study.path / "prompts.jsonl").read_bytes() == before
 

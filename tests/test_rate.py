@@ -202,7 +202,7 @@ def test_ratings_of_images_that_are_gone(study: Study):
     path = study.path / study.image_path(first.sample_id)
     content = path.read_bytes()
     path.unlink()
-    with pytest.raises(UserError, match=r"an image that is gone.*png"):
+    with pytest.raises(UserError, match=r"a missing image.*png"):
         check_feedback(study)
     path.write_bytes(content)
     records = study.path / "samples.jsonl"

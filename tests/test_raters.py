@@ -237,7 +237,7 @@ def test_the_same_votes_are_counted_once_and_new_votes_anew(small: Study) -> Non
     vote = Rating("n", extra, "simulated-99", "alignment", "good", True, 0.0, 1.0)
     small.feedback.add_ratings([vote])
     assert agreement(small, QUICK).path != run.path
-    with pytest.raises(UserError, match="tells of other votes"):
+    with pytest.raises(UserError, match="was made from other votes"):
         agreement(small, replace(QUICK, name="mine"))
     with pytest.raises(UserError, match="resamples 0 → 5"):
         agreement(small, replace(QUICK, name="mine", resamples=5))
@@ -307,7 +307,7 @@ def test_peoples_labels_are_never_held_against_the_judge(
     small.info = replace(small.info, base_model="tinyworld")
     voted.add_ratings(small, raters=4, overlap=2, simulated=False, seed=5)
     assert agreement(small, QUICK).result["labels"]["truth"] == {}
-    with pytest.raises(UserError, match="no truth for people"):
+    with pytest.raises(UserError, match="people's labels are not compared"):
         agreement(small, replace(QUICK, judge="tinyworld", name="judged"))
 
 
@@ -376,7 +376,7 @@ def test_eighty_columns_are_enough(
     said = capsys.readouterr().err
     assert "simulated-03 *" in said
     assert "0/4" in said
-    assert "careless by the rules: simulated-03 (attention)" in said
+    assert "flagged as careless: simulated-03 (attention)" in said
     assert "…" not in said
 
 
@@ -420,7 +420,7 @@ def test_summary_tells_of_agreement_strengths_and_balance(whole: Study) -> None:
 def test_report_names_the_careless_rater(whole: Study) -> None:
     html = report(whole).read_text()
     assert "How far the raters agree" in html
-    assert f'Careless by the rules: <strong><bdi translate="no">{voted.CARELESS}</bdi>' in html
+    assert f'Flagged as careless: <strong><bdi translate="no">{voted.CARELESS}</bdi>' in html
     assert html.count('<tr class="careless">') == 1
     assert "20 simulated raters rated" in html
     assert "All models in one order" in html
@@ -430,12 +430,12 @@ def test_report_names_the_careless_rater(whole: Study) -> None:
 
 
 def test_report_says_when_votes_came_since(small: Study) -> None:
-    assert "not counted yet" in report(small).read_text()
+    assert "not measured yet" in report(small).read_text()
     agreement(small, QUICK)
-    assert "Votes have come or changed" not in report(small).read_text()
+    assert "Votes have been added or changed" not in report(small).read_text()
     extra = Rating("n", small.samples()[0].id, "simulated-9", "alignment", "bad", True, 0.0, 1.0)
     small.feedback.add_ratings([extra])
-    assert "Votes have come or changed" in report(small).read_text()
+    assert "Votes have been added or changed" in report(small).read_text()
 
 
 def test_report_escapes_raters_names(small: Study) -> None:

@@ -310,7 +310,7 @@ def test_a_study_without_selection_or_comparisons(tmp_path: Path) -> None:
     assert "No best-of-n selection" in text
     assert "No side-by-side comparisons" in text
     assert "best of 16" not in text
-    assert "16 test images prove that the path works" in text
+    assert "16 test images show that the whole path works" in text
 
 
 def test_nobody_said_what_is_true(tmp_path: Path) -> None:
@@ -326,14 +326,14 @@ def test_nobody_said_what_is_true(tmp_path: Path) -> None:
         )
         evaluate(study, EvaluateConfig(model=syn.ALIGNED, reward=""))
     text = text_of(report(study).read_text())
-    assert "no image is judged true or false" in text
+    assert "no image has a verdict" in text
     assert "not judged" not in text.split("Before and after")[0]
 
 
 def test_the_evaluation_asked_for_must_be_one(study: Study) -> None:
     with pytest.raises(UserError, match="did you mean 'evaluate-align-rwr'"):
         report(study, ReportConfig(evaluation="evaluate-align-rwrr"))
-    with pytest.raises(UserError, match="no run of evaluate"):
+    with pytest.raises(UserError, match="not a run of evaluate"):
         report(study, ReportConfig(evaluation="runs/align-rwr"))
     with pytest.raises(UserError, match="negative"):
         report(study, ReportConfig(prompts_shown=-1))

@@ -299,11 +299,11 @@ def test_unknown_reward_names_the_nearest(study: Study) -> None:
         load_reward(study, "clip_scor")
     with pytest.raises(UserError, match="unknown reward 'prompts'"):
         load_reward(study, "prompts")
-    with pytest.raises(UserError, match="has to learn first: run sayso fit --reward clip_head"):
+    with pytest.raises(UserError, match="must be trained first: run sayso fit --reward clip_head"):
         load_reward(study, "clip_head")
     with pytest.raises(UserError, match="did you mean 'clip_head'"):
         load_trainable_reward("clip_hed")
-    with pytest.raises(UserError, match="has nothing to learn; fit one of clip_head"):
+    with pytest.raises(UserError, match="needs no training; fit one of clip_head"):
         load_trainable_reward("clip_score")
 
 
@@ -326,7 +326,7 @@ def test_own_reward_file(study: Study, tmp_path: Path) -> None:
 
 def test_unfinished_fit_is_refused(study: Study) -> None:
     study.run("fit", "half", {"reward": "clip_head", "options": {}})
-    with pytest.raises(UserError, match="not finished; repeat the sayso fit"):
+    with pytest.raises(UserError, match="not finished; run the sayso fit"):
         load_reward(study, "runs/fit-half")
 
 
@@ -385,7 +385,7 @@ def test_own_file_that_was_edited_since_its_fit_is_refused(study: Study, tmp_pat
     load_reward(copied, run.name)
     before = mine.read_text()
     mine.write_text(before + "\n\n# edited\n")
-    says = rf"runs/fit-mine was made with {mine} as it was then .* the file has changed"
+    says = rf"runs/fit-mine was made with another version of {mine} .*; restore the file"
     with pytest.raises(UserError, match=says):
         load_reward(copied, run.name)
     with pytest.raises(UserError, match=says):

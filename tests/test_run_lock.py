@@ -59,7 +59,7 @@ def test_the_second_command_names_the_first_and_leaves_its_files(
     )
     assert done.returncode == 2
     holder = f"process {first.pid} on {socket.gethostname()}"
-    assert done.stderr.startswith(f"sayso: error: runs/x is being worked on by {holder}; wait")
+    assert done.stderr.startswith(f"sayso: error: runs/x is in use by {holder}; wait")
     assert done.stderr.count("\n") == 1
     assert (half / "weights").read_bytes() == b"half"
 
@@ -100,7 +100,7 @@ def test_other_processes_of_a_launch_need_no_lock(
 def test_nothing_is_locked_where_another_holds_it(
     study: Study, first: subprocess.Popen[bytes]
 ) -> None:
-    with pytest.raises(UserError, match="being worked on"):
+    with pytest.raises(UserError, match="in use by"):
         lock(study.path / "runs/x")
     first.kill()
     first.wait()

@@ -94,7 +94,7 @@ def test_portions_are_no_part_of_a_run(study: Study) -> None:
 def test_more_steps_go_on_and_fewer_are_refused(study: Study) -> None:
     run = begun(study)
     assert study.run("x", "", Config(max_steps=20), Plugin()).config["max_steps"] == 20
-    with pytest.raises(UserError, match="begun with --max-steps 20, and 10 are fewer"):
+    with pytest.raises(UserError, match="started with --max-steps 20, and 10 is less"):
         study.run("x", "", Config(max_steps=10), Plugin())
     run.finish({})
     with pytest.raises(UserError, match=r"finished with --max-steps 20 .* give --model runs/x"):
@@ -107,7 +107,7 @@ def test_a_run_without_config_is_half_written_only_if_it_holds_something(study: 
     assert study.run("x", "", Config(), Plugin()).config["model"] == "base"
     (run.path / "config.json").unlink()
     run.log(1, loss=0.5)
-    with pytest.raises(UserError, match="half written"):
+    with pytest.raises(UserError, match="is incomplete"):
         study.run("x", "", Config(), Plugin())
 
 
@@ -132,7 +132,7 @@ def test_study_json_without_later_fields_means_their_defaults(study: Study) -> N
     [
         ({"colour": 1}, "study.json has unknown fields: colour"),
         ({"sampler": {"speed": 3}}, "study.json has unknown fields: speed"),
-        ({"sampler": 3}, "holds no sampler"),
+        ({"sampler": 3}, "is not a sampler"),
     ],
 )
 def test_study_json_with_unknown_fields_is_refused(
@@ -169,6 +169,6 @@ def test_a_finished_run_whose_files_are_damaged_is_named(study: Study) -> None:
             (run.path / name).unlink()
             if bad is not None:
                 (run.path / name).write_bytes(bad)
-            with pytest.raises(UserError, match=f"finished, but its {name} is gone or damaged"):
+            with pytest.raises(UserError, match=f"finished, but its {name} is missing or damaged"):
                 study.run("x", "", Config(), Plugin())
             (run.path / name).write_bytes(whole)

@@ -106,7 +106,7 @@ def test_no_field_is_ignored(model: Path, tmp_path: Path, name: str) -> None:
     for field, value in OTHERS.items():
         changed = dataclasses.replace(SAMPLER, **{field: value})
         if field == "eta" and name != "DDIMScheduler":
-            says = f"eta 0.5 would change nothing: the model's {name} has no eta"
+            says = f"eta 0.5 would have no effect: the model's {name} has no eta"
             with pytest.raises(UserError, match=says):
                 policy.check_sampler(changed)
             continue
@@ -129,21 +129,24 @@ def test_steps_that_a_scheduler_cannot_do(
     model: Path, tmp_path: Path, name: str, steps: int
 ) -> None:
     policy = StableDiffusion.load(with_scheduler(model, tmp_path / "copy", name), CPU)
-    with pytest.raises(UserError, match=f"model's {name} cannot draw in {steps} steps"):
+    with pytest.raises(UserError, match=f"model's {name} cannot sample in {steps} steps"):
         policy.check_sampler(dataclasses.replace(SAMPLER, num_inference_steps=steps))
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5 is not possible; give 1 \(no guidance\)"),
+        ({"guidance_scale": 0.5}, r"guidance_scale 0\.5 is not allowed; give 1 \(no guidance\)"),
         ({"guidance_scale": float("nan")}, "guidance_scale nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale inf"),
-        ({"eta": -0.1}, r"eta -0\.1 is not possible; give from 0 to 1"),
+        ({"eta": -0.1}, r"eta -0\.1 is not allowed; give from 0 to 1"),
         ({"eta": float("nan")}, "eta nan"),
         ({"num_inference_steps": 0}, "num_inference_steps 0"),
-        ({"image_size": Size(64, 33)}, "image_size 64x33 is not possible; give width and height"),
-        ({"guidance_scale": 1.0}, "negative_prompt 'blue' would change nothing: guidance_scale 1"),
+        ({"image_size": Size(64, 33)}, "image_size 64x33 is not allowed; give width and height"),
+        (
+            {"guidance_scale": 1.0},
+            "negative_prompt 'blue' would have no effect, because guidance_scale 1",
+        ),
     ],
 )
 def test_fields_out_of_range_or_without_effect(changes: dict[str, float], says: str) -> None:

@@ -195,7 +195,7 @@ def test_an_autoencoder_that_overflows_stays_in_fp32(copy: Path, upcast: bool) -
 @pytest.mark.parametrize(
     ("file", "fields", "says"),
     [
-        ("unet", {"addition_time_embed_dim": 16}, "text_encoder_2 and sizes give 128 numbers"),
+        ("unet", {"addition_time_embed_dim": 16}, "text_encoder_2 and sizes give 120 numbers"),
         ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]},
          r"text_encoder_2 is a CLIPTextModel; StableDiffusionXLPipeline has CLIPTextModelWithProj"),
         ("model_index.json", {"text_encoder": [None, None]}, "names no text_encoder;"),

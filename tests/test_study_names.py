@@ -124,7 +124,7 @@ def test_votes_of_an_earlier_version_are_found_and_left_alone(
         Study.open(study.path).feedback  # noqa: B018
     said = str(refused.value)
     assert not (study.path / "feedback.db").exists()
-    copy = said[said.index("cp ") : said.index(" (or begin")]
+    copy = said[said.index("cp ") : said.index(" (to start")]
     subprocess.run(shlex.split(copy), check=True)
     assert Study.open(study.path).feedback.ratings() == [vote]
     (study.path / "feedback.db").unlink()

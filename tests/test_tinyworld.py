@@ -16,10 +16,10 @@ from sayso.base.types import Prompt
 from sayso.tinyworld import paths
 from sayso.tinyworld.factory import judge_training
 from sayso.tinyworld.factory.judge_training import JudgeTraining, _bumps, mixed_items
-from sayso.tinyworld.judge import Judge, as_images, judge_features
+from sayso.tinyworld.judge import Judge, as_images
 from sayso.tinyworld.judge_check import ATTRIBUTES, accuracy, load_autoencoder, reconstruct
 from sayso.tinyworld.raters import SimulatedRater, decision_rng, make_raters
-from sayso.tinyworld.reading import Detection, Reading, Verdict, in_words, is_true, verdict
+from sayso.tinyworld.reading import Detection, Reading, Verdict, in_words, verdict
 from sayso.tinyworld.render import compose, render, render_with_centres
 from sayso.tinyworld.scenes import (
     BACKGROUNDS,
@@ -207,13 +207,12 @@ TWO_RED_CATS = _reading(("cat", "red"), ("cat", "red"))
     ],
 )  # fmt: skip
 def test_truth_table(reading: Reading, slots: dict[str, str | int], truth: bool) -> None:
-    assert is_true(reading, slots) is truth
     assert verdict(reading, slots).true is truth
 
 
 def test_a_prompt_without_object_is_refused() -> None:
     with pytest.raises(ValueError, match="name no object"):
-        is_true(TWO_RED_CATS, {"colour": "red"})
+        verdict(TWO_RED_CATS, {"colour": "red"})
 
 
 def test_certainty_follows_what_is_asked() -> None:
@@ -265,14 +264,14 @@ def test_judge_verdicts_take_prompts_and_slots(judge: Judge) -> None:
     prompt = Prompt("p", "five fishes", "count", slots, "train")
     assert [v.true for v in judge.verdicts(image, [slots, {**slots, "count": 4}])] == [True, False]
     assert judge.verdicts(image[:1], [prompt])[0].true
-    with pytest.raises(ValueError, match="2 pictures but 1"):
+    with pytest.raises(ValueError, match="2 images but 1"):
         judge.verdicts(image, [prompt])
 
 
 def test_judge_resizes_and_pools_features(judge: Judge) -> None:
     large = as_images([render(SCENE, np.random.default_rng(4), image_size_px=128)])
     assert len(judge.read(large)[0].objects) == 5
-    features = judge_features(large)
+    features = judge.features(large)
     assert features.shape == (1, 128)
     assert torch.isfinite(features).all()
 
@@ -401,7 +400,7 @@ def test_alignment_comparison_counts_good_pictures() -> None:
     assert rater.compare(three, two, "alignment", rng) == "left"
     assert rater.compare(two, three, "alignment", rng) == "right"
     assert rater.compare(two, two[::-1], "alignment", rng) == "tie"
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         rater.compare([], two, "alignment", rng)
 
 

@@ -195,7 +195,7 @@ def test_nan_stops_and_keeps_the_good_checkpoint(tmp_path: Path, what: str) -> N
         v.isfinite().all()
         for v in load_file(next((run.checkpoints / "2/weights").iterdir())).values()
     )
-    says = "at step 1: training stopped, nothing was saved; the model or .* are at fault"
+    says = "at step 1: training stopped, nothing was saved; the cause is the model or"
     with pytest.raises(UserError, match=says) as refused:
         run_toy(tmp_path / "first", aligner=Poisoned(at=0))
     assert "learning-rate" not in str(refused.value)
@@ -270,7 +270,7 @@ def test_sd_reward_zero_changes_nothing(tmp_path: Path) -> None:
 
 BAD_OPTIONS = {
     "max_steps 0 is too small": {"max_steps": 0},
-    "batch_size 8 is no multiple of 1 processes × micro_batch_size 3": {"micro_batch_size": 3},
+    "batch_size 8 is not a multiple of 1 processes × micro_batch_size 3": {"micro_batch_size": 3},
     "ema_decay 1.0 is not in": {"ema_decay": 1.0},
     "decay_fraction 2.0 is not in": {"decay_fraction": 2.0},
     "learning_rate nan must be": {"learning_rate": float("nan")},

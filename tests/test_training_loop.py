@@ -150,13 +150,13 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_only(
         loop.accelerator, "no_sync", lambda model: events.append(model) or plain(model)
     )
     loop.update(batch_of(loop))
-    assert events == [loop.network] * 3
+    assert events == [loop.spread.network] * 3
 
 
 def test_a_batch_of_another_size_is_refused(tmp_path: Path) -> None:
     loop = loop_at(tmp_path / "r")
     with pytest.raises(
-        UserError, match="RewardWeighted made a batch of 4 rows, and its share is 7"
+        UserError, match="RewardWeighted made a batch of 4 rows, but its share is 7"
     ):
         loop.update(batch_of(loop).rows(slice(0, 4)))
 

@@ -111,6 +111,7 @@ def test_a_resumed_run_says_which_steps_its_log_lacks(
     told = " ".join("".join(capsys.readouterr()).split())
     assert says in told
     assert ("lacks" in told) == bool(gone)
+    assert told.endswith("steps so far; the weights are complete") == bool(gone)
 
 
 # the log
@@ -118,6 +119,7 @@ def test_a_resumed_run_says_which_steps_its_log_lacks(
 
 def test_losses_are_looked_at_every_few_steps(tmp_path: Path) -> None:
     loop = loop_at(tmp_path / "r", max_steps=20)
+    assert loop.log.note == ""
     for batch in ALIGNER.batches(work(READ_EVERY + 1)):
         loop.update(batch)
         assert len(loop.log.unread) == loop.step % READ_EVERY
@@ -153,8 +155,8 @@ def test_speed_is_images_over_the_seconds_since_the_last_look(
     [
         (2, "bf16", "try a lower --learning-rate"),
         (2, "no", "try a lower --learning-rate"),
-        (1, "no", "the model or the aligner's options are at fault"),
-        (1, "bf16", "bf16 does not suffice: try --mixed-precision no"),
+        (1, "no", "the cause is the model or the aligner's options"),
+        (1, "bf16", "bf16 is not precise enough: try --mixed-precision no"),
     ],
 )
 def test_advice_fits_the_step_and_the_format(

@@ -19,14 +19,14 @@ from sayso.stages.prompts import PromptsConfig, write_prompts
 from sayso.study.study import Study
 from sayso.web.work.tasks import read_gold
 
-MARK = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 FORMS = {
     "as Unix does": lambda t: t,
-    "a byte order mark": lambda t: MARK + t,
-    "the end of lines of Windows": lambda t: MARK + t.replace(b"\n", b"\r\n"),
+    "a byte order mark": lambda t: BOM + t,
+    "the end of lines of Windows": lambda t: BOM + t.replace(b"\n", b"\r\n"),
     "no newline at the end": lambda t: t.rstrip(b"\n"),
     "empty lines": lambda t: b"\n" + t.replace(b"\n", b"\n\n  \n"),
-    "files joined": lambda t: MARK + t.replace(b"\n", b"\n" + MARK, 1),
+    "files joined": lambda t: BOM + t.replace(b"\n", b"\n" + BOM, 1),
 }  # fmt: skip
 
 
@@ -92,10 +92,10 @@ def test_options_and_prompt_sets(tmp_path: Path, form):
 
 def test_a_byte_order_mark_makes_no_second_prompt(study: Study, tmp_path: Path, capsys):
     path = tmp_path / "p.txt"
-    path.write_bytes(MARK + b"a red dog\na red dog\na blue cat\na green cat\n")
+    path.write_bytes(BOM + b"a red dog\na red dog\na blue cat\na green cat\n")
     assert sorted(own(study, path, test=2, seed=3)) == ["a blue cat", "a green cat", "a red dog"]
     said = " ".join(capsys.readouterr().err.split())
-    assert "p.txt: 1 lines repeat others and count once" in said
+    assert "p.txt: 1 lines are repeated and count once" in said
 
 
 def test_the_locale_says_nothing(tmp_path: Path):
@@ -139,7 +139,7 @@ def test_other_encodings_are_named(study: Study, tmp_path: Path, content: bytes,
     ("content", "says"),
     [
         ('{"text": "a"}\n\n{"text": \n', "p.jsonl line 3 is not JSON"),
-        ('{"text": "a"}\n["b"]', "p.jsonl line 2 is no JSON object"),
+        ('{"text": "a"}\n["b"]', "p.jsonl line 2 is not a JSON object"),
         ('{"text": "\\ud83d"}', "p.jsonl line 1 has half a character"),
     ],
 )
@@ -162,7 +162,7 @@ def test_other_kinds_of_files_are_refused(study: Study, tmp_path: Path, name: st
 def test_a_prompt_in_two_splits_is_one_line(study: Study, tmp_path: Path, split: str):
     path = tmp_path / "p.jsonl"
     rows = [{"text": "a dog"}, {"text": " a  dog", "split": split}]
-    path.write_bytes(MARK + "\n".join(map(json.dumps, rows)).encode())
+    path.write_bytes(BOM + "\n".join(map(json.dumps, rows)).encode())
     with pytest.raises(UserError, match=f"'a dog' occurs twice .split train and {split}."):
         own(study, path)
 

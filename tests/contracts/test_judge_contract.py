@@ -23,8 +23,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study, marks = syn.make_study(tmp_path_factory.mktemp("judges") / "study", 2, 4, 2)
-    syn.add_ratings(study, marks, simulated=False, which="test")
+    study, truth = syn.make_study(tmp_path_factory.mktemp("judges") / "study", 2, 4, 2)
+    syn.add_ratings(study, truth, simulated=False, which="test")
     return study
 
 

@@ -116,23 +116,23 @@ class Voter(threading.Thread):
                 time.sleep(0.01)
 
     def step(self, line: http.client.HTTPConnection) -> None:
-        """Send the oldest answer that waits, or fetch work when none does."""
+        """Send the oldest response that waits, or fetch work when none does."""
         if not self.outbox and not self.leasing:
             time.sleep(0.01)
             return
         if not self.outbox:
-            _, answer = self.call(line, "/api/next", {"n": 5})
-            items = [page["items"][0]["item_id"] for page in answer.get("pages", [])]
+            _, response = self.call(line, "/api/next", {"n": 5})
+            items = [page["items"][0]["item_id"] for page in response.get("pages", [])]
             if not items:
                 time.sleep(0.05)
             self.outbox.extend(map(vote, items))
             return
         body = self.outbox[0]
-        status, answer = self.call(line, "/api/votes", body)
+        status, response = self.call(line, "/api/votes", body)
         if status == 200:
             self.acknowledged[body["id"]] = status
         elif status != 503:
-            self.refused.append(f"{status} {answer}")
+            self.refused.append(f"{status} {response}")
         if status != 503:
             self.outbox.popleft()
 
@@ -141,8 +141,8 @@ class Voter(threading.Thread):
             "Content-Type": "application/json", "Cookie": self.cookie, "X-CSRF-Token": self.token,
         }  # fmt: skip
         line.request("POST", path, json.dumps(body), headers)
-        answer = line.getresponse()
-        return answer.status, json.loads(answer.read())
+        response = line.getresponse()
+        return response.status, json.loads(response.read())
 
 
 def vote(item: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def voters(study: Study, port: int, stop: threading.Event) -> list[Voter]:
     return found
 
 
-def seat_together(study: Study) -> None:
+def lease_together(study: Study) -> None:
     """Let everyone begin at the same page, so that all compete for the same places."""
     with Database(study.feedback.database.url).write() as db:
         db.execute(text(
@@ -218,7 +218,7 @@ def test_acknowledged_votes_survive_sigkill(store: tuple[str, int], tmp_path: Pa
     crowd = voters(study, port, stop)
     try:
         servers.start()
-        seat_together(study)
+        lease_together(study)
         for voter in crowd:
             voter.start()
         for kill in range(kills):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sayso.base.types import Prompt, Rating, Sample, digest, sample_id
-from sayso.data.latents import encoded_pretraining
+from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families._loading import load_policy
 from sayso.stages.new import NewConfig, new
 from sayso.study.identity import base_identity
@@ -50,7 +50,7 @@ def encode_nothing(study: Study, n: int) -> None:
     policy = load_policy(study, "base", torch.device("cpu"))
     blank, generator = Image.new("RGB", (64, 64)), torch.Generator().manual_seed(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scenes, "train_images", lambda _, start, stop: repeat(blank, stop - start))
+        patch.setattr(Scenes, "train_pictures", lambda *_: repeat(blank, n))
         patch.setattr(
             policy, "encode_images", lambda b: torch.randn(len(b), *LATENTS, generator=generator)
         )

@@ -46,11 +46,11 @@ def shares(policy: ToyPolicy) -> Tensor:
 
 
 def tune(
-    policy: ToyPolicy, aligner: Aligner, points: Tensor, rewards: Tensor, marks: Tensor, path: Path,
-    options: TrainOptions = OPTIONS, **more: object,
+    policy: ToyPolicy, aligner: Aligner, points: Tensor, rewards: Tensor, labels: Tensor,
+    path: Path, options: TrainOptions = OPTIONS, **more: object,
 ) -> ToyPolicy:  # fmt: skip
     tuned = copy.deepcopy(policy)
-    rows = make_rows(tuned, (points, ["0"] * len(points)), marks.tolist(), rewards.tolist())
+    rows = make_rows(tuned, (points, ["0"] * len(points)), labels.tolist(), rewards.tolist())
     work = Work(tuned, rows, options.batch_size, options.max_steps, seed=0, **more)
     train(work, aligner, options, open_run(path, asked({}), 0), make_accelerator("no"))
     return tuned
@@ -103,15 +103,15 @@ def test_wrong_sign_fails(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
 
 
 def test_sft_moves_to_the_good_ones(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
-    marks = (corner(own) >= 2).float()
-    tuned = tune(base, GoodImages(prompt_dropout=0.0), own, marks, marks, tmp_path / "r")
+    labels = (corner(own) >= 2).float()
+    tuned = tune(base, GoodImages(prompt_dropout=0.0), own, labels, labels, tmp_path / "r")
     assert shares(tuned)[2:].sum() > 0.95
 
 
-def test_marks_and_rewards_are_not_mixed_up(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
-    marks, rewards = (corner(own) == 3).float(), (corner(own) == 0).float()
-    by_label = tune(base, rwr(weight="label"), own, rewards, marks, tmp_path / "m")
-    by_reward = tune(base, rwr(), own, rewards, marks, tmp_path / "r")
+def test_labels_and_rewards_are_not_mixed_up(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
+    labels, rewards = (corner(own) == 3).float(), (corner(own) == 0).float()
+    by_label = tune(base, rwr(weight="label"), own, rewards, labels, tmp_path / "m")
+    by_reward = tune(base, rwr(), own, rewards, labels, tmp_path / "r")
     assert shares(by_label)[3] > 0.9
     assert shares(by_reward)[0] > 0.9
 

@@ -77,7 +77,7 @@ def ready(page: Page, before: str = "") -> str:
     return shown(page)
 
 
-def answer(page: Page, key: str) -> str:
+def press_vote(page: Page, key: str) -> str:
     """Press a key when the page takes answers; returns what was on screen."""
     before = shown(page)
     page.keyboard.press(key)

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from browser import Watched, answer, chromium, ready
+from browser import Watched, chromium, press_vote, ready
 from page_server import Served, serve
 from playwright.sync_api import Browser, Page
 
@@ -48,5 +48,5 @@ def start_fixture(browser: Browser, tmp_path: Path) -> Iterator[Start]:
 def rate(page: Page, watched: Watched, values: list[str], expected: dict[str, str]) -> None:
     """Answer one page after the other by key, and note which item got which answer."""
     for value in values:
-        page_id, number = answer(page, KEYS[value]).rsplit("/", 1)
+        page_id, number = press_vote(page, KEYS[value]).rsplit("/", 1)
         expected[watched.items[page_id][int(number)]] = value

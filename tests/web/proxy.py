@@ -27,7 +27,7 @@ def proxy_to(
 
         def _carry(self) -> None:
             if not f"{self.path}/".startswith(f"{prefix}/"):
-                return self._answer(404, [], b"not this site")
+                return self._respond(404, [], b"not this site")
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             hop = (
                 ("connection", "content-length", "host")
@@ -44,11 +44,11 @@ def proxy_to(
                 headers["Transfer-Encoding"] = "chunked"
             path = self.path if keep else self.path.removeprefix(prefix)
             link.request(self.command, path, send, headers, encode_chunked=chunked)
-            with link.getresponse() as answer:
-                self._answer(answer.status, answer.getheaders(), answer.read())
+            with link.getresponse() as response:
+                self._respond(response.status, response.getheaders(), response.read())
             return link.close()
 
-        def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        def _respond(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
             self.send_response_only(status)
             own = ("transfer-encoding", "content-length", "connection")
             for name, value in headers:

@@ -138,18 +138,18 @@ class Rater:
         self.session()
 
     def session(self) -> dict[str, Any]:
-        answer = self.http.get("/api/session")
-        if answer.status_code == 200:
-            self.token = answer.json()["csrf"]
-        return answer.json()
+        response = self.http.get("/api/session")
+        if response.status_code == 200:
+            self.token = response.json()["csrf"]
+        return response.json()
 
     def post(self, path: str, body: object) -> Any:
         return self.http.post(path, json=body, headers={"X-CSRF-Token": self.token})
 
     def next(self, n: int = 1, have: tuple[str, ...] = ()) -> dict[str, Any]:
-        answer = self.post("/api/next", {"have": have, "n": n})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        response = self.post("/api/next", {"have": have, "n": n})
+        assert response.status_code == 200, response.text
+        return response.json()
 
     def pages(self, n: int = 1, have: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         return self.next(n, have)["pages"]
@@ -165,7 +165,9 @@ class Rater:
     def vote(self, item: str, value: str = "good", **more: object) -> Any:
         return self.post("/api/votes", self.body(item, value, **more))
 
-    def answer(self, page: dict[str, Any], choose: Callable[[str], str] = lambda _: "good") -> None:
+    def vote_on(
+        self, page: dict[str, Any], choose: Callable[[str], str] = lambda _: "good"
+    ) -> None:
         """Answer every item of a page."""
         for item in items_of(page):
             done = self.vote(item, choose(item), question=page["question"])
@@ -177,7 +179,7 @@ class Rater:
             pages = self.pages()
             if not pages:
                 return done
-            self.answer(pages[0], choose)
+            self.vote_on(pages[0], choose)
         return most
 
 

@@ -34,9 +34,9 @@ class Reviewer:
         return self.rater.http.get(f"{self.base}/session")
 
     def next(self, n: int = 10, have: tuple[str, ...] = ()) -> dict[str, Any]:
-        answer = self.rater.post(f"{self.base}/next", {"have": have, "n": n})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        response = self.rater.post(f"{self.base}/next", {"have": have, "n": n})
+        assert response.status_code == 200, response.text
+        return response.json()
 
     def decide(self, item: str, value: str = "bad", **more: object) -> Any:
         return self.rater.post(f"{self.base}/votes", self.rater.body(item, value, **more))
@@ -64,9 +64,9 @@ def test_a_decision_is_the_label_and_nobodys_rating(app: RatingApp):
     progress = eve.next()["progress"]
     assert progress == {"mine": 0, "mine_total": 12, "project": 0, "project_total": 12}
     item = items_of(eve.next(1)["pages"][0])[0]
-    answer = eve.decide(item, "bad")
-    assert answer.status_code == 200
-    assert answer.json()["progress"]["mine"] == answer.json()["progress"]["project"] == 1
+    response = eve.decide(item, "bad")
+    assert response.status_code == 200
+    assert response.json()["progress"]["mine"] == response.json()["progress"]["project"] == 1
     [(sample,)] = app.table("select sample_id from ratings where decision")
     label = app.study.feedback.counts(simulated=False)[sample]
     assert (label.good, label.bad, label.decided, label.value) == (1, 1, "bad", "bad")
@@ -75,10 +75,10 @@ def test_a_decision_is_the_label_and_nobodys_rating(app: RatingApp):
     assert (
         app.table(f"select votes, open from items where task = '{app.site.task}'") == [(2, 1)] * 12
     ), "nor in a task that is opened later"
-    seats = app.table(
+    places = app.table(
         "select state from assignments join raters on raters.id = rater where name = 'eve'"
     )
-    assert seats == [("refused",)] * 2
+    assert places == [("refused",)] * 2
     boss = app.client("boss")
     assert "<b>24</b> of 24" in boss.http.get("/admin?task=" + before_task(app)).text
     assert Rater(app, "eve").session()["progress"]["mine"] == 0
@@ -136,7 +136,7 @@ def test_another_reviewer_was_faster(app: RatingApp):
     assert boss.decide(item, "good").status_code == 200
     refused = eve.decide(item)
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "decided")
-    assert "Another reviewer has decided this meanwhile" in refused.json()["error"]["message"]
+    assert "Another reviewer has decided this in the meantime" in refused.json()["error"]["message"]
     assert item not in [page["page_id"] for page in eve.next(10)["pages"]]
     assert decided(app) == {"boss": "good"}
 
@@ -194,7 +194,7 @@ def test_comparisons_are_decided_without_knowing_the_models(tmp_path: Path):
             left = rater.http.get(pages[0]["left"][0]["url"]).content
             right = rater.http.get(pages[0]["right"][0]["url"]).content
             mine = (left < right) == (name == "ann")
-            rater.answer(pages[0], lambda _, value="left" if mine else "right": value)
+            rater.vote_on(pages[0], lambda _, value="left" if mine else "right": value)
     eve = Reviewer(app)
     pages, have = [], ()
     while found := eve.next(10, have)["pages"]:

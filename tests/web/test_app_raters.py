@@ -102,9 +102,9 @@ def test_agreement_finds_the_careless_one_and_weighs_its_votes(tmp_path: Path) -
     votes = study.feedback.ratings(simulated=True)
     assert not study.feedback.ratings(simulated=False)
     checks = [vote for vote in votes if is_for(vote, "check")]
-    marks = [vote for vote in votes if is_for(vote, "vote")]
-    assert (len(marks), len(marks) + len(checks)) == (1920, added)
-    assert set(Counter(vote.sample_id for vote in marks).values()) == {3}
+    on_work = [vote for vote in votes if is_for(vote, "vote")]
+    assert (len(on_work), len(on_work) + len(checks)) == (1920, added)
+    assert set(Counter(vote.sample_id for vote in on_work).values()) == {3}
     assert not any(vote.shown["surplus"] for vote in votes)
     assert len({vote.shown["session"] for vote in votes}) == len({v.rater for v in votes}) == 20
 
@@ -119,9 +119,9 @@ def test_agreement_finds_the_careless_one_and_weighs_its_votes(tmp_path: Path) -
     assert gain["low"] < gain["value"] < gain["high"]
 
     html = report(study).read_text()
-    assert 'Careless by the rules: <strong><bdi translate="no">simulated-20</bdi>' in html
+    assert 'Flagged as careless: <strong><bdi translate="no">simulated-20</bdi>' in html
     assert html.count('<tr class="careless">') == 1
-    sure = "are nearer to" if gain["high"] < 0 else "are not clearly nearer to"
+    sure = "are nearer to" if gain["high"] < 0 else "are not clearly closer to"
     assert f"Dawid–Skene labels {sure} the truth as read by the tiny world&#39;s judge" in html
     said = json.loads((study.path / "summary.json").read_text())["agreement"]
     assert (said["careless"], said["labels"]) == (["simulated-20"], {"tinyworld": truth})
@@ -157,20 +157,20 @@ def test_interrupted_it_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -
             rate(study, through_app(**FEW))
     before = told(study)
     assert len(before) == 16
-    with pytest.raises(UserError, match="votes are missing still"):
+    with pytest.raises(UserError, match="votes are still missing"):
         rate(study, through_app(raters=2, overlap=2))  # the others hold pages
     rate(study, through_app(**FEW))
     assert set(before) < set(told(study))
-    marks = [r.sample_id for r in study.feedback.ratings() if is_for(r, "vote")]
-    assert Counter(Counter(marks).values()) == {2: 24}
+    on_work = [r.sample_id for r in study.feedback.ratings() if is_for(r, "vote")]
+    assert Counter(Counter(on_work).values()) == {2: 24}
     assert rate(study, through_app(**FEW)) == 0
 
 
 def test_votes_made_without_the_app_count(study: Study) -> None:
     rate(study, RateConfig(simulated=True, raters=4, overlap=1))
     rate(study, through_app(**FEW))
-    marks = Counter(r.sample_id for r in study.feedback.ratings() if is_for(r, "vote"))
-    assert Counter(marks.values()) == {2: 24}
+    on_work = Counter(r.sample_id for r in study.feedback.ratings() if is_for(r, "vote"))
+    assert Counter(on_work.values()) == {2: 24}
 
 
 def test_comparisons_through_the_app(study: Study) -> None:

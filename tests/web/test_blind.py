@@ -22,7 +22,7 @@ from sayso.web.work.tasks import TaskOptions
 def everything_received(app: RatingApp, name: str = "ann") -> bytes:
     """All answers of a whole session, headers, addresses and pictures included."""
     rater, received = app.client(name), []
-    rater.http.event_hooks["response"] = [lambda answer: received.append(answer)]
+    rater.http.event_hooks["response"] = [lambda reply: received.append(reply)]
     rater.http.get("/")
     rater.session()
     while pages := rater.pages(3):
@@ -31,13 +31,13 @@ def everything_received(app: RatingApp, name: str = "ann") -> bytes:
             for side in sides:
                 assert rater.http.get(side["image"]["url"]).status_code == 200
             choice = "left" if "left" in page else "good"
-            rater.answer(page, lambda _, value=choice: value)
+            rater.vote_on(page, lambda _, value=choice: value)
     rater.http.get("/openapi.json")
-    for answer in received:
-        answer.read()
+    for reply in received:
+        reply.read()
     return b"\n".join(
-        str(answer.url).encode() + repr(answer.headers.raw).encode() + answer.content
-        for answer in received
+        str(reply.url).encode() + repr(reply.headers.raw).encode() + reply.content
+        for reply in received
     ).lower()
 
 
@@ -88,11 +88,11 @@ def test_pictures_keep_their_pixels_and_lose_their_metadata(tmp_path: Path):
     ann = app.client()
     pages = ann.pages(10)
     for page in pages:
-        answer = ann.http.get(page["items"][0]["image"]["url"])
-        assert answer.headers["content-type"] == "image/png"
-        assert answer.headers["cache-control"] == "no-store"
-        assert not {"etag", "last-modified", "content-disposition"} & answer.headers.keys()
-        picture = Image.open(io.BytesIO(answer.content))
+        reply = ann.http.get(page["items"][0]["image"]["url"])
+        assert reply.headers["content-type"] == "image/png"
+        assert reply.headers["cache-control"] == "no-store"
+        assert not {"etag", "last-modified", "content-disposition"} & reply.headers.keys()
+        picture = Image.open(io.BytesIO(reply.content))
         assert picture.info == {}
         assert picture.tobytes() in stored
         assert (page["items"][0]["image"]["width"], picture.size) == (16, (16, 16))
@@ -142,11 +142,11 @@ def test_pictures_come_in_the_size_shown_where_that_is_smaller(tmp_path: Path):
     original = ann.http.get(url)
     assert Image.open(io.BytesIO(original.content)).tobytes() == scene.tobytes()
     for asked, width in ((300, 384), (385, 512), (700, 768), (1000, 900)):
-        answer = ann.http.get(url, params={"px": asked})
-        assert answer.headers["content-type"] == "image/webp"
-        assert not {"etag", "last-modified", "content-disposition"} & answer.headers.keys()
-        assert len(answer.content) < len(original.content) / 3
-        picture = Image.open(io.BytesIO(answer.content))
+        reply = ann.http.get(url, params={"px": asked})
+        assert reply.headers["content-type"] == "image/webp"
+        assert not {"etag", "last-modified", "content-disposition"} & reply.headers.keys()
+        assert len(reply.content) < len(original.content) / 3
+        picture = Image.open(io.BytesIO(reply.content))
         assert (picture.width, picture.mode, picture.info.get("exif")) == (width, "RGB", None)
         true = np.asarray(scene.resize(picture.size, Image.Resampling.LANCZOS), float)
         error = np.sqrt(((np.asarray(picture, float) - true) ** 2).mean())
@@ -224,7 +224,7 @@ def test_sides_are_stored_and_even_per_rater_and_pair(tmp_path: Path):
         while pages := rater.pages(10):
             for page in pages:
                 choice = "left" if red(rater, page["left"][0]["url"]) >= 100 else "right"
-                rater.answer(page, lambda _, value=choice: value)
+                rater.vote_on(page, lambda _, value=choice: value)
     votes = study.feedback.comparisons()
     assert len(votes) == 6 * 10 * 2
     chosen = {v.left_model if v.value == "left" else v.right_model for v in votes}
@@ -245,21 +245,21 @@ def test_sides_are_stored_and_even_per_rater_and_pair(tmp_path: Path):
 
 
 def seen_around_an_undo(rater: Rater, item: str, page: str, vote: str) -> dict[str, Any]:
-    """All that a script can see when it takes an answer back, gives the page back, and goes on."""
+    """All that a script can see when it takes a vote back, gives the page back, and goes on."""
     gone, again = f"{vote}-gone", f"{vote}-again"
     first = rater.session()["progress"]
     undone = rater.vote(item, "retracted", id=gone, supersedes=vote).json()
     held = rater.next(3, have=(page,))
     given_back = rater.post("/api/release", {"page_ids": [page]}).json()
     back = rater.next(1)
-    answered = rater.vote(item, "good", id=again, supersedes=gone).json()
+    responded = rater.vote(item, "good", id=again, supersedes=gone).json()
     last = rater.session()["progress"]
     return {
         "undone": moved(first, undone["progress"]), "keys": sorted(undone),
         "held": (moved(first, held["progress"]), held["done"]),
         "given back": given_back,
         "back": (moved(first, back["progress"]), back["done"], back["pages"][0]["page_id"] == page),
-        "answered": moved(first, answered["progress"]), "last": moved(first, last),
+        "responded": moved(first, responded["progress"]), "last": moved(first, last),
     }  # fmt: skip
 
 
@@ -269,7 +269,7 @@ def moved(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
 
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_no_counter_tells_which_pages_are_checks(tmp_path: Path, overlap: int):
-    """As a script would find out: answer, take back, give back, at every page and at the end."""
+    """As a script would find out: vote, take back, give back, at every page and at the end."""
     study = make_study(tmp_path, prompts=8, per_prompt=6)
     gold = {sample.id: "good" for sample in study.samples(BASE)[:4]}
     options = TaskOptions(gold=gold, gold_share=0.1, attention_share=0.2, overlap=overlap)
@@ -280,26 +280,26 @@ def test_no_counter_tells_which_pages_are_checks(tmp_path: Path, overlap: int):
     assert start["mine_total"] > 44
     assert start["project_total"] > 44 * overlap
     seen: dict[str, set[str]] = {"check": set(), "ordinary": set()}
-    answered: list[tuple[str, str, str]] = []
+    responded: list[tuple[str, str, str]] = []
     while pages := ann.pages():
-        page, item, vote = pages[0]["page_id"], items_of(pages[0])[0], f"v{len(answered)}"
+        page, item, vote = pages[0]["page_id"], items_of(pages[0])[0], f"v{len(responded)}"
         kind = "check" if control[item] else "ordinary"
         now = ann.vote(item, id=vote).json()["progress"]
         seen[kind].add(f"{moved(before, now)['mine']} {moved(before, now)['project']}")
-        if len(answered) < 40:
+        if len(responded) < 40:
             seen[kind].add(str(seen_around_an_undo(ann, item, page, vote)))
             vote = f"{vote}-again"
-        answered.append((item, page, vote))
+        responded.append((item, page, vote))
         before = ann.session()["progress"]
     assert seen["check"] == seen["ordinary"]
     assert len(seen["check"]) == 2
     end = ann.next()
     assert end["done"]
-    assert end["progress"]["mine"] == end["progress"]["mine_total"] == len(answered)
+    assert end["progress"]["mine"] == end["progress"]["mine_total"] == len(responded)
     after = {
         kind: {
             str(seen_around_an_undo(ann, *one))
-            for one in answered
+            for one in responded
             if bool(control[one[0]]) == (kind == "check")
         }
         for kind in seen
@@ -325,6 +325,6 @@ def test_votes_taken_over_do_not_tilt_the_sides(tmp_path: Path):
             f"select swapped from assignments where item = '{pages[0]['item_id']}'"
         )
         seen.setdefault(pages[0]["prompt"], bool(swapped))
-        ann.answer(pages[0], lambda _: "left")
+        ann.vote_on(pages[0], lambda _: "left")
     assert len(seen) == 20
     assert 4 <= sum(seen.values()) <= 16

@@ -52,7 +52,7 @@ def test_checks_reach_everyone_and_look_like_the_rest(tmp_path: Path):
         for _ in range(38):
             (page,) = rater.pages()
             kinds.add(tuple(sorted(page)) + tuple(sorted(page["items"][0])))
-            rater.answer(page)
+            rater.vote_on(page)
     assert len(kinds) == 1
     ratings = [r for r in study.feedback.ratings() if "gold" in r.shown]
     assert {r.rater for r in ratings} == {"ann", "bob"}
@@ -90,7 +90,7 @@ def test_attention_checks_of_comparisons(tmp_path: Path):
     app = RatingApp(study, options)
     ann = app.client()
     while pages := ann.pages():
-        ann.answer(pages[0], lambda _: "left")
+        ann.vote_on(pages[0], lambda _: "left")
     asked = checks_of(study)
     prompt_of = {s.id: s.prompt_id for s in study.samples()}
     assert len(asked) > 3
@@ -213,8 +213,8 @@ def test_who_works_alone_reads_that_no_check_comes(
     monkeypatch.setattr(serving, "_run", lambda *_: None)
     serving.serve(app.site, serving.Listening(port=free_port(), browser=False))
     said = capsys.readouterr()
-    assert "8 in use (8 of them after others have rated the picture), 0 proposed" in said.out
-    assert "never for somebody who works alone" in said.err
+    assert "8 in use (8 of them after others have rated the image), 0 proposed" in said.out
+    assert "never for a rater who works alone" in said.err
     assert "8 of them after others" in app.client("boss").http.get("/admin/checks").text
     assert app.client().work() == 24
     assert checks_of(study) == []
@@ -249,8 +249,8 @@ def test_pairs_of_plain_prompts_wait_for_an_admin(
     for action, left in (("confirm", [("", True, 8)]), ("strike", [("struck", False, 8)])):
         [[items]] = app.table("select group_concat(id) from items where control = 'attention'")
         form = {"csrf": boss.token, "items": items, "action": action}
-        answer = boss.http.post("/admin/checks", data=form)
-        assert answer.status_code == 200
+        response = boss.http.post("/admin/checks", data=form)
+        assert response.status_code == 200
         assert app.table(states) == left
         if action == "confirm":
             [[share]] = app.table("select check_share from tasks")
@@ -265,10 +265,10 @@ def test_votes_on_struck_checks_count_as_no_checks(tmp_path: Path):
     options = TaskOptions(attention_share=0.3, per_prompt=3)
     app = RatingApp(study, options, names=("ann", "boss", "eve"))
     app.client().work(lambda _: "good")
-    answered = checks_of(study)
-    assert len(answered) > 4
-    assert all(vote.value == "good" != vote.shown["attention"] for vote in answered)
-    boss, wrong = app.client("boss"), answered[0].shown["item"]
+    voted = checks_of(study)
+    assert len(voted) > 4
+    assert all(vote.value == "good" != vote.shown["attention"] for vote in voted)
+    boss, wrong = app.client("boss"), voted[0].shown["item"]
 
     def decide(action: str, by: Rater = boss) -> int:
         form = {"csrf": by.token, "items": wrong, "action": action}
@@ -284,15 +284,15 @@ def test_votes_on_struck_checks_count_as_no_checks(tmp_path: Path):
     labels = study.feedback.counts(simulated=False)
     assert decide("strike", app.client("eve")) == 403
     assert decide("strike") == 200
-    assert right() == (0, len(answered) - 1)
-    assert len(checks_of(study)) == len(answered) - 1
+    assert right() == (0, len(voted) - 1)
+    assert len(checks_of(study)) == len(voted) - 1
     assert study.feedback.counts(simulated=False) == labels
     exported = {found.vote.id: found.vote for found in study.feedback.stream(simulated=False)}
-    assert exported[answered[0].id].shown["struck"], "it is exported, and counts as no check"
-    assert not counted.is_for(exported[answered[0].id], "check")
-    assert counted.is_for(exported[answered[1].id], "check")
+    assert exported[voted[0].id].shown["struck"], "it is exported, and counts as no check"
+    assert not counted.is_for(exported[voted[0].id], "check")
+    assert counted.is_for(exported[voted[1].id], "check")
     assert decide("confirm") == 200
-    assert right() == (0, len(answered))
+    assert right() == (0, len(voted))
     for items, action, status in (("none", "strike", 404), (wrong, "burn", 422)):
         form = {"csrf": boss.token, "items": items, "action": action}
         assert boss.http.post("/admin/checks", data=form).status_code == status
@@ -328,9 +328,9 @@ def test_who_sees_no_difference_in_a_check_of_comparisons_fails_none(
     assert [b.attention for b in item_votes if b.attention is not None] == [False] * failed
     assert len(item_votes) - failed == (0 if value == "skip" else 16), "a check is not a vote"
     boss = app.client("boss")
-    answers = boss.http.get("/admin/raters/votes?name=ann").text
-    assert ("check, wrong" in answers) is wrong
-    assert ("check, does not count" in answers) is not wrong
+    votes_page = boss.http.get("/admin/raters/votes?name=ann").text
+    assert ("check, wrong" in votes_page) is wrong
+    assert ("check, does not count" in votes_page) is not wrong
     share = boss.http.get("/admin/checks").text
     assert ("<small>of 1</small>" in share) is wrong
 
@@ -344,7 +344,7 @@ def test_a_struck_check_that_somebody_holds_stays_struck(tmp_path: Path):
         [ids] = zip(*app.table("select id from items where control = 'attention'"), strict=True)
         assert checks.decide(db, app.site.task, ids, "struck") == len(ids) == 12
     for page in held:
-        ann.answer(page)
+        ann.vote_on(page)
     assert app.table("select distinct open from items where control = 'attention'") == [(False,)]
     assert checks_of(study) == []
     ann.work()

@@ -43,7 +43,7 @@ def test_a_comparison_is_set_up_in_a_line_and_stopped_with_ctrl_c(local: Served)
     # images of models in a study whose attention checks nobody can make, on a port that is taken
     taken = run("rate", local.study, "--port", local.port, "--attention-share", 0.3)
     assert taken.returncode == 2
-    says = rf"sayso: error: port {local.port} is in use; give another, such as --port \d+\n"
+    says = rf"sayso: error: port {local.port} is in use; choose another, such as --port \d+\n"
     assert re.fullmatch(says, taken.stderr), "nothing else is said or warned of"
     assert taken.stdout == ""
     local.process.send_signal(signal.SIGINT)
@@ -78,7 +78,7 @@ def test_raters_are_added_listed_and_switched_off(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["add"], "needs a name"),
+        (["add"], "needs at least one name"),
         (["add", "ann\n"], None),
         (["link", "zoe"], "no rater 'zoe'"),
         (["off", "zoe"], "no rater 'zoe'"),

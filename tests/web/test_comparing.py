@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import answer, ready, saved, shown
+from browser import press_vote, ready, saved, shown
 from page_actions import Start, browser_fixture, start_fixture
 from rating_studies import BASE, TUNED, RatingApp, make_study
 
@@ -20,7 +20,7 @@ def test_what_is_offered_and_stored(tmp_path: Path, split: bool):
     study = make_study(tmp_path, 4, 1, (BASE, TUNED))
     ann = RatingApp(study, replace(OPTIONS, split_tie=split)).client()
     ties = ["both_good", "both_bad"] if split else ["tie"]
-    offered = ann.session()["task"]["answers"]
+    offered = ann.session()["task"]["values"]
     assert offered == ["left", "right", *ties, "skip"]
     for page, value in zip(ann.pages(len(offered)), offered, strict=True):
         done = ann.vote(page["item_id"], value, question=page["question"], reason="unsure")
@@ -45,8 +45,8 @@ def test_the_page_skips_a_comparison_with_a_reason(start: Start) -> None:
     assert page.locator(".choice").evaluate_all("all => all.map(b => b.dataset.value)") == [
         "left", "tie", "right", "skip",
     ]  # fmt: skip
-    answer(page, "s")
-    answer(page, "2")
+    press_vote(page, "s")
+    press_vote(page, "2")
     before = shown(page)
     page.click('[aria-label="Skip: prompt unclear"]')
     ready(page, before)
@@ -63,8 +63,8 @@ def test_the_page_offers_two_kinds_of_tie(start: Start) -> None:
     ]  # fmt: skip
     page.keyboard.press("t")  # there is no plain tie
     page.wait_for_timeout(200)
-    answer(page, "y")
-    answer(page, "b")
+    press_vote(page, "y")
+    press_vote(page, "b")
     saved(page)
     assert [row["value"] for row in served.rows()] == ["both_good", "both_bad"]
     assert page.locator("#strip .value").count() == 2

@@ -126,8 +126,8 @@ def test_1100_half_open_connections_with_1024_files(tmp_path: Path):
         with server.browser() as browser:
             browser.get("/").raise_for_status()
             token = {"X-CSRF-Token": browser.get("/api/session").json()["csrf"]}
-            answer = browser.post("/api/next", json={"have": [], "n": 1}, headers=token)
-            assert len(answer.json()["pages"]) == 1
+            response = browser.post("/api/next", json={"have": [], "n": 1}, headers=token)
+            assert len(response.json()["pages"]) == 1
         assert time.monotonic() - asked < 5
         assert sum(not is_closed(line, 0.001) for line in lines) > 300, "the limit was raised"
     finally:
@@ -140,8 +140,8 @@ def test_1100_half_open_connections_with_1024_files(tmp_path: Path):
     assert re.search("closed [0-9]+ connections", said)
 
 
-def _answer(line: socket.socket) -> bytes:
-    """A whole answer of /healthz; head and body may come apart."""
+def _response(line: socket.socket) -> bytes:
+    """A whole response of /healthz; head and body may come apart."""
     received = b""
     while not received.endswith(b"}"):
         received += line.recv(4000)
@@ -158,7 +158,7 @@ def test_a_request_that_never_ends_is_ended(tmp_path: Path):
                 assert is_closed(line, 10), sent
         with socket.create_connection(("127.0.0.1", port)) as line:  # one that has asked before
             line.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            assert _answer(line).startswith(b"HTTP/1.1 200")
+            assert _response(line).startswith(b"HTTP/1.1 200")
             time.sleep(1)
             line.sendall(HALF + b"\r\n")
             assert line.recv(4000).startswith(b"HTTP/1.1 200"), "waiting between two is no fault"
@@ -195,5 +195,5 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path):
 def test_who_starts_second_on_a_port_reads_one_line():
     with socket.create_server(("127.0.0.1", 0)) as first:
         port = first.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} is in use; give another with --port"):
+        with pytest.raises(UserError, match=f"port {port} is in use; choose another with --port"):
             serving._listener("127.0.0.1", port)

@@ -63,8 +63,8 @@ def test_what_an_excluded_rater_votes_fills_no_place(app: RatingApp):
 
 def test_imported_raters_can_be_excluded_too(app: RatingApp):
     sample = app.study.samples()[0].id
-    mark = Rating("m", sample, "3f2a", "alignment", "good", False, 1.0, 2.0)
-    app.study.feedback.add_ratings([mark])
+    rating = Rating("m", sample, "3f2a", "alignment", "good", False, 1.0, 2.0)
+    app.study.feedback.add_ratings([rating])
     assert exclude(app, "3f2a")
     assert app.study.feedback.ratings() == []
     with pytest.raises(UserError, match="no rater 'nobody'"):

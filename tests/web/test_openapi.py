@@ -24,11 +24,11 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> RatingApp:
 
 @pytest.mark.parametrize(("method", "path"), sorted(CALLS))
 def test_every_call_as_described(app: RatingApp, method: str, path: str):
-    """Whatever fits the description, or nearly, gets an answer that fits it too."""
+    """Whatever fits the description, or nearly, gets a response that fits it too."""
     described = schemathesis.openapi.from_asgi("/openapi.json", app.asgi)
     ann = app.client()
     item = items_of(ann.pages()[0])[0]
-    answered: set[int] = set()
+    responded: set[int] = set()
 
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=strategy(described[path][method]), known=st.booleans())
@@ -39,13 +39,13 @@ def test_every_call_as_described(app: RatingApp, method: str, path: str):
         if known and is_right and path == "/api/votes":
             case.body |= {"item_id": item, "question": "alignment", "value": "good"}
             case.body["supersedes"] = None
-        # whether an answer fits the question is not in the description
+        # whether a response fits the question is not in the description
         fits = [schemathesis.checks.positive_data_acceptance] if path == "/api/votes" else []
-        answer = case.call_and_validate(excluded_checks=[*LEFT_OUT, *fits], base_url=ADDRESS)
-        answered.add(answer.status_code)
+        response = case.call_and_validate(excluded_checks=[*LEFT_OUT, *fits], base_url=ADDRESS)
+        responded.add(response.status_code)
 
     call()
-    assert 200 in answered or path == "/api/guideline/accept"
+    assert 200 in responded or path == "/api/guideline/accept"
 
 
 def strategy(operation: schemathesis.APIOperation) -> st.SearchStrategy[schemathesis.Case]:

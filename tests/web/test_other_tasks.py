@@ -38,7 +38,7 @@ def test_pages_of_an_older_task_are_rated_and_nobody_is_asked_again(app: RatingA
     gold = {app.study.samples(BASE)[0].id: "good"}
     old = open_another(app, gold=gold)
     for page in held:
-        ann.answer(page)
+        ann.vote_on(page)
     assert ann.work() >= 7
     assert ann.next()["done"]
     assert len(app.study.feedback.ratings()) == 12
@@ -50,7 +50,7 @@ def test_the_newest_vote_stands_whichever_task_it_came_from(app: RatingApp):
     ann = app.client()
     page = ann.pages()[0]
     open_another(app, seed=9)
-    ann.answer(page, lambda _: "bad")
+    ann.vote_on(page, lambda _: "bad")
     ann.work(lambda _: "good")
     assert {r.value for r in app.study.feedback.ratings()} == {"good"}
     assert len(app.study.feedback.ratings()) == 12
@@ -78,7 +78,7 @@ def test_comparisons_too(tmp_path: Path):
     held = ann.pages(3)
     open_another(app, seed=4)
     for page in held:
-        ann.answer(page, lambda _: "left")
+        ann.vote_on(page, lambda _: "left")
     assert ann.work(lambda _: "tie") == 8
     assert {c.value for c in study.feedback.comparisons()} == {"tie"}
     assert len(study.feedback.comparisons()) == 8

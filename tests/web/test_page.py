@@ -1,6 +1,6 @@
 """The rating page in real Chromium: keys, layouts, times, and what the server then holds."""
 
-from browser import answer, ready, saved, shown
+from browser import press_vote, ready, saved, shown
 from page_actions import Start, browser_fixture, rate, start_fixture
 from rating_studies import TUNED
 
@@ -14,7 +14,7 @@ def test_the_next_pages_are_there_before_they_are_wanted(start: Start) -> None:
     page.on("request", lambda request: "/i/" in request.url and asked.append(request.url))
     page.route("**/api/next", lambda route: None)
     for _ in range(5):
-        answer(page, "j")
+        press_vote(page, "j")
     assert asked == []
 
 
@@ -78,12 +78,12 @@ def test_keys_can_be_changed_and_switched_off(start: Start) -> None:
     page.keyboard.press("f")
     page.wait_for_timeout(200)
     assert served.rows() == []
-    answer(page, "l")
+    press_vote(page, "l")
     page.reload()
     ready(page)
     assert page.inner_text('.choice[data-value="good"] kbd') == "L"
     assert page.query_selector('.choice[data-value="bad"] kbd') is None
-    answer(page, "l")
+    press_vote(page, "l")
     saved(page)
     assert [row["value"] for row in served.rows()] == ["good", "good"]
 
@@ -102,8 +102,8 @@ def test_a_key_that_is_taken_moves_and_is_said(start: Start) -> None:
 
 def test_a_skip_with_a_reason_is_one_key(start: Start) -> None:
     served, _, page = start()
-    answer(page, "3")
-    answer(page, "s")
+    press_vote(page, "3")
+    press_vote(page, "s")
     saved(page)
     assert [(row["value"], row["reason"]) for row in served.rows()] == [
         ("skip", "unsure"),
@@ -127,11 +127,11 @@ def test_three_pictures_are_rated_one_after_the_other(start: Start) -> None:
 
 def test_a_reload_in_the_middle_of_a_group_goes_on_there(start: Start) -> None:
     served, watched, page = start(n=90, images_per_page=3)
-    first = answer(page, "j")
+    first = press_vote(page, "j")
     saved(page)
     page.reload()
     assert ready(page) == first.replace("/0", "/1")
-    answer(page, "Backspace")
+    press_vote(page, "Backspace")
     assert shown(page) == first
     rate(page, watched, ["bad", "bad", "bad"], {})
     saved(page)
@@ -176,7 +176,7 @@ def test_zoom_fills_the_stage_and_is_linked_on_both_sides(start: Start) -> None:
         " return [style.transform, Math.round(parseFloat(style.transformOrigin)),"
         " i.alt, box.clientWidth * box.clientHeight]; })"
     )
-    assert [alt for _, _, alt, _ in seen] == [f"{s}, picture 1 of 2" for s in ("Left", "Right")]
+    assert [alt for _, _, alt, _ in seen] == [f"{s}, image 1 of 2" for s in ("Left", "Right")]
     (transform, spot, _, area), (also, other, _, _) = seen
     assert transform == also
     assert transform.startswith("matrix(3,")
@@ -202,7 +202,7 @@ def test_time_with_the_tab_hidden_is_not_counted(start: Start) -> None:
     page.evaluate(hide, True)
     page.wait_for_timeout(700)
     page.evaluate(hide, False)
-    answer(page, "j")
+    press_vote(page, "j")
     saved(page)
     vote = served.rows()[0]
     latency, hidden = vote["shown"]["latency_ms"], vote["shown"]["hidden_ms"]
@@ -219,7 +219,7 @@ def test_a_jump_of_the_wall_clock_changes_no_latency(start: Start) -> None:
             "hours => { const real = Date.now; Date.now = () => real() + hours * 3_600_000; }",
             hours,
         )
-        answer(page, "j")
+        press_vote(page, "j")
     saved(page)
     for vote in served.rows():
         took_ms = 1000 * (vote["answered_at"] - vote["shown_at"])
@@ -229,11 +229,11 @@ def test_a_jump_of_the_wall_clock_changes_no_latency(start: Start) -> None:
 
 def test_a_screen_reader_hears_what_is_saved(start: Start) -> None:
     _, _, page = start(n=40)
-    answer(page, "j")
+    press_vote(page, "j")
     page.wait_for_function(
         "() => /^Saved, 1 of [0-9]+$/.test(document.querySelector('#live').textContent)"
     )
-    assert page.get_attribute("#stage img", "alt") == "The picture to rate"
+    assert page.get_attribute("#stage img", "alt") == "The image to rate"
 
 
 NEVER_OPENS = "IDBFactory.prototype.open = function () { return {} }"
@@ -242,7 +242,7 @@ NEVER_OPENS = "IDBFactory.prototype.open = function () { return {} }"
 def test_a_browser_database_that_never_opens_is_said_and_votes_are_stored(start: Start) -> None:
     served, _, page = start(lambda _, watched: watched.context.add_init_script(NEVER_OPENS))
     assert "This browser keeps nothing" in page.inner_text("#notices")
-    answer(page, "j")
+    press_vote(page, "j")
     saved(page)
     assert len(served.rows()) == 1
 
@@ -281,14 +281,14 @@ def test_a_break_is_suggested_after_half_an_hour_of_rating(start: Start) -> None
     _, _, page = start(lambda _, watched: watched.context.clock.install())
     reminder = page.locator("#notices", has_text="half an hour")
     for minutes in (4, 4, 4, 4, 4, 4, 4, 6, 4, 4, 4, 4, 4, 4, 4):  # 28, then a break, then 28
-        answer(page, "j")
+        press_vote(page, "j")
         page.clock.fast_forward(minutes * 60_000)
     assert reminder.count() == 0
-    answer(page, "j")
+    press_vote(page, "j")
     page.clock.fast_forward(4 * 60_000)
-    answer(page, "j")
+    press_vote(page, "j")
     assert reminder.count() == 1
     page.click("#notices .close")
     page.clock.fast_forward(4 * 60_000)
-    answer(page, "j")
+    press_vote(page, "j")
     assert reminder.count() == 0, "said once, and again after another half hour"

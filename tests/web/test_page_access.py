@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Watched, answer, ready, saved, scrolls_sideways, violations
+from browser import Watched, press_vote, ready, saved, scrolls_sideways, violations
 from page_actions import browser_fixture
 from page_server import Served, running, serve
 from playwright.sync_api import Browser, Dialog, Page
@@ -19,7 +19,7 @@ from sayso.web.work.tasks import TaskOptions
 __all__ = ["browser_fixture"]
 
 PHONE = {"width": 320, "height": 640}
-DESK = {"width": 1440, "height": 900}
+WIDE = {"width": 1440, "height": 900}
 PATHS = ("", "raters", "checks", "agreement", "disagreements", "guideline", "export", "audit")
 
 
@@ -31,7 +31,7 @@ def stack() -> Iterator[ExitStack]:
 
 def check(page: Page) -> None:
     """Light on a desk, dark on a phone: each size and each appearance once."""
-    for size, scheme in ((DESK, "light"), (PHONE, "dark")):
+    for size, scheme in ((WIDE, "light"), (PHONE, "dark")):
         page.set_viewport_size(size)  # type: ignore[arg-type]
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
         assert violations(page) == [], f"{page.url} {scheme}"
@@ -51,8 +51,8 @@ def test_rating_one_picture_with_help_and_notices(
     stack: ExitStack, browser: Browser, tmp_path: Path
 ) -> None:
     served, page = opened(stack, browser, tmp_path)
-    answer(page, "j")
-    answer(page, "s")
+    press_vote(page, "j")
+    press_vote(page, "s")
     saved(page)
     check(page)
     page.keyboard.press("?")
@@ -69,7 +69,7 @@ def test_rating_one_picture_with_help_and_notices(
 
 def test_rating_three_pictures(stack: ExitStack, browser: Browser, tmp_path: Path) -> None:
     _, page = opened(stack, browser, tmp_path, n=90, images_per_page=3)
-    answer(page, "j")
+    press_vote(page, "j")
     check(page)
 
 
@@ -78,7 +78,7 @@ def test_comparing_and_refused_votes(stack: ExitStack, browser: Browser, tmp_pat
     check(page)
     body = '{"error": {"code": "vote_conflict", "message": "Already answered."}}'
     page.route("**/api/votes", lambda r: r.fulfill(status=409, body=body))
-    answer(page, "f")
+    press_vote(page, "f")
     page.click("#refused-open")
     check(page)
 
@@ -87,7 +87,7 @@ def test_reading_the_guideline_and_signing_in(
     stack: ExitStack, browser: Browser, tmp_path: Path
 ) -> None:
     served = stack.enter_context(serve(tmp_path))
-    served.write_guideline("# What counts\n\nMark a picture **good** if\n\n- it shows the object")
+    served.write_guideline("# What counts\n\nRate an image **good** if\n\n- it shows the object")
     watched = Watched(browser)
     stack.callback(watched.context.close)
     page = watched.open(served.url)
@@ -216,7 +216,7 @@ def test_unsaved_guideline_text_is_not_thrown_away_unasked(worked: tuple[Served,
 
 def test_an_admin_copies_the_command_of_an_export(worked: tuple[Served, Page]) -> None:
     served, page = worked
-    page.set_viewport_size(DESK)  # type: ignore[arg-type]
+    page.set_viewport_size(WIDE)  # type: ignore[arg-type]
     page.goto(f"{served.url}/admin/export")
     page.click('[aria-label="Copy the command for KTO style"]')
     selected = page.evaluate("getSelection().toString()")
@@ -226,7 +226,7 @@ def test_an_admin_copies_the_command_of_an_export(worked: tuple[Served, Page]) -
 
 def test_an_admin_adds_a_rater_and_pauses(worked: tuple[Served, Page]) -> None:
     served, page = worked
-    page.set_viewport_size(DESK)  # type: ignore[arg-type]
+    page.set_viewport_size(WIDE)  # type: ignore[arg-type]
     page.goto(f"{served.url}/admin/raters")
     page.fill('[name="name"]:not([type="hidden"])', "Zoe")
     page.click('button[value="add"]')
@@ -257,14 +257,14 @@ def test_a_reviewer_decides_by_keys(worked: tuple[Served, Page]) -> None:
     The last test of this file, for its decision stays and an export would hold it.
     """
     served, page = worked
-    page.set_viewport_size(DESK)  # type: ignore[arg-type]
+    page.set_viewport_size(WIDE)  # type: ignore[arg-type]
     page.goto(f"{served.url}/admin/disagreements")
     page.click("a:has-text('Decide')")
     ready(page)
     drawn, shown = page.eval_on_selector("#stage img", "i => [i.naturalWidth, i.width]")
     assert shown >= 3 * drawn, "as large as raters see it"
-    answer(page, "j")
-    answer(page, "f")
+    press_vote(page, "j")
+    press_vote(page, "f")
     saved(page)
     page.keyboard.press("Backspace")
     saved(page)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from browser import Watched, answer, ready, saved, scrolls_sideways, shown
+from browser import Watched, press_vote, ready, saved, scrolls_sideways, shown
 from page_actions import browser_fixture
 from page_server import Served, serve
 from PIL import Image
@@ -17,8 +17,8 @@ __all__ = ["browser_fixture"]
 SIZE_PX = 640
 LEAST_PX = 200
 LONG = "a fisherman who mends a net on a quay at dawn, " * 6
-SMALL_DESK, LOW_DESK, PHONE_LYING, PHONE = (1366, 625), (1280, 590), (844, 390), (390, 664)
-DESK_AT_200 = (683, 312)
+SMALL, LOW, PHONE_LYING, PHONE = (1366, 625), (1280, 590), (844, 390), (390, 664)
+AT_200 = (683, 312)
 
 
 def picture(number: int, _model: str) -> bytes:
@@ -61,11 +61,11 @@ def sized(page: Page, size: tuple[int, int]) -> list[float]:
 @pytest.mark.parametrize(
     ("name", "size", "least"),
     [
-        ("one", SMALL_DESK, 450), ("one", LOW_DESK, 420), ("one", PHONE_LYING, 250),
-        ("one", PHONE, 330), ("one", DESK_AT_200, LEAST_PX), ("one", (640, 295), 180),
-        ("three", SMALL_DESK, 330), ("three", PHONE_LYING, LEAST_PX), ("three", PHONE, 300),
-        ("sets", SMALL_DESK, LEAST_PX), ("sets", LOW_DESK, 190), ("sets", PHONE_LYING, LEAST_PX),
-        ("sets", PHONE, 160), ("sets", DESK_AT_200, 190), ("sets", (1440, 900), 240),
+        ("one", SMALL, 450), ("one", LOW, 420), ("one", PHONE_LYING, 250),
+        ("one", PHONE, 330), ("one", AT_200, LEAST_PX), ("one", (640, 295), 180),
+        ("three", SMALL, 330), ("three", PHONE_LYING, LEAST_PX), ("three", PHONE, 300),
+        ("sets", SMALL, LEAST_PX), ("sets", LOW, 190), ("sets", PHONE_LYING, LEAST_PX),
+        ("sets", PHONE, 160), ("sets", AT_200, 190), ("sets", (1440, 900), 240),
     ],
 )  # fmt: skip
 def test_pictures_are_large(
@@ -74,9 +74,9 @@ def test_pictures_are_large(
     _, page = pages[name]
     widths = sized(page, size)
     assert min(widths) >= least, widths
-    answers = page.locator("#choices").bounding_box()
-    assert answers is not None
-    assert answers["y"] + answers["height"] <= size[1], "the answers are on screen"
+    buttons = page.locator("#choices").bounding_box()
+    assert buttons is not None
+    assert buttons["y"] + buttons["height"] <= size[1], "the buttons are on screen"
 
 
 def test_a_comparison_is_rated_when_all_of_it_was_on_screen(
@@ -94,7 +94,7 @@ def test_a_comparison_is_rated_when_all_of_it_was_on_screen(
         page.locator("#stage").evaluate("stage => stage.scrollBy(0, 400)")
         page.wait_for_timeout(100)
     page.wait_for_selector('.choice[data-value="left"][aria-disabled="false"]')
-    answer(page, "f")
+    press_vote(page, "f")
     saved(page)
     assert len(served.rows()) == 1
 
@@ -103,7 +103,7 @@ def test_a_long_prompt_is_whole_or_says_that_there_is_more(
     pages: dict[str, tuple[Served, Page]],
 ) -> None:
     _, page = pages["one"]
-    for size in (PHONE, (320, 640), SMALL_DESK, DESK_AT_200):
+    for size in (PHONE, (320, 640), SMALL, AT_200):
         sized(page, size)
         page.evaluate("text => import('/static/prompt.js').then(p => p.drawPrompt(text))", LONG)
         page.wait_for_timeout(50)
@@ -136,7 +136,7 @@ def test_zoom_brings_the_original(pages: dict[str, tuple[Served, Page]]) -> None
 
 def test_full_screen_with_one_key(pages: dict[str, tuple[Served, Page]]) -> None:
     _, page = pages["one"]
-    sized(page, SMALL_DESK)
+    sized(page, SMALL)
     page.keyboard.press("v")
     page.wait_for_function("() => document.fullscreenElement !== null")
     page.keyboard.press("v")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from browser import Watched, answer, ready, saved, scrolls_sideways, shown, violations, waits
+from browser import Watched, press_vote, ready, saved, scrolls_sideways, shown, violations, waits
 from page_actions import Start, browser_fixture, rate, start_fixture
 from page_server import Served, serve
 from playwright.sync_api import Browser, Route
@@ -15,7 +15,7 @@ __all__ = ["browser_fixture", "start_fixture"]
 
 
 def with_guideline(served: Served, _: Watched) -> None:
-    served.write_guideline("Mark a picture **good** if it shows what the prompt asks for.")
+    served.write_guideline("Rate an image **good** if it shows what the prompt asks for.")
 
 
 def fails_with(status: int, code: str = "failed", message: str = "Not now.") -> Callable:
@@ -28,7 +28,7 @@ def test_fifty_pictures_three_undone_ten_offline(start: Start) -> None:
     expected: dict[str, str] = {}
     rate(page, watched, ["good", "bad", "skip", "good", "bad"] * 10, expected)
     for _ in range(3):
-        answer(page, "Backspace")
+        press_vote(page, "Backspace")
     rate(page, watched, ["bad", "bad", "good"], expected)
     assert len(expected) == 50
     saved(page)
@@ -109,7 +109,7 @@ def test_a_refused_vote_is_kept_and_can_be_sent_again(start: Start) -> None:
 def test_leaving_with_unsent_votes_warns(start: Start) -> None:
     _, watched, page = start()
     watched.context.route("**/api/votes", fails_with(503))
-    answer(page, "j")
+    press_vote(page, "j")
     waits(page, 1)
     kinds: list[str] = []
     page.on("dialog", lambda dialog: (kinds.append(dialog.type), dialog.accept()))
@@ -119,15 +119,15 @@ def test_leaving_with_unsent_votes_warns(start: Start) -> None:
 
 def test_one_tab_rates_the_other_stands_aside(start: Start) -> None:
     served, watched, first = start()
-    answer(first, "j")
+    press_vote(first, "j")
     second = watched.open(first.url)
     second.wait_for_selector("text=Open in another tab")
-    answer(first, "j")
+    press_vote(first, "j")
     second.click("text=Rate here")
     ready(second)
     first.wait_for_selector("text=Open in another tab")
     first.keyboard.press("f")
-    answer(second, "f")
+    press_vote(second, "f")
     saved(second)
     assert sorted(served.live().values()) == ["bad", "good", "good"]
 
@@ -142,7 +142,7 @@ def test_a_missing_picture_is_reported_and_passed_over(start: Start) -> None:
     page.wait_for_selector('.notice[data-key="broken"]')
     page.wait_for_load_state("networkidle")  # the report goes out with the notice
     assert served.refused() == 1
-    answer(page, "j")
+    press_vote(page, "j")
     saved(page)
     assert len(served.live()) == 1
 
@@ -157,7 +157,7 @@ def _gone_once(route: Route, seen: list[Route]) -> None:
 
 def test_the_guideline_comes_first_and_again_when_it_changes(start: Start) -> None:
     served, _, page = start(with_guideline, wait=False)
-    page.wait_for_selector("#begin-text >> text=Mark a picture")
+    page.wait_for_selector("#begin-text >> text=Rate an image")
     page.keyboard.press("j")
     page.click("#begin-go")
     ready(page)
@@ -169,7 +169,7 @@ def test_the_guideline_comes_first_and_again_when_it_changes(start: Start) -> No
 def test_done_paused_and_closed_are_said(start: Start) -> None:
     served, _, page = start(n=10)
     for _ in range(9):
-        answer(page, "j")
+        press_vote(page, "j")
     page.keyboard.press("j")
     page.wait_for_selector("text=All done. Thank you!")
     assert len(served.live()) == 10

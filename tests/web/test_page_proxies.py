@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from browser import Watched, answer, ready, saved
+from browser import Watched, press_vote, ready, saved
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 from page_actions import browser_fixture
@@ -63,7 +63,7 @@ def test_a_site_under_a_path_works_everywhere(
     page = mine.open(f"{url}/in/{served.app.links['boss']}")
     ready(page)
     assert page.url == f"{url}/"
-    answer(page, "j")
+    press_vote(page, "j")
     saved(page)
     assert len(served.rows()) == 1
     page.goto(f"{url}/admin")
@@ -102,19 +102,19 @@ def test_links_to_another_path_of_this_host_are_refused(tmp_path: Path) -> None:
     boss = RatingApp(make_study(tmp_path), names=("boss",)).client("boss")
     form = {"csrf": boss.token, "action": "add", "name": "zoe", "address": ADDRESS}
     behind = {"Referer": f"{ADDRESS}/rating/admin/raters"}
-    answer = boss.http.post("/admin/raters", data=form, headers=behind)
-    assert answer.status_code == 422
-    assert f"this site is at {ADDRESS}/rating" in answer.text
+    found = boss.http.post("/admin/raters", data=form, headers=behind)
+    assert found.status_code == 422
+    assert f"this site is at {ADDRESS}/rating" in found.text
     form["address"] = f"{ADDRESS}/rating/"
-    answer = boss.http.post("/admin/raters", data=form, headers=behind)
-    assert f'value="{ADDRESS}/rating/in/' in answer.text
+    found = boss.http.post("/admin/raters", data=form, headers=behind)
+    assert f'value="{ADDRESS}/rating/in/' in found.text
 
 
 def test_only_the_path_without_its_slash_is_redirected(tmp_path: Path) -> None:
     app = RatingApp(make_study(tmp_path), root_path="/a/rating")
     browser = TestClient(app.asgi, base_url=ADDRESS, follow_redirects=False)
-    answer = browser.get("/a/rating")
-    assert (answer.status_code, answer.headers["location"]) == (307, "/a/rating/")
+    found = browser.get("/a/rating")
+    assert (found.status_code, found.headers["location"]) == (307, "/a/rating/")
     for path in ("/a/rating/healthz", "/healthz"):
         assert browser.get(path).status_code == 200
     for path in ("/a", "/a/ratings", "/a/rating/a/rating/", "/a/ratinghealthz"):
@@ -151,7 +151,7 @@ def test_bodies_of_no_stated_length_are_taken(
     url = stack.enter_context(proxy_to(served.url, chunked=True))
     page = watched(stack, browser).open(f"{url}/in/{served.app.links['ann']}")
     ready(page)
-    answer(page, "j")
+    press_vote(page, "j")
     saved(page)
     assert len(served.rows()) == 1
 
@@ -191,8 +191,8 @@ def test_a_rewritten_host_is_said_to_raters_and_once_in_the_log(
         assert "busy" not in said
         page.click("text=Try again")
         page.wait_for_timeout(500)
-    told = [r for r in caplog.records if "must pass on Host" in r.getMessage()]
-    assert len(told) == 1
+    found = [r for r in caplog.records if "must pass on Host" in r.getMessage()]
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("status", [403, 413, 451])

@@ -1,7 +1,7 @@
 """The rating page in real Chromium when who is signed in, the task or what is left changes."""
 
 import pytest
-from browser import Watched, answer, ready, saved, shown
+from browser import Watched, press_vote, ready, saved, shown
 from page_actions import Start, browser_fixture, rate, start_fixture
 from page_server import Served
 from playwright.sync_api import Page, Route
@@ -22,7 +22,7 @@ def signs_in(page: Page, link: str) -> None:
     page.click("main form button")
 
 
-def answer_as_somebody_else(
+def respond_as_somebody_else(
     served: Served, watched: Watched, page: Page, expected: dict[str, str]
 ) -> None:
     """Ann answers, Bob signs in in another tab of her browser, Ann answers once more."""
@@ -43,7 +43,7 @@ def answer_as_somebody_else(
 def test_no_vote_goes_out_in_the_name_of_somebody_else(start: Start) -> None:
     served, watched, page = start(names=BOTH)
     expected: dict[str, str] = {}
-    answer_as_somebody_else(served, watched, page, expected)
+    respond_as_somebody_else(served, watched, page, expected)
     page.click("#message button:has-text('Sign in')")
     signs_in(page, served.link)
     ready(page)
@@ -55,7 +55,7 @@ def test_no_vote_goes_out_in_the_name_of_somebody_else(start: Start) -> None:
 def test_the_page_goes_on_when_its_rater_is_back(start: Start) -> None:
     served, watched, page = start(names=BOTH)
     expected: dict[str, str] = {}
-    answer_as_somebody_else(served, watched, page, expected)
+    respond_as_somebody_else(served, watched, page, expected)
     watched.open(served.link).close()
     page.evaluate("window.dispatchEvent(new Event('focus'))")
     page.wait_for_selector("#rating:not([hidden])")
@@ -98,14 +98,14 @@ def test_a_picture_refused_without_the_session_is_no_broken_picture(
     page.click("#message button:has-text('Sign in')")
     signs_in(page, served.link)
     ready(page)
-    answer(page, "j")
+    press_vote(page, "j")
     saved(page)
     assert len(served.live()) == 1
 
 
 def test_undo_goes_back_to_no_vote_of_another_task(start: Start) -> None:
     served, _, page = start()
-    rated = answer(page, "j")
+    rated = press_vote(page, "j")
     saved(page)
     site, study = served.app.site, served.app.study
     add_images(study, TUNED, 4)
@@ -121,7 +121,7 @@ def test_undo_goes_back_to_no_vote_of_another_task(start: Start) -> None:
     site.task = rating_task
     page.reload()
     ready(page)
-    answer(page, "Backspace")
+    press_vote(page, "Backspace")
     assert shown(page) == rated
 
 
@@ -137,7 +137,7 @@ def test_what_this_page_holds_itself_is_not_said_to_be_with_others(start: Start)
     _, _, page = start(n=10)
     page.evaluate(NOTE_TITLES)
     for _ in range(9):
-        answer(page, "j")
+        press_vote(page, "j")
     page.wait_for_timeout(200)
     page.keyboard.press("j")
     page.wait_for_selector("text=All done. Thank you!")
@@ -159,13 +159,13 @@ def test_work_that_others_hold_is_waited_for_and_comes_by_itself(start: Start) -
     bob = []
     served, _, page = start(take_three, names=BOTH, n=10)
     for _ in range(6):
-        answer(page, "j")
+        press_vote(page, "j")
     last = shown(page)
     page.keyboard.press("j")
     page.wait_for_selector("text=Other raters have the remaining pages. This page keeps checking.")
     bob[0].http.post("/out", data={"csrf": bob[0].token})
     ready(page, last)
-    answer(page, "f")
+    press_vote(page, "f")
     saved(page)
     assert sorted(served.live().values()) == ["bad"] + ["good"] * 7
 
@@ -179,7 +179,7 @@ def test_a_pause_holds_the_page_and_closing_ends_it(start: Start) -> None:
         page.wait_for_timeout(250)
     page.wait_for_selector("h1:has-text('Paused')")
     saved(page)
-    answered = len(served.live())
+    responded = len(served.live())
     page.keyboard.press("j")
     page.keyboard.press("Backspace")
     page.evaluate(come_back)
@@ -188,9 +188,9 @@ def test_a_pause_holds_the_page_and_closing_ends_it(start: Start) -> None:
     served.set_state("open")
     page.evaluate(come_back)
     page.wait_for_selector("#rating:not([hidden])")
-    answer(page, "j")
+    press_vote(page, "j")
     saved(page)
-    assert len(served.rows()) == answered + 1
+    assert len(served.rows()) == responded + 1
     served.set_state("closed")
     page.keyboard.press("j")
     page.wait_for_selector("h1:has-text('Closed')")

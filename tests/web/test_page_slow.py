@@ -20,7 +20,7 @@ __all__ = ["browser_fixture"]
 
 SIZE_PX, PICTURES = 1024, 15
 OVER_PX = 8
-DESK = {"width": 1366, "height": 625}
+WIDE = {"width": 1366, "height": 625}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 def opened(stack: ExitStack, browser: Browser, line: Line) -> tuple[Watched, Page]:
-    watched = Watched(browser, viewport=DESK)
+    watched = Watched(browser, viewport=WIDE)
     stack.callback(watched.context.close)
     page = watched.context.new_page()
     return watched, page
@@ -118,9 +118,9 @@ def first_picture_s(stack: ExitStack, browser: Browser, served: Served, name: st
 
 
 def short_silence(route: Route) -> None:
-    answer = route.fetch()
-    assert "SILENCE_MS = 20_000" in answer.text()
-    route.fulfill(response=answer, body=answer.text().replace("20_000", "2_000"))
+    reply = route.fetch()
+    assert "SILENCE_MS = 20_000" in reply.text()
+    route.fulfill(response=reply, body=reply.text().replace("20_000", "2_000"))
 
 
 def test_a_line_that_stalls_is_slow_and_goes_on_where_it_was(

@@ -22,7 +22,7 @@ MOST_STEPS = 8_000
 Statement = tuple[str, Any]
 
 
-def full_office(folder: Path, kind: str, url: str = "", votes: int = VOTES) -> RatingApp:
+def full_store(folder: Path, kind: str, url: str = "", votes: int = VOTES) -> RatingApp:
     models = (BASE, TUNED) if kind == "compare" else (BASE,)
     study = make_study(folder, 8, 12, models)
     gold = {} if kind == "compare" else {s.id: "good" for s in study.samples()[:4]}
@@ -109,7 +109,7 @@ def steps(db: sqlite3.Connection, statement: str, values: Any) -> int:
 
 @pytest.mark.parametrize("kind", ["rate", "compare"])
 def test_no_request_reads_a_whole_table(tmp_path: Path, kind: str):
-    app = full_office(tmp_path, kind)
+    app = full_store(tmp_path, kind)
     found = list(statements(app))
     assert len(found) > 20
     db = sqlite3.connect(tmp_path / "study" / "feedback.db", isolation_level=None)
@@ -133,7 +133,7 @@ def postgresql() -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", ["rate", "compare"])
 def test_no_request_reads_a_whole_table_of_postgresql(tmp_path: Path, kind: str, postgresql: str):
-    app = full_office(tmp_path, kind, postgresql, votes=30_000)
+    app = full_store(tmp_path, kind, postgresql, votes=30_000)
     found = list(statements(app))
     assert len(found) > 20
     slow: list[tuple[str, str]] = []
@@ -151,7 +151,7 @@ def test_no_request_reads_a_whole_table_of_postgresql(tmp_path: Path, kind: str,
 
 
 def test_the_store_is_as_full_as_it_says(tmp_path: Path):
-    app = full_office(tmp_path, "rate")
+    app = full_store(tmp_path, "rate")
     assert app.table("select count(*) from ratings") == [(VOTES // 3 * 3,)]
     per_item = "select count(distinct rater) n, count(*) m from assignments group by item"
     assert app.table(f"select distinct n, m from ({per_item}) c") == [(3, 3)]

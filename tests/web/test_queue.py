@@ -159,14 +159,14 @@ def test_checks_stand_where_the_seed_puts_them():
 
 
 @pytest.mark.parametrize(
-    ("overlap", "answered", "reserved", "room"),
+    ("overlap", "voted", "reserved", "room"),
     [(0, 9, 9, True), (1, 0, 0, True), (1, 1, 0, False), (1, 0, 1, False), (3, 1, 1, True),
      (3, 2, 1, False), (3, 4, 0, False)],
 )  # fmt: skip
 def test_an_item_has_room_until_its_raters_are_found(
-    overlap: int, answered: int, reserved: int, room: bool
+    overlap: int, voted: int, reserved: int, room: bool
 ):
-    assert queue.has_room(overlap, answered, reserved) is room
+    assert queue.has_room(overlap, voted, reserved) is room
 
 
 def test_the_coin_lands_on_its_edge():
@@ -197,8 +197,8 @@ def test_swapped_votes():
     ],
 )
 def test_what_raters_are_told(numbers, mine_total: int, project_total: int):
-    mine, answers, *_ = numbers
-    assert queue.told(*numbers) == queue.Told(mine, mine_total, answers, project_total)
+    mine, n_votes, *_ = numbers
+    assert queue.told(*numbers) == queue.Told(mine, mine_total, n_votes, project_total)
 
 
 def test_what_raters_are_told_at_the_end():
@@ -208,7 +208,7 @@ def test_what_raters_are_told_at_the_end():
 
 
 def test_two_servers_make_the_same_order(tmp_path: Path):
-    """Same seed and secret, same raters, same answers: the same pages in the same order."""
+    """Same seed and secret, same raters, same n_votes: the same pages in the same order."""
     seen = []
     for folder, secret in (("one", SECRET), ("two", SECRET), ("three", "b7" * 32)):
         (tmp_path / folder).mkdir()
@@ -266,8 +266,8 @@ class Walk(RuleBasedStateMachine):
         page, item = chosen
         old = self.live.get((name, item))
         body = self.raters[name].body(item, value, supersedes=old)
-        answer = self.raters[name].post("/api/votes", body)
-        assert answer.status_code == 200, answer.text
+        response = self.raters[name].post("/api/votes", body)
+        assert response.status_code == 200, response.text
         self.live[name, item] = body["id"]
         self.sent.append((name, body))
         if k % 2:
@@ -280,8 +280,8 @@ class Walk(RuleBasedStateMachine):
             return
         key = mine[k % len(mine)]
         body = self.raters[name].body(key[1], "retracted", supersedes=self.live.pop(key))
-        answer = self.raters[name].post("/api/votes", body)
-        assert answer.status_code == 200, answer.text
+        response = self.raters[name].post("/api/votes", body)
+        assert response.status_code == 200, response.text
         self.sent.append((name, body))
 
     @rule(k=st.integers(0, 99))
@@ -331,8 +331,8 @@ class Walk(RuleBasedStateMachine):
         done = sum(row[3] for row in items if not row[1])
         assert self.app.table("select votes, answers from tasks") == [(done, len(live))]
         own = Counter(row[1] for row in live)
-        seats = "select name, answers from participants join raters on raters.id = rater"
-        assert all(own[name] == answers for name, answers in self.app.table(seats))
+        places = "select name, answers from participants join raters on raters.id = rater"
+        assert all(own[name] == n_votes for name, n_votes in self.app.table(places))
 
     def teardown(self) -> None:
         if hasattr(self, "app"):

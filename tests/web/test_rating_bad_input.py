@@ -1,4 +1,4 @@
-"""What goes wrong while people rate: a clear answer, and nothing lost."""
+"""What goes wrong while people rate: a clear response, and nothing lost."""
 
 import shutil
 import socket
@@ -26,11 +26,11 @@ def app(tmp_path: Path) -> RatingApp:
     return RatingApp(make_study(tmp_path), names=("ann", "bob", "boss"), busy_timeout_s=0.1)
 
 
-def error(answer: object) -> tuple[int, str, bool]:
-    said = answer.json()["error"]  # type: ignore[attr-defined]
+def error(response: object) -> tuple[int, str, bool]:
+    said = response.json()["error"]  # type: ignore[attr-defined]
     assert said["message"].endswith(".")
     assert "Traceback" not in said["message"]
-    return answer.status_code, said["code"], said["retry"]  # type: ignore[attr-defined]
+    return response.status_code, said["code"], said["retry"]  # type: ignore[attr-defined]
 
 
 def set_state(app: RatingApp, action: str) -> None:
@@ -97,8 +97,8 @@ def test_image_deleted_under_the_page(app: RatingApp):
     gone = ann.http.get(page["items"][0]["image"]["url"])
     assert gone.status_code == 404
     assert "missing" in gone.text
-    answer = ann.post("/api/release", {"page_ids": [page["page_id"]], "broken": True})
-    assert answer.status_code == 200
+    response = ann.post("/api/release", {"page_ids": [page["page_id"]], "broken": True})
+    assert response.status_code == 200
     final = ann.next()
     assert (final["pages"], final["done"]) == ([], True)
     assert app.table("select count(*) from items where broken") == [(12,)]
@@ -185,7 +185,7 @@ def test_port_in_use_suggests_a_free_one(app: RatingApp):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port} is in use; give another, such"):
+        with pytest.raises(UserError, match=rf"port {port} is in use; choose another, such"):
             check(True, app.site.database, Listening(port=port))
         free = free_port("127.0.0.1", port)
     check(True, app.site.database, Listening(port=free))

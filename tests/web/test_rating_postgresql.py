@@ -137,8 +137,8 @@ def test_the_character_nul_is_refused(tmp_path: Path, url: str):
         ("guideline", {"text": "a\0", "base_version": "0"}),
         ("task", {"task": "a\0", "action": "pause"}),
     ):
-        answer = boss.http.post(f"/admin/{path}", data={"csrf": boss.token, **form})
-        assert answer.status_code == 422, path
+        response = boss.http.post(f"/admin/{path}", data={"csrf": boss.token, **form})
+        assert response.status_code == 422, path
     decision = boss.body("a\0", "good")
     assert boss.post(f"/api/decisions/{app.site.task}/votes", decision).status_code == 422
     assert ann.vote(items_of(page)[0], "skip", reason="line\nline ü").status_code == 200
@@ -220,5 +220,5 @@ def test_workers_of_the_command(tmp_path: Path, url: str):
         browser = running.browser()
         browser.get(f"/in/{link}")
         token = browser.get("/api/session").json()["csrf"]
-        answer = browser.post("/api/next", json={"n": 10}, headers={"X-CSRF-Token": token})
-        assert len(answer.json()["pages"]) == 10
+        response = browser.post("/api/next", json={"n": 10}, headers={"X-CSRF-Token": token})
+        assert len(response.json()["pages"]) == 10

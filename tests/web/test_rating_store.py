@@ -1,4 +1,4 @@
-"""What is wrong with the store while people rate: a clear answer, and nothing lost."""
+"""What is wrong with the store while people rate: a clear response, and nothing lost."""
 
 import gc
 import shutil
@@ -76,9 +76,9 @@ def vote_until_refused(rater: Rater, item: str) -> tuple[list[str], dict[str, An
     for i in range(2000):
         value = "retracted" if i % 2 else "bad"
         body = rater.body(item, value, supersedes=stored[-1] if stored else None, reason="x" * 200)
-        answer = rater.post("/api/votes", body)
-        if answer.status_code != 200:
-            assert error(answer) == (503, "store_unavailable", True)
+        response = rater.post("/api/votes", body)
+        if response.status_code != 200:
+            assert error(response) == (503, "store_unavailable", True)
             return stored, body
         stored.append(body["id"])
     raise AssertionError("the disk never gets full")
@@ -196,6 +196,6 @@ def test_collections_stay_as_the_caller_set_them(app: RatingApp):
 def test_votes_stay_in_one_database(tmp_path: Path):
     study = make_study(tmp_path)
     RatingApp(study).client().work(most=1)
-    with pytest.raises(UserError, match="votes stay in one database"):
+    with pytest.raises(UserError, match="the votes of a study stay in one database"):
         study.use_database("postgresql://me@127.0.0.1:1/x")
     assert Database(study.feedback.database.url).absent is False

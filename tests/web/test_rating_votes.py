@@ -135,7 +135,7 @@ def test_overlap_is_never_exceeded(tmp_path: Path):
     assert sum(map(len, held)) == 24
     for rater, pages in zip(crew, held, strict=True):
         for page in pages:
-            rater.answer(page)
+            rater.vote_on(page)
         rater.work()
     per_item = app.table("select count(*), count(distinct rater) from ratings group by item_id")
     assert per_item == [(2, 2)] * 12

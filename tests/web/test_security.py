@@ -45,9 +45,9 @@ def test_links_sign_in_and_nothing_else_does(app: RatingApp):
     wrong = browser.get("/in/not-a-link")
     assert wrong.status_code == 403
     assert not browser.cookies
-    answer = browser.get(f"/in/{app.links['ann']}", follow_redirects=False)
-    assert answer.status_code == 303
-    cookie = answer.headers["set-cookie"].lower()
+    response = browser.get(f"/in/{app.links['ann']}", follow_redirects=False)
+    assert response.status_code == 303
+    cookie = response.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=lax" in cookie
     assert browser.get("/api/session").json()["rater"] == {"name": "ann", "role": "rater"}
@@ -106,8 +106,8 @@ def test_a_cookie_of_another_server_is_refused(app: RatingApp):
 
 def test_pictures_without_a_session_are_refused_as_such(app: RatingApp):
     url = app.client().pages()[0]["items"][0]["image"]["url"]
-    answer = stranger(app).get(url, follow_redirects=False)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "not_signed_in")
+    response = stranger(app).get(url, follow_redirects=False)
+    assert (response.status_code, response.json()["error"]["code"]) == (401, "not_signed_in")
     other = app.client("eve").http.get(url)
     assert (other.status_code, other.json()["error"]["code"]) == (404, "unknown_item")
 
@@ -145,8 +145,8 @@ def test_a_rater_who_is_switched_off_is_out(app: RatingApp):
 def test_changes_need_the_token(app: RatingApp):
     ann = app.client()
     for token in ("", "0" * 64, "é"):
-        answer = ann.http.post("/api/next", json={}, headers={"X-CSRF-Token": token.encode()})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "csrf")
+        response = ann.http.post("/api/next", json={}, headers={"X-CSRF-Token": token.encode()})
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "csrf")
     boss = app.client("boss")
     ann.token = boss.token
     assert ann.post("/api/next", {}).status_code == 403
@@ -155,8 +155,10 @@ def test_changes_need_the_token(app: RatingApp):
 def test_other_sites_are_refused(app: RatingApp):
     ann = app.client()
     for header in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
-        answer = ann.http.post("/api/next", json={}, headers={"X-CSRF-Token": ann.token, **header})
-        assert answer.status_code == 403
+        response = ann.http.post(
+            "/api/next", json={}, headers={"X-CSRF-Token": ann.token, **header}
+        )
+        assert response.status_code == 403
         assert stranger(app).post("/sign-in", data={}, headers=header).status_code == 403
     same = {"X-CSRF-Token": ann.token, "Origin": ADDRESS}
     assert ann.http.post("/api/next", json={}, headers=same).status_code == 200
@@ -173,8 +175,8 @@ def test_addresses_that_are_none(app: RatingApp):
         form = {"csrf": token[1], "link": link}
         assert browser.post("/sign-in", data=form).status_code == 403
     good = f" {ADDRESS}/in/{app.links['ann']}?from=mail "
-    answer = browser.post("/sign-in", data={**form, "link": good}, follow_redirects=False)
-    assert answer.status_code == 303
+    response = browser.post("/sign-in", data={**form, "link": good}, follow_redirects=False)
+    assert response.status_code == 303
 
 
 def test_sign_in_form_and_sign_out(app: RatingApp):
@@ -226,8 +228,8 @@ def test_headers_of_every_kind_of_response(app: RatingApp):
 def test_local_server_responds_only_to_its_own_name(tmp_path: Path):
     app = RatingApp(make_study(tmp_path), names=(), local=True)
     for host in ("127.0.0.1:8321", "localhost", "[::1]:8321"):
-        answer = stranger(app).get("/api/session", headers={"Host": host})
-        assert answer.json()["rater"]["name"] == "local"
+        response = stranger(app).get("/api/session", headers={"Host": host})
+        assert response.json()["rater"]["name"] == "local"
     for host in ("evil.example", "evil.example:8321", "127.0.0.1.evil.example"):
         assert stranger(app).get("/", headers={"Host": host}).status_code == 400
 
@@ -280,8 +282,8 @@ def test_secret_is_for_the_owner_only(tmp_path: Path):
 
 def test_large_requests_are_refused(app: RatingApp):
     ann = app.client()
-    answer = ann.http.post("/api/votes", content=b"x" * (MOST_BYTES + 1))
-    assert answer.status_code == 413
+    response = ann.http.post("/api/votes", content=b"x" * (MOST_BYTES + 1))
+    assert response.status_code == 413
 
     def chunks(n: int) -> Iterator[bytes]:
         for _ in range(n):
@@ -357,8 +359,8 @@ def test_signing_out_gives_the_pages_back(app: RatingApp):
 
 def test_signing_in_leads_to_no_other_site(app: RatingApp):
     for path, leads in (("/admin", "./admin"), ("//evil.example", "./"), ("http://evil", "./")):
-        answer = app.client().http.get("/sign-in", params={"next": path}, follow_redirects=False)
-        assert (answer.status_code, answer.headers["location"]) == (303, leads)
+        response = app.client().http.get("/sign-in", params={"next": path}, follow_redirects=False)
+        assert (response.status_code, response.headers["location"]) == (303, leads)
     assert stranger(app).get("/sign-in", params={"next": "/admin"}).status_code == 200
 
 
@@ -399,9 +401,9 @@ def test_a_stolen_session_ends_at_once_on_every_worker(
 def test_a_server_without_sign_in_refuses_proxies(tmp_path: Path, header: str):
     local = RatingApp(make_study(tmp_path), names=(), local=True)
     for path in ("/", "/api/session", "/admin"):
-        answer = stranger(local).get(path, headers={header: "1.2.3.4"})
-        assert answer.status_code == 400
-        assert "sayso raters STUDY add NAME" in answer.json()["error"]["message"]
+        response = stranger(local).get(path, headers={header: "1.2.3.4"})
+        assert response.status_code == 400
+        assert "sayso raters STUDY add NAME" in response.json()["error"]["message"]
     assert stranger(local).get("/api/session").status_code == 200
 
 
@@ -433,8 +435,8 @@ def test_the_only_admin_cannot_be_switched_off(app: RatingApp):
 
 def test_no_redirect_names_the_host_that_a_request_claims(app: RatingApp):
     for path in ("/admin/", "/api/session/", "/static/", "/in/x/", "/sign-in/"):
-        answer = stranger(app).get(path, headers={"Host": "evil.example"}, follow_redirects=False)
-        assert "evil.example" not in answer.headers.get("location", "")
+        response = stranger(app).get(path, headers={"Host": "evil.example"}, follow_redirects=False)
+        assert "evil.example" not in response.headers.get("location", "")
 
 
 def test_head_is_handled_as_get_without_a_body(app: RatingApp):

@@ -69,12 +69,12 @@ class DirectPreference(Aligner):
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-5}
 
     beta: float = 2000.0
-    """Pull to the frozen start; smaller moves further. It belongs to the mean squared error over
-    all numbers of the latents, so it does not change with the size of images; for a beta that
-    belongs to the sum, give c·h·w times as much."""
+    """Strength of the pull to the frozen start; smaller values move further from it. It applies to
+    the mean squared error over the latents, so it does not change with the image size; multiply a
+    beta for the sum by c·h·w."""
     guard: float = 0.8
-    """Protect the preferred image: how much of the room is kept in which pushing the other one away
-    does not hurt it, the paper's mu; 0 = plain DPO, no protection."""
+    """Protection of the chosen image: how much to limit the push on the rejected image where it
+    would hurt the chosen one, the paper's mu; 0 = plain DPO."""
     prompt_dropout: float = 0.1
     """Share of pairs trained with the empty prompt, for classifier-free guidance."""
 

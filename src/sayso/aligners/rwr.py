@@ -64,21 +64,22 @@ class RewardWeighted(Aligner):
     defaults: ClassVar[Mapping[str, float]] = {"pretraining_weight": 0.15}
 
     weight: Literal["reward", "label", "product"] = "reward"
-    """Weight of a sample: the learned reward (the paper's r); its label, people's share of good;
-    or their product, which leaves out what people called bad."""
+    """Weight of a sample: reward, the learned reward (the paper's r); label, the share of good
+    among people's ratings; or product, both multiplied, which leaves out what people called bad."""
     unrated: bool = True
-    """Use images that nobody rated too, weighted by the reward alone (the paper's 16K)."""
+    """Also use images that nobody rated, weighted by the reward (the paper's 16K)."""
     reward_threshold: float = 0.0
-    """Weights below it count as 0; 0 = the paper's soft weights, where bad images keep a little."""
+    """Weights below this count as 0; 0 = the paper's soft weights, which keep bad images with a
+    small weight."""
     draw: Literal["uniform", "reward"] = "uniform"
-    """How samples are drawn: all alike and then weighted, as the paper does; or in proportion
-    to their weight and then all with the mean weight: the same expected gradient, and no step is
-    spent on images that hardly count."""
+    """How samples are drawn: uniform, and weighted in the loss, as in the paper; or reward, in
+    proportion to their weight: the same expected gradient, without steps on images that hardly
+    count."""
     even: bool = False
-    """Weight images so that every prompt counts alike; without it, as in the paper, a prompt counts
-    as much as its images are good."""
+    """Give every prompt the same total weight; without it, as in the paper, prompts with better
+    images have more weight."""
     prompt_dropout: float = 0.1
-    """Share of rows trained with the empty prompt, for classifier-free guidance; not given by the
+    """Share of rows trained with the empty prompt, for classifier-free guidance; not given in the
     paper."""
 
     def __post_init__(self) -> None:
@@ -145,7 +146,7 @@ def _weight(kind: str, label: Tensor, reward: Tensor) -> Tensor:
 
 def _check_weights(weight: Tensor) -> None:
     if not len(weight):
-        raise UserError("no image takes part: rate some, or leave out --no-unrated")
+        raise UserError("there are no images to train on: rate some, or omit --no-unrated")
     if not weight.isfinite().all():
         raise UserError("a reward is not finite; look at the reward's weights and fit it again")
     if (weight < 0).any():

@@ -35,7 +35,7 @@ SEED_END = 2**63
 def check_seed(seed: int | None) -> None:
     """Raises: UserError: for a seed that some generator would refuse later, or change."""
     if seed is not None and not 0 <= seed < SEED_END:
-        raise UserError(f"seed {seed} is not possible; give 0 to {SEED_END - 1}")
+        raise UserError(f"seed {seed} is not allowed; give 0 to {SEED_END - 1}")
 
 
 MOST = 1_000_000

@@ -12,6 +12,7 @@ EXTRAS = {
         "jaxtyping",
     ),
     "export": ("pyarrow",),
+    "data": ("datasets", "pyarrow", "webdataset"),
     "quantised": ("bitsandbytes",),
 }  # fmt: skip
 """Optional parts of the package, and the modules that each brings."""

@@ -66,7 +66,7 @@ def read_json(path: Path) -> JsonObject:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; restore it or make the study anew") from None
+        raise UserError(f"{path} is missing; restore it or make the study again") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore or delete it") from None
     if not isinstance(value, dict):
@@ -122,7 +122,7 @@ def _cut_torn_line(file: FileIO, path: Path) -> int:
     file.seek(0)
     whole = file.readall().rfind(b"\n") + 1
     file.truncate(whole)
-    console.print(f"{path}: the last line was half written and is cut off", soft_wrap=True)
+    console.print(f"{path}: removed the last line, which was incomplete", soft_wrap=True)
     return whole
 
 
@@ -146,8 +146,8 @@ def read_lines(path: Path) -> list[JsonObject]:
         return []
     if torn:
         console.print(
-            f"{path}: the last line is half written and does not count; repeat the command that "
-            "wrote it",
+            f"{path}: the last line is incomplete and is ignored; run the command that wrote it "
+            "again",
             soft_wrap=True,
         )
     lines = (whole + end).split(b"\n")
@@ -162,7 +162,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> JsonObject:
     if not isinstance(value, dict):
         raise UserError(
             f"{path} line {number} is damaged or not JSON; restore the file, or delete that line "
-            "and repeat the command"
+            "and run the command again"
         )
     return value
 
@@ -205,7 +205,9 @@ def read_or_make_secret(path: Path) -> bytes:
     try:
         return bytes.fromhex(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{path} is damaged; delete it, and everyone signs in again") from None
+        raise UserError(
+            f"{path} is damaged; delete it (everyone then has to sign in again)"
+        ) from None
 
 
 @contextmanager

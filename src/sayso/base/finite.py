@@ -28,7 +28,7 @@ def refuse_not_finite(values: Tensor, rows: Sequence[str], maker: str) -> None:
     if bad:
         others = f" and {len(bad) - 1} others" if len(bad) > 1 else ""
         raise UserError(
-            f"{bad[0]}{others}: {maker} made numbers that are not finite, computing in "
+            f"{bad[0]}{others}: {maker} produced numbers that are not finite, computing in "
             f"{number_format(values.device)}; {_advice(values.device)}"
         )
 
@@ -48,4 +48,4 @@ def number_format(device: torch.device) -> str:
 def _advice(device: torch.device) -> str:
     if number_format(device) == "fp16":
         return "fp16 ends at 65504: try --mixed-precision bf16 or no"
-    return "its weights are damaged or its training went astray: restore them, or choose another"
+    return "its weights are damaged or its training diverged: restore them, or choose another"

@@ -18,6 +18,9 @@ of the file system's clock."""
 PARTS = (".json", ".txt", ".safetensors")
 """Endings of the files of a model folder that decide what it computes."""
 
+MADE_OF = "sayso.json"
+"""In a model's folder that sayso wrote: what it was made of, files and digests."""
+
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex digits.
@@ -46,9 +49,13 @@ def _state(path: Path) -> list[int]:
     return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
+def user_cache() -> Path:
+    """The folder of what the user's studies share and can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sayso"
+
+
 def _memory() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "sayso" / "file-hashes.json"
+    return user_cache() / "file-hashes.json"
 
 
 def _remembered() -> dict[str, files.JsonObject]:

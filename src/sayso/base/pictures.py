@@ -86,7 +86,7 @@ def _unreadable() -> Iterator[None]:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise UnreadablePicture(f"more than {most} million pixels; make it smaller") from None
     except Image.UnidentifiedImageError:
-        raise UnreadablePicture("no picture that Pillow knows") from None
+        raise UnreadablePicture("not an image that Pillow can read") from None
     except _DAMAGED as error:
         raise UnreadablePicture(str(error).partition("\n")[0] or type(error).__name__) from None
 
@@ -104,7 +104,7 @@ def _orientation(image: Image.Image) -> int:
 def _refuse_frames(image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in _STILLS:
-        raise UnreadablePicture(f"{frames} frames; give a single picture")
+        raise UnreadablePicture(f"{frames} frames; give a single image")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -116,7 +116,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey = np.rint(np.asarray(image, np.float32) / 257).clip(0, 255)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode not in _PLAIN:
-        raise UnreadablePicture(f"values of mode {image.mode}; save it with 8 bits a channel")
+        raise UnreadablePicture(f"values of mode {image.mode}; save it with 8 bits per channel")
     if image.has_transparency_data:
         upper = image.convert("RGBA")
         white = Image.new("RGBA", upper.size, "white")

@@ -18,7 +18,7 @@ def from_row(kind: type[T], row: Any, where: object) -> T:
     Raises: UserError: if the row is no object, or has unknown fields or lacks one without default.
     """
     if not isinstance(row, dict):
-        raise UserError(f"{where} holds no {kind.__name__.lower()}; restore it")
+        raise UserError(f"{where} is not a {kind.__name__.lower()}; restore it")
     known, needed = _fields(kind)
     if unknown := sorted(row.keys() - known):
         raise UserError(

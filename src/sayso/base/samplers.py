@@ -31,7 +31,7 @@ TimestepSampling = Literal["uniform", "logit_normal", "grid"]
 as often as the others."""
 
 
-def checked(sampler: Sampler, no_guidance: float = 1.0) -> Sampler:
+def checked(sampler: Sampler, no_guidance: float = 1.0, *, true_cfg: bool = True) -> Sampler:
     """The sampler in its one form: what draws the same picture is written the same way.
 
     Numbers become floats and white space in the negative prompt single spaces, as a tokenizer
@@ -40,13 +40,30 @@ def checked(sampler: Sampler, no_guidance: float = 1.0) -> Sampler:
 
     Args:
         no_guidance: the guidance scale of the model that is none, and the least.
+        true_cfg: whether the model has use for a `true_cfg_scale`.
     Raises: UserError: naming the first field that is out of range or has no effect.
     """
+    _check_ranges(sampler, no_guidance)
+    negative = " ".join(sampler.negative_prompt.split())
+    sampler = replace(sampler, negative_prompt=negative)
+    _refuse_idle(sampler, no_guidance, true_cfg=true_cfg)
+    return replace(
+        sampler,
+        guidance_scale=float(sampler.guidance_scale),
+        true_cfg_scale=float(sampler.true_cfg_scale),
+        # and no negative zero
+        eta=float(sampler.eta) + 0.0,
+    )
+
+
+def _check_ranges(sampler: Sampler, no_guidance: float) -> None:
     ranges = {
         "num_inference_steps": (sampler.num_inference_steps >= 1, "1 or more"),
         "guidance_scale": (
             no_guidance <= sampler.guidance_scale < float("inf"),
             f"{no_guidance:g} (no guidance) or more"),
+        "true_cfg_scale": (
+            1 <= sampler.true_cfg_scale < float("inf"), "1 (none) or more"),
         "eta": (0 <= sampler.eta <= 1, "from 0 to 1"),
         "image_size": (
             all(8 <= side <= LARGEST_PX and side % 8 == 0 for side in sampler.image_size),
@@ -54,17 +71,24 @@ def checked(sampler: Sampler, no_guidance: float = 1.0) -> Sampler:
     }  # fmt: skip
     for name, (right, allowed) in ranges.items():
         if not right:
-            raise UserError(f"{name} {getattr(sampler, name)} is not possible; give {allowed}")
-    negative = " ".join(sampler.negative_prompt.split())
-    if negative and sampler.guidance_scale == no_guidance:
+            raise UserError(f"{name} {getattr(sampler, name)} is not allowed; give {allowed}")
+
+
+def _refuse_idle(sampler: Sampler, no_guidance: float, *, true_cfg: bool) -> None:
+    """Refuse what would change nothing."""
+    negative = sampler.negative_prompt
+    if sampler.true_cfg_scale > 1 and not true_cfg:
         raise UserError(
-            f"negative_prompt {negative!r} would change nothing: guidance_scale {no_guidance:g} is "
-            "no guidance; give a larger --guidance-scale, or no negative prompt"
+            f"true_cfg_scale {sampler.true_cfg_scale:g} is for models with an embedded "
+            "guidance_scale, and this one is not; use --guidance-scale alone"
         )
-    return replace(
-        sampler,
-        guidance_scale=float(sampler.guidance_scale),
-        # and no negative zero
-        eta=float(sampler.eta) + 0.0,
-        negative_prompt=negative,
-    )
+    if sampler.true_cfg_scale > 1 and not negative:
+        raise UserError(
+            f"true_cfg_scale {sampler.true_cfg_scale:g} would have no effect without a negative "
+            "prompt; give --negative-prompt, or omit it"
+        )
+    if negative and sampler.guidance_scale == no_guidance and sampler.true_cfg_scale == 1:
+        raise UserError(
+            f"negative_prompt {negative!r} would have no effect, because guidance_scale "
+            f"{no_guidance:g} means no guidance; raise --guidance-scale or omit the negative prompt"
+        )

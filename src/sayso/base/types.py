@@ -73,13 +73,18 @@ STABLE_DIFFUSION_SIZE = Size(512, 512)
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How an image is drawn, in diffusers' names."""
+    """How an image is drawn, in diffusers' names.
+
+    `true_cfg_scale` is for models that are told `guidance_scale` as a number and can be guided away
+    from the negative prompt beside; 1 = no such guidance.
+    """
 
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
     eta: float = 0.0
     image_size: Size = STABLE_DIFFUSION_SIZE
     negative_prompt: str = ""
+    true_cfg_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,8 @@ def sample_id(
         sampler.num_inference_steps, sampler.guidance_scale, sampler.eta,
         sampler.image_size.recorded, sampler.negative_prompt,
     ]  # fmt: skip
+    # as before there was such a field
+    drawn += [] if sampler.true_cfg_scale == 1 else [sampler.true_cfg_scale]
     recorded = [model_identity] if model_identity else []
     return digest([prompt_id, model, seed, drawn, *recorded])
 

@@ -76,7 +76,7 @@ def _object(where: str, text: str) -> JsonObject:
     except UnicodeEncodeError:
         raise UserError(f"{where} has half a character (a lone surrogate); delete it") from None
     except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}); mend it") from None
+        raise UserError(f"{where} is not JSON ({error}); fix it") from None
     if not isinstance(value, dict):
-        raise UserError(f'{where} is no JSON object; write {{"name": value, …}}')
+        raise UserError(f'{where} is not a JSON object; write {{"name": value, …}}')
     return value

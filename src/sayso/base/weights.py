@@ -1,5 +1,6 @@
 """Weights as they lie on disk: whole, under their own names and finite, or refused in one line."""
 
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,10 +49,11 @@ def readable(what: Path | str, advice: str = "restore it") -> Iterator[None]:
     except UNREADABLE as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{what} cannot be loaded ({_reason(error)}); {advice}") from None
+        raise UserError(f"{what} cannot be loaded ({reason_of(error)}); {advice}") from None
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What a library said was wrong, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0].rstrip(".:") if lines else ""
     kind = type(error).__name__
@@ -84,7 +86,9 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = to
     )
     refuse_not_finite(where, model.state_dict())
     if variant:
-        console.print(f"{where}: the {variant} variant of the weights, loaded as {str(dtype)[6:]}")
+        console.print(
+            f"{where}: using the {variant} variant of the weights, loaded as {str(dtype)[6:]}"
+        )
     return model
 
 
@@ -136,8 +140,8 @@ def _variant(folder: Path) -> str | None:
     names = [path.name for path in sorted(folder.glob("*.safetensors"))]
     if not names:
         raise UserError(
-            f"{folder} holds no .safetensors weights (pickled ones are not read, they can run "
-            "code); save the model with safe_serialization=True"
+            f"{folder} has no .safetensors weights (pickled weights are not read, because they "
+            "can run code); save the model with safe_serialization=True"
         )
     for name in names:
         refuse_pointer(folder / name)
@@ -167,7 +171,8 @@ def refuse_pointer(file: Path) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """A block in which diffusers and transformers print neither warnings nor progress bars.
+    """A block in which diffusers and transformers print neither warnings nor progress bars, nor
+    the errors that they raise too.
 
     What matters of what they would say is refused by name.
     """
@@ -178,7 +183,7 @@ def quiet_libraries() -> Iterator[None]:
     before = [logger.get_verbosity() for logger in loggers]
     bars = transformers_logging.is_progress_bar_enabled()
     for logger in loggers:
-        logger.set_verbosity_error()
+        logger.set_verbosity(logging.CRITICAL)
     # a bar for the moment of loading would only break ours
     transformers_logging.disable_progress_bar()
     try:
@@ -234,9 +239,9 @@ def refuse_differences(
     """
     if prefix := _prefix(missing, unexpected):
         raise UserError(
-            f"{where} has its weights under other names: all {len(unexpected)} that the model does "
-            f"not know begin with {prefix!r}, such as {min(unexpected)}; save the model that was "
-            "wrapped, or take the prefix off the names"
+            f"{where} has its weights under other names: all {len(unexpected)} that the model "
+            f"does not know begin with {prefix!r}, such as {min(unexpected)}; save the unwrapped "
+            "model, or remove the prefix from the names"
         )
     said = []
     if missing:
@@ -248,7 +253,7 @@ def refuse_differences(
             f"{name} {list(given)} where the model has {list(wanted)}"
             for name, given, wanted in mismatched
         ]
-        said.append(f"has weights of another shape ({_some(shapes)})")
+        said.append(f"has weights of the wrong shape ({_some(shapes)})")
     if said:
         raise UserError(f"{where} {' and '.join(said)}; {advice}")
 

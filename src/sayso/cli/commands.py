@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 
 from sayso.base.errors import UserError, unknown_name
 from sayso.base.extras import missing_module, need
+from sayso.base.launch import ENDED, QUIET, is_launched, is_lost, may_say
 
 
 class Command(NamedTuple):
-    """One row of the table; `plugin` is the option that names one, `needs` the extra to install."""
+    """One row of the table: `plugin` is the option that names one, `needs` the extra to install."""
 
     help: str
     module: str
@@ -30,27 +32,27 @@ COMMANDS = {
         "write the study's prompts", "sayso.stages.prompts", "write_prompts", "PromptsConfig"
     ),
     "generate": Command(
-        "draw images, or keep the best of n",
+        "generate images, or select the best of n",
         "sayso.stages.generate",
         "generate",
         "GenerateConfig",
         needs="train",
     ),
     "rate": Command(
-        "rate images or compare sets of them", "sayso.stages.rate", "rate", "RateConfig"
+        "rate images, or compare sets of images", "sayso.stages.rate", "rate", "RateConfig"
     ),
     "agreement": Command(
-        "how far raters agree, and who is careless",
+        "measure how far raters agree, and find careless ones",
         "sayso.stages.agreement",
         "agreement",
         "AgreementConfig",
         "judge",
     ),
     "raters": Command(
-        "add people who rate, print their links", "sayso.stages.raters", "raters", "RatersConfig"
+        "add raters and print their sign-in links", "sayso.stages.raters", "raters", "RatersConfig"
     ),
     "fit": Command(
-        "learn a reward from ratings",
+        "train a reward on ratings",
         "sayso.stages.fit",
         "fit",
         "FitConfig",
@@ -58,7 +60,7 @@ COMMANDS = {
         "train",
     ),
     "align": Command(
-        "fine-tune the model on the reward",
+        "fine-tune the model",
         "sayso.stages.align",
         "align",
         "AlignConfig",
@@ -66,7 +68,7 @@ COMMANDS = {
         "train",
     ),
     "evaluate": Command(
-        "measure base and tuned model",
+        "compare the tuned model with the base model",
         "sayso.stages.evaluate",
         "evaluate",
         "EvaluateConfig",
@@ -77,54 +79,69 @@ COMMANDS = {
         "write report.html and summary.json", "sayso.stages.report", "report", "ReportConfig"
     ),
     "export": Command(
-        "write the votes as tables that others read",
+        "write the votes as tables for other tools",
         "sayso.stages.export",
         "export",
         "ExportConfig",
     ),
     "import": Command(
-        "take in others' images and preferences",
+        "read images and votes from other tables",
         "sayso.stages.import_",
         "import_table",
         "ImportConfig",
     ),
+    "weights": Command(
+        "write a tuned model for other programs, with a model card",
+        "sayso.stages.weights",
+        "weights",
+        "WeightsConfig",
+        needs="train",
+    ),
     "moved": Command(
-        "tell a study where its models lie now", "sayso.stages.moved", "moved", "MovedConfig"
+        "tell a study where its models are now", "sayso.stages.moved", "moved", "MovedConfig"
     ),
     "demo": Command(
-        "the whole loop on the tiny world", "sayso.cli.demo", "demo", "DemoConfig", needs="train"
+        "run the whole loop on the tiny world",
+        "sayso.cli.demo",
+        "demo",
+        "DemoConfig",
+        needs="train",
     ),
 }
 FOLDER_COMMANDS = ("new", "demo")
 """Commands that are given a path, not an existing study."""
 
 DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full; free some space and repeat the command",
-    errno.EDQUOT: "the disk quota is used up; free some space and repeat the command",
-    errno.EFBIG: "files may not grow that large here; raise ulimit -f and repeat the command",
-    errno.EROFS: "the file system is read-only; copy the study to a place you may write",
-    errno.EACCES: "no permission; mend the folder's permissions and repeat the command",
-    errno.EPERM: "not permitted; mend the folder's permissions and repeat the command",
+    errno.ENOSPC: "the disk is full; free some space and run the command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
+    errno.EFBIG: "files may not grow that large here; raise ulimit -f and run the command again",
+    errno.EROFS: "the file system is read-only; copy the study to where you can write",
+    errno.EACCES: "permission denied; fix the folder's permissions and run the command again",
+    errno.EPERM: "operation not permitted; fix the folder's permissions and run the command again",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 2."""
+    if is_launched():
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     try:
         run(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         _stop(str(error))
     except KeyboardInterrupt:
-        print("sayso: stopped; repeat the command to go on", file=sys.stderr)
+        print("sayso: stopped; run the command again to resume", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:
         _stop(missing_module(error) or _reraise(error))
     except Exception as error:
-        _stop(_disk_trouble(error) or _memory_trouble(error) or _reraise(error))
+        lost = ENDED if is_lost(error) else None
+        _stop(_disk_trouble(error) or _memory_trouble(error) or lost or _reraise(error))
 
 
 def _stop(message: str) -> None:
-    print(f"sayso: error: {' '.join(message.split())}", file=sys.stderr)
+    if may_say(message):
+        print(f"sayso: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -176,7 +193,7 @@ def overview() -> str:
         "Align text-to-image models on people's say-so.\n\n"
         f"commands, in the order of the loop:\n{rows}\n\n"
         "`sayso COMMAND --help` shows the options of a command.\n"
-        "`--dry-run` prints what would be done; `--config FILE` takes the options of an earlier "
+        "`--dry-run` prints what a command would do; `--config FILE` reads options from an earlier "
         "run's config.json."
     )
 

@@ -14,15 +14,15 @@ from sayso.study.study import Study
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Options of `sayso demo`."""
+    """How to run the whole loop on the tiny world."""
 
     quick: bool = False
-    """Prove the path in under a minute, at a size that shows no effect."""
+    """Test the whole path in under a minute, at a size too small to show an effect."""
     through_app: bool = False
-    """Have the simulated raters work in the rating app, over HTTP: 20 of them, one of them
-    careless, three to an image. Takes a minute or two longer."""
+    """Let the simulated raters use the rating app over HTTP: 20 raters, one of them careless, three
+    per image. Takes a minute or two longer."""
     seed: int = 0
-    """Seed of everything."""
+    """Seed for everything."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def demo(path: Path, config: DemoConfig) -> None:
 
     started = time.perf_counter()
     if _finished(path):
-        console.print(f"The demo in {path} is finished; delete the folder to run it anew.")
+        console.print(f"The demo in {path} has finished; delete the folder to run it again.")
     else:
         _refuse_foreign(path, config)
         for line in commands(quoted(path), config):
@@ -130,7 +130,7 @@ def _refuse_foreign(path: Path, config: DemoConfig) -> None:
         return
     study = Study.open(path)
     if study.info.seed != config.seed or study.info.base_model != "tinyworld":
-        raise UserError(f"{path} is another study; give the demo a path of its own")
+        raise UserError(f"{path} is a different study; give the demo another path")
 
 
 def _show(path: Path, config: DemoConfig) -> None:
@@ -144,9 +144,13 @@ def _show(path: Path, config: DemoConfig) -> None:
         table.add_row(group, *map(_percent, shares))
     console.print(table)
     if config.quick:
-        console.print("This was --quick: it proves the path and shows no effect.")
+        console.print(
+            "This was --quick: it tests the whole path but is too small to show an effect."
+        )
     console.print(f"Report: {path / 'report.html'}")
-    console.print("Next: docs/tutorial.md aligns your own model on your own prompts and people.")
+    console.print(
+        "Next: align your own model, with your own prompts and raters (docs/tutorial.md)."
+    )
 
 
 def _percent(share: Any) -> str:

@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import typing
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import docstring_parser
 import tyro
 
 from sayso.base.errors import UserError, check_counts, unknown_name
@@ -36,17 +38,20 @@ def parse(name: str, config: type, plugin: str, arguments: list[str]) -> Parsed:
     early, arguments = _early_flags(plugin, arguments)
     saved = in_todays_words(read_json(early.config)) if early.config else {}
     parts = {"config": _default(config, {k: v for k, v in saved.items() if k != "options"})}
+    titles = {"config": name}
     if plugin:
         chosen = early.plugin or saved.get(plugin) or getattr(parts["config"], plugin)
         if kind := _plugin_class(plugin, chosen):
             _refuse_same_names(plugin, kind, config)
             parts["options"] = _default(kind, saved.get("options", {}))
-    arguments_class = _arguments_class(name, parts)
+            titles["options"] = Path(chosen).stem
+    arguments_class = _arguments_class(name, parts, titles)
     found, unknown = _tyro(arguments_class, name, arguments)
     _refuse(unknown, parts)
-    for part in parts:
-        check_counts(getattr(found, part))
-    return Parsed(found.study, found.config, getattr(found, "options", None), found.dry_run)
+    read = {key: _fields_of(getattr(found, key), type(part)) for key, part in parts.items()}
+    for part in read.values():
+        check_counts(part)
+    return Parsed(found.study, read["config"], read.get("options"), found.dry_run)
 
 
 def _tyro(arguments_class: type, name: str, arguments: list[str]) -> tuple[Any, list[str]]:
@@ -58,9 +63,8 @@ def _tyro(arguments_class: type, name: str, arguments: list[str]) -> tuple[Any, 
                 arguments_class,
                 args=arguments,
                 prog=f"sayso {name}",
-                description="Options may also come from a file: --config FILE.",
+                description="--config FILE reads options from a file, such as a run's config.json.",
                 return_unknown_args=True,
-                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if not stop.code:
@@ -111,27 +115,65 @@ def _refuse_same_names(plugin: str, kind: type, config: type) -> None:
     own, others = ({field.name for field in dataclasses.fields(part)} for part in (kind, config))
     for name in sorted(own & (others | {"study", "dry_run", "config"})):
         raise UserError(
-            f"{plugin} {kind.__name__} has an option {name}, and so has the command; rename it, "
-            f"such as {plugin}_{name}"
+            f"{plugin} {kind.__name__} has an option {name}, but the command has one too; "
+            f"rename it, for example to {plugin}_{name}"
         )
 
 
-def _arguments_class(name: str, parts: dict[str, Any]) -> type:
-    """One dataclass of all flags: the study's path, --dry-run, and the parts without prefix."""
+def _arguments_class(name: str, parts: dict[str, Any], titles: dict[str, str]) -> type:
+    """One dataclass of all flags: the study's path, --dry-run, and the parts without prefix.
+
+    `titles` name the parts' boxes in the help: "align options", "rwr options".
+    """
     flat: list[Any] = [
         ("study", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the study's folder")]),
     ]
     flat += [
         (
             key,
-            Annotated[type(value), tyro.conf.OmitArgPrefixes],
-            dataclasses.field(default_factory=lambda v=value: v),
+            Annotated[type(flags), tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=titles[key])],
+            dataclasses.field(default_factory=lambda v=flags: v),
         )
-        for key, value in parts.items()
+        for key, flags in ((key, _with_help(value)) for key, value in parts.items())
     ]
-    dry = Annotated[bool, tyro.conf.arg(help="print what would be done, and do nothing")]
+    dry = Annotated[bool, *_shown("print what the command would do, and stop", default=False)]
     flat.append(("dry_run", dry, dataclasses.field(default=False)))
     return dataclasses.make_dataclass(f"{name.capitalize()}Arguments", flat, frozen=True)
+
+
+def _with_help(part: Any) -> Any:
+    """The part as an object of a subclass whose fields carry their help for a terminal.
+
+    tyro would keep the line breaks of the source and show defaults that mean nothing, such as ''.
+    """
+    kind = type(part)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    told = {
+        doc.arg_name: " ".join((doc.description or "").split())
+        for base in reversed(kind.__mro__[:-1])
+        for doc in docstring_parser.parse_from_object(base).params
+    }
+    fields = []
+    for field in dataclasses.fields(kind):
+        value = getattr(part, field.name)
+        shown = Annotated[hints[field.name], *_shown(told.get(field.name), value)]
+        fields.append((field.name, shown, dataclasses.field(default_factory=lambda v=value: v)))
+    frozen = kind.__dataclass_params__.frozen
+    flags = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=frozen)
+    flags.__doc__ = kind.__doc__
+    return flags()
+
+
+def _shown(text: str | None, default: Any) -> tuple[Any, ...]:
+    """How tyro shows one field; a switch that is on gets two flags, --x and --no-x."""
+    silent = default is None or default is False or default == ""
+    pairs = (tyro.conf.FlagCreatePairsOff,) if default is False else ()
+    return (tyro.conf.arg(help=text, help_behavior_hint="" if silent else None), *pairs)
+
+
+def _fields_of(part: Any, kind: type) -> Any:
+    """An object of `kind` with the part's values."""
+    return kind(**{field.name: getattr(part, field.name) for field in dataclasses.fields(kind)})
 
 
 def _refuse(unknown: list[str], parts: dict[str, Any]) -> None:

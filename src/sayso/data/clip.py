@@ -1,6 +1,6 @@
 """CLIP as a feature extractor, and embeddings kept in the study."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sayso.base import files
+from sayso.base.devices import (
+    agreed,
+    in_shares,
+    is_main_process,
+    number_of_processes,
+    wait_for_everyone,
+)
 from sayso.base.errors import UserError
 from sayso.base.finite import refuse_not_finite
 from sayso.base.hashes import folder_digest
@@ -143,8 +150,8 @@ class ClipEncoder:
         for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
             if len(ids) > self.max_tokens:
                 raise UserError(
-                    f"prompt {text!r} has {len(ids)} tokens, CLIP reads at most {self.max_tokens}; "
-                    "shorten it"
+                    f"prompt {text!r} has {len(ids)} tokens, but CLIP reads at most "
+                    f"{self.max_tokens}; shorten it"
                 )
             # CLIP reads a text up to its first end token, which also stands for an unknown symbol
             if end in ids[:-1]:
@@ -208,8 +215,8 @@ def _download(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"CLIP {name!r} is no folder and could not be fetched ({reason}); "
-            f"give a folder, a hub id {or_world()}"
+            f"CLIP {name!r} is not a folder and could not be fetched ({reason}); give a folder, a "
+            f"hub id {or_world()}"
         ) from None
 
 
@@ -218,7 +225,7 @@ def _load_model(folder: Path) -> tuple[Any, Any]:
 
     kind = files.read_json(folder / "config.json").get("model_type")
     if kind != "clip":
-        raise UserError(f"{folder} holds a {kind!r} model; give a folder of a CLIPModel")
+        raise UserError(f"{folder} holds a {kind!r} model; give the folder of a CLIPModel")
     return load_part(CLIPModel, folder, ""), load_tokenizer(AutoTokenizer, folder)
 
 
@@ -228,12 +235,11 @@ def _refuse_other_size(folder: Path, preprocessing: Preprocessing, wanted: int) 
     made = crop or (size if isinstance(size, tuple) else None)
     if made is not None and made != (wanted, wanted):
         raise UserError(
-            f"{folder} makes pictures of {made[0]}×{made[1]} pixels in its preprocessor file, and "
+            f"{folder} makes images of {made[0]}×{made[1]} pixels in its preprocessor file, but "
             f"its model reads {wanted}×{wanted}; restore the folder"
         )
 
 
-@torch.no_grad()
 def embed_samples(
     study: Study, encoder: ClipEncoder, samples: Sequence[Sample]
 ) -> Float[Tensor, "n d"]:
@@ -243,27 +249,64 @@ def embed_samples(
 
     Raises: UserError: if an image is missing, or one that is not embedded yet damaged.
     """
-    folder = study.cache / f"images-{encoder.hash}"
+    folder = _cache_of(study, encoder)
     known = _read_cache(folder)
     contents = [study.image_hash(sample) for sample in samples]
     missing = {c: s for c, s in zip(contents, samples, strict=True) if c not in known}
     if missing:
         with progress("embedding images", len(missing)) as advance:
-            rows = list(missing.items())
-            for start in range(0, len(rows), CHUNK):
-                part = rows[start : start + CHUNK]
-                known |= _embed_shard(study, encoder, dict(part), folder)
+            for part in _chunks(missing):
+                known |= _keep(folder, part, _embed(study, encoder, part))
                 advance(len(part))
     return torch.stack([known[content] for content in contents])
 
 
-def _embed_shard(
-    study: Study, encoder: ClipEncoder, samples: dict[str, Sample], folder: Path
-) -> dict[str, Tensor]:
-    """Embeddings by the content of the images' files, kept in `folder`."""
+def embed_together(study: Study, encoder: ClipEncoder, samples: Sequence[Sample]) -> None:
+    """Embed what is not embedded yet, each process of a launch its share; the main one keeps it.
+
+    All call it alike. Chunks are those of one process, so embeddings are the same to the last bit.
+
+    Raises: UserError: as `embed_samples`.
+    """
+    folder, missing = _cache_of(study, encoder), dict[str, Sample]()
+    if is_main_process():
+        known = _read_cache(folder)
+        contents = {study.image_hash(sample): sample for sample in samples}
+        missing = {content: s for content, s in contents.items() if content not in known}
+    chunks = _chunks(agreed(missing))
+    together = number_of_processes()
+    with progress("embedding images", sum(map(len, chunks))) as advance:
+        for at in range(0, len(chunks), together):
+            now = chunks[at : at + together]
+            made = in_shares(now, lambda own: [_embed(study, encoder, part) for part in own], 1)
+            for part, vectors in zip(now, made, strict=True):
+                if is_main_process():
+                    _keep(folder, part, vectors)
+                advance(len(part))
+    wait_for_everyone()
+
+
+def _cache_of(study: Study, encoder: ClipEncoder) -> Path:
+    return study.cache / f"images-{encoder.hash}"
+
+
+def _chunks(missing: Mapping[str, Sample]) -> list[dict[str, Sample]]:
+    rows = list(missing.items())
+    return [dict(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
+
+
+@torch.no_grad()
+def _embed(
+    study: Study, encoder: ClipEncoder, samples: Mapping[str, Sample]
+) -> Float[Tensor, "n d"]:
+    """Embeddings of samples by the content of their images' files, on the CPU; all finite."""
     vectors = encoder.images(study.image(s) for s in samples.values()).cpu()
     names = [f"sample {s.id}" for s in samples.values()]
     refuse_not_finite(vectors, names, f"CLIP {study.info.clip_model}")
+    return vectors
+
+
+def _keep(folder: Path, samples: Mapping[str, Sample], vectors: Tensor) -> dict[str, Tensor]:
     shard = {content: v.clone() for content, v in zip(samples, vectors, strict=True)}
     files.write_bytes(folder / f"{digest(list(shard))}.safetensors", save(shard))
     return shard

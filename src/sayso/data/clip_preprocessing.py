@@ -50,7 +50,7 @@ class Preprocessing:
         if crop_h > height or crop_w > width:
             raise UserError(
                 f"the CLIP preprocessor crops {crop_h}×{crop_w} pixels out of {height}×{width}; "
-                "mend size or crop_size in its preprocessor_config.json"
+                "fix size or crop_size in its preprocessor_config.json"
             )
         top, left = (height - crop_h) // 2, (width - crop_w) // 2
         return images[..., top : top + crop_h, left : left + crop_w]

@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from sayso.base.devices import make_accelerator
-from sayso.base.errors import quoted
+from sayso.base.errors import UserError, quoted
 from sayso.base.finite import refuse_not_finite
-from sayso.base.types import Sample, Sampler
+from sayso.base.progress import console
+from sayso.base.types import Sample, Sampler, Size
 from sayso.base.worlds import find_world
 from sayso.data.clip import ClipEncoder, stacked
-from sayso.data.pretraining_images import open_pretraining
+from sayso.data.pretraining_images import Damaged, open_pretraining
 from sayso.metrics import quality as metrics
 from sayso.study.study import Study
 
@@ -37,7 +38,7 @@ class FeatureSpace:
         """The features of pictures, float32, all finite."""
         with torch.no_grad():
             found = torch.cat([self._embed(part).cpu().float() for part in stacked(pictures)])
-        names = [f"picture {i + 1} of {len(found)}" for i in range(len(found))]
+        names = [f"image {i + 1} of {len(found)}" for i in range(len(found))]
         refuse_not_finite(found, names, self.name)
         return found.numpy()
 
@@ -52,7 +53,12 @@ def feature_space(study: Study, device: torch.device) -> FeatureSpace:
 
 
 def fidelity(
-    study: Study, model: str, drawn: Mapping[str, Sequence[Sample]], sampler: Sampler
+    study: Study,
+    model: str,
+    drawn: Mapping[str, Sequence[Sample]],
+    sampler: Sampler,
+    *,
+    leave_out_damaged: bool = False,
 ) -> dict[str, Any]:
     """Distance to held-out pre-training images of what both models drew for their captions.
 
@@ -62,6 +68,8 @@ def fidelity(
         model: the tuned model, which is measured against the base.
         drawn: model → its images for the fidelity prompts.
         sampler: the one that drew them all.
+        leave_out_damaged: whether to go on without the held-out images that cannot be read.
+    Raises: UserError: if a held-out image cannot be read and is not left out.
     """
     prompts = study.prompts("fidelity")
     if not prompts:
@@ -77,20 +85,28 @@ def fidelity(
     shared = set.intersection(*(set(samples) for samples in by_role.values()))
     if not shared:
         return _skipped(
-            f"no images for the fidelity prompts of both base and {model}; draw them with: sayso "
-            f"generate {quoted(study.path)} --prompts fidelity --per-prompt 1 "
-            f"--model {quoted(model)}"
+            f"no images for the fidelity prompts of both base and {model}; generate them with: "
+            f"sayso generate {quoted(study.path)} --prompts fidelity --per-prompt 1 --model "
+            f"{quoted(model)}"
         )
     order = [key for key in by_role["base"] if key in shared]
     chosen = {role: [samples[key] for key in order] for role, samples in by_role.items()}
-    return {"sampler": asdict(sampler), **_distances(study, chosen, len(prompts), sampler)}
+    return {
+        "sampler": asdict(sampler),
+        **_distances(study, chosen, len(prompts), sampler, leave_out_damaged=leave_out_damaged),
+    }
 
 
 def _distances(
-    study: Study, chosen: Mapping[str, list[Sample]], n: int, sampler: Sampler
+    study: Study,
+    chosen: Mapping[str, list[Sample]],
+    n: int,
+    sampler: Sampler,
+    *,
+    leave_out_damaged: bool,
 ) -> dict[str, Any]:
     space = feature_space(study, make_accelerator("no").device)
-    heldout = list(open_pretraining(study, sampler.image_size).heldout_images(2 * n))
+    heldout = _heldout(study, 2 * n, sampler.image_size, leave_out_damaged=leave_out_damaged)
     if not heldout:
         return _skipped("no pre-training image is held out")
     real, more = space(heldout[:n]), heldout[n:]
@@ -99,6 +115,21 @@ def _distances(
         found[role] = distances(real, space(study.image(s) for s in samples), space.kernel)
     found["pretraining"] = distances(real, space(more), space.kernel) if len(more) >= n else None
     return found | {"n": found["base"]["n"], "ratio": ratio(found["aligned"], found["base"])}
+
+
+def _heldout(study: Study, n: int, size: Size, *, leave_out_damaged: bool) -> list[Image.Image]:
+    """The held-out images, n at most. Raises: UserError: if one is damaged and not left out."""
+    found = list(open_pretraining(study, size).heldout_pictures(n))
+    whole = [picture for picture in found if not isinstance(picture, Damaged)]
+    damaged = [picture for picture in found if isinstance(picture, Damaged)]
+    if damaged:
+        said = (
+            f"{len(damaged)} of {len(found)} held-out images cannot be used, such as {damaged[0]}"
+        )
+        if not leave_out_damaged:
+            raise UserError(said)
+        console.print(f"left out: {said}", soft_wrap=True)
+    return whole
 
 
 def _skipped(reason: str) -> dict[str, str]:

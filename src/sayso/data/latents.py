@@ -1,28 +1,18 @@
-"""Final latents by row: those that `generate` stored, and those of encoded pre-training images."""
+"""Final latents by row, as `generate` stored them, and joined with those of other images."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
 from sayso.base.errors import UserError
-from sayso.base.finite import number_format, refuse_not_finite
-from sayso.base.types import Sample, Size, digest
-from sayso.data.pretraining_images import PretrainingSet, open_pretraining
-from sayso.data.shards import OpenFiles, Shards, make_shards
-from sayso.families import Policy
-from sayso.study.identity import base_identity
+from sayso.base.types import Sample
+from sayso.data.shards import OpenFiles
 from sayso.study.study import Study
-
-IMAGES_A_SHARD = 256
-"""Pre-training images whose latents one file holds: 8 MiB of Stable Diffusion's at 512 pixels."""
 
 
 @runtime_checkable
@@ -91,19 +81,6 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-class PretrainingLatents:
-    """Latents of encoded pre-training images, read from the shards in the study's cache."""
-
-    def __init__(self, shards: Shards) -> None:
-        self._shards = shards
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __getitem__(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-        return self._shards[rows]["latents"]
-
-
 class Joined:
     """One after the other, in the number format of the first."""
 
@@ -125,73 +102,3 @@ class Joined:
         found = first.new_empty((len(rows), *first.shape[1:]))
         found[early], found[~early] = first, later.to(first.dtype)
         return found
-
-
-def encoded_pretraining(
-    study: Study,
-    policy: Policy,
-    n: int,
-    precision: AbstractContextManager[Any] | None = None,
-    size: Size | None = None,
-) -> tuple[Latents, list[str]]:
-    """Latents and captions of the first `n` pre-training images; encoded once, kept in the cache.
-
-    Images are read, decoded and encoded in portions, and each shard is kept by the contents of its
-    images, the base model's, and the number format.
-
-    Args:
-        study: names the images and the size.
-        policy: its autoencoder encodes them.
-        n: how many, at most.
-        precision: autocast context to encode in; None = fp32.
-        size: what they are brought to; None = the size of the study's images.
-    Raises: UserError: if the study has no usable pre-training images, or their latents are not
-        finite.
-    """
-    images = open_pretraining(study, size)
-    captions = images.train_captions(n)
-    with precision or nullcontext():
-        computed = [number_format(policy.device), policy.device.type, base_identity(study), "fp16"]
-        starts = range(0, len(captions), IMAGES_A_SHARD)
-        ends = [min(start + IMAGES_A_SHARD, len(captions)) for start in starts]
-        keys = [
-            digest([images.images_identity(*ends), *computed])
-            for ends in zip(starts, ends, strict=True)
-        ]
-        shards = make_shards(
-            [study.cache / f"pretraining/{key}.safetensors" for key in keys],
-            IMAGES_A_SHARD,
-            len(captions),
-            lambda start, stop: {"latents": _encode(policy, images, start, stop)},
-            "encoding pre-training images",
-        )
-    return PretrainingLatents(shards), captions
-
-
-def _encode(
-    policy: Policy, images: PretrainingSet, start: int, stop: int
-) -> Float[Tensor, "n c h w"]:
-    """Latents of the images from `start` up to `stop` in fp16, as those of samples; all finite."""
-    parts = []
-    for first, pictures in _portions(policy, images, start, stop):
-        pixels = np.stack([np.asarray(picture) for picture in pictures])
-        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        latents = policy.encode_images(batch)
-        names = [f"pre-training image {first + i + 1}" for i in range(len(latents))]
-        refuse_not_finite(latents, names, f"the VAE encoder of {policy.name}")
-        refuse_not_finite(latents.half(), names, f"keeping in fp16 the latents of {policy.name}")
-        parts.append(latents.cpu())
-    return torch.cat(parts).half()
-
-
-def _portions(
-    policy: Policy, images: PretrainingSet, start: int, stop: int
-) -> Iterator[tuple[int, list[Image.Image]]]:
-    """The number of a portion's first image, and its images, as many as fit the memory."""
-    pictures = images.train_images(start, stop)
-    while start < stop:
-        first = next(pictures)
-        more = policy.portion(Size(*first.size)) - 1
-        portion = [first, *(next(pictures) for _ in range(min(more, stop - start - 1)))]
-        yield start, portion
-        start += len(portion)

@@ -1,6 +1,7 @@
 """Tensors in safetensors files, read by row when they are asked for: never all of them at once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,20 @@ class Shards:
         return self._n
 
     def __getitem__(self, rows: Int[Tensor, " n"]) -> dict[str, Tensor]:
-        return {name: self._read(name, rows.numpy()) for name in self._names}
+        return {name: self.read(name, rows) for name in self._names}
 
-    def _read(self, name: str, rows: np.ndarray) -> Tensor:
+    def rows_with(self, name: str) -> Int[Tensor, " m"]:
+        """The rows where a tensor that not every file has is not zero."""
+        found = [torch.zeros(0, dtype=torch.long)]
+        for number, path in enumerate(self._paths):
+            with safe_open(path, framework="pt") as shard:
+                if name in shard.keys():  # noqa: SIM118
+                    found.append(shard.get_tensor(name).nonzero()[:, 0] + number * self._size)
+        return torch.cat(found)
+
+    def read(self, name: str, chosen: Int[Tensor, " n"]) -> Tensor:
+        """Rows of one of the tensors."""
+        rows = chosen.numpy()
         shards, places = np.divmod(rows, self._size)
         parts = list[tuple[Tensor, Tensor]]()
         for shard in np.unique(shards):
@@ -82,8 +94,9 @@ def _filled_up(rows: Tensor, shape: Sequence[int]) -> Tensor:
     return pad(rows, [n for more in reversed(missing) for n in (0, more)]) if any(missing) else rows
 
 
-Maker = Callable[[int, int], Mapping[str, Tensor]]
-"""Computes the rows from the first number up to the second: name → tensor, on the CPU."""
+Maker = Callable[[Sequence[tuple[int, int]]], Generator[Mapping[str, Tensor], None, None]]
+"""Computes, for each pair, the rows from the first number up to the second: name → tensor, on the
+CPU."""
 
 
 def make_shards(paths: Sequence[Path], size: int, n: int, make: Maker, doing: str) -> Shards:
@@ -95,22 +108,19 @@ def make_shards(paths: Sequence[Path], size: int, n: int, make: Maker, doing: st
         paths: one file for every `size` rows, named by all that decides what is in it.
         size: rows of a file; the last may have fewer.
         n: rows in all, ≥ 1.
-        make: computes what is missing.
+        make: computes what is missing, in order.
         doing: what that is, for the progress bar.
     """
     missing = [i for i, path in enumerate(paths) if not _is_whole(path)]
     if missing:
-        with progress(doing, n, "rows", done=n - _rows(missing, size, n)) as advance:
-            for i in missing:
-                start, stop = i * size, min(n, (i + 1) * size)
-                content = {name: t.contiguous() for name, t in make(start, stop).items()}
+        ranges = [(i * size, min(n, (i + 1) * size)) for i in missing]
+        done = n - sum(stop - start for start, stop in ranges)
+        with progress(doing, n, "rows", done=done) as advance, closing(make(ranges)) as parts:
+            for i, (start, stop), made in zip(missing, ranges, parts, strict=True):
+                content = {name: t.contiguous() for name, t in made.items()}
                 files.write_bytes(paths[i], save(content))
                 advance(stop - start)
     return Shards(paths, size, n)
-
-
-def _rows(shards: Sequence[int], size: int, n: int) -> int:
-    return sum(min(n, (i + 1) * size) - i * size for i in shards)
 
 
 def _is_whole(path: Path) -> bool:

@@ -8,7 +8,7 @@ rollouts. The formulas are in `_schedule.py`, the frozen reference in `_older_se
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from sayso.base.types import Sampler, Size
 from sayso.families import _schedule
 from sayso.families._conditions import Cond, for_rows, join
 from sayso.families._older_selves import OlderSelves
-from sayso.families._schedule import Kind, Noise, mean_squared_error, per_row
+from sayso.families._schedule import Kind, Noise, mean_squared_error, noise_of, per_row
 
 PARTS = ("network", "text", "vae")
 """What a model is made of; a process that only trains needs neither text encoder nor VAE."""
@@ -38,7 +38,8 @@ class Policy(OlderSelves, ABC):
     changes, `network_kind` its name in messages; everything else is frozen. `pipelines` lists the
     diffusers pipeline classes (`_class_name` in model_index.json) that the family loads,
     `lora_targets` the layers that get adapters. `timestep_sampling` says which times `draw_t`
-    draws. `name` says which model it is, in messages.
+    draws. `no_guidance` is the guidance scale that is none, `told_guidance` whether the network is
+    told that scale as a number. `name` says which model it is, in messages.
     """
 
     pipelines: tuple[str, ...] = ()
@@ -46,7 +47,10 @@ class Policy(OlderSelves, ABC):
     lora_targets: tuple[str, ...] = ()
     timestep_sampling: TimestepSampling = "uniform"
     no_guidance: float = 1.0
+    told_guidance: bool = False
     name: str = "the model"
+    dtype: torch.dtype = torch.float32
+    """Number format of the weights in memory."""
     kind: Kind
 
     # what a family gives
@@ -104,7 +108,7 @@ class Policy(OlderSelves, ABC):
 
         Raises: UserError: naming the field.
         """
-        checked(sampler, self.no_guidance)
+        checked(sampler, self.no_guidance, true_cfg=self.told_guidance)
         self.latent_shape(sampler.image_size)
 
     @abstractmethod
@@ -208,8 +212,7 @@ class Policy(OlderSelves, ABC):
     ) -> Float[Tensor, " b"]:
         """Times to train at, one for each row, as `timestep_sampling` says.
 
-        They are spread evenly over the b rows: that makes the loss less noisy and changes no
-        expectation.
+        They are spread evenly over the b rows: less noise in the loss, the same expectation.
 
         Args:
             sampler: how images are drawn; "grid" takes its times.
@@ -324,6 +327,7 @@ class Policy(OlderSelves, ABC):
         sampler: Sampler,
         *,
         form: Noise = "ancestral",
+        noisy_steps: int | None = None,
     ) -> "Rollout":
         """Draw an image for each seed by `transition`, and keep the way that it took.
 
@@ -336,21 +340,22 @@ class Policy(OlderSelves, ABC):
             seeds: one per row, ≥ 0.
             sampler: steps, guidance, eta and size.
             form: see `_schedule.step_noise`.
+            noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`, and
+                the others are DDIM's; None = all but the last, which never has noise.
         """
         cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size), len(seeds)
-        x, times = _noise(generators, shape, self.device), self.grid(sampler).to(self.device)
+        x, times = noise_of(generators, shape, self.device), self.grid(sampler).to(self.device)
         without, way, log_probs = for_rows(uncond, b), [x], []
-        for t, s in zip(times[:-1].split(1), times[1:].split(1), strict=True):
-            t, s = t.expand(b), s.expand(b)
+        noisy = len(times) - 2 if noisy_steps is None else noisy_steps
+        for k, (t, s) in enumerate(zip(times[:-1].split(1), times[1:].split(1), strict=True)):
+            t, s, eta = t.expand(b), s.expand(b), sampler.eta if k < noisy else 0.0
             prediction = self.under(sampler, x, t, cond, without)
-            mean, std = self.transition(x, prediction, t, s, sampler.eta, form)
+            mean, std = self.transition(x, prediction, t, s, eta, form)
             x = mean
-            if sampler.eta:
-                # the last step has no noise, and draws none
-                fresh = _noise(generators, shape, self.device) if s[0] > 0 else 0.0
-                x = mean + per_row(std, mean) * fresh
+            if eta:
+                x = mean + per_row(std, mean) * noise_of(generators, shape, self.device)
             log_probs.append(_schedule.log_prob(x, mean, std))
             way.append(x)
         return Rollout(x, torch.stack(way), times, torch.stack(log_probs))
@@ -371,30 +376,21 @@ class Policy(OlderSelves, ABC):
         return mean_squared_error(prediction, self.target(latents, noise, t))
 
     def add_lora(self, rank: int, seed: int) -> None:
-        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1."""
-        from peft import LoraConfig
+        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1, in fp32."""
+        from sayso.families._lora import add_adapters
 
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*self.lora_targets])
-        network: Any = self.network
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            # all else is frozen by it
-            network.add_adapter(config)
+        add_adapters(self.network, self.lora_targets, rank, seed)
 
 
 class Rollout(NamedTuple):
     """Images drawn by `Policy.rollout`, and how: n steps, so n + 1 times.
 
     `way` has the latents at each of `times`, from noise to image; `log_prob[k]` is the
-    log-probability of the step from `way[k]` to `way[k + 1]`. That of the last step, which has no
-    noise, means nothing.
+    log-probability of the step from `way[k]` to `way[k + 1]`. That of a step without noise, such
+    as the last, means nothing.
     """
 
     latents: Float[Tensor, "b c h w"]
     way: Float[Tensor, "m b c h w"]
     times: Float[Tensor, " m"]
     log_prob: Float[Tensor, "n b"]
-
-
-def _noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: Any) -> Tensor:
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)

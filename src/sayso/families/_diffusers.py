@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,11 +24,13 @@ from sayso.families._folder import (
     class_name,
     diffusers_class,
     on_meta,
+    refuse_few_step_names,
     refuse_strangers,
     transformers_class,
 )
 from sayso.families._lora import LORA_FILE, REMAKE, merge_lora, save_lora
 from sayso.families._older_selves import unwrapped
+from sayso.families._schedule import noise_of
 
 
 class DiffusersPolicy(Policy):
@@ -64,11 +67,15 @@ class DiffusersPolicy(Policy):
         index = read_json(path / "model_index.json")
         self.path, self.device, self._format = path, device, dtype
         self.configs: dict[str, Any] = {}
+        refuse_few_step_names(path, index.get("_name_or_path"))
         vae_class = diffusers_class(class_name(index, "vae", path), path)
         self.scheduler = self.read_scheduler(path, class_name(index, "scheduler", path))
         network_class = diffusers_class(self.network_class, path)
         self.network = self._part(network_class, self.network_part, "network" in parts)
         self.dtype = dtype or getattr(self.network, "dtype", torch.float32)
+        # loading puts its own path into the config
+        config = read_json(path / self.network_part / "config.json")
+        refuse_few_step_names(path, config.get("_name_or_path"))
         self.check_network(self.configs[self.network_part], path / self.network_part)
         self.vae = self._part(vae_class, "vae", "vae" in parts)
         text = {part: self._encoder(part, index, "text" in parts) for part in self.encoders}
@@ -209,7 +216,7 @@ class DiffusersPolicy(Policy):
             for text, length in zip(texts, lengths, strict=True):
                 if length > limit:
                     raise UserError(
-                        f"prompt {text!r} has {length - own} tokens and would be cut; "
+                        f"prompt {text!r} has {length - own} tokens and would be truncated; "
                         f"the model reads {limit - own}: shorten it"
                     )
 
@@ -249,6 +256,18 @@ class DiffusersPolicy(Policy):
         else:
             yield
 
+    def pipeline(self) -> Any:
+        """The pipeline of diffusers with these parts, for what it converts and writes itself."""
+        kind = getattr(diffusers, self.pipelines[0])
+        index = read_json(self.path / "model_index.json")
+        modules, options = kind._get_signature_keys(kind)
+        parts = {
+            self.network_part: unwrapped(self.network), "vae": self.vae,
+            "scheduler": self.scheduler, **dict(self.text.items()), **self.tokenizers_of,
+        }  # fmt: skip
+        kept = {name: index[name] for name in options if name in index}
+        return kind(**{name: parts.get(name) for name in modules}, **kept)
+
     # weights
 
     def save_weights(self, folder: Path) -> None:
@@ -268,14 +287,16 @@ class DiffusersPolicy(Policy):
             saved = load_part(type(self.network), folder, part, self.dtype)
             put(self.network, saved.state_dict(), folder / part, REMAKE)
         else:
-            raise UserError(f"{folder} holds neither {part}/ nor {LORA_FILE}; repeat the align run")
+            raise UserError(
+                f"{folder} holds neither {part}/ nor {LORA_FILE}; run sayso align again"
+            )
 
     def start_noise(
         self, generators: Sequence[torch.Generator], sampler: Sampler
     ) -> Float[Tensor, "b c h w"]:
         """The noise that the images start from, of each row's own generator, as pipelines draw."""
         shape = self.latent_shape(sampler.image_size)
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        return noise_of(generators, shape, self.device)
 
 
 def _encoder_of(tokenizer: str) -> str:

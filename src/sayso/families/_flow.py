@@ -189,21 +189,6 @@ def unpack(
     return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (h, w)), 2)
 
 
-def refuse_few_steps(where: Path, sign: str, give: str) -> None:
-    """Raise the refusal of a model that was distilled to draw in few steps.
-
-    Args:
-        where: what says so.
-        sign: what it says.
-        give: the model to give in its place.
-    Raises: UserError: always.
-    """
-    raise UserError(
-        f"{where} {sign}: it was distilled to draw in few steps, which the ordinary denoising loss "
-        f"would undo; give {give}"
-    )
-
-
 def states_of_texts(policy: FlowPolicy, texts: Sequence[str], layer: int) -> Cond:
     """States of a language model of one of its layers: those of each text alone, filled up.
 
@@ -220,7 +205,8 @@ def states_of_texts(policy: FlowPolicy, texts: Sequence[str], layer: int) -> Con
     # without the head that would say the next word
     out = getattr(encoder, "model", encoder)(**tokens, output_hidden_states=True)
     mask = tokens.attention_mask.bool()
-    return {"states": out.hidden_states[layer] * mask.unsqueeze(-1), "mask": mask}
+    states = out.hidden_states[layer].masked_fill(~mask.unsqueeze(-1), 0.0)
+    return {"states": states, "mask": mask}
 
 
 def trimmed(cond: Cond) -> tuple[Tensor, Tensor | None]:

@@ -1,8 +1,9 @@
 """What a folder in diffusers' layout must hold: parts that belong together, for text to image."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 import torch
@@ -15,6 +16,13 @@ EXTRA_INPUTS = (
     "time_cond_proj_dim", "class_embed_type", "num_class_embeds", "addition_embed_type",
     "encoder_hid_dim_type",
 )  # fmt: skip
+
+
+FEW_STEPS = re.compile(
+    r"(?<![a-z])(turbo|lightning|lcm|hyper-?sdx?l?|dmd2?|schnell)(?![a-z])", re.IGNORECASE
+)
+"""What few-step models are called."""
+DISTILLED_FROM = "the model that it was distilled from"
 
 
 def class_name(index: JsonObject, part: str, folder: Path) -> str:
@@ -35,9 +43,38 @@ def diffusers_class(name: str, folder: Path) -> Any:
     if kind is None:
         raise UserError(
             f"{folder / 'model_index.json'} names {name}, which the installed diffusers does not "
-            "have; install a newer diffusers, or mend the name"
+            "have; install a newer diffusers, or fix the name"
         )
     return kind
+
+
+def refuse_few_steps(where: Path, sign: str, give: str = DISTILLED_FROM) -> NoReturn:
+    """Raise the refusal of a model that was distilled to draw in few steps.
+
+    Args:
+        where: what says so.
+        sign: what it says.
+        give: the model to give in its place.
+    Raises: UserError: always.
+    """
+    raise UserError(
+        f"{where} {sign}: it was distilled to draw in few steps, which the ordinary denoising loss "
+        f"would undo; give {give}"
+    )
+
+
+def refuse_few_step_names(folder: Path, *given: object) -> None:
+    """Refuse a model that is called a few-step one.
+
+    Args:
+        folder: where it is; of the hub's cache the name is two folders up.
+        given: names in its configs of what it was made from, None where there is none.
+    Raises: UserError: naming the word.
+    """
+    hub = [part for part in folder.parts if part.startswith("models--")]
+    for name in (folder.name, *hub, *given):
+        if found := FEW_STEPS.search(str(name)):
+            refuse_few_steps(folder, f"is called {name}, with {found[0]} in it")
 
 
 def transformers_class(name: str) -> Any:
@@ -66,7 +103,7 @@ def refuse_other_inputs(config: Any, where: Path, added: str | None = None) -> N
     found = [name for name in EXTRA_INPUTS if config.get(name) != wanted.get(name)]
     if found:
         raise UserError(
-            f"{where} wants more than a text ({', '.join(found)}): it is distilled or of another "
+            f"{where} needs more than a text ({', '.join(found)}): it is distilled or of another "
             "family; give a plain text-to-image model"
         )
 

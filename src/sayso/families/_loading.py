@@ -1,18 +1,28 @@
 """Names of models to policies: which folder, which family, which run's weights."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 
+from sayso.base.devices import BasePrecision
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
 from sayso.base.plugins import load_plugin, plugin_names
 from sayso.base.types import Sampler
-from sayso.base.weights import VARIANTS
+from sayso.base.weights import VARIANTS, quiet_libraries, reason_of
 from sayso.base.worlds import find_world, or_world
-from sayso.families import Policy
+from sayso.families import PARTS, Policy
+from sayso.families._precision import KEPT, quantise
 from sayso.study.identity import model_folder
 from sayso.study.study import Study
+
+OTHER_TASKS = re.compile(
+    "Inpaint|Img2Img|ImageToImage|Edit|Upscal|Control|Pix2Pix|Depth|Fill|Adapter|Kontext|Layered|Omni"
+)
+"""In the names of pipelines that do something else than draw from a text."""
 
 
 def resolve(name: str) -> Path:
@@ -43,15 +53,22 @@ def _download(name: str) -> Path:
     reason: Exception | None = None
     for variant in (None, *VARIANTS):
         try:
-            return Path(DiffusionPipeline.download(name, use_safetensors=True, variant=variant))
+            with quiet_libraries():
+                return Path(DiffusionPipeline.download(name, use_safetensors=True, variant=variant))
         except (OSError, ValueError) as error:
             reason = error
             # of the plain weights there are only pickles; there may be safetensors of a variant
             if "safetensors" not in str(error) and "variant" not in str(error):
                 break
+    if constants.is_offline_mode():
+        raise UserError(
+            f"model {name!r} is no folder and not in the cache {constants.HF_HUB_CACHE}, and "
+            f"HF_HUB_OFFLINE is set; unset it, or fetch the model first with: hf download {name}"
+        )
+    why = reason_of((reason and reason.__cause__) or reason or OSError())
     raise UserError(
-        f"model {name!r} is no folder and could not be fetched as safetensors ({reason}); "
-        "check the name and the network"
+        f"model {name!r} is not a folder and could not be fetched as safetensors ({why}); check "
+        "the name and the network"
     )
 
 
@@ -65,28 +82,43 @@ def family(folder: Path) -> type[Policy]:
         raise UserError(
             f"{folder / 'model_index.json'} names no pipeline (_class_name); restore the folder"
         )
-    found = [load_plugin("family", name, Policy) for name in plugin_names("family")]
-    for kind in found:
+    found = {name: load_plugin("family", name, Policy) for name in plugin_names("family")}
+    for kind in found.values():
         if wanted in kind.pipelines:
             return kind
-    known = ", ".join(name for kind in found for name in kind.pipelines)
-    raise UserError(f"{folder} is a {wanted}; sayso can load {known}")
+    known = ", ".join(f"{name} ({' or '.join(kind.pipelines)})" for name, kind in found.items())
+    other = OTHER_TASKS.search(wanted)
+    what = f"a {wanted}, which does not draw from a text alone" if other else f"a {wanted}"
+    raise UserError(f"{folder} is {what}; give a model of one of the families {known}")
 
 
-def load_policy(study: Study, model: str, device: torch.device) -> Policy:
+def load_policy(
+    study: Study,
+    model: str,
+    device: torch.device,
+    precision: BasePrecision = "fp32",
+    parts: Sequence[str] = PARTS,
+) -> Policy:
     """The base model of the study with the weights of `model` over it.
 
     Args:
         study: names the base model, holds the runs.
         model: "base" or an align run such as "runs/align-rwr".
         device: where the policy lives.
+        precision: how weights are kept in memory; all but fp32 are of models that are not trained.
+        parts: which of `PARTS` to load.
     Raises: UserError: for an unknown or unfinished run, or a selection such as "base@best-of-16".
     """
     folder, *runs = model_folders(study, model)
-    policy = family(folder).load(folder, device)
+    quantised = "network" in parts and precision in ("int8", "nf4")
+    first = torch.device("cpu") if quantised else device
+    policy = family(folder).load(folder, first, dtype=KEPT[precision], parts=parts)
     policy.name = f"{model} ({folder})" if model == "base" else model
-    for weights in runs:
-        policy.load_weights(weights)
+    if "network" in parts:
+        for weights in runs:
+            policy.load_weights(weights)
+    if quantised:
+        quantise(policy, precision, device)
     return policy
 
 
@@ -116,5 +148,7 @@ def weight_folders(study: Study, model: str) -> list[Path]:
         raise UserError(f"model {model!r} is a selection of images; it has no weights of its own")
     run = study.find_run(model)
     if not run.finished or "model" not in run.config or not run.weights.is_dir():
-        raise UserError(f"{run.name} is no finished align run; finish it or choose another --model")
+        raise UserError(
+            f"{run.name} is not a finished run of align; finish it or choose another --model"
+        )
     return [*weight_folders(study, run.config["model"]), run.weights]

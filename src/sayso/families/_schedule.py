@@ -6,6 +6,7 @@ sigma have a number per row; all else is [b c h w].
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -158,6 +159,13 @@ def log_prob(
     s = per_row(std.float().clamp(min=LEAST_STD), value)
     density = -(value.float() - mean.float()).square() / (2 * s.square()) - s.log()
     return density.flatten(1).mean(1) - math.log(2 * math.pi) / 2
+
+
+def noise_of(
+    generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Noise [b, *shape], each row from a generator of its own, drawn on the CPU as pipelines do."""
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
 
 def mean_squared_error(

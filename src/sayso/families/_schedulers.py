@@ -10,6 +10,7 @@ import diffusers
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.base.weights import quiet_libraries, readable
+from sayso.families._folder import refuse_few_steps
 
 ACCEPTED = (
     "DDIMScheduler",
@@ -30,6 +31,8 @@ ACCEPTED = (
 are those for other models (flow matching, LCM, EDM) and DPMSolverSDEScheduler, whose noise hangs on
 the whole batch and not on a picture's seed."""
 
+FEW_STEP = ("LCMScheduler", "TCDScheduler")
+"""Schedulers that only few-step models have."""
 PREDICTIONS = ("epsilon", "v_prediction")
 CORRECTIONS = {"steps_offset": 1, "clip_sample": False}
 """What StableDiffusionPipeline sets right in files from before these fields mattered."""
@@ -42,12 +45,14 @@ def load_scheduler(folder: Path, name: str) -> Any:
         folder: the model's folder.
         name: the class that its model_index.json names.
     Raises: UserError: if it is not one of `ACCEPTED`, its file cannot be read, or the model
-        predicts something else than `PREDICTIONS`.
+        predicts something else than `PREDICTIONS` or draws in few steps.
     """
     where = folder / "scheduler"
+    if name in FEW_STEP:
+        refuse_few_steps(where, f"is a {name}")
     if name not in ACCEPTED:
         raise UserError(
-            f"{where} is a {name}, which sayso does not draw with; name another in "
+            f"{where} is a {name}, which sayso does not support; name another in "
             f"{folder / 'model_index.json'}, such as DPMSolverMultistepScheduler (allowed are "
             f"{', '.join(ACCEPTED)})"
         )
@@ -57,12 +62,24 @@ def load_scheduler(folder: Path, name: str) -> Any:
         wrong = {k: v for k, v in CORRECTIONS.items() if scheduler.config.get(k, v) != v}
         if wrong:
             scheduler = kind.from_config(scheduler.config, **wrong)
+    if _is_turbo(name, scheduler.config):
+        refuse_few_steps(where, f"is a {name} with trailing timesteps and without zero SNR")
     predicted = scheduler.config.get("prediction_type", PREDICTIONS[0])
     if predicted not in PREDICTIONS:
         raise UserError(
             f"{where} has prediction_type {predicted!r}; sayso knows {' and '.join(PREDICTIONS)}"
         )
     return scheduler
+
+
+def _is_turbo(name: str, config: Any) -> bool:
+    """Whether the scheduler is what SD-Turbo, SDXL-Turbo and SDXL-Lightning are drawn with.
+
+    Models of zero terminal SNR have the spacing too, and say so.
+    """
+    euler = name in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+    trailing = config.get("timestep_spacing") == "trailing"
+    return euler and trailing and not config.get("rescale_betas_zero_snr")
 
 
 def accepted(step: Any, **offered: Any) -> dict[str, Any]:
@@ -76,13 +93,13 @@ def check_scheduler(scheduler: Any, sampler: Sampler) -> None:
     name = type(scheduler).__name__
     if sampler.eta and not accepted(scheduler.step, eta=sampler.eta):
         raise UserError(
-            f"eta {sampler.eta} would change nothing: the model's {name} has no eta; give --eta 0, "
-            "or name DDIMScheduler in the model's model_index.json"
+            f"eta {sampler.eta} would have no effect: the model's {name} has no eta; give --eta "
+            "0, or name DDIMScheduler in the model's model_index.json"
         )
     try:
         copy.deepcopy(scheduler).set_timesteps(sampler.num_inference_steps)
     except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
         raise UserError(
-            f"the model's {name} cannot draw in {sampler.num_inference_steps} steps ({error}); "
+            f"the model's {name} cannot sample in {sampler.num_inference_steps} steps ({error}); "
             "choose another --num-inference-steps"
         ) from None

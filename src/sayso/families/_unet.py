@@ -75,7 +75,7 @@ class UNetPolicy(DiffusersPolicy):
             f"vae makes latents of {channels} channels, unet takes {unet.in_channels}": (
                 channels != unet.in_channels
             ),
-            f"{encoders} gives {width} numbers a word, unet takes {states}": (
+            f"{encoders} gives {width} numbers per token, unet takes {states}": (
                 isinstance(states, int) and width != states
             ),
         } | super().strangers()

@@ -11,7 +11,8 @@ from torch import Tensor
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.families._conditions import Cond
-from sayso.families._flow import FlowPolicy, pack, refuse_few_steps, unpack
+from sayso.families._flow import FlowPolicy, pack, unpack
+from sayso.families._folder import refuse_few_steps
 from sayso.families._tiny_flow import tiny_flux
 
 GUIDANCE = 3.5
@@ -22,11 +23,13 @@ class Flux(FlowPolicy):
     """A folder that diffusers' FluxPipeline loads, used without the pipeline.
 
     The network is told a guidance scale, with which it was distilled: one evaluation a step. It is
-    the sampler's `guidance_scale`, while drawing as well as while training.
+    the sampler's `guidance_scale`, while drawing as well as while training. With a negative prompt
+    and a `true_cfg_scale` it is guided as other models are, besides.
     """
 
     pipelines = ("FluxPipeline",)
     network_class = "FluxTransformer2DModel"
+    told_guidance = True
     encoders: ClassVar = {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",)}
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5Tokenizer"}
 
@@ -75,8 +78,8 @@ class Flux(FlowPolicy):
     # network
 
     @classmethod
-    def guidance(cls, sampler: Sampler) -> float | None:  # noqa: ARG003
-        return None
+    def guidance(cls, sampler: Sampler) -> float | None:
+        return sampler.true_cfg_scale if sampler.true_cfg_scale > 1 else None
 
     def with_sampler(self, cond: Cond, sampler: Sampler) -> Cond:
         told = cond["pooled"].new_full((len(cond["pooled"]),), sampler.guidance_scale)
@@ -84,10 +87,11 @@ class Flux(FlowPolicy):
 
     def check_sampler(self, sampler: Sampler) -> None:
         super().check_sampler(sampler)
-        if sampler.negative_prompt:
+        if sampler.negative_prompt and sampler.true_cfg_scale == 1:
             raise UserError(
                 f"negative_prompt {sampler.negative_prompt!r} would change nothing: {self.name} "
-                "is told its guidance scale and sees no negative prompt; give none"
+                "is told its guidance scale; give a --true-cfg-scale above 1, at twice the time, "
+                "or no negative prompt"
             )
 
     def predict(

@@ -14,11 +14,11 @@ from sayso.families._conditions import Cond
 from sayso.families._flow import (
     FlowPolicy,
     pack,
-    refuse_few_steps,
     states_of_texts,
     trimmed,
     unpack,
 )
+from sayso.families._folder import refuse_few_steps
 from sayso.families._tiny_flow import tiny_qwen_image
 from sayso.study.pipelines import INSTRUCTION_TOKENS
 

@@ -49,13 +49,14 @@ class StableDiffusionXL(UNetPolicy):
         pipeline = build(
             vae=tiny_vae(scaling_factor=0.13025),
             unet=tiny_unet(
-                cross_attention_dim=64, addition_embed_type="text_time",
-                addition_time_embed_dim=8, projection_class_embeddings_input_dim=SIZES * 8 + 32,
+                cross_attention_dim=32 + 48, addition_embed_type="text_time",
+                addition_time_embed_dim=8, projection_class_embeddings_input_dim=SIZES * 8 + 24,
                 use_linear_projection=True, transformer_layers_per_block=(1, 2),
             ),
             text_encoder=tiny_clip_text(len(tokenizer), num_hidden_layers=2),
             text_encoder_2=tiny_clip_text(
-                len(tokenizer), CLIPTextModelWithProjection, num_hidden_layers=2, hidden_act="gelu"
+                len(tokenizer), CLIPTextModelWithProjection, hidden_size=48, projection_dim=24,
+                num_hidden_layers=2, hidden_act="gelu",
             ),
             tokenizer=tokenizer, tokenizer_2=tokenizer,
             scheduler=EulerDiscreteScheduler(

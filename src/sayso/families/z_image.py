@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sayso.base.errors import UserError
 from sayso.families._conditions import Cond
-from sayso.families._flow import ATTENTION, FlowPolicy, refuse_few_steps, states_of_texts
+from sayso.families._flow import ATTENTION, FlowPolicy, states_of_texts
+from sayso.families._folder import refuse_few_steps
 from sayso.families._tiny_flow import tiny_z_image
 
 TURBO_SHIFT = 3.0

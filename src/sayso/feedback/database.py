@@ -169,7 +169,7 @@ class Database:
         version = 0 if self.absent else self._version()
         if version > tables.VERSION:
             raise UserError(
-                f"the votes in {self.name} have format {version}, this sayso reads up to "
+                f"the votes in {self.name} have format {version}, but this sayso only reads up to "
                 f"{tables.VERSION}; upgrade sayso"
             )
         if version < tables.VERSION:
@@ -230,14 +230,14 @@ def _parse(url: str | URL | Path) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise UserError(f"{str(url)!r} is no database address; give {_ALLOWED}") from None
+        raise UserError(f"{str(url)!r} is not a database address; give {_ALLOWED}") from None
     backend = parsed.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
         raise UserError(f"database {parsed.drivername!r} is not supported; give {_ALLOWED}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise UserError(f"{str(url)!r} names no file; give {_ALLOWED}")
     if backend == "sqlite" and isinstance(url, str) and "?" in url and not _options(parsed):
-        raise UserError(f"{url!r} is cut at its question mark; in a path write %3F for it")
+        raise UserError(f"{url!r} is cut off at its question mark; write %3F for it in a path")
     if parsed.drivername == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     return parsed
@@ -280,10 +280,10 @@ def _first_line(error: DatabaseError) -> str:
 _REASONS: Mapping[str, str] = {
     "readonly": "is read-only; make it writable, or copy the study",
     "read-only": "is read-only; make it writable, or copy the study",
-    "lock timeout": "is locked by another program; close it and repeat the command",
-    "locked": "is locked by another program; close it and repeat the command",
-    "busy": "is locked by another program; close it and repeat the command",
-    "full": "cannot grow, the disk is full; make room and repeat the command",
+    "lock timeout": "is locked by another program; close it and run the command again",
+    "locked": "is locked by another program; close it and run the command again",
+    "busy": "is locked by another program; close it and run the command again",
+    "full": "cannot grow because the disk is full; free some space and run the command again",
     "unable to open": "cannot be opened; check the folder and its permissions",
     "disk i/o": "cannot be read or written; check the disk and its permissions",
     "gone": "was deleted or moved; restore it and start again",
@@ -296,4 +296,7 @@ def _explain(name: str, message: str) -> str:
     for sign, reason in _REASONS.items():
         if sign in message.lower():
             return f"the vote store {name} {reason} ({message})"
-    return f"the vote store {name} cannot be used ({message}); check its address and that it runs"
+    return (
+        f"the vote store {name} cannot be used ({message}); check its address, and that the "
+        "server runs"
+    )

@@ -28,8 +28,8 @@ def refuse_misplaced(own: Path, samples: Callable[[], Collection[str]]) -> None:
         return
     place, copy = quoted(own), quoted(other)
     raise UserError(
-        f"votes on images of this study lie in {other}, where an earlier version of sayso put "
-        f"them; take them over with: cp {copy} {place} (or begin without them: touch {place})"
+        f"votes on images of this study are in {other}, where an earlier version of sayso put "
+        f"them; to use them: cp {copy} {place} (to start without them: touch {place})"
     )
 
 

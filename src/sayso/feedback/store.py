@@ -6,7 +6,7 @@ whoever writes.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -21,43 +21,14 @@ from sayso.votes import counted
 from sayso.votes.counted import Purpose
 from sayso.votes.labels import (
     LabelMethod,
-    LabelRow,
-    decisions,
-    label_rows,
-    majority,
+    RatingCounts,
+    count_ratings,
     preferences,
     soft_labels,
 )
 
 _STREAM_CHUNK = 10_000  # rows in memory while all votes are read
 _CHUNK = 500  # ids in one query; SQLite allows some thousands of variables
-
-
-@dataclass(frozen=True, slots=True)
-class RatingCounts:
-    """The ratings of one image: how many raters rated it good or bad, or skipped it.
-
-    `decided` is what a reviewer has decided on their disagreement, good or bad.
-    """
-
-    good: int
-    bad: int
-    skip: int
-    simulated: bool
-    decided: Value | None = None
-
-    @property
-    def value(self) -> Value:
-        """The decision, or else the majority of good and bad; "skip" if there is none."""
-        return self.decided or majority(self.good, self.bad)
-
-    @property
-    def share(self) -> float | None:
-        """1 or 0 if decided, else the share of good among good and bad; None without either."""
-        if self.decided:
-            return float(self.decided == "good")
-        n = self.good + self.bad
-        return self.good / n if n else None
 
 
 class Recorded(NamedTuple):
@@ -170,16 +141,7 @@ class Feedback:
 
     def counts(self, simulated: bool, question: Question = "alignment") -> dict[str, RatingCounts]:
         """The ratings that count per sample id: of people or of simulated raters, never both."""
-        found: dict[str, RatingCounts] = {}
-        ratings = self._counted(simulated, question)
-        for rating in (r for r in ratings if counted.is_for(r, "vote")):
-            old = found.get(rating.sample_id, RatingCounts(0, 0, 0, simulated))
-            more = getattr(old, rating.value) + 1
-            found[rating.sample_id] = replace(old, **{rating.value: more})
-        for sample, value in decisions(ratings).items():
-            old = found.get(sample, RatingCounts(0, 0, 0, simulated))
-            found[sample] = replace(old, decided=value)
-        return found
+        return count_ratings(self._counted(simulated, question))
 
     def soft_labels(
         self,
@@ -195,12 +157,6 @@ class Feedback:
         """
         ratings = self._counted(simulated, question)
         return soft_labels([r for r in ratings if among is None or r.sample_id in among], method)
-
-    def label_table(
-        self, simulated: bool, question: Question = "alignment", method: LabelMethod = "share"
-    ) -> list[LabelRow]:
-        """What the raters say of each image, one row an image, by sample id."""
-        return label_rows(self._counted(simulated, question), method, simulated, question)
 
     def preferences(
         self,
@@ -294,8 +250,8 @@ def _stored(db: Connection, table: Table, ids: list[str]) -> list[dict[str, Any]
 def _refuse_other_body(row: Mapping[str, Any], old: Mapping[str, Any]) -> None:
     if digest({key: old[key] for key in row}) != digest(row):
         raise UserError(
-            f"vote {row['id']} is stored with another body; votes never change: give the new one "
-            "its own id and let it supersede the old"
+            f"vote {row['id']} is stored with other content; votes never change: give the new "
+            "vote its own id and let it supersede the old one"
         )
 
 

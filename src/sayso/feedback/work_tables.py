@@ -29,6 +29,9 @@ from sayso.feedback.vote_tables import metadata
 Row = Mapping[Any, Any]
 """A row that was read: column → value."""
 
+VOTED = "answered"
+"""State of an assignment whose rater has voted, as databases store it."""
+
 store = Table(
     "store",
     metadata,
@@ -84,7 +87,8 @@ tasks = Table(
     Column("wanted", Integer, nullable=False),  # votes, without gold and attention
     Column("votes", Integer, nullable=False),  # of them given
     Column("created_at", Double, nullable=False),
-    Column("answers", Integer, nullable=False, server_default=text("0")),  # all, checks too
+    # of raters on all items, checks too; stored under an older name
+    Column("answers", Integer, nullable=False, server_default=text("0"), key="all_votes"),
     Column("check_share", Double, nullable=False, server_default=text("0")),  # of pages, expected
 )
 
@@ -143,7 +147,8 @@ participants = Table(
     Column("cursor", Integer, nullable=False),  # rank from which the next page is looked for
     Column("handed_out", Integer, nullable=False),  # pages so far
     Column("seen_at", Double, nullable=False),
-    Column("answers", Integer, nullable=False, server_default=text("0")),  # checks too
+    # of raters on all items, checks too; stored under an older name
+    Column("answers", Integer, nullable=False, server_default=text("0"), key="all_votes"),
     # of comparisons: handed out with the first set right, minus left
     Column("leaning", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("task", "rater"),
@@ -156,7 +161,7 @@ assignments = Table(
     Column("rater", Text, ForeignKey("raters.id"), nullable=False),
     Column("task", Text, ForeignKey("tasks.id"), nullable=False),
     Column("key", Text, nullable=False, unique=True),  # of the images' addresses
-    Column("state", Text, nullable=False),  # leased | released | answered | refused
+    Column("state", Text, nullable=False),  # leased | released | VOTED | refused
     Column("until", Double, nullable=False),  # end of the lease
     Column("swapped", Boolean, nullable=False),
     Column("position", Integer, nullable=False),

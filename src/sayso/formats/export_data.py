@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
-from sayso.formats.labels import Count, count_labels
+from sayso.formats.labels import count_labels
 from sayso.formats.options import ExportOptions
 from sayso.formats.pairs import Pair, compared, from_ratings, left_out
 from sayso.formats.snapshot import Pseudonyms, read_votes, write_votes
 from sayso.study.generations import Generations
 from sayso.study.study import Study
+from sayso.votes.labels import RatingCounts
 
 JPEG_QUALITY = 95
 
@@ -23,7 +24,7 @@ class Rated(NamedTuple):
 
     sample: Sample
     prompt: Prompt
-    counts: Count
+    counts: RatingCounts
 
 
 class ExportData:
@@ -51,8 +52,8 @@ class ExportData:
         for sample in self.samples:
             if not (self.study.path / sample.path).is_file():
                 raise UserError(
-                    f"votes are about image {self.study.path / sample.path}, which is gone; "
-                    "restore it from a backup of the study, nothing was exported"
+                    f"votes are about image {self.study.path / sample.path}, which is missing; "
+                    "restore it from a backup of the study (nothing was exported)"
                 )
 
     @cached_property
@@ -107,17 +108,22 @@ class ExportData:
     # labels
 
     @cached_property
-    def labels(self) -> list[Count]:
-        """The counts of all images and questions."""
+    def labels(self) -> dict[tuple[str, str], RatingCounts]:
+        """Image and question → what their votes come to."""
         return count_labels(self.votes)
+
+    def _asked(self) -> dict[str, RatingCounts]:
+        """Sample id → what the votes on the question of the options come to."""
+        asked = self.options.question
+        return {name: c for (name, question), c in self.labels.items() if question == asked}
 
     def rated(self) -> Iterator[Rated]:
         """The images with good or bad ratings on the question, in the study's order.
 
         Raises: UserError: if there are none.
         """
-        counts = {c.sample_id: c for c in self.labels if c.question == self.options.question}
-        rated = {i: c for i, c in counts.items() if c.p_good is not None}
+        counts = self._asked()
+        rated = {i: c for i, c in counts.items() if c.share is not None}
         self.leave_out("images_with_skips_only", len(counts) - len(rated))
         if not rated:
             raise self._nothing("no image is rated good or bad")
@@ -128,7 +134,7 @@ class ExportData:
     def kept(self) -> Iterator[Rated]:
         """`rated`, or of these only what most raters call good, as the option `keep` says."""
         everything = list(self.rated())
-        kept = [r for r in everything if self.options.keep == "all" or r.counts.majority == "good"]
+        kept = [r for r in everything if self.options.keep == "all" or r.counts.value == "good"]
         self.leave_out("images_not_good", len(everything) - len(kept))
         if not kept:
             raise self._nothing("most raters call no image good")
@@ -138,10 +144,10 @@ class ExportData:
         """What is known of a rated image beside its text; the same fields for every image."""
         sample, prompt, counts = rated
         return {
-            "p_good": counts.p_good,
-            "n_good": counts.n_good,
-            "n_bad": counts.n_bad,
-            "n_skip": counts.n_skip,
+            "p_good": counts.share,
+            "n_good": counts.good,
+            "n_bad": counts.bad,
+            "n_skip": counts.skip,
             "sample_id": sample.id,
             "prompt_id": prompt.id,
             "category": prompt.category,
@@ -162,7 +168,7 @@ class ExportData:
             for reason, n in left_out(self.votes, question).items():
                 self.leave_out(reason, n)
         else:
-            counts = (c for c in self.labels if c.question == question)
+            counts = self._asked()
             found = from_ratings(counts, self._all_samples, self.options.pairs_per_prompt)
         first = next(found, None)
         if first is None:

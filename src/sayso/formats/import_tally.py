@@ -84,7 +84,7 @@ class Tally:
             if of["prompts"]:
                 yield f"{split}: " + ", ".join(_number(n, what) for what, n in of.items())
         if kept:
-            yield f"in the study already, in another split, which stays: {_number(kept, 'prompts')}"
+            yield f"already in the study, in another split, which stays: {_number(kept, 'prompts')}"
         for reason, number in sorted(self.left_out.items()):
             yield f"left out: {_number(number, reason)}"
 
@@ -94,7 +94,7 @@ def damaged_rows(path: Path, rows: Sequence[str]) -> str:
     shown = "; ".join(rows[:SHOWN]) + ("; …" if len(rows) > SHOWN else "")
     return (
         f"{path} has {_number(len(rows), 'damaged rows')}: {shown}. Nothing was imported; get the "
-        "table anew, or leave them out with --damaged leave-out"
+        "table again, or leave them out with --damaged leave-out"
     )
 
 
@@ -103,7 +103,7 @@ def torn_prompts(texts: Mapping[str, tuple[Path, Path]]) -> str:
     text, (one, other) = next(iter(texts.items()))
     return (
         f"tables of two splits share {_number(len(texts), 'prompts')}, such as {text!r} in {one} "
-        f"and {other}; import the tables one by one: a prompt stays in the split where it was first"
+        f"and {other}; import the tables one by one: a prompt stays in the split it was first in"
     )
 
 

@@ -1,7 +1,6 @@
 """What the raters say of each image, counted from a snapshot of the votes."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 from pyarrow import compute
 
 from sayso.base.types import Value
-from sayso.votes.labels import majority, pairs_alike
+from sayso.votes.labels import RatingCounts
 
 # its functions are made while it is imported, so no type checker knows them
 pc: Any = compute
@@ -22,41 +21,8 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Live ratings of one image on one question.
-
-    The numbers are of the raters; `decided` is a reviewer's decision, good or bad.
-    """
-
-    sample_id: str
-    question: str
-    n_good: int
-    n_bad: int
-    n_skip: int
-    decided: Value | None = None
-
-    @property
-    def p_good(self) -> float | None:
-        """Share of good among good and bad, 1 or 0 if decided; None if there are neither."""
-        if self.decided:
-            return float(self.decided == "good")
-        n = self.n_good + self.n_bad
-        return self.n_good / n if n else None
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of the pairs of raters who say the same, skips apart; None with fewer than two."""
-        return pairs_alike(self.n_good, self.n_bad)
-
-    @property
-    def majority(self) -> Value:
-        """The decision, or else what more raters say of good and bad; "skip" if neither."""
-        return self.decided or majority(self.n_good, self.n_bad)
-
-
-def count_labels(votes: Path) -> list[Count]:
-    """The counts of each image and question with votes that count, sorted.
+def count_labels(votes: Path) -> dict[tuple[str, str], RatingCounts]:
+    """Image and question → what the votes that count come to, sorted.
 
     Only a few columns are read, so a million votes need some tens of megabytes.
     """
@@ -72,7 +38,7 @@ def count_labels(votes: Path) -> list[Count]:
     # a rating is of one image, so its list of items is as long as the table
     items = {"sample_id": pc.list_flatten(table["item_ids"]), "question": table["question"]}
     grouped = pa.table({**items, **counts}).group_by(["sample_id", "question"])
-    return list(_sorted(grouped.aggregate([(name, "sum") for name in counts]), decided))
+    return _sorted(grouped.aggregate([(name, "sum") for name in counts]), decided)
 
 
 def _decisions(table: pa.Table) -> dict[tuple[str, str], Value]:
@@ -81,10 +47,14 @@ def _decisions(table: pa.Table) -> dict[tuple[str, str], Value]:
     return {(r["item_ids"][0], r["question"]): r["value"] for r in rows}
 
 
-def _sorted(table: pa.Table, decided: Mapping[tuple[str, str], Value]) -> Iterator[Count]:
+def _sorted(
+    table: pa.Table, decided: Mapping[tuple[str, str], Value]
+) -> dict[tuple[str, str], RatingCounts]:
     numbers = {
         (row["sample_id"], row["question"]): [row[f"n_{v}_sum"] for v in ("good", "bad", "skip")]
         for row in table.to_pylist()
     }
-    for key in sorted(numbers.keys() | decided.keys()):
-        yield Count(*key, *numbers.get(key, (0, 0, 0)), decided=decided.get(key))
+    return {
+        key: RatingCounts(*numbers.get(key, (0, 0, 0)), decided=decided.get(key))
+        for key in sorted(numbers.keys() | decided.keys())
+    }

@@ -35,14 +35,14 @@ def read_manifest(folder: Path) -> files.JsonObject:
     manifest = files.read_json(folder / NAME)
     if manifest.get("manifest_version") != VERSION:
         raise UserError(
-            f"{folder / NAME} has version {manifest.get('manifest_version')!r}, this sayso reads "
-            f"{VERSION}; upgrade sayso"
+            f"{folder / NAME} has version {manifest.get('manifest_version')!r}, but this sayso "
+            f"reads {VERSION}; upgrade sayso"
         )
     written, there = manifest.get("files", {}), checksums(folder)
     changed = sorted(k for k in written.keys() | there.keys() if written.get(k) != there.get(k))
     if changed:
         raise UserError(
-            f"{folder / changed[0]} is not what {NAME} says ({len(changed)} files differ); get the "
-            "export anew"
+            f"{folder / changed[0]} is not what {NAME} says ({len(changed)} files differ); get "
+            "the export again"
         )
     return manifest

@@ -9,20 +9,20 @@ from sayso.base.types import Question
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What goes into a table; a format reads those that concern it."""
+    """What goes into a table; each format reads the options that concern it."""
 
     question: Question = "alignment"
-    """Which question's votes become labels and pairs."""
+    """The question whose votes become labels and pairs."""
     pairs: Literal["auto", "comparisons", "ratings"] = "auto"
-    """Formats of pairs: where they come from. comparisons: votes on two single images; ratings:
-    good over bad of the same prompt, by the majority of the raters; auto: comparisons if there are
-    any, else ratings."""
+    """Formats with pairs: where the pairs come from. comparisons: votes on two single images;
+    ratings: good over bad for the same prompt, by the majority of raters; auto: comparisons if
+    there are any, otherwise ratings."""
     pairs_per_prompt: int = 0
-    """Pairs from ratings: at most this many of a prompt, drawn by a hash; 0 = all."""
+    """Pairs from ratings: maximum number per prompt, chosen by a hash; 0 = all."""
     keep: Literal["all", "good"] = "all"
     """imagefolder and webdataset: all rated images, or only those that most raters call good."""
     image_format: Literal["png", "jpg"] = "png"
-    """Images as they are (png), or encoded anew as JPEG of quality 95, which loses detail."""
+    """png: images as they are; jpg: re-encoded as JPEG with quality 95, which loses detail."""
 
     def check(self) -> None:
         """Raises: UserError: naming the first option that is out of range."""

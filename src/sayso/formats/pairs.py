@@ -1,14 +1,14 @@
 """Preferences between two single images: as compared by raters, or good over bad."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from sayso.base.types import Outcome, Sample, digest, outcome
-from sayso.formats.labels import Count
 from sayso.formats.snapshot import read_votes
+from sayso.votes.labels import RatingCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +69,21 @@ def _comparisons(votes: Path, question: str) -> Iterator[dict[str, Any]]:
 
 
 def from_ratings(
-    counts: Iterable[Count], samples: Mapping[str, Sample], per_prompt: int
+    counts: Mapping[str, RatingCounts], samples: Mapping[str, Sample], per_prompt: int
 ) -> Iterator[Pair]:
     """Every image that most raters call good over every one of its prompt that most call bad.
 
     Which of the two stands left is drawn by a hash, so that the preferred one has no fixed side.
 
     Args:
-        counts: of one question.
+        counts: sample id → what its votes on one question come to.
         per_prompt: keep at most this many pairs of a prompt, those with the lowest hash; 0 = all.
     """
     sides: dict[str, tuple[list[str], list[str]]] = {}
-    for count in counts:
-        good_bad = sides.setdefault(samples[count.sample_id].prompt_id, ([], []))
-        if count.majority != "skip":
-            good_bad[count.majority == "bad"].append(count.sample_id)
+    for name, count in counts.items():
+        good_bad = sides.setdefault(samples[name].prompt_id, ([], []))
+        if count.value != "skip":
+            good_bad[count.value == "bad"].append(name)
     for prompt_id, (good, bad) in sides.items():
         pairs = sorted((digest([g, b]), g, b) for g, b in product(good, bad))
         for key, chosen, rejected in pairs[: per_prompt or None]:

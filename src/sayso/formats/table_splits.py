@@ -34,7 +34,7 @@ def file_splits(root: Path, tables: Sequence[Path], asked: Split | None) -> dict
     silent = [table for table, split in found.items() if not split]
     if named and silent:
         raise UserError(
-            f"the name of {next(iter(named))} says a split, that of {silent[0]} says none; give "
+            f"the name of {next(iter(named))} gives a split, that of {silent[0]} gives none; give "
             "--split, or import them one by one"
         )
     if not named:
@@ -49,8 +49,8 @@ def _split(root: Path, table: Path) -> Split | None:
     words = re.split(r"[-._ 0-9]+", table.stem.lower())
     said: set[Split] = {WORDS[word] for word in words if word in WORDS}
     if len(said) > 1:
-        raise UserError(f"the name of {table} says two splits; give --split")
+        raise UserError(f"the name of {table} gives two splits; give --split")
     said = said or {WORDS[name.lower()] for name in folders if name.lower() in WORDS}
     if len(said) > 1:
-        raise UserError(f"the folders of {table} say two splits; give --split")
+        raise UserError(f"the folders of {table} give two splits; give --split")
     return next(iter(said), None)

@@ -130,11 +130,11 @@ class Judge(ABC):
         """The verdicts on the first n of the samples, if they are verdicts."""
         name = type(self).__name__
         if len(verdicts) != n:
-            raise UserError(f"judge {name} gave {len(verdicts)} verdicts on {n} images; mend it")
+            raise UserError(f"judge {name} gave {len(verdicts)} verdicts on {n} images; fix it")
         for sample, verdict in zip(samples, verdicts, strict=False):
             if verdict is not None and not 0 <= verdict.certainty <= 1:
                 raise UserError(
-                    f"judge {name} is certain by {verdict.certainty} of sample {sample.id}; "
+                    f"judge {name} gave certainty {verdict.certainty} for sample {sample.id}; "
                     "certainty must be in [0, 1]"
                 )
         return list(verdicts)
@@ -159,8 +159,8 @@ def named_judge(study: Study, name: str, judge: Judge | None = None) -> Judge:
     # a file is loaded anew each time, so its class is never the same object
     if judge is not None and type(judge).__name__ != kind.__name__:
         raise UserError(
-            f"the judge given is a {type(judge).__name__}, and the config names {name}; let the "
-            "config name the judge that is given, such as judge='people' or judge='./mine.py'"
+            f"the judge given is a {type(judge).__name__}, but the config names {name}; name the "
+            "given judge in the config, such as judge='people' or judge='./mine.py'"
         )
     return (judge or kind()).canonical(study)
 

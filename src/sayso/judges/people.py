@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
-from sayso.feedback.store import RatingCounts
 from sayso.judges import Judge, Verdict
 from sayso.study.study import Study
-from sayso.votes.labels import LabelMethod
+from sayso.votes.labels import LabelMethod, RatingCounts
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -18,14 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class People(Judge):
-    """The people who rated the images; those nobody rated, or whose raters are split, stay open.
+    """People's ratings of the images. Images that nobody rated, or whose raters are evenly split,
+    stay undecided.
 
-    The prompt is true if the image's label is above 1/2. Simulated raters are not asked.
+    The prompt is true if the image's label is above 1/2. Simulated ratings are not used.
     """
 
     labels: LabelMethod = "share"
-    """What several raters' ratings of an image come to: share or majority (the same verdict, with
-    another certainty), or dawid-skene, which weighs raters by how reliable they are."""
+    """How the ratings of an image become its label: share or majority, which give the same verdict
+    with different certainties, or dawid-skene, which weights raters by their reliability."""
 
     @property
     def title(self) -> str:

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class RewardJudge(Judge):
-    """Any reward with a threshold. It can be another than training maximised, and should be.
+    """Any reward with a threshold. It should not be the reward that training maximised.
 
-    Certainty is the distance from the threshold to the score, as a share of that to the end of the
-    reward's range; where the range has no end, d / (1 + d) for the distance d.
+    The certainty is the distance of the score from the threshold, as a share of the distance to the
+    end of the reward's range; if the range has no end, d / (1 + d) for the distance d.
     """
 
     judge_reward: str = ""
-    """The reward that judges: a run of fit, or a reward plug-in such as clip_score."""
+    """The reward: a run of fit, or a reward plug-in such as clip_score."""
     threshold: float = 0.5
-    """Scores from here on mean that the prompt is true. 0.5 suits rewards that are probabilities,
-    such as clip_head; CLIP similarities lie lower, mostly between 0.2 and 0.35."""
+    """The prompt is true if the score is at least this. 0.5 suits rewards that are probabilities,
+    such as clip_head; CLIP similarities are lower, mostly between 0.2 and 0.35."""
 
     @property
     def title(self) -> str:
@@ -39,9 +39,9 @@ class RewardJudge(Judge):
     @property
     def caveat(self) -> str:
         return (
-            "The judge is a reward with a threshold: it errs as the reward does, and if training "
-            "maximised this one or one like it, a rise shows that training worked and not that the "
-            "images are better."
+            "The judge is a reward with a threshold and has that reward's errors. If training "
+            "maximised this reward or a similar one, a rise shows that training worked, not that "
+            "the images are better."
         )
 
     def canonical(self, study: Study) -> "RewardJudge":

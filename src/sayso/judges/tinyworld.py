@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class TinyWorld(Judge):
-    """Reads pictures of the tiny world with a small network of its own.
+    """Reads images of the tiny world with a small network of its own.
 
-    True if something is there, every object is the one asked for, in the colour asked for, and
-    count and background are as asked. It shares no weights with any reward.
+    The prompt is true if there are objects, all of them are of the requested kind and colour, and
+    count and background are as requested. The network shares no weights with any reward.
     """
 
     @property
@@ -32,8 +32,9 @@ class TinyWorld(Judge):
     @property
     def caveat(self) -> str:
         return (
-            "The judge reads pictures of the tiny world and is wrong on a few in a hundred; it "
-            "shares no weights with the reward. Elsewhere only people can take its place."
+            "The judge reads images of the tiny world and gets a few in a hundred wrong; it "
+            "shares no weights with the reward. Outside the tiny world, only people can take its "
+            "place."
         )
 
     def understands(self, prompt: Prompt) -> bool:

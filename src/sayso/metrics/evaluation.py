@@ -78,7 +78,7 @@ def shares(rows: Sequence[Scored]) -> Section:
     """The share of true images by group, with an interval over prompts and both numbers."""
     known = [row for row in rows if row.true is not None]
     if not known:
-        return skipped("no image is judged true or false: no judge, and no ratings of these images")
+        return skipped("no image has a verdict: no judge, and no ratings of these images")
     parts = {name: [r for r in known if wanted(r)] for name, wanted in groups(known).items()}
     return {name: _share(part) for name, part in parts.items() if part}
 
@@ -97,7 +97,7 @@ def paired(base: Sequence[Scored], aligned: Sequence[Scored]) -> Section:
     """
     both = [(b, a) for b, a in zip(base, aligned, strict=True) if None not in (b.true, a.true)]
     if not both:
-        return skipped("no pair of images of the same prompt and seed is judged in both models")
+        return skipped("no prompt and seed has a verdict for both models")
     parts = groups([b for b, _ in both])
     found = {name: [pair for pair in both if wanted(pair[0])] for name, wanted in parts.items()}
     return {name: _change(pairs) for name, pairs in found.items() if pairs}

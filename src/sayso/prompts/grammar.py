@@ -179,8 +179,8 @@ def _share(
     free = {c: capacity(grammar, c, split) - taken.get(c, 0) for c in CATEGORIES}
     if not 0 <= total <= sum(free.values()):
         raise UserError(
-            f"{total} {split} prompts asked; set {grammar.name} has at most {sum(free.values())} "
-            "such prompts: ask for fewer"
+            f"{total} {split} prompts requested; set {grammar.name} has at most "
+            f"{sum(free.values())} such prompts: ask for fewer"
         )
     sizes = {c: min(free[c], int(total * s)) for c, s in zip(CATEGORIES, shares, strict=True)}
     for category in reversed(CATEGORIES):
@@ -223,7 +223,7 @@ def _choose(
     free = np.array([phrase(grammar, slots) not in used for slots in every])
     if n > free.sum():
         raise UserError(
-            f"{n} {category} prompts asked for split {split}; set {grammar.name} has only "
+            f"{n} {category} prompts requested for split {split}; set {grammar.name} has only "
             f"{free.sum()} left: ask for fewer"
         )
     picked = _balanced(shape, free, n, rng)
@@ -277,7 +277,7 @@ def altered(prompt: Prompt, grammar: Grammar, n: int, rng: np.random.Generator) 
     if prompt.slots.get("object") not in every:
         raise UserError(
             f"prompt {prompt.text!r} has no slots of set {grammar.name}; only prompts of a set "
-            "can be altered by rule: use other prompts, or switch prompt classification off"
+            "can be altered by rule: use other prompts, or turn off prompt classification"
         )
     objects = seen if prompt.slots["object"] in seen else every
     options = {s: _others(grammar, s, prompt.slots[s], objects) for s in prompt.slots}

@@ -52,7 +52,7 @@ def fit_plot(run: Run | None) -> Markup | None:
     if not lines:
         return None
     return plot(
-        lines, Axis("epoch", low=0.0), Axis("squared error", low=0.0), "Learning the reward"
+        lines, Axis("epoch", low=0.0), Axis("squared error", low=0.0), "Training the reward"
     )
 
 

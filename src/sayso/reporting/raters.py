@@ -108,7 +108,7 @@ def _lead(result: JsonObject) -> str:
     who = simulated if result["raters"] == "simulated" else people
     text = (
         f"{words.number(len(section['raters']))} {who} rated {words.number(section['items'])} "
-        f"images, {words.number(every['shared_items'])} of them by two or more."
+        f"images, {words.number(every['shared_items'])} of them by at least two."
     )
     alpha = every["alpha"]
     if alpha["value"] is None:
@@ -120,8 +120,8 @@ def _lead(result: JsonObject) -> str:
         )
     alike = words.percent(every["agreement"]["value"])
     return (
-        f"{text} Two of them say the same of an image {alike} of the time; beyond chance that is "
-        f"a Krippendorff alpha of {words.fixed(alpha['value'])}{between}."
+        f"{text} Two of them agree on an image {alike} of the time; beyond chance, this is a "
+        f"Krippendorff alpha of {words.fixed(alpha['value'])}{between}."
     )
 
 
@@ -151,9 +151,9 @@ def _verdict(truth: str, estimate: Mapping[str, Any], majority: Mapping[str, Any
     low, high = (words.fixed(gain[end], 4) for end in ("low", "high"))
     errors = " against ".join(words.fixed(m["squared_error"], 4) for m in (estimate, majority))
     sure = not gain["low"] <= 0 <= gain["high"]
-    how = "farther from" if gain["value"] > 0 else "nearer to"
-    said = f"are {how} {truth} than" if sure else f"are not clearly nearer to {truth} than"
+    how = "farther from" if gain["value"] > 0 else "closer to"
+    said = f"are {how} {truth} than" if sure else f"are not clearly closer to {truth} than"
     return (
         f"Dawid–Skene labels {said} the majority's: squared error {errors}, a difference of "
-        f"{words.fixed(gain['value'], 4)} (95\u00a0% interval {low} to {high}, prompts drawn anew)."
+        f"{words.fixed(gain['value'], 4)} (95\u00a0% interval {low} to {high}, resampling prompts)."
     )

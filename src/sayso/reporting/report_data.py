@@ -46,11 +46,13 @@ class ReportData:
             run = self.study.find_run(self.evaluation)
             _ = run.result
             if not run.path.name.startswith("evaluate"):
-                raise UserError(f"{run.name} is no run of evaluate; name one, such as evaluate-rwr")
+                raise UserError(
+                    f"{run.name} is not a run of evaluate; give one, such as evaluate-rwr"
+                )
             if changed := self._changed_since(run):
                 raise UserError(
                     f"{run.name} measured an earlier {' and '.join(changed)} than there is now; "
-                    "evaluate again, or name another evaluation"
+                    "evaluate again, or choose another evaluation"
                 )
             return run
         found = [r for r in self._finished("evaluate") if not self._changed_since(r)]
@@ -205,7 +207,7 @@ class ReportData:
         if not runs:
             return "Not evaluated yet"
         changed = " and ".join(self._changed_since(runs[-1]))
-        return f"{runs[-1].name} measured an earlier {changed} than there is now"
+        return f"{runs[-1].name} measured an earlier {changed}"
 
     @cached_property
     def missing(self) -> dict[str, str]:
@@ -220,7 +222,7 @@ class ReportData:
                 not self.feedback["ratings"],
                 f"No ratings yet: sayso rate {path}{simulated}",
             ),
-            "fit": (self.fit_run is None, f"No reward learned yet: sayso fit {path}"),
+            "fit": (self.fit_run is None, f"No reward trained yet: sayso fit {path}"),
             "align": (self.align_run is None, f"No model tuned yet: sayso align {path}"),
             "evaluate": (
                 self.evaluate_run is None,
@@ -228,11 +230,11 @@ class ReportData:
             ),
             "agreement": (
                 self._voted_twice and not self.agreement,
-                f"How far the raters agree is not counted yet: sayso agreement {path}",
+                f"Agreement between raters not measured yet: sayso agreement {path}",
             ),
             "comparison": (
                 not self.result.get("comparisons"),
-                f"No side-by-side comparisons, to be made before an evaluation: {compare}",
+                f"No side-by-side comparisons (make them before evaluating): {compare}",
             ),
             "best_of_n": (
                 "best_of_n" not in self.models,

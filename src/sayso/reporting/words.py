@@ -129,7 +129,7 @@ def headline(data: ReportData) -> dict[str, str]:
                 "after": percent(after),
             }
     if data.evaluate_run:
-        return {"text": "Evaluated, with nobody to say what is right", "before": "", "after": ""}
+        return {"text": "Evaluated, but without a verdict on the images", "before": "", "after": ""}
     return {"text": "Not evaluated yet", "before": "", "after": ""}
 
 
@@ -145,7 +145,7 @@ def lead(data: ReportData) -> str:
     """One or two sentences under the headline: on what, how sure, and who judged."""
     change, result = data.result.get("paired", {}).get("all"), data.result
     if not change:
-        return "What the study holds so far, and the commands that go on from here."
+        return "What the study has so far, and the commands that come next."
     spread = change["difference"]
     across = f"{points(spread.get('value'))} percentage points (95 % interval {interval(spread)})"
     return (
@@ -165,7 +165,7 @@ def facts(summary: dict[str, Any]) -> list[dict[str, str]]:
         if None not in pair:
             n = shares["n_by_group"]["aligned"][split]
             value = f"{percent(pair[0])} → {percent(pair[1])}"
-            found.append(_fact(value, f"right on {split} objects", f"{n} images a side"))
+            found.append(_fact(value, f"right on {split} objects", f"{n} images per model"))
     if fight["net"] is not None:
         who = "simulated raters" if fight["kind"] == "simulated" else "people"
         value = f"{percent(fight['win'])} – {percent(fight['lose'])}"
@@ -176,9 +176,7 @@ def facts(summary: dict[str, Any]) -> list[dict[str, str]]:
         basis = f"after over before, {near['n']} images; 1 is unchanged"
         found.append(_fact(f"{near['ratio']:.2f}", "distance to pre-training images", basis))
     if summary["seconds"]["total"]:
-        found.append(
-            _fact(seconds(summary["seconds"]["total"]), "the whole loop", "all stages together")
-        )
+        found.append(_fact(seconds(summary["seconds"]["total"]), "the whole loop", "all stages"))
     return found
 
 
@@ -191,22 +189,25 @@ def limits(data: ReportData) -> list[str]:
     result, found = data.result, []
     if data.simulated:
         found.append(
-            "Where it says simulated, no person was asked: programs read the pictures and err on "
-            "purpose, at rates of their own."
+            "Simulated raters are programs, not people: they read the images and make mistakes on "
+            "purpose, each at its own rate."
         )
     change = result.get("paired", {}).get("all", {})
     if change and change["n"] < _FEW_IMAGES:
-        found.append(f"{change['n']} test images prove that the path works; they show no effect.")
+        found.append(
+            f"{change['n']} test images show that the whole path works, but are too few to show "
+            "an effect."
+        )
     if result.get("caveat"):
         found.append(result["caveat"])
     fidelity = result.get("fidelity", {})
     if fidelity.get("features", "").startswith("CLIP"):
-        found.append("Fidelity is measured on CLIP features, of which the reward is made too.")
+        found.append("Fidelity is measured on CLIP features, which the reward uses too.")
     found += [
-        "Intervals are 95 % and cover the choice of test images or prompts, not another training "
-        "run: one seed was trained.",
-        "The prompts ask for counts, colours, backgrounds and objects from short lists; nothing "
-        "here speaks of free text.",
+        "Intervals are 95 % and cover the choice of test images or prompts, but not another "
+        "training run: only one seed was trained.",
+        "The prompts ask for counts, colours, backgrounds and objects from short lists; they "
+        "say nothing about free text.",
     ]
     if result.get("optimisation", {}).get("suspect"):
         found.insert(

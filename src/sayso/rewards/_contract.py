@@ -14,7 +14,7 @@ from torch import Tensor
 from sayso.base.errors import UserError, quoted, unknown_name
 from sayso.base.plugins import is_plugin, load_plugin, plugin_names, refuse_bad_options
 from sayso.base.types import Prompt, Sample
-from sayso.data.clip import ClipEncoder, embed_samples, resolve_clip, stacked
+from sayso.data.clip import ClipEncoder, embed_samples, embed_together, resolve_clip, stacked
 from sayso.study.identity import canonical_run
 from sayso.study.inputs import refuse_edited
 from sayso.study.run import Run
@@ -51,6 +51,14 @@ class Reward(ABC):
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
     ) -> Float[Tensor, " b"]:
         """Score each image, RGB in [0, 1], against its own prompt."""
+
+    def prepare_samples(  # noqa: B027 (a reward may keep nothing)
+        self, study: Study, samples: Sequence[Sample]
+    ) -> None:
+        """Work out what scoring needs of stored samples, and keep it in the study.
+
+        Called once before `score_samples`, by all processes of a launch alike, to share the work.
+        """
 
     def score_samples(
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]
@@ -115,6 +123,10 @@ class ClipReward(Reward):
         """Score each image, RGB in [0, 1], against its own prompt; differentiable to the images."""
         return self.score_embeddings(self.clip.images(images), self.clip.texts(prompts))
 
+    def prepare_samples(self, study: Study, samples: Sequence[Sample]) -> None:
+        """Embed the images that are not embedded yet."""
+        embed_together(study, self.clip, samples)
+
     def _score_stored(
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]
     ) -> Tensor:
@@ -164,7 +176,7 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     refuse_bad_options("reward", kind)
     if issubclass(kind, TrainableReward):
         raise UserError(
-            f"reward {name!r} has to learn first: run sayso fit --reward {quoted(name)}, then "
+            f"reward {name!r} must be trained first: run sayso fit --reward {quoted(name)}, then "
             f"give runs/fit-{Path(name).stem}"
         )
     reward = kind()
@@ -198,7 +210,7 @@ def load_trainable_reward(name: str) -> type[TrainableReward]:
     refuse_bad_options("reward", found)
     if not issubclass(found, TrainableReward):
         able = [p for p in plugin_names("reward") if _is_trainable(p)]
-        raise UserError(f"reward {name!r} has nothing to learn; fit one of {', '.join(able)}")
+        raise UserError(f"reward {name!r} needs no training; fit one of {', '.join(able)}")
     return found
 
 
@@ -217,7 +229,7 @@ def _fit_run(study: Study, name: str) -> Run:
 
 def _load_fitted(run: Run, study: Study, device: torch.device | str) -> Reward:
     if not run.finished:
-        raise UserError(f"{run.name} is not finished; repeat the sayso fit that made it")
+        raise UserError(f"{run.name} is not finished; run the sayso fit that made it again")
     config = run.config
     refuse_edited(run, "reward", config["reward"])
     reward = load_trainable_reward(config["reward"])(**config["options"])

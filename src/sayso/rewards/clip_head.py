@@ -102,39 +102,40 @@ class _Head(nn.Module):
 
 @dataclass
 class ClipHead(ClipReward, TrainableReward):
-    """The reward function of Lee et al. 2023, arXiv 2302.12192, on any CLIP.
+    """The reward function of Lee et al. 2023, arXiv 2302.12192, on any CLIP model.
 
-    Where the paper does not give a number, the help says so.
+    Options say where the paper does not give a value.
     """
 
     hidden_width: int = 1024
     """Units in each of the two hidden layers."""
     joining: Literal["concatenation", "interaction"] = "concatenation"
-    """How image and text embedding meet: concatenation as in the paper, or interaction, which adds
-    their product, their distance and CLIP's cosine: better where ratings are few."""
+    """How image and text embeddings are joined: concatenation, as in the paper; or interaction,
+    which adds their product, their distance and CLIP's cosine, and is better with few ratings."""
     dropout: float = 0.0
-    """Share of hidden units left out at random while training, in [0, 1); the paper has none."""
+    """Share of hidden units dropped at random during training, in [0, 1); 0 in the paper."""
     prompt_classification_weight: float = 0.5
-    """Weight of telling the true prompt from altered ones, the paper's λ; 0 switches it off."""
+    """Weight of classifying the true prompt against altered ones, the paper's λ; 0 = off."""
     temperature: float = 2.0
-    """Softness of that choice, the paper's T."""
+    """Temperature of that classification, the paper's T."""
     n_altered: int = 4
-    """Altered prompts for each good image and epoch; the paper does not say how many."""
+    """Altered prompts per good image and epoch; not given in the paper."""
     grammar: str = ""
-    """Set of prompts whose words alter a prompt; default: the set the study's prompts are from."""
+    """Prompt set whose words alter prompts; default: the set of the study's prompts."""
     learning_rate: float = 3e-4
-    """Of AdamW; not given in the paper."""
+    """Learning rate of AdamW; not given in the paper."""
     weight_decay: float = 0.01
-    """Of AdamW; not given in the paper."""
+    """Weight decay of AdamW; not given in the paper."""
     batch_size: int = 64
     """Rated images per step; not given in the paper."""
     max_epochs: int = 40
-    """Passes over the rated images at most; not given in the paper."""
+    """Maximum number of passes over the rated images; not given in the paper."""
     patience: int = 6
-    """Epochs without a better held-out error after which training stops; not given in the paper."""
+    """Training stops after this many epochs without a lower held-out error; not given in the
+    paper."""
 
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Number format of the arithmetic while learning; auto = bf16 where the machine has it."""
+    """Precision of the arithmetic during training; auto = bf16 if the machine supports it."""
 
     differentiable: ClassVar[bool] = True
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -177,8 +178,8 @@ class ClipHead(ClipReward, TrainableReward):
         trained_on = files.read_json(weights / "config.json")["clip_hash"]
         if trained_on != self.clip.hash:
             raise UserError(
-                f"{weights} was trained on another CLIP than {study.info.clip_model}; "
-                "restore that CLIP, or fit again under another --name"
+                f"{weights} was trained with another CLIP than {study.info.clip_model}; restore "
+                "that CLIP, or fit again under another --name"
             )
         self.new_head(seed=0)
         advice = "delete the run and fit again"
@@ -233,7 +234,7 @@ class _Fit:
         reward, head = self.reward, self.reward.head
         best, best_epoch, best_error, epoch = head.state_dict(), 0, math.inf, 0
         head.requires_grad_(True)
-        with progress("learning the reward", reward.max_epochs, "epochs") as advance:
+        with progress("training the reward", reward.max_epochs, "epochs") as advance:
             while epoch < reward.max_epochs and epoch - best_epoch < reward.patience:
                 epoch += 1
                 losses, error = self._epoch(), self._heldout_error()

@@ -32,8 +32,8 @@ def planned(
     numbers = {} if per_prompt else _numbers_of_the_set(study, prompts)
     if per_prompt * len(prompts) > MOST_IMAGES:
         raise UserError(
-            f"{per_prompt} images for each of {len(prompts)} prompts are more than a study holds; "
-            f"give --per-prompt or --best-of {MOST_IMAGES // len(prompts)} or less"
+            f"{per_prompt} images for each of {len(prompts)} prompts are more than a study may "
+            f"hold; give --per-prompt or --best-of {MOST_IMAGES // len(prompts)} or less"
         )
     return [
         (prompt, _record(study, prompt, model, seed, sampler, identity))

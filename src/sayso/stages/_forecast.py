@@ -10,12 +10,11 @@ from sayso.families import Policy
 from sayso.families._loading import load_policy
 from sayso.stages._training_data import Samples
 from sayso.study.identity import model_folder
+from sayso.study.model_files import LATENT_BYTES
 from sayso.study.study import Study
 from sayso.training.checkpoint import KEPT
 from sayso.training.options import TrainOptions
 
-LATENT_BYTES = 2
-"""Latents are kept in fp16."""
 WEIGHT_BYTES = 4
 """Trained weights, gradients, the optimiser's two moments and the average are fp32."""
 
@@ -37,12 +36,12 @@ def forecast(
         pretraining_images: how many are asked for, at most.
         kept: where conditions come from.
     """
+    found, n = _pretraining(study, pretraining_images)
     if model_folder(study.info.base_model, "pipeline") is None:
-        return {"disk and memory": f"not known until {study.info.base_model} is fetched"}
+        return found | {"disk and memory": f"not known until {study.info.base_model} is fetched"}
     policy = load_policy(study, model, torch.device("cpu"))
     if lora_rank:
         policy.add_lora(lora_rank, 0)
-    n = open_pretraining(study).train_count(pretraining_images) if pretraining_images else 0
     sampler = images.samples[0].sampler if images.samples else study.info.sampler
     c, h, w = policy.latent_shape(sampler.image_size)
     image = c * h * w * LATENT_BYTES
@@ -50,9 +49,10 @@ def forecast(
     average = trained if options.ema_decay else 0
     checkpoint = 3 * trained + average
     return {
+        **found,
         "disk, latents of the samples": decimal(len(images.samples) * image),
         "disk, latents of pre-training images": f"{decimal(n * image)} of {n} images",
-        "disk, conditions": _conditions(policy, len({"", *images.texts}) + n, kept),
+        "disk, conditions": _conditions(policy, {"", *images.texts}, n, kept),
         "disk, checkpoints at most": decimal((KEPT + 1) * checkpoint),
         "memory, weights": decimal(_weights(policy)),
         "memory, gradients": decimal(trained),
@@ -63,8 +63,19 @@ def forecast(
     }
 
 
-def _conditions(policy: Policy, texts: int, kept: Kept) -> str:
-    one = row_bytes(policy.encode_prompts([""]))
+def _pretraining(study: Study, asked: int) -> tuple[dict[str, str], int]:
+    """What is said of the pre-training images, and how many there are of those asked for."""
+    if not asked:
+        return {}, 0
+    images = open_pretraining(study)
+    n, left_out = images.train_count(asked), images.about()
+    said = f"{n:,} of {study.info.pretraining}"
+    return {"pre-training images": f"{said}; left out: {left_out}" if left_out else said}, n
+
+
+def _conditions(policy: Policy, known: set[str], captions: int, kept: Kept) -> str:
+    one = row_bytes(policy.encode_prompts([max(known, key=len)]))
+    texts = len(known) + captions
     size = texts * one
     if kept == "table" or (kept == "auto" and size <= LARGEST_TABLE_BYTES):
         return f"{decimal(size)} at most, a table of {texts} texts"

@@ -1,8 +1,10 @@
 """What `align` trains on, opened: latents and conditions are read later, row by row."""
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +13,11 @@ from sayso.aligners import Aligner, Work
 from sayso.base.errors import UserError, quoted
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
-from sayso.base.types import Sample
+from sayso.base.types import Sample, Sampler
 from sayso.data.conditions import Conditions, Kept, open_conditions
-from sayso.data.latents import SampleLatents, encoded_pretraining
+from sayso.data.latents import SampleLatents
 from sayso.data.pairs import Pair, pair_rows, pairs_of
+from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.data.rows import TrainingRows, make_rows
 from sayso.families import Policy
 from sayso.rewards import load_reward
@@ -54,9 +57,9 @@ def samples_of(study: Study, model: str, method: LabelMethod, *, simulated: bool
     imported = sum(not sample.latents for sample in samples)
     if imported:
         raise UserError(
-            f"{imported} images of {model!r} were imported and have no stored latents, which align "
-            "trains on; they can only train a reward: choose a --model whose images sayso generate "
-            "drew here"
+            f"{imported} images of {model!r} were imported and have no stored latents, which "
+            "align trains on; they can only be used to train a reward: choose a --model whose "
+            "images were made here by sayso generate"
         )
     labels = labels_of(study, samples, method, simulated=simulated)
     return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
@@ -80,6 +83,8 @@ def open_rows(
     pretraining_images: int,
     conditions: Kept,
     precision: AbstractContextManager[Any],
+    workers: int | None = None,
+    leave_out_damaged: bool = False,
 ) -> TrainingRows:
     """The table of training rows.
 
@@ -89,6 +94,8 @@ def open_rows(
         pretraining_images: how many, at most; 0 = none.
         conditions: where those come from.
         precision: autocast context that pre-training images are encoded in.
+        workers: processes that decode those; None = as many as pay.
+        leave_out_damaged: whether to go on without those that cannot be read.
     Raises: UserError: if a prompt is too long, or pre-training images cannot be used.
     """
     policy.check_prompts(list(dict.fromkeys(images.texts)))
@@ -96,7 +103,11 @@ def open_rows(
     if pretraining_images:
         # of one size with the samples, which may be another than the study's
         size = images.samples[0].sampler.image_size if images.samples else None
-        more = encoded_pretraining(study, policy, pretraining_images, precision, size)
+        more = encoded_pretraining(
+            study, policy, pretraining_images, precision, size,
+            workers=_decoders(policy.device) if workers is None else workers,
+            leave_out_damaged=leave_out_damaged,
+        )  # fmt: skip
         _say_cut(policy, more[1])
 
     def opened(policy: Policy, texts: Sequence[str]) -> Conditions:
@@ -108,6 +119,18 @@ def open_rows(
     else:
         latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size))
     return make_rows(policy, (latents, images.texts), images.labels, rewards, more, opened)
+
+
+def _decoders(device: torch.device) -> int:
+    """How many processes decode pictures where nobody says it.
+
+    On a CPU the encoder is slower by far and needs all processors.
+    """
+    if device.type == "cpu":
+        return 0
+    # those that this process may use; not every system says which
+    usable = getattr(os, "sched_getaffinity", None)
+    return max(1, (len(usable(0)) if usable else os.cpu_count() or 1) - 1)
 
 
 def refuse_changed_latents(
@@ -136,8 +159,8 @@ def _say_cut(policy: Policy, captions: list[str]) -> None:
             cut += sum(map(policy.is_cut, part))
     if cut:
         console.print(
-            f"{cut} of {len(captions)} captions of pre-training images are longer than the model "
-            "reads, and are cut"
+            f"{cut} of {len(captions)} captions of pre-training images are too long for the model "
+            "and are truncated"
         )
 
 
@@ -174,8 +197,21 @@ def work_of(
         pairs=pair_rows(pairs, ids, texts) if "pairs" in needs else None,
         prompts=tuple(inputs.get("prompts", ())),
         reward=load_reward(study, reward, policy.device) if in_loop else None,
-        sampler=study.info.sampler,
+        sampler=_drawn_with(study, ids),
     )
+
+
+def _drawn_with(study: Study, ids: Sequence[str]) -> Sampler:
+    """The sampler that the images were drawn with; of several, or none, the study's.
+
+    What a network is told of it, and the times of drawing, are those of the images in training.
+    """
+    wanted = set(ids)
+    drawn = {sample.sampler for sample in study.samples() if sample.id in wanted}
+    if len(drawn) == 1:
+        return drawn.pop()
+    sizes = {sampler.image_size for sampler in drawn} or {study.info.sampler.image_size}
+    return replace(study.info.sampler, image_size=sizes.pop())
 
 
 def facts(work: Work) -> dict[str, int]:

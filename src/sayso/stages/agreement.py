@@ -30,21 +30,20 @@ from sayso.votes.rater_report import (
 
 @dataclass(frozen=True)
 class AgreementConfig:
-    """Whose votes are looked at, and how sure the intervals are."""
+    """Which votes to analyse, and how precise the intervals are."""
 
     name: str = ""
-    """Name of the run, runs/agreement-NAME; default: made of the votes, so that new votes make a
-    new run and the same votes are not counted twice."""
+    """Name of the run, runs/agreement-NAME; default: derived from the votes, so new votes make a
+    new run and the same votes are not analysed twice."""
     raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose votes; auto: people's if there are any, else those of simulated raters. Both are never
-    mixed."""
+    """Whose votes to use; auto: people's if there are any, otherwise those of simulated raters. The
+    two are never mixed."""
     resamples: int = 999
-    """How often raters and prompts are drawn anew for the intervals; 0 leaves the intervals out."""
+    """How often raters and prompts are resampled for the intervals; 0 = no intervals."""
     judge: str = "auto"
-    """What else than gold items to hold the labels of several simulated raters against: a file of
-    judges/, or your own, such as ./mine.py. auto: the judge of the world that the base model
-    belongs to, where torch is installed; none: gold items alone. People's labels are never held
-    against a judge."""
+    """What the labels of simulated raters are compared with, besides gold items: a judge plug-in,
+    or your own, such as ./mine.py. auto: the judge of the world that the base model belongs to, if
+    torch is installed; none: gold items only. People's labels are never compared with a judge."""
 
 
 class _Votes(NamedTuple):
@@ -90,10 +89,11 @@ def agreement(
         run.finish({**result, "seconds": time.perf_counter() - started})
     elif run.result["votes"] != votes.digest:
         raise UserError(
-            f"{run.name} tells of other votes than there are now; choose another --name, or none"
+            f"{run.name} was made from other votes than there are now; choose another --name, or "
+            "omit it"
         )
     show(run.result)
-    console.print(f"{run.name}/result.json holds all of it; docs/agreement.md explains it")
+    console.print(f"All numbers are in {run.name}/result.json; see docs/agreement.md")
     return run
 
 
@@ -236,8 +236,8 @@ def _judge(
     if kind == "people":
         if config.judge not in ("auto", "none"):
             raise UserError(
-                "a judge is a program and no truth for people's labels; leave --judge out, or "
-                "give --raters simulated"
+                "a judge is a program, so people's labels are not compared with one; omit "
+                "--judge, or give --raters simulated"
             )
         return None
     if config.judge != "auto":

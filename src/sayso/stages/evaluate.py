@@ -32,22 +32,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is measured. Every model is measured on the same prompts and the same seeds."""
+    """What to measure. All models are measured on the same prompts and seeds."""
 
     model: str = "runs/align-rwr"
-    """The tuned model, such as runs/align-rwr; it is measured against the base."""
+    """The tuned model, such as runs/align-rwr; it is compared with the base model."""
     name: str = ""
-    """Name of the run; default: that of the model."""
+    """Name of the run; default: the model's."""
     reward: str = "runs/fit-clip_head"
-    """The learned reward: a run of fit, or a reward plug-in; an empty name leaves it out."""
+    """The learned reward: a run of fit, or a reward plug-in; empty = no reward."""
     judge: str = "auto"
-    """Who says whether a prompt is true of an image: people, who rated the test images, reward, a
-    reward with a threshold, another file of judges/, or your own, such as ./mine.py. auto: the
-    judge of the world that the base model belongs to if it understands the prompts, else people."""
+    """Who says whether a prompt is true of an image: people (who rated the test images), reward (a
+    reward with a threshold), another judge plug-in, or your own, such as ./mine.py. auto: the judge
+    of the world that the base model belongs to if it understands the prompts, otherwise people."""
     prompts: PromptChoice = "test"
-    """Which prompts; test is seen and unseen objects together."""
+    """Which prompts to use; test means seen and unseen."""
     best_of: str = ""
-    """A selection to measure beside, such as base@best-of-16; default: the largest one drawn."""
+    """A selection to measure as well, such as base@best-of-16; default: the largest one."""
+    leave_out_damaged: bool = False
+    """Measure fidelity without the held-out pre-training images that cannot be read; they are
+    counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +88,41 @@ def evaluate(study: Study, config: EvaluateConfig, judge: Judge | None = None) -
     Raises: UserError: if the model or its images are missing, no seed is shared with the base, or
         the judge does not understand the prompts.
     """
+    from sayso.base.devices import agreed, is_main_process, main_process_first
+
     config = canonical_config(study, config)
     judge = judge and judge.canonical(study)
     gathered = _gather(study, config, judge)
     name, started = _own_name(study, config, gathered), time.perf_counter()
     # before the run is opened: what a reward or CLIP refuses must leave no run behind
-    begun = study.begun("evaluate", name)
+    begun = agreed(study.begun("evaluate", name) is not None)
     rows = None if begun else _score(study, config, gathered)
-    run = study.run("evaluate", name, config, judge)
-    if run.finished:
+    with main_process_first():
+        run = study.run("evaluate", name, config, judge, main=is_main_process())
+    if agreed(run.finished):
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run
-    say(study, gathered.models.values())
-    _note_environment(study, config, gathered, run)
     rows = rows or _score(study, config, gathered)
+    with main_process_first():
+        if is_main_process():
+            say(study, gathered.models.values())
+            _note_environment(study, config, gathered, run)
+            _write(study, config, gathered, run, rows, started)
+    return run
+
+
+def _write(
+    study: Study,
+    config: EvaluateConfig,
+    gathered: _Gathered,
+    run: Run,
+    rows: "list[Scored]",
+    started: float,
+) -> None:
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     files.write_bytes(run.path / "scores.jsonl", ("\n".join(lines) + "\n").encode())
     result = _result(study, config, gathered, rows)
     run.finish(result | {"seconds": time.perf_counter() - started})
-    return run
 
 
 def _own_name(study: Study, config: EvaluateConfig, gathered: _Gathered) -> str:
@@ -166,9 +185,9 @@ def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Gathe
     for model in models.values():
         if model not in by_model:
             raise UserError(
-                f"there are no images of {model} for {config.prompts} prompts; draw some with: "
-                f"sayso generate {quoted(study.path)} --model {quoted(model)} "
-                f"--prompts {config.prompts}"
+                f"there are no images of {model} for {config.prompts} prompts; generate some "
+                f"with: sayso generate {quoted(study.path)} --model {quoted(model)} --prompts "
+                f"{config.prompts}"
             )
     fidelity = {p.id for p in study.prompts("fidelity")}
     drawn = _by_model((s for s in present if s.model in ("base", config.model)), fidelity)
@@ -199,7 +218,7 @@ def _best_of(config: EvaluateConfig, models: Iterable[str]) -> str:
     chosen = {m: made for m in models if (made := chosen_from(m)) and made[0] == "base"}
     largest = [m for m, (_, n) in chosen.items() if n == max(n for _, n in chosen.values())]
     if not config.best_of and len(largest) > 1:
-        raise UserError(f"there are {' and '.join(sorted(largest))}; name one with --best-of")
+        raise UserError(f"there are {' and '.join(sorted(largest))}; choose one with --best-of")
     return config.best_of or next(iter(largest), "")
 
 
@@ -215,22 +234,24 @@ def _refuse_samplers(
         kinds = {s.sampler for s in part}
         if len(kinds) > 1:
             raise UserError(
-                f"the images of {name} were drawn with {len(kinds)} different samplers; an "
-                "evaluation needs one: use a study for each, or delete the lines of the others in "
-                "samples.jsonl"
+                f"the images of {name} were generated with {len(kinds)} different samplers; an "
+                "evaluation needs exactly one: use a study for each, or delete the lines of the "
+                "others in samples.jsonl"
             )
     first, *others = parts
     for name in others:
         if parts[name][0].sampler != parts[first][0].sampler:
             raise UserError(
-                f"the images of {first} and of {name} were drawn with different samplers; draw "
-                "them alike"
+                f"the images of {first} and of {name} were generated with different samplers; "
+                "generate them with the same one"
             )
 
 
 def _refuse_unpaired(base: Sequence[Sample], aligned: Sequence[Sample], model: str) -> None:
     if not {(s.prompt_id, s.seed) for s in base} & {(s.prompt_id, s.seed) for s in aligned}:
-        raise UserError(f"base and {model} share no prompt and seed; draw the same prompts of both")
+        raise UserError(
+            f"base and {model} share no prompt and seed; generate the same prompts with both"
+        )
 
 
 def _find_reward(study: Study, name: str) -> None:
@@ -256,7 +277,7 @@ def _refuse_unknown_prompts(name: str, judge: Judge, prompts: Iterable[Prompt]) 
         if not judge.understands(prompt):
             raise UserError(
                 f"judge {name} does not understand {prompt.text!r}; choose another --judge, such "
-                "as people, who rate the images with sayso rate"
+                "as people, who rate the images in sayso rate"
             )
 
 
@@ -299,7 +320,13 @@ def _result(
         "scores": scores,
         "optimisation": evaluation.optimisation(scores, change),
         "reward_quality": evaluation.reward_quality(drawn, _is_probability(rows)),
-        "fidelity": fidelity(study, config.model, gathered.for_fidelity, gathered.sampler),
+        "fidelity": fidelity(
+            study,
+            config.model,
+            gathered.for_fidelity,
+            gathered.sampler,
+            leave_out_damaged=config.leave_out_damaged,
+        ),
         **_compared(study, gathered),
     }
 
@@ -319,7 +346,7 @@ def _compared(study: Study, gathered: _Gathered) -> dict[str, Any]:
     votes = [v for v, reason in zip(votes, reasons, strict=True) if not reason]
     votes = list(gathered.generations.labelled(votes))
     for reason, n in left_out.items():
-        console.print(f"{n} comparisons are left out, of {reason}", highlight=False)
+        console.print(f"left out {n} comparisons of {reason}", highlight=False)
     return {
         "comparisons_left_out": dict(left_out),
         "comparisons": side_by_side(votes, set(gathered.models.values()), prompts, seed),
@@ -338,7 +365,7 @@ def _unfit(gathered: _Gathered, vote: Comparison) -> str:
     if not all(map(generations.is_present, samples)):
         return "images of earlier models"
     drawn = {s.sampler for s in samples if not s.model.startswith(IMPORTED)}
-    return "" if drawn <= {gathered.sampler} else "images drawn with another sampler"
+    return "" if drawn <= {gathered.sampler} else "images generated with another sampler"
 
 
 def _is_probability(rows: "Sequence[Scored]") -> bool:

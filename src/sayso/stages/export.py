@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportConfig(ExportOptions):
-    """Options of `sayso export`; docs/exports.md says what each format holds and loses."""
+    """What to export. docs/exports.md says what each format keeps and loses."""
 
     format: str = "sayso"
-    """The layout: sayso (ours, without loss), pickapic, imagerewarddb, hpdv2, hpdv3, imagefolder,
-    webdataset, kto, or your own ./mine.py."""
+    """The format: sayso (our own, lossless), pickapic, imagerewarddb, hpdv2, hpdv3, imagefolder,
+    webdataset, kto, or your own, such as ./mine.py."""
     out: str = ""
-    """Folder to write; default: exports/FORMAT in the study."""
+    """Output folder; default: exports/FORMAT in the study."""
     raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose votes; auto: people's if there are any, else those of simulated raters. Both are never
-    mixed."""
+    """Whose votes to export; auto: people's if there are any, otherwise those of simulated raters.
+    The two are never mixed."""
     license: str = ""
-    """Licence to state in the dataset card, such as cc-by-4.0; default: unknown."""
+    """Licence for the dataset card, such as cc-by-4.0; default: unknown."""
 
 
 def export(study: Study, config: ExportConfig | None = None) -> Path:
@@ -80,7 +80,7 @@ def _simulated(study: Study, config: ExportConfig) -> bool:
     if there[simulated] is None:
         who = {"auto": "anybody", "simulated": "simulated raters"}.get(config.raters, "people")
         raise UserError(
-            f"{study.path} has no votes of {who}; collect some with sayso rate {quoted(study.path)}"
+            f"{study.path} has no votes by {who}; collect some with sayso rate {quoted(study.path)}"
         )
     return simulated
 
@@ -90,7 +90,7 @@ def _refuse_foreign(out: Path) -> None:
     if out.is_file():
         raise UserError(f"{out} is a file; give a folder with --out")
     if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise UserError(f"{out} exists and is no export; choose another --out")
+        raise UserError(f"{out} exists and is not an export; choose another --out")
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -13,7 +13,6 @@ from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import Prompt, Sample
-from sayso.feedback.store import RatingCounts
 from sayso.study.checks import check_feedback
 from sayso.study.identity import canonical_config, fitted_identity
 from sayso.study.inputs import (
@@ -26,30 +25,33 @@ from sayso.study.inputs import (
 )
 from sayso.study.run import Run
 from sayso.study.study import Study
-from sayso.votes.labels import LabelMethod, check_method
+from sayso.votes.labels import LabelMethod, RatingCounts, check_method
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from sayso.rewards import TrainableReward
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Which reward learns, and from which ratings."""
+    """Which reward to train, and on which ratings."""
 
     reward: str = "clip_head"
-    """The reward to train: clip_head, or your own ./mine.py."""
+    """The reward to train: clip_head, or your own, such as ./mine.py."""
     name: str = ""
     """Name of the run, runs/fit-NAME; default: the reward's."""
     raters: Literal["auto", "people", "simulated"] = "auto"
-    """Whose ratings count; auto: people's if there are any, else those of simulated raters. Both
-    are never mixed."""
+    """Whose ratings to use; auto: people's if there are any, otherwise those of simulated raters.
+    The two are never mixed."""
     labels: LabelMethod = "share"
-    """What an image's ratings come to: share, the share of good; majority; or
-    dawid-skene, the probability of good with each rater's own errors learned beside it. share
-    assumes no single truth and no rater's rank, and is the paper's label where an image has one
-    rater; take dawid-skene where the label is a fact and some raters are careless."""
+    """How an image's ratings become its label: share, the share of good (the paper's label if an
+    image has one rater); majority; or dawid-skene, the probability of good, learned together with
+    each rater's error rates. share assumes neither a single truth nor that some raters are better;
+    use dawid-skene if there is a right label and some raters are careless."""
     heldout_fraction: float = 0.15
-    """Share of the rated prompts kept from training, to stop in time and to measure; in (0, 1)."""
+    """Share of the rated prompts held out from training, for early stopping and measuring,
+    between 0 and 1."""
 
 
 class Data(NamedTuple):
@@ -74,16 +76,16 @@ def fit(
 ) -> Run:
     """Train a reward on the study's ratings and measure it on held-out prompts.
 
+    The processes of a launch embed the images together; the main one learns.
+
     result.json holds held-out accuracy, AUC, Brier score, pair accuracy and calibration, the same
     on the training rows, and how many ratings, images and prompts there were.
 
     Raises: UserError: if an option is out of range, an image is gone, there are no good or no bad
         ratings or only one prompt, a prompt is too long for CLIP, or the loss is not finite.
     """
-    from sayso.base.devices import make_accelerator
-    from sayso.data.clip import resolve_clip
+    from sayso.base.devices import agreed, is_main_process, main_process_first, make_accelerator
     from sayso.rewards import load_trainable_reward
-    from sayso.study.provenance import computed_on, loaded
 
     config = canonical_config(study, config or FitConfig())
     reward = reward or load_trainable_reward(config.reward)()
@@ -93,23 +95,44 @@ def fit(
     accelerator = make_accelerator("no")
     reward.prepare(study, accelerator.device)
     gathered = collected and {**collected, "sources": _sources(study, config)}
-    with study.run("fit", _run_name(config), config, reward, inputs=gathered) as run:
-        if run.finished:
+    with main_process_first():
+        run = study.run(
+            "fit", _run_name(config), config, reward, inputs=gathered, main=is_main_process()
+        )
+    with run:
+        if agreed(run.finished):
             refuse_edited(run, "reward", config.reward)
             console.print(f"{run.name} is finished; nothing to do")
         else:
             refuse_changed(run, _sources(study, config))
-            clip = [resolve_clip(study.info.clip_model)]
-            run.add_environment({**computed_on(accelerator), "loaded": loaded(clip)})
-            _learn(study, config, reward, run)
+            started, rows = time.perf_counter(), _frozen(study, run)
+            reward.prepare_samples(study, rows[0].samples)
+            with main_process_first():
+                if is_main_process():
+                    _note_environment(study, run, accelerator)
+                    _learn(study, config, reward, run, *rows, started)
     return run
 
 
-def _learn(study: Study, config: FitConfig, reward: "TrainableReward", run: Run) -> None:
+def _note_environment(study: Study, run: Run, accelerator: "Accelerator") -> None:
+    from sayso.data.clip import resolve_clip
+    from sayso.study.provenance import computed_on, loaded
+
+    clip = [resolve_clip(study.info.clip_model)]
+    run.add_environment({**computed_on(accelerator), "loaded": loaded(clip)})
+
+
+def _learn(
+    study: Study,
+    config: FitConfig,
+    reward: "TrainableReward",
+    run: Run,
+    data: Data,
+    heldout: list[bool],
+    started: float,
+) -> None:
     from sayso.rewards import RatedSamples
 
-    started = time.perf_counter()
-    data, heldout = _frozen(study, run)
     rated = RatedSamples(data.samples, data.prompts, data.labels, heldout)
     facts = reward.fit(study, rated, run)
     scores = reward.score_samples(study, data.samples, [p.text for p in data.prompts]).numpy()
@@ -170,9 +193,10 @@ def _frozen(study: Study, run: Run) -> tuple[Data, list[bool]]:
 
 
 def _in_todays_words(row: JsonObject) -> JsonObject:
-    """A row of inputs.json; earlier versions had other names for two of its keys."""
+    """A row of inputs.json; earlier versions had other names for two keys, and one key more."""
     old = {"marks": "counts", "target": "label"}
-    return {old.get(key, key): value for key, value in row.items()}
+    row = {old.get(key, key): value for key, value in row.items()}
+    return {**row, "counts": {k: n for k, n in row["counts"].items() if k != "simulated"}}
 
 
 def plan(study: Study, config: FitConfig) -> dict[str, object]:
@@ -236,10 +260,9 @@ def _refuse_one_kind(data: Data) -> None:
     who = "simulated raters" if data.simulated else "people"
     good, bad = sum(v.good for v in data.counts), sum(v.bad for v in data.counts)
     if not good or not bad:
-        kind = "good or bad" if good == bad else "bad" if good else "good"
         raise UserError(
-            f"{good} good and {bad} bad ratings of train prompts by {who}, no {kind} ones; a "
-            "reward learns from both; rate more images with sayso rate"
+            f"a reward needs both good and bad ratings; {who} gave {good} good and {bad} bad "
+            "ratings on train prompts; rate more images with sayso rate"
         )
 
 
@@ -262,7 +285,7 @@ def hold_out(
             held.add(prompts[i])
     if not held:
         raise UserError(
-            f"the ratings cover {len(prompts)} prompts and none can be held out to measure on; "
+            f"the ratings cover {len(prompts)} prompts, so none can be held out for measuring; "
             "rate images of more prompts"
         )
     return [p in held for p in prompt_ids]

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.filesize import decimal
+
 from sayso.base.devices import (
     MixedPrecision,
     is_main_process,
@@ -29,7 +31,7 @@ from sayso.study.identity import (
     reward_name,
 )
 from sayso.study.info import PromptChoice
-from sayso.study.model_files import no_guidance
+from sayso.study.model_files import latents_bytes, no_guidance
 from sayso.study.run import Run
 from sayso.study.sample_records import gather
 from sayso.study.study import Study
@@ -40,36 +42,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Options of `sayso generate`."""
+    """What to generate, and how."""
 
     portions: ClassVar = frozenset({"batch_size"})
 
     model: str = "base"
-    """The model that draws: base, or an align run such as runs/align-rwr."""
+    """The model that generates: base, or a run of align such as runs/align-rwr."""
     prompts: PromptChoice = "train"
-    """Which prompts."""
+    """Which prompts to use; test means seen and unseen."""
     per_prompt: int = 4
-    """Images per prompt; their seeds are the same for every model. 0 = the number that the set of
-    prompts says, such as the paper's 60, 30 or 6 by group."""
+    """Images per prompt; their seeds are the same for every model. 0 = the numbers of the prompt
+    set, such as the paper's 60, 30 or 6, depending on the group."""
     best_of: int = 0
-    """Draw this many per prompt and keep the best `per_prompt` by reward, as the images of the
-    model <model>@best-<per_prompt>-of-<n>-by-<reward>, for short <model>@best-of-<n>; 0 = off."""
+    """Select the best `per_prompt` of this many images per prompt by reward. They become the images
+    of <model>@best-<per_prompt>-of-<n>-by-<reward>, or <model>@best-of-<n> for short; 0 = off."""
     reward: str = ""
-    """The reward that picks the best: a run of fit such as runs/fit-clip_head."""
+    """The reward that selects the best: a run of fit such as runs/fit-clip_head."""
     name: str = ""
     """Name of the run; default: <model>-<prompts>."""
     batch_size: int = 64
-    """Images drawn at once on one device."""
+    """Images generated at once on one device."""
     num_inference_steps: int = 0
     """Sampling steps; 0 = the study's."""
     guidance_scale: float | None = None
-    """Classifier-free guidance; default: the study's."""
+    """Scale of classifier-free guidance; default: the study's."""
     eta: float | None = None
-    """Noise put in while sampling, from 0 to 1; default: the study's."""
+    """Noise added while sampling, from 0 to 1; default: the study's."""
     image_size: str = ""
-    """Width x height such as 1024x768, or one number for a square; default: the study's."""
+    """Width x height, such as 1024x768, or one number for a square; default: the study's."""
     mixed_precision: MixedPrecision = "auto"
-    """Number format of the network's arithmetic; auto = bf16 where the machine has it."""
+    """Precision of the network's arithmetic; auto = bf16 if the machine supports it."""
 
     def check(self) -> None:
         """Raises: UserError: naming the first option that is out of range."""
@@ -78,11 +80,11 @@ class GenerateConfig:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
         if self.best_of and self.best_of < self.per_prompt:
             raise UserError(
-                f"best_of {self.best_of} cannot leave per_prompt {self.per_prompt} images; "
-                "draw more or keep fewer"
+                f"best_of {self.best_of} is less than per_prompt {self.per_prompt}; "
+                "raise --best-of or lower --per-prompt"
             )
         if self.best_of and not self.reward:
-            raise UserError("best_of needs a reward to choose by; give --reward runs/fit-clip_head")
+            raise UserError("best_of needs a reward to select by; give --reward runs/fit-clip_head")
 
     def sampler(self, study: Study) -> Sampler:
         """The study's sampler with this config's changes.
@@ -112,14 +114,17 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
 
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
-    to_draw = sum(map(len, missing(study, drawings, config.model, config.batch_size)))
-    sampler = config.sampler(study)
+    batches = missing(study, drawings, config.model, config.batch_size)
+    to_draw, sampler = sum(map(len, batches)), config.sampler(study)
+    latents = latents_bytes(study.info.base_model, sampler.image_size)
     return {
         "images": len(drawings),
-        "still to draw": to_draw,
+        "images left to generate": to_draw,
         "images at once": config.batch_size,
+        "batches, shared among processes": len(batches),
         "network evaluations per image": evaluations(study, sampler),
-        "disk, at most, MB": round(to_draw * 3 * sampler.image_size.pixels / 1e6, 1),
+        "disk, images at most": decimal(to_draw * 3 * sampler.image_size.pixels),
+        "disk, latents": "not known" if latents is None else decimal(to_draw * latents),
     }
 
 

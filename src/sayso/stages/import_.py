@@ -32,35 +32,35 @@ DECODED = 16
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Options of `sayso import`; docs/exports.md says what becomes of each column."""
+    """What to import. docs/exports.md says what becomes of each column."""
 
     path: Annotated[str, Positional] = ""
-    """The table: a Parquet file, a folder of such, or a folder written by sayso export."""
+    """The table: a Parquet file, a folder of Parquet files, or a folder written by sayso export."""
     format: str = "pickapic"
-    """Its layout: pickapic, imagerewarddb, sayso, or your own ./mine.py."""
+    """The table's format: pickapic, imagerewarddb, sayso, or your own, such as ./mine.py."""
     name: str = ""
-    """Name of the import, runs/import-NAME; default: the format and the table's name."""
+    """Name of the run, runs/import-NAME; default: the format and the table's name."""
     split: Literal["train", "seen", "unseen"] | None = None
-    """The split of prompts that the study does not have yet; a reward learns from train alone.
-    Default: what the names of files and folders say (train; test and validation become seen, test
-    prompts), or train if none of them says anything (sayso: as the table says)."""
+    """Split for prompts that the study does not have yet; rewards train on train only. Default: the
+    split that file and folder names give (train; test and validation become seen, which are test
+    prompts), or train if they give none (sayso: the table's own)."""
     question: Question = "alignment"
-    """pickapic: the question its preferences are about; fit reads alignment."""
+    """pickapic: the question that its preferences are about; fit uses alignment."""
     rating_column: Literal["image_text_alignment_rating", "overall_rating"] = (
         "image_text_alignment_rating"
     )
-    """imagerewarddb: the column that becomes the ratings on alignment."""
+    """imagerewarddb: the column that becomes the alignment ratings."""
     raters: Literal["people", "simulated"] = "people"
-    """Who made the votes (sayso: as the table says)."""
+    """Who voted (sayso: the table's own)."""
     comparisons_only: bool = False
     """pickapic: do not derive a good or bad rating of each image from the comparisons; fit needs
     ratings."""
     long_prompts: Literal["keep", "leave-out"] = "keep"
-    """leave-out: leave out rows whose prompt the study's CLIP cannot read whole, on which fit would
-    stop; needs sayso[train]."""
+    """What to do with rows whose prompt the study's CLIP cannot read in full, at which fit would
+    stop: keep, or leave-out, which needs sayso[train]."""
     damaged: Literal["refuse", "leave-out"] = "refuse"
-    """leave-out: leave out rows with a damaged image, no prompt or an impossible value, and list
-    them in the run's result."""
+    """What to do with rows that have a damaged image, no prompt or an impossible value: refuse the
+    table, or leave-out, which lists them in the run's result."""
 
 
 def import_table(study: Study, config: ImportConfig) -> Run:
@@ -158,7 +158,7 @@ def _entries(importer: "TableImport", context: "Context", path: Path) -> "Iterat
     voted: set[tuple[str, ...]] = set()
     for entry in importer.entries(path, context):
         if not all(context.readable(p.text) for p in entry.prompts):
-            yield Entry(left_out="rows whose prompt CLIP cannot read whole")
+            yield Entry(left_out="rows whose prompt CLIP cannot read in full")
             continue
         votes = [*entry.ratings, *entry.comparisons]
         if any(vote.supersedes is None and _item(vote) in voted for vote in votes):
@@ -194,7 +194,7 @@ def _examine(importer: "TableImport", context: "Context", config: ImportConfig) 
     if not tally.rows:
         raise UserError(f"{path} has no rows; nothing was imported")
     if not tally.ratings + tally.comparisons:
-        raise UserError(f"{path} has no votes to take in (left out: {dict(tally.left_out)})")
+        raise UserError(f"{path} has no votes to import (left out: {dict(tally.left_out)})")
     return tally
 
 

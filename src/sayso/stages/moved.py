@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sayso.base.errors import UserError
 from sayso.base.hashes import weight_hashes
 from sayso.base.progress import console
+from sayso.stages._base_model import base_model_name
 from sayso.study.identity import model_folder
 from sayso.study.model_files import model_name
 from sayso.study.study import Study
@@ -12,12 +13,16 @@ from sayso.study.study import Study
 
 @dataclass(frozen=True)
 class MovedConfig:
-    """Where models lie that were moved or renamed; their content must be the same."""
+    """Where moved or renamed models are now. Their contents must be the same."""
 
     base_model: str = ""
-    """The base model's folder or hub id now; default: where it was."""
+    """The base model's new folder, hub id or file; default: unchanged."""
+    base_config: str = ""
+    """As in sayso new, for a base model in one file."""
+    base_lora: str = ""
+    """As in sayso new: the LoRA in the base model's weights."""
     clip_model: str = ""
-    """The CLIP's folder or hub id now; default: where it was."""
+    """The CLIP model's new folder or hub id; default: unchanged."""
 
 
 def moved(study: Study, config: MovedConfig) -> Study:
@@ -28,7 +33,7 @@ def moved(study: Study, config: MovedConfig) -> Study:
     """
     given = {
         "base_model": config.base_model
-        and model_name(config.base_model, "base model", "model_index.json"),
+        and base_model_name(config.base_model, config.base_config, config.base_lora),
         "clip_model": config.clip_model
         and model_name(config.clip_model, "CLIP model", "config.json"),
     }

@@ -7,7 +7,8 @@ from sayso.base.errors import UserError, check_seed
 from sayso.base.progress import console
 from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
-from sayso.base.worlds import DEFAULT, find_world, or_world
+from sayso.base.worlds import DEFAULT, find_world
+from sayso.stages._base_model import base_model_name
 from sayso.study.info import StudyInfo
 from sayso.study.model_files import model_name, native_size, no_guidance, pipeline
 from sayso.study.pipelines import Pipeline
@@ -19,35 +20,52 @@ CLIP = "openai/clip-vit-large-patch14"
 
 @dataclass(frozen=True)
 class NewConfig:
-    """What a study is about; it cannot be changed later, for images and votes belong to it."""
+    """What the study is about. This cannot be changed later, because images and votes depend on
+    it."""
 
     name: str = ""
-    """A name for people; default: the folder's."""
+    """Display name; default: the folder's name."""
     seed: int = 0
-    """Seed of all prompts, images and training runs of the study; from 0 to 2⁶³ − 1."""
+    """Seed for all prompts, images and training runs of the study, from 0 to 2⁶³ − 1."""
     base_model: str = DEFAULT
-    """The model to align: the shipped world, a diffusers folder, or a hub id."""
+    """The model to align: the built-in world, a folder in diffusers' layout, a hub id, or a single
+    .safetensors file, which is written once as a folder to the user's cache."""
+    base_config: str = ""
+    """For a base model in one file: a folder or hub id of the same architecture to take configs,
+    tokenizers and missing parts from; default: the hub model that diffusers uses."""
+    base_lora: str = ""
+    """A LoRA (.safetensors in diffusers', peft's or kohya's layout) to add to the base model."""
     clip_model: str = ""
-    """CLIP for rewards and metrics: a world, a transformers folder, or a hub id; default: the
-    world's own, else openai/clip-vit-large-patch14 as in the paper."""
+    """CLIP for rewards and metrics: the built-in world, a folder in transformers' layout, or a hub
+    id; default: the world's own, or openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Pre-training images with captions: a world, or a folder of images with a metadata.jsonl
-    (file_name, text); default: the world's own, else none."""
+    """Captioned pre-training images: the built-in world, or a folder of images with a
+    metadata.jsonl (file_name, text); default: the world's own, or none."""
+    pretraining_image: str = ""
+    """Column of the images, or their file ending in shards; default: the first known one."""
+    pretraining_caption: str = ""
+    """Column of the captions; default: the first of text, caption, txt, prompt."""
+    pretraining_filter: str = ""
+    """Which images to take, by other columns, such as "aesthetic >= 6 and width >= 512"."""
+    pretraining_split: str = ""
+    """Split of the dataset; default: train, or the only one."""
     num_inference_steps: int | None = None
-    """Sampling steps; default: the world's own, else those of the model's kind, 20 if that is not
-    known."""
+    """Sampling steps; default: the world's own, or those of the model's family, or 20."""
     guidance_scale: float | None = None
-    """The pipeline's guidance scale; default: the world's own, else that of the model's kind, 7.5
-    if that is not known."""
+    """Guidance scale of the model's pipeline; default: the world's own, or that of the model's
+    family, or 7.5."""
     eta: float = 0.0
-    """Noise put in while sampling: 0 none, 1 as in DDPM."""
+    """Noise added while sampling: 0 for none, 1 as in DDPM."""
     image_size: str = ""
-    """Size of the images: width x height such as 1024x768, or one number for a square; default: the
-    model's own size, or 512 if the model is not on this machine yet."""
+    """Size of the images: width x height, such as 1024x768, or one number for a square; default:
+    the model's own size, or 512 if the model is not on this machine yet."""
     negative_prompt: str = ""
-    """What guidance leads away from; default: the empty prompt."""
+    """The prompt that guidance moves away from; default: the empty prompt."""
+    true_cfg_scale: float = 1.0
+    """Guidance away from the negative prompt for FLUX.1, whose guidance_scale is an input of the
+    network; 1 = none."""
     feedback_url: str = ""
-    """Database of the votes, such as postgresql://user@host/name; default: SQLite in the study."""
+    """Database for the votes, such as postgresql://user@host/name; default: SQLite in the study."""
 
 
 def new(path: str | Path, config: NewConfig | None = None) -> Study:
@@ -57,25 +75,30 @@ def new(path: str | Path, config: NewConfig | None = None) -> Study:
     """
     config = config or NewConfig()
     check_seed(config.seed)
-    base = model_name(config.base_model, "base model", "model_index.json")
+    base = base_model_name(config.base_model, config.base_config, config.base_lora)
     sampler = _sampler(config, base)
     world = config.base_model if find_world(config.base_model) else ""
     clip = config.clip_model or world or CLIP
+    pretraining = _pretraining(config.pretraining or world)
     info = StudyInfo(
         name=config.name or Path(path).resolve().name,
         seed=config.seed,
         base_model=base,
         clip_model=model_name(clip, "CLIP model", "config.json"),
-        pretraining=_pretraining(config.pretraining or world),
+        pretraining=pretraining,
         sampler=sampler,
         feedback_url=_feedback_url(config.feedback_url),
         held_out="by name",
+        pretraining_image=config.pretraining_image,
+        pretraining_caption=config.pretraining_caption,
+        pretraining_filter=_filter(config, pretraining),
+        pretraining_split=config.pretraining_split,
     )
     return Study.create(path, info)
 
 
 def _sampler(config: NewConfig, base_model: str) -> Sampler:
-    world = find_world(base_model)
+    world = find_world(config.base_model)
     known = pipeline(base_model) or Pipeline()
     usual = Sampler(known.num_inference_steps, known.guidance_scale)
     base = world.sampler if world else usual
@@ -95,6 +118,7 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
             eta=config.eta,
             image_size=size,
             negative_prompt=config.negative_prompt,
+            true_cfg_scale=config.true_cfg_scale,
         ),
         no_guidance(base_model),
     )
@@ -107,11 +131,19 @@ def _feedback_url(given: str) -> str:
 
 
 def _pretraining(given: str) -> str:
-    if not given or find_world(given):
-        return given
-    if Path(given).is_dir():
-        return str(Path(given).resolve())
-    raise UserError(
-        f"pre-training images {given!r}: there is no such folder; give a folder with images and "
-        f"a metadata.jsonl, {or_world()}"
-    )
+    from sayso.data.pretraining_images.opening import source_name
+
+    return source_name(given)
+
+
+def _filter(config: NewConfig, pretraining: str) -> str:
+    """Raises: UserError: if it is none, or what is said of the images says nothing of these."""
+    from sayso.data.pretraining_images.filters import parse_filter
+
+    parse_filter(config.pretraining_filter)
+    for name in ("image", "caption", "filter", "split"):
+        if getattr(config, f"pretraining_{name}") and (not pretraining or find_world(pretraining)):
+            raise UserError(
+                f"--pretraining-{name} is for images in files; leave it out, or give --pretraining"
+            )
+    return config.pretraining_filter

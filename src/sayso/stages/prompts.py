@@ -22,23 +22,25 @@ FIDELITY = 256
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """Which prompts the study has. A study keeps its prompts: its images belong to them."""
+    """Which prompts the study has. They cannot be changed later, because its images depend on
+    them."""
 
     set: str = ""
-    """Set of prompts: lee2023, a world, or a JSON file with a grammar; default: the world's."""
+    """Set of prompts: lee2023, a built-in world, or a JSON file with a grammar; default: the set of
+    the study's world."""
     file: str = ""
-    """Your own prompts in place of a set: a .txt file with one a line, or a .jsonl file with
-    text, and if you like category, slots and split (train, seen, unseen)."""
+    """Your own prompts instead of a set: a .txt file with one prompt per line, or a .jsonl file
+    with text and optionally category, slots and split (train, seen, unseen)."""
     train: int | None = None
-    """Prompts for rating and training; default: the set's own number."""
+    """Number of prompts for rating and training; default: the set's own."""
     test: int | None = None
-    """Test prompts, half with objects of training and half with objects that training never
-    shows; default: the set's own number. Of a .txt file: lines held out for tests."""
+    """Number of test prompts, half with objects that occur in training and half with objects that
+    never do; default: the set's own. With a .txt file: lines held out for testing."""
     fidelity: int | None = None
-    """Captions of held-out pre-training images, to measure naturalness; default: 256, or 0 if the
-    study has no pre-training images."""
+    """Number of captions of held-out pre-training images, for measuring fidelity; default: 256, or
+    0 if the study has no pre-training images."""
     seed: int | None = None
-    """Seed of the choice; default: the study's."""
+    """Seed for choosing prompts; default: the study's."""
 
 
 def write_prompts(study: Study, config: PromptsConfig) -> Run:
@@ -56,7 +58,8 @@ def write_prompts(study: Study, config: PromptsConfig) -> Run:
     # an import appends its own prompts
     if run.finished and study.prompts()[: len(made)] != made:
         raise UserError(
-            f"{config.file or config.set} or prompts.jsonl has changed since; restore it"
+            f"{config.file or config.set} or prompts.jsonl has changed since the prompts were "
+            "written; restore it"
         )
     if not run.finished:
         study.write_prompts(made)
@@ -81,8 +84,8 @@ def _refuse_others(study: Study, config: PromptsConfig) -> None:
         continued(run.name, run.config, asked(config), finished=True)
     except UserError:
         raise UserError(
-            f"{study.path} has prompts already, made with other options; its images belong to "
-            "them: repeat the old options, or make another study with sayso new"
+            f"{study.path} already has prompts, made with other options, and its images depend on "
+            "them: use the old options, or make another study with sayso new"
         ) from None
 
 
@@ -112,7 +115,7 @@ def _sizes(config: PromptsConfig) -> Sizes:
 def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
     n = config.fidelity
     if n is not None and n < 0:
-        raise UserError(f"fidelity {n} is not possible; give 0 or more")
+        raise UserError(f"fidelity {n} is not allowed; give 0 or more")
     if n is None:
         n = FIDELITY if study.info.pretraining else 0
     if not n:
@@ -122,13 +125,13 @@ def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
     captions = open_pretraining(study).heldout_captions(n)
     if config.fidelity and not captions:
         raise UserError(
-            f"none of the pictures in {study.info.pretraining} is held out (about one in ten is, "
-            "by its name); give more pictures, or --fidelity 0"
+            f"none of the images in {study.info.pretraining} is held out (about one in ten is, by "
+            "its name); give more images, or --fidelity 0"
         )
     if find_world(study.info.pretraining) is None:
-        _refuse_long(study, captions, f"{study.info.pretraining}/metadata.jsonl, held out,")
+        _refuse_long(study, captions, f"{study.info.pretraining}, held out,")
     if len(captions) < n:
-        console.print(f"{len(captions)} fidelity prompts, as many as pictures are held out")
+        console.print(f"{len(captions)} fidelity prompts, one for each held-out image")
     return [make_prompt(c, "fidelity", "fidelity", n=i + 1) for i, c in enumerate(captions)]
 
 
@@ -138,8 +141,8 @@ def _refuse_long(study: Study, texts: list[str], where: str) -> None:
 
     if long := too_long(study.info.base_model, texts):
         raise UserError(
-            f"{where} has {long.number} texts that {study.info.base_model} would cut, such as "
-            f"{long.text!r} with {long.tokens} tokens; it reads {long.limit}: shorten them"
+            f"{where} has {long.number} texts that {study.info.base_model} would truncate, such "
+            f"as {long.text!r} with {long.tokens} tokens; it reads {long.limit}: shorten them"
         )
 
 
@@ -150,13 +153,13 @@ def _from_file(path: Path, config: PromptsConfig, seed: int) -> list[Prompt]:
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".jsonl"):
         raise UserError(
-            f"prompt file {path} is not of a kind that is read; give a .txt file with one prompt a "
-            'line, or a .jsonl file with a JSON object a line, such as {"text": "two cats"}'
+            f"prompt file {path} is neither .txt nor .jsonl; give a .txt file with one prompt per "
+            'line, or a .jsonl file with one JSON object per line, such as {"text": "two cats"}'
         )
     if config.train is not None:
-        raise UserError("--train chooses from a set; leave it out with a file of yours")
+        raise UserError("--train chooses from a prompt set; omit it with --file")
     if config.test is not None and suffix == ".jsonl":
-        raise UserError("--test draws from a .txt file; in a .jsonl file give each line its split")
+        raise UserError("--test is for .txt files; in a .jsonl file, give each line its split")
     found = _jsonl(path) if suffix == ".jsonl" else _text(path, config.test or 0, seed)
     if not any(p.split == "train" for p in found):
         raise UserError(f"{path} has no train prompts; give at least one")
@@ -167,9 +170,9 @@ def _text(path: Path, test: int, seed: int) -> list[Prompt]:
     lines = read_text_lines(path)
     texts = list(dict.fromkeys(lines))
     if len(lines) > len(texts):
-        console.print(f"{path}: {len(lines) - len(texts)} lines repeat others and count once")
+        console.print(f"{path}: {len(lines) - len(texts)} lines are repeated and count once")
     if test < 0 or (test and test >= len(texts)):
-        raise UserError(f"--test {test} does not leave train prompts of {len(texts)}; give fewer")
+        raise UserError(f"--test {test} leaves no train prompts of {len(texts)}; give fewer")
     tests = set(np.random.default_rng([seed, 2]).permutation(len(texts))[:test].tolist())
     return [make_prompt(t, "seen" if i in tests else "train") for i, t in enumerate(texts)]
 

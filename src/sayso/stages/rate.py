@@ -17,59 +17,64 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RateConfig:
-    """What is judged, and by whom. Without --simulated it opens the rating app for people."""
+    """What to rate, and who rates. Without --simulated, opens the rating app for people."""
 
     simulated: bool = False
-    """Let programs judge that read the pictures of a world; they are kept apart from people."""
+    """Use simulated raters, which read the images of a world. Their votes are kept apart from
+    people's."""
     through_app: bool = False
-    """Simulated raters: work in the rating app as people do, each signed in and over HTTP, checks
-    and all, in place of writing to the store. Pages, gold, checks and --db are as for people."""
+    """Simulated raters: use the rating app over HTTP, each signed in, with leases and hidden
+    checks, instead of writing to the store. Options of pages, gold, checks and --db apply as for
+    people."""
     task: Literal["rate", "compare"] = "rate"
-    """Rate images good, bad or skip; or compare two sets of images of one prompt."""
+    """rate: rate images good, bad or skip; compare: compare two sets of images of a prompt."""
     prompts: PromptChoice | None = None
-    """Which prompts; default: train to rate, test (seen and unseen) to compare."""
+    """Which prompts to use; default: train for rating, test (seen and unseen) for comparing."""
     model: str = "base"
-    """To rate: whose images."""
+    """Rating: the model whose images are rated."""
     per_prompt: int = 0
-    """To rate: how many images of each prompt; 0 is all."""
+    """Rating: images per prompt; 0 = all."""
     left: str = "base"
-    """To compare: one model. Who stands left is drawn anew for each vote, and stored."""
+    """Comparing: one model. Which model is on the left is random for each vote, and stored."""
     right: str = ""
-    """To compare: the other model, such as runs/align-rwr."""
+    """Comparing: the other model, such as runs/align-rwr."""
     set_size: int = 4
-    """To compare: images of each model in a set; the paper shows 4."""
+    """Comparing: images of each model in a set; the paper shows 4."""
     split_tie: bool = False
-    """People, to compare: offer "both good" and "both bad" in place of a tie; ties they remain."""
+    """People, comparing: offer "both good" and "both bad" instead of one tie; both still count as
+    ties."""
     raters: int = 1
-    """How many simulated raters there are; the paper has 2 to rate and 9 to compare."""
+    """Number of simulated raters; the paper has 2 for rating and 9 for comparing."""
     careless: int = 0
-    """How many of the simulated raters, the last ones, press keys without looking."""
+    """How many of the simulated raters press keys without looking (the last ones)."""
     overlap: int = 1
-    """How many raters judge the same image or pair of sets; the paper has 1 and 9."""
+    """How many raters vote on the same image or pair of sets; 1 and 9 in the paper."""
     seed: int = 0
-    """Seed of who judges what in which order, and of the simulated raters' characters."""
+    """Seed for who votes on what in which order, and for the simulated raters' characters."""
     images_per_page: int = 1
-    """People, to rate: images of one prompt on a page, 1 to 4; the paper shows 3."""
+    """People, rating: images of one prompt per page, 1 to 4; the paper shows 3."""
     shared_overlap: int = 0
-    """People, to rate: overlap of a random tenth of the pages, to measure agreement; 0 is none."""
+    """People, rating: overlap for a random tenth of the pages, to measure agreement; 0 = off."""
     gold: str = ""
-    """People, to rate: JSON lines with sample_id and the known value, shown to everyone."""
+    """People, rating: JSON lines file with sample_id and the known value, shown to everyone."""
     gold_share: float = 0.05
     """People: share of gold pages, whose right vote is known, hidden among the others."""
     attention_share: float | None = None
-    """People: share of hidden attention checks; default 0.1, or 0 without sign-in."""
+    """People: share of hidden attention checks; default: 0.1, or 0 without sign-in."""
     db: str = ""
-    """People: database, such as postgresql+psycopg://USER@HOST/NAME; the study keeps it."""
+    """People: database, such as postgresql+psycopg://USER@HOST/NAME; remembered by the study."""
     workers: int = 1
     """People: server processes; more than one needs PostgreSQL."""
     host: str = "127.0.0.1"
-    """People: address to listen on; any but this machine's own needs raters who sign in."""
+    """People: address to listen on; addresses that other machines can reach need raters who sign
+    in."""
     port: int = 8321
     """People: port to listen on."""
     root_path: str = ""
-    """People: path under which a proxy serves the app, such as /sayso, if it leaves it on."""
+    """People: path under which a proxy serves the app, such as /sayso, if the proxy does not strip
+    it."""
     browser: bool = True
-    """People: open the page in the browser, where nobody has to sign in."""
+    """People: open the page in the browser if nobody has to sign in."""
 
 
 def rate(study: Study, config: RateConfig) -> int:
@@ -146,44 +151,42 @@ def _check(config: RateConfig) -> None:
     most = config.raters if config.simulated else config.overlap
     if config.raters < 1 or not 1 <= config.overlap <= most:
         raise UserError(
-            f"overlap {config.overlap} with {config.raters} raters is not possible; "
-            "give at least 1 rater and an overlap from 1 to the number of raters"
+            f"overlap {config.overlap} with {config.raters} raters is not allowed; give at least "
+            "1 rater and an overlap from 1 to the number of raters"
         )
     if not 0 <= config.careless <= config.raters:
         raise UserError(
-            f"careless {config.careless} of {config.raters} raters is not possible; give 0 to "
+            f"careless {config.careless} of {config.raters} raters is not allowed; give 0 to "
             f"{config.raters}"
         )
     if config.through_app and not config.simulated:
-        raise UserError("--through-app is for simulated raters; add --simulated, or leave it out")
+        raise UserError("--through-app is for simulated raters; add --simulated, or omit it")
     if config.per_prompt < 0 or config.set_size < 1:
         raise UserError(
-            f"per_prompt {config.per_prompt} and set_size {config.set_size} are not possible; "
-            "give per_prompt 0 (all) or more and set_size 1 or more"
+            f"per_prompt {config.per_prompt} and set_size {config.set_size} are not allowed; give "
+            "per_prompt 0 (all) or more and set_size 1 or more"
         )
     if config.task == "compare" and not config.right:
         raise UserError("--task compare needs two models; give the other one with --right")
     if config.task == "compare" and config.left == config.right:
         raise UserError(f"--left and --right are both {config.left!r}; give two models")
     if config.split_tie and (config.task != "compare" or config.simulated):
-        raise UserError(
-            "--split-tie is for people who compare; add --task compare, or leave it out"
-        )
+        raise UserError("--split-tie is for comparisons by people; add --task compare, or omit it")
     _check_people(config)
 
 
 def _check_people(config: RateConfig) -> None:
     if config.shared_overlap < 0:
-        raise UserError(f"shared_overlap {config.shared_overlap} is not possible; give 0 or more")
+        raise UserError(f"shared_overlap {config.shared_overlap} is not allowed; give 0 or more")
     if not 1 <= config.images_per_page <= 4:
-        raise UserError(f"images_per_page {config.images_per_page} is not possible; give 1 to 4")
+        raise UserError(f"images_per_page {config.images_per_page} is not allowed; give 1 to 4")
     shares = (config.gold_share, config.attention_share or 0.0)
     if min(shares) < 0 or sum(shares) > 0.5:
         raise UserError(
-            f"gold_share {shares[0]} and attention_share {shares[1]} are not possible; give shares "
+            f"gold_share {shares[0]} and attention_share {shares[1]} are not allowed; give shares "
             "from 0 that make at most 0.5 together"
         )
     if not 1 <= config.port <= 65535:
-        raise UserError(f"port {config.port} is not possible; give 1 to 65535")
+        raise UserError(f"port {config.port} is not allowed; give 1 to 65535")
     if config.gold and config.task == "compare":
-        raise UserError("--gold holds votes on single images; leave it out to compare")
+        raise UserError("--gold holds votes on single images; omit it when comparing")

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RatersConfig:
-    """Add raters and print their sign-in links, list them, make new links, switch off or on.
+    """Add raters and print their sign-in links, list them, make new links, disable, enable, exclude
+    or include them.
 
-    The votes of raters who are excluded are kept and do not count until they are included again.
+    Votes of excluded raters are kept, and do not count until the raters are included again.
     """
 
     action: Annotated[
@@ -24,11 +25,12 @@ class RatersConfig:
     ] = "list"
     """What to do."""
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Of the raters; names of programs contain "simulated"."""
+    """Names of raters; names of programs contain "simulated"."""
     role: Literal["rater", "reviewer", "admin"] = "rater"
-    """Reviewers decide where raters disagree; admins see and change everything."""
+    """Role of added raters: reviewers decide where raters disagree; admins see and change
+    everything."""
     address: str = "http://127.0.0.1:8321"
-    """How raters reach the server; it begins the link."""
+    """Address at which raters reach the server; the links begin with it."""
 
 
 def raters(study: Study, config: RatersConfig) -> None:
@@ -39,7 +41,7 @@ def raters(study: Study, config: RatersConfig) -> None:
     if config.action == "list":
         return _list(study)
     if not config.names:
-        raise UserError(f"sayso raters STUDY {config.action} NAME needs a name, or several")
+        raise UserError(f"sayso raters STUDY {config.action} NAME needs at least one name")
     with study.feedback.database.write() as db:
         for name in config.names:
             secret = _change(db, config, name)

@@ -10,12 +10,13 @@ from sayso.study.study import Study
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What the report tells of."""
+    """What the report shows."""
 
     evaluation: str = ""
-    """The run of evaluate to tell of, such as runs/evaluate-rwr; default: the newest."""
+    """The run of evaluate to report on, such as runs/evaluate-rwr; default: the newest."""
     prompts_shown: int = 16
-    """How many test prompts are shown with their images, at most; drawn at random by the seed."""
+    """Maximum number of test prompts shown with their images, chosen at random by the study's
+    seed."""
 
 
 def report(study: Study, config: ReportConfig | None = None) -> Path:

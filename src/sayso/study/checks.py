@@ -20,8 +20,8 @@ def refuse_damaged(study: Study, samples: Iterable[Sample]) -> None:
         path = study.path / sample.path
         if path.suffix == ".png" and not _whole_png(path):
             raise UserError(
-                f"image {path} is gone or damaged; restore it, or delete it and its line in "
-                "samples.jsonl and repeat the command"
+                f"image {path} is missing or damaged; restore it, or delete it and its line in "
+                "samples.jsonl and run the command again"
             )
     for shard in {sample.latents for sample in samples if sample.latents}:
         _refuse_damaged_shard(study.path / shard)
@@ -38,8 +38,8 @@ def check_feedback(study: Study) -> None:
         if path is None or not (study.path / path).is_file():
             what = f"{study.path / path}" if path else f"sample {rating.sample_id}"
             raise UserError(
-                f"rating {rating.id} by {rating.rater} is for an image that is gone: {what}; "
-                "restore it from a backup of the study"
+                f"rating {rating.id} by {rating.rater} is for a missing image: {what}; restore it "
+                "from a backup of the study"
             )
 
 
@@ -62,5 +62,5 @@ def _refuse_damaged_shard(path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"latents {path} are missing or damaged ({error}); restore the file, or delete its "
-            "lines in samples.jsonl and repeat the command"
+            "lines in samples.jsonl and run the command again"
         ) from None

@@ -101,7 +101,8 @@ class Generations:
             unknown = sum(not s.model_identity and self.is_present(s) for s in own)
             if unknown and not model.startswith(IMPORTED) and self._evidence(model) is None:
                 found.append(
-                    f"{unknown} images of {model} do not record what drew them; taken as its own"
+                    f"{unknown} images of {model} do not record which model generated them; they "
+                    "count as its own"
                 )
         return found
 
@@ -253,7 +254,7 @@ def own_name(
         return name or default
     if name:
         raise UserError(
-            f"{run.name} was of an earlier model, reward or judge of the same name; choose another "
-            "--name"
+            f"{run.name} belongs to an earlier model, reward or judge of the same name; choose "
+            "another --name"
         )
     return f"{default}-{identity[:8]}"

@@ -43,7 +43,7 @@ def canonical_run(study: ReadableStudy, name: str) -> str:
         return f"runs/{path.name}"
     if path.expanduser().resolve().parent == (study.path / "runs").resolve():
         return f"runs/{path.resolve().name}"
-    raise UserError(f"{name} is no run of {study.path}; name one as runs/<run>")
+    raise UserError(f"{name} is not a run of {study.path}; give one as runs/<run>")
 
 
 def canonical_plugin(name: str) -> str:
@@ -132,7 +132,9 @@ def _selection_meant(study: ReadableStudy, short: str) -> str:
     if short in drawn or not found:
         return short
     if len(found) > 1:
-        raise UserError(f"{short} may mean {' or '.join(found)}; name one of them")
+        raise UserError(
+            f"{short} is ambiguous, it may mean {' or '.join(found)}; choose one of them"
+        )
     return found[0]
 
 
@@ -228,7 +230,9 @@ def model_identity(study: ReadableStudy, model: str) -> str:
         return base_identity(study)
     run = _run(study, model)
     if not run.finished or "aligner" not in run.config:
-        raise UserError(f"{run.name} is no finished align run; finish it or choose another --model")
+        raise UserError(
+            f"{run.name} is not a finished run of align; finish it or choose another --model"
+        )
     return weights_identity(study, run)
 
 
@@ -265,7 +269,7 @@ def reward_identity(study: ReadableStudy, reward: str) -> str:
         return digest([source or reward, clip_identity(study)])
     run = _run(study, reward)
     if not run.finished:
-        raise UserError(f"{run.name} is not finished; repeat the sayso fit that made it")
+        raise UserError(f"{run.name} is not finished; run the sayso fit that made it again")
     return fitted_identity(study, run)
 
 
@@ -292,7 +296,7 @@ def _run(study: ReadableStudy, name: str) -> Run:
 
 def _weights(run: Run) -> str:
     if not run.weights.is_dir():
-        raise NotHereError(f"{run.weights} is not there; restore it, or make the run anew")
+        raise NotHereError(f"{run.weights} is missing; restore it, or make the run again")
     return weights_digest(run.weights)
 
 

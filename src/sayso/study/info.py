@@ -26,7 +26,11 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class StudyInfo:
-    """What study.json holds. Models are a world's name, a folder, or a hub id."""
+    """What study.json holds. Models are a world's name, a folder, or a hub id.
+
+    `pretraining` may be files too; the fields that begin so say which of its columns, rows and
+    split are meant, as `sayso new` explains.
+    """
 
     name: str
     seed: int = 0
@@ -36,6 +40,10 @@ class StudyInfo:
     sampler: Sampler = field(default_factory=Sampler)
     feedback_url: str = ""
     held_out: HeldOut = HELD_OUT_BEFORE
+    pretraining_image: str = ""
+    pretraining_caption: str = ""
+    pretraining_filter: str = ""
+    pretraining_split: str = ""
     format: int = FORMAT
 
 
@@ -45,7 +53,8 @@ def parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
         raise UserError(f"{path / 'study.json'} has no format number; restore it")
     if version > FORMAT:
         raise UserError(
-            f"{path} has study format {version}, this sayso reads up to {FORMAT}; upgrade sayso"
+            f"{path} has study format {version}, but this sayso only reads up to {FORMAT}; "
+            "upgrade sayso"
         )
     where = path / "study.json"
     sampler = sampler_from_row(row.get("sampler", {}), f"sampler in {where}")

@@ -24,8 +24,8 @@ def refuse_changed(
     before, earlier = _sources(run), earlier or {}
     if changed := [n for n in before if before[n] not in (now.get(n), earlier.get(n))]:
         raise UserError(
-            f"{run.name} learns from what has changed since it was begun: {', '.join(changed)}; "
-            "restore it, or choose another --name"
+            f"inputs of {run.name} have changed since it began: {', '.join(changed)}; restore "
+            "them, or choose another --name"
         )
 
 
@@ -38,9 +38,9 @@ def refuse_edited(run: Run, kind: Kind, plugin: str) -> None:
     before, now = _sources(run).get(f"{kind} {plugin}"), plugin_digest(kind, plugin)
     if before is not None and before != now:
         raise UserError(
-            f"{run.name} was made with {plugin} as it was then (SHA-256 {before[:8]}…), and the "
-            f"file has changed since (now {now[:8]}…); restore it, or repeat the sayso command "
-            "that made the run under another --name"
+            f"{run.name} was made with another version of {plugin} (SHA-256 {before[:8]}…, now "
+            f"{now[:8]}…); restore the file, or run the sayso command that made the run again "
+            "under another --name"
         )
 
 
@@ -103,8 +103,8 @@ def samples_by_id(study: Study, ids: Iterable[str], run: str) -> list[Sample]:
     for sample_id in ids:
         if sample_id not in there:
             raise UserError(
-                f"sample {sample_id}, which {run} learns from, is gone from samples.jsonl; restore "
-                "the file, or choose another --name"
+                f"sample {sample_id}, which {run} learns from, is missing from samples.jsonl; "
+                "restore the file, or choose another --name"
             )
         found.append(there[sample_id])
     return found

@@ -62,7 +62,7 @@ class Run:
     def result(self) -> JsonObject:
         """The final numbers. Raises: UserError: if the run is not finished."""
         if not self.finished:
-            raise UserError(f"{self.path} is not finished; repeat the command that made it")
+            raise UserError(f"{self.path} is not finished; run the command that made it again")
         return files.read_json(self.path / "result.json")
 
     def refuse_damaged(self) -> None:
@@ -74,8 +74,8 @@ class Run:
             path = self.path / name
             if not path.is_file() or files.fingerprint(path) != written:
                 raise UserError(
-                    f"{self.name} is finished, but its {name} is gone or damaged; restore it, or "
-                    f"delete {self.path} and repeat the command"
+                    f"{self.name} is finished, but its {name} is missing or damaged; restore it, "
+                    f"or delete {self.path} and run the command again"
                 )
 
     def _made(self) -> list[str]:
@@ -143,8 +143,8 @@ class Run:
         changed = [k for k in ROUNDING if k in before and k in facts and before[k] != facts[k]]
         if changed:
             console.print(
-                f"{self.name} goes on on other terms than it began with ({', '.join(changed)}); "
-                "the last bits may differ"
+                f"{self.name} resumes under other conditions than it began with "
+                f"({', '.join(changed)}); the last bits may differ"
             )
         files.write_json(path, {**before, **facts})
 
@@ -223,8 +223,7 @@ def _refuse_half_written(run: Run) -> None:
     there = {path.name for path in run.path.iterdir()} - {LOCK, "env.json", "inputs.json"}
     if there and "config.json" not in there:
         raise UserError(
-            f"{run.path} is half written (it has no config.json); delete it or choose another "
-            "--name"
+            f"{run.path} is incomplete (it has no config.json); delete it or choose another --name"
         )
 
 
@@ -238,8 +237,7 @@ def _reopen(run: Run, asked: Asked, seed: int, inputs: Mapping[str, Any] | None)
         run.freeze(inputs)
         if run.has_checkpoints:
             console.print(
-                f"{run.name} was begun without a record of what it learns from; it goes on with "
-                "what is there now"
+                f"{run.name} has no record of its inputs; it resumes with the current ones"
             )
     if now != old:
         files.write_json(run.path / "config.json", now)
@@ -251,7 +249,7 @@ def _mend_environment(run: Run, seed: int) -> None:
     try:
         files.read_json(path)
     except UserError as error:
-        console.print(f"{error}; it is written anew", soft_wrap=True)
+        console.print(f"{error}; it is rewritten", soft_wrap=True)
         files.write_json(path, environment(seed))
 
 

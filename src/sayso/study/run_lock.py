@@ -25,8 +25,8 @@ def lock(folder: Path) -> FileLock:
         found.acquire()
     except Timeout:
         raise UserError(
-            f"runs/{folder.name} is being worked on by {_holder(path)}; wait until it has ended, "
-            "or choose another --name"
+            f"runs/{folder.name} is in use by {_holder(path)}; wait until it ends, or choose "
+            "another --name"
         ) from None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return found

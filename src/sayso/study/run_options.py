@@ -76,14 +76,14 @@ def continued(name: str, old: JsonObject, asked: Asked, *, finished: bool) -> Js
     ]
     if changed:
         raise UserError(
-            f"{name} exists with another config ({'; '.join(changed)}); "
-            "choose another --name, or repeat the old options"
+            f"{name} exists with other options ({'; '.join(changed)}); choose another --name, or "
+            "use the old options"
         )
     if (gone := sorted(before.keys() - now.keys())) and not finished:
         raise UserError(
-            f"{name} was begun with options that this version does not have "
+            f"{name} was started with options that this version does not have "
             f"({', '.join(f'{key} {before[key]!r}' for key in gone)}); finish it with the version "
-            "that env.json names, or choose another --name"
+            "named in its env.json, or choose another --name"
         )
     _refuse_other_length(name, before, now, asked, finished=finished)
     return asked.options
@@ -124,11 +124,11 @@ def _refuse_other_length(
         flag = f"--{key.replace('_', '-')}"
         if new < old:
             raise UserError(
-                f"{name} was begun with {flag} {old}, and {new} are fewer; repeat {flag} {old}, "
-                "or choose another --name"
+                f"{name} was started with {flag} {old}, and {new} is less; give {flag} {old}, or "
+                "choose another --name"
             )
         if finished:
             raise UserError(
-                f"{name} is finished with {flag} {old} and its checkpoints are gone; to train on, "
-                f"start from it: give --model {name} and another --name"
+                f"{name} is finished with {flag} {old} and has no checkpoints any more; to train "
+                f"further, start from it: give --model {name} and another --name"
             )

@@ -187,7 +187,7 @@ class Study:
             yield path
         except FileNotFoundError:
             raise UserError(
-                f"image {path} is gone; restore it, or delete its line in samples.jsonl and "
+                f"image {path} is missing; restore it, or delete its line in samples.jsonl and "
                 "generate again"
             ) from None
         except (OSError, SyntaxError, ValueError) as error:
@@ -234,8 +234,8 @@ class Study:
         store = Feedback(url)
         if self.feedback.ratings(excluded=True) or self.feedback.comparisons(excluded=True):
             raise UserError(
-                f"{self.path} has votes in {self.feedback.database.name}; votes stay in one "
-                "database: leave --db out, or begin with a copy of the study without votes"
+                f"{self.path} has votes in {self.feedback.database.name}; the votes of a study "
+                "stay in one database: omit --db, or start with a copy of the study without votes"
             )
         self.info = replace(self.info, feedback_url=url)
         files.write_json(self.path / "study.json", asdict(self.info))

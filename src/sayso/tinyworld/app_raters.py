@@ -83,8 +83,8 @@ def _refuse_unfinished(site: Site) -> None:
     left = task["wanted"] - task["votes"]
     if left:
         raise UserError(
-            f"{left} votes are missing still, on pages that raters of an earlier run hold or gave "
-            "back as broken; repeat the command in ten minutes"
+            f"{left} votes are still missing, on pages that raters of an earlier run hold or "
+            "returned as broken; run the command again in ten minutes"
         )
 
 
@@ -281,4 +281,4 @@ def _message(content: bytes) -> str:
     try:
         return json.loads(content)["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        return "the rating app cannot go on"
+        return "the rating app cannot continue"

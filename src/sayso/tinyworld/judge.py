@@ -18,10 +18,10 @@ from sayso.base.types import Prompt
 from sayso.base.weights import put, read_tensors
 from sayso.tinyworld import paths
 from sayso.tinyworld.judge_network import CELL_PX, JudgeNetwork, Maps
-from sayso.tinyworld.reading import THRESHOLD, Detection, Reading, Verdict, is_true, verdict
+from sayso.tinyworld.reading import THRESHOLD, Detection, Reading, Verdict, verdict
 from sayso.tinyworld.scenes import BACKGROUNDS, COLOURS, OBJECTS
 
-__all__ = ["Detection", "Judge", "Reading", "Verdict", "is_true", "verdict"]
+__all__ = ["Detection", "Judge", "Reading", "Verdict", "verdict"]
 
 WEIGHTS = "judge.safetensors"
 _BATCH = 128
@@ -64,7 +64,7 @@ class Judge:
         Raises: ValueError: if the numbers differ or a prompt names no object.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} pictures but {len(prompts)} prompts")
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
         slots = [prompt.slots if isinstance(prompt, Prompt) else prompt for prompt in prompts]
         return [verdict(*pair) for pair in zip(self.read(images), slots, strict=True)]
 
@@ -78,11 +78,6 @@ class Judge:
         if images.shape[-2:] != (64, 64):
             images = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
         return [self.network(part.to(device).float()) for part in images.split(_BATCH)]
-
-
-def judge_features(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 128"]:
-    """Features of the shipped judge: independent of the CLIP under the reward."""
-    return Judge.load().features(images)
 
 
 def as_images(pictures: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:

@@ -99,7 +99,7 @@ def main() -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    table = Table(title=f"The judge on {config.n} pictures never used in training")
+    table = Table(title=f"The judge on {config.n} images never used in training")
     for column in ("pictures", *ATTRIBUTES, "needed"):
         table.add_column(column)
     for kind, row in shares.items():

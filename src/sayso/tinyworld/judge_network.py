@@ -11,7 +11,6 @@ from sayso.tinyworld.scenes import BACKGROUNDS, COLOURS, OBJECTS
 
 GRID = 16
 CELL_PX = 4
-FEATURES = 128
 _FINE, _CELL, _WIDE = 24, 48, 80  # channels at 32×32, 16×16 and 8×8
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from sayso.base.hashes import file_digest
 from sayso.base.types import digest
-from sayso.data.pretraining_images import Part, PretrainingSet
+from sayso.data.pretraining_images import Part, PretrainingSet, Ranges
 from sayso.tinyworld.defaults import CAPTION_NOISE
 from sayso.tinyworld.render import render
 from sayso.tinyworld.scenes import Scene, noisy_caption, random_scene
@@ -53,8 +54,8 @@ class Scenes(PretrainingSet):
     def _captions(self, part: Part, n: int) -> list[str]:
         return [self._caption(part, i)[0] for i in range(n)]
 
-    def _images(self, part: Part, start: int, stop: int) -> Iterator[Image.Image]:
-        for i in range(start, stop):
+    def _images(self, part: Part, ranges: Ranges, workers: int) -> Iterator[Image.Image]:  # noqa: ARG002 - they are drawn here
+        for i in chain.from_iterable(range(*pair) for pair in ranges):
             _, scene, rng = self._caption(part, i)
             yield Image.fromarray(render(scene, rng, self.image_size_px))
 

@@ -76,7 +76,7 @@ class SimulatedRater:
         Raises: ValueError: if a set is empty.
         """
         if not left or not right:
-            raise ValueError("a comparison needs at least one picture on each side")
+            raise ValueError("a comparison needs at least one image on each side")
         if self.same_key is not None:
             return "left" if rng.random() < self.same_key else "right"
         if question == "alignment":
@@ -121,7 +121,7 @@ def make_raters(n: int, seed: int, careless: int = 0) -> list[SimulatedRater]:
         Methods 17, for the two kinds.
     """
     if n < 1:
-        raise ValueError(f"{n} raters asked for; at least 1 is needed")
+        raise ValueError(f"{n} raters requested; at least 1 is needed")
     if not 0 <= careless <= n:
         raise ValueError(f"{careless} of {n} raters cannot be careless")
     names = [f"simulated-{k}" for k in range(1, n + 1)]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from sayso.base.errors import UserError, quoted
+from sayso.base.errors import UserError
 from sayso.base.progress import progress
 from sayso.base.types import QUESTIONS, Comparison, Prompt, Question, Rating, Sample, digest
 from sayso.study.info import PromptChoice
+from sayso.study.rated_images import images_to_rate, sets_to_compare
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class _Pair:
     """One question of a comparison before its raters: two sets of images of a prompt."""
 
     prompt: Prompt
-    sides: tuple[list[Sample], list[Sample]]
+    sides: tuple[tuple[Sample, ...], tuple[Sample, ...]]
     models: tuple[str, str]
     question: Question
 
@@ -155,24 +156,9 @@ def _rate(study: Study, config: "RaterOptions", crew: Crew) -> int:
 
 
 def _images(study: Study, config: "RaterOptions") -> list[tuple[Sample, Prompt]]:
-    prompts = _prompts(study, config.prompts or "train")
-    by_prompt = _by_prompt(study, config.model)
-    limit = config.per_prompt or None
-    found = [(s, p) for p in prompts for s in by_prompt.get(p.id, [])[:limit]]
-    if not found:
-        raise UserError(
-            f"there are no images of model {config.model!r} for {config.prompts or 'train'} "
-            f"prompts; draw some with: sayso generate {quoted(study.path)} "
-            f"--model {quoted(config.model)}"
-        )
-    return found
-
-
-def _by_prompt(study: Study, model: str) -> dict[str, list[Sample]]:
-    found: dict[str, list[Sample]] = {}
-    for sample in study.samples(model):
-        found.setdefault(sample.prompt_id, []).append(sample)
-    return found
+    which = config.prompts or "train"
+    rated = images_to_rate(study, config.model, _prompts(study, which), which, config.per_prompt)
+    return [(sample, prompt) for prompt, samples in rated for sample in samples]
 
 
 def _prompts(study: Study, which: PromptChoice) -> list[Prompt]:
@@ -182,8 +168,8 @@ def _prompts(study: Study, which: PromptChoice) -> list[Prompt]:
     for prompt in prompts:
         if prompt.slots.get("object") not in OBJECTS:
             raise UserError(
-                f"simulated raters cannot judge {prompt.text!r}; they know only prompts of the "
-                "set tinyworld: choose --prompts train, seen, unseen or test of such a study"
+                f"simulated raters cannot rate {prompt.text!r}; they know only prompts of the set "
+                "tinyworld: choose --prompts train, seen, unseen or test of such a study"
             )
     return prompts
 
@@ -275,23 +261,6 @@ def _item(pair: _Pair) -> str:
 
 
 def _pairs(study: Study, config: "RaterOptions") -> list[_Pair]:
-    prompts = _prompts(study, config.prompts or "test")
-    if not prompts:
-        raise UserError(f"{study.path} has no {config.prompts or 'test'} prompts to compare on")
-    models = (config.left, config.right)
-    left, right = (_by_prompt(study, model) for model in models)
-    found: list[_Pair] = []
-    for prompt in prompts:
-        sides = tuple(side.get(prompt.id, [])[: config.set_size] for side in (left, right))
-        for model, side in zip(models, sides, strict=True):
-            _refuse_too_few(study, prompt, model, len(side), config.set_size)
-        found += [_Pair(prompt, (sides[0], sides[1]), models, q) for q in QUESTIONS]
-    return found
-
-
-def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: int) -> None:
-    if have < need:
-        raise UserError(
-            f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
-            f"with: sayso generate {quoted(study.path)} --model {quoted(model)} --per-prompt {need}"
-        )
+    which, models = config.prompts or "test", (config.left, config.right)
+    sets = sets_to_compare(study, models, _prompts(study, which), which, config.set_size)
+    return [_Pair(prompt, sides, models, q) for prompt, sides in sets for q in QUESTIONS]

@@ -65,24 +65,17 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
-def is_true(reading: Reading, slots: Mapping[str, str | int]) -> bool:
-    """Say whether a picture shows what the slots ask for.
+def verdict(reading: Reading, slots: Mapping[str, str | int]) -> Verdict:
+    """Judge one picture against one prompt.
 
-    True if something is found, every object found is the one asked for (in the colour asked
-    for), their number is the count and the background the background, where asked.
+    True if something is found, every object found is the one asked for (in the colour asked for),
+    their number is the count and the background the background, where asked. A true prompt is as
+    certain as its least certain part; a false one as its most certain fault.
 
     Args:
         reading: what the judge saw.
         slots: "object" always; "count", "colour", "background" where the prompt names them.
     Raises: ValueError: if the slots name no object.
-    """
-    return all(right for right, _ in _findings(reading, slots))
-
-
-def verdict(reading: Reading, slots: Mapping[str, str | int]) -> Verdict:
-    """Judge one picture against one prompt.
-
-    A true prompt is as certain as its least certain part; a false one as its most certain fault.
     """
     findings = _findings(reading, slots)
     faults = [certainty for right, certainty in findings if not right]

@@ -183,8 +183,8 @@ def load_latest(run: Run, contents: Contents) -> JsonObject | None:
             return state
     if folders:
         raise UserError(
-            f"no checkpoint of {run.name} can be read; restore one, or delete {run.checkpoints} to "
-            "begin at step 0"
+            f"no checkpoint of {run.name} can be read; restore one, or delete {run.checkpoints} "
+            "to start from step 0"
         )
     return None
 
@@ -195,7 +195,7 @@ def _checked(folder: Path) -> JsonObject:
         state = files.read_json(folder / "state.json")
         for name, written in state.get("sha256", {}).items():
             if files.sha256(folder / name) != written:
-                raise ValueError(f"{name} is not what was written")
+                raise ValueError(f"{name} differs from what was written")
         return {**state, "step": int(state["step"])}
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0]
@@ -214,8 +214,8 @@ def _put(folder: Path, contents: Contents) -> None:
     except (KeyError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"checkpoint {folder} is of another network ({reason}); restore the model that the run "
-            "began with, or choose another --name"
+            f"checkpoint {folder} belongs to another network ({reason}); restore the model that "
+            "the run began with, or choose another --name"
         ) from None
 
 

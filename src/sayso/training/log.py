@@ -114,9 +114,10 @@ class Log:
         precision = self.accelerator.mixed_precision
         if precision == "no":
             return (
-                "the model or the aligner's options are at fault: restore or change them, and go on"
+                "the cause is the model or the aligner's options: restore or change them, and "
+                "run again"
             )
-        return f"{precision} does not suffice: try --mixed-precision no"
+        return f"{precision} is not precise enough: try --mixed-precision no"
 
     def flush(self) -> None:
         """Write the lines so far."""

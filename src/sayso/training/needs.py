@@ -9,9 +9,16 @@ from sayso.study.study import Study
 from sayso.training.options import TrainOptions
 
 
-def check_options(options: TrainOptions, aligner: Aligner) -> None:
-    """Raises: UserError: if batches of this size cannot be cut as the aligner's rows allow."""
-    options.check_unit(aligner.unit, 1, type(aligner).__name__)
+def check_options(options: TrainOptions, aligner: Aligner, processes: int) -> None:
+    """Check that batches of this size can be shared out and cut as the aligner's rows allow.
+
+    Args:
+        processes: of the launch.
+    Raises: UserError: if they cannot.
+    """
+    options.check_unit(aligner.unit, processes, type(aligner).__name__)
+    if options.sharding == "full":
+        options.check_shares(aligner.unit, processes)
     aligner.period(options.batch_size - options.n_pretraining(aligner.unit))
 
 
@@ -38,22 +45,21 @@ def check_needs(
         _check_labels(study, model, name, labels)
     if "pairs" in needs and not pairs:
         raise UserError(
-            f"aligner {name} needs preferences, and no prompt has an image rated good beside one "
-            "rated bad, nor two that were compared; rate more images: sayso rate "
-            f"{quoted(study.path)}"
+            f"aligner {name} needs preferences, but no prompt has both a good and a bad image, or "
+            f"two images that were compared; rate more images: sayso rate {quoted(study.path)}"
         )
     if "reward" in needs and reward.startswith("runs/"):
         _ = study.find_run(reward).result
     if "gradient" in needs and not is_differentiable(study, reward):
         raise UserError(
-            f"aligner {name} needs the gradient of the reward, and {reward} has none; "
-            "choose another --reward, such as a run of fit"
+            f"aligner {name} needs the gradient of the reward, but {reward} has none; choose "
+            "another --reward, such as a run of fit"
         )
     if "rollouts" in needs and not study.prompts("train"):
-        raise UserError(f"aligner {name} draws images, and there are no train prompts to draw for")
+        raise UserError(f"aligner {name} generates images, but there are no train prompts")
     if (options.uses_pretraining or "pretraining" in needs) and not study.info.pretraining:
         raise UserError(
-            f"aligner {name} needs pre-training images and the study names none; give "
+            f"aligner {name} needs pre-training images, but the study has none; give "
             "--pretraining-weight 0, or make the study with --pretraining FOLDER"
         )
 
@@ -65,6 +71,6 @@ def _check_labels(study: Study, model: str, name: str, labels: Sequence[float]) 
     }.items():
         if not count:
             raise UserError(
-                f"aligner {name} needs ratings of both kinds, and no image of {model!r} is "
-                f"rated {word}; rate more images: sayso rate {quoted(study.path)}"
+                f"aligner {name} needs ratings of both kinds, but no image of {model!r} is rated "
+                f"{word}; rate more images: sayso rate {quoted(study.path)}"
             )

@@ -13,54 +13,60 @@ Options = TypeVar("Options", bound="TrainOptions")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How long, how fast and in what portions to train."""
+    """How long, how fast and in which chunks to train."""
 
-    portions: ClassVar = frozenset({"micro_batch_size", "checkpoint_every", "ema_on_cpu"})
+    portions: ClassVar = frozenset(
+        {"micro_batch_size", "checkpoint_every", "ema_on_cpu", "sharding"}
+    )
     may_grow: ClassVar = frozenset({"max_steps"})
 
     max_steps: int = 1000
-    """Updates in all; the paper made 10,000."""
+    """Number of updates; 10,000 in the paper."""
     batch_size: int = 64
-    """Rows per update, over all processes; the paper's 512."""
+    """Rows per update, over all processes; 512 in the paper."""
     micro_batch_size: int = 0
-    """Rows computed at once on one device, to save memory; 0 = a process's whole share."""
+    """Rows computed at once on one device, to save memory; 0 = all rows of a process."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; default: the aligner's, or 5e-4. The paper gives none; 1e-5
-    suits Stable Diffusion 1.5."""
+    """Peak learning rate of AdamW; default: the aligner's, or 5e-4. The paper does not give it;
+    1e-5 suits Stable Diffusion 1.5."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises from 0."""
     decay_fraction: float = 0.33
-    """Last part of the training, in which the learning rate falls to 0; 0 = constant."""
+    """Fraction of the steps, at the end, over which the learning rate falls to 0; 0 = constant."""
     ema_decay: float = 0.99
-    """Decay of the moving average of the weights, which is the result; 0 = the last weights,
-    and no average is kept."""
+    """Decay of the moving average of the weights, which is the result; 0 = no average, the last
+    weights are the result."""
     ema_on_cpu: bool = False
-    """Keep that average in the machine's memory in place of the device's."""
+    """Keep the moving average in main memory instead of on the device."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit keeps AdamW's two moments in 8 bits, a quarter of the memory; the weights stay in
-    fp32. It needs the extra sayso[quantised], and pays if the whole network is trained."""
+    """adamw8bit keeps AdamW's moments in 8 bits, a quarter of the memory; the weights stay fp32. It
+    needs the extra sayso[quantised], and helps most if the whole network is trained."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay. It pulls weights to 0, whatever the rewards say, so it is
-    off here (1e-2 is usual): with all rewards 0 the weights do not change."""
+    """Decoupled weight decay of AdamW. It pulls weights to 0 whatever the rewards are, so it is off
+    by default (1e-2 is usual): if all rewards are 0, the weights do not change."""
     max_grad_norm: float = 1.0
-    """Longest gradient; longer ones are scaled down to it. 0 = no limit."""
+    """Maximum norm of the gradient; longer gradients are scaled down to it. 0 = no limit."""
     pretraining_weight: float | None = None
-    """Weight of the ordinary denoising loss on pre-training images, beside any aligner's own; the
-    paper's beta, which it does not give. Default: 0.15 for rwr, 0 for the others."""
+    """Weight of the denoising loss on pre-training images, for any aligner; the paper's beta, whose
+    value it does not give. Default: 0.15 for rwr, 0 for the others."""
     pretraining_fraction: float = 0.125
-    """Share of a batch that is pre-training images, if they have weight; the paper's is 0.5."""
+    """Share of pre-training images in a batch, if their weight is not 0; 0.5 in the paper."""
     kl_weight: float = 0.0
     """Weight of the mean squared difference between the predictions of the model and of its frozen
-    start: keeps it near. 0 = off; 1e-4 to 1e-2 are usual."""
+    start, which keeps the model near it. 0 = off; 1e-4 to 1e-2 are usual."""
     norm_guard: float = 0.0
-    """Weight of a hinge on predictions that are larger than those of the frozen start, whose images
-    come out over-saturated and over-sharp. 0 = off."""
+    """Weight of a hinge loss on predictions larger than those of the frozen start, which lead to
+    over-saturated and over-sharp images. 0 = off."""
     timestep_sampling: Literal["auto", TimestepSampling] = "auto"
-    """Times at which training predicts: uniform, logit_normal, or grid, those of the study's
-    sampler. auto = the family's: uniform for Stable Diffusion 1, 2 and XL, logit_normal for 3, grid
-    for the others. Flow models shift the first two as they do for drawing."""
+    """Times to train at: uniform, logit_normal, or grid (those of the study's sampler). auto = the
+    family's: uniform for Stable Diffusion 1, 2 and XL, logit_normal for 3, grid for the others.
+    Flow models shift the first two as they do for sampling."""
     gradient_checkpointing: bool = False
-    """Compute parts of the network twice in place of keeping them: less memory, a third slower."""
+    """Recompute parts of the network instead of storing them: less memory, a third slower."""
+    sharding: Literal["auto", "none", "full"] = "auto"
+    """How several processes hold the network: none = a full copy each (DDP); full = a shard each
+    of the weights, gradients and moments (FSDP2), which takes less memory and more communication;
+    auto = full if a full copy would not fit on a device."""
     compile: bool = False
     """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
     checkpoint_every: int = 100
@@ -95,6 +101,8 @@ class TrainOptions:
             raise UserError(f"optimizer {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
         if self.optimizer == "adamw8bit":
             need("quantised", "align --optimizer adamw8bit")
+        if self.sharding not in SHARDING:
+            raise UserError(f"sharding {self.sharding!r}; choose {', '.join(SHARDING)}")
         self.micro_batch(processes=1)
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
@@ -125,8 +133,8 @@ class TrainOptions:
         n += (self.batch_size - n) % unit
         if n >= self.batch_size:
             raise UserError(
-                f"pretraining_fraction {self.pretraining_fraction} leaves no other row in a batch "
-                f"of {self.batch_size}; give a smaller fraction or a larger batch_size"
+                f"pretraining_fraction {self.pretraining_fraction} leaves no room for other rows "
+                f"in a batch of {self.batch_size}; give a smaller fraction or a larger batch_size"
             )
         return n
 
@@ -142,13 +150,28 @@ class TrainOptions:
             near = max(whole, self.batch_size // whole * whole)
             raise UserError(
                 f"aligner {aligner} keeps {unit} rows together, and batch_size {self.batch_size} "
-                f"is no multiple of {processes} processes × {unit}; give --batch-size {near} or "
-                f"{near + whole}"
+                f"is not a multiple of {processes} processes × {unit}; give --batch-size {near} "
+                f"or {near + whole}"
             )
         raise UserError(
-            f"aligner {aligner} keeps {unit} rows together, and micro_batch_size {micro} is no "
+            f"aligner {aligner} keeps {unit} rows together, and micro_batch_size {micro} is not a "
             f"multiple of {unit}; give --micro-batch-size {' or '.join(map(str, fitting[-3:]))}"
         )
+
+    def check_shares(self, unit: int, processes: int) -> None:
+        """Check that with shards each process has as many rows of each kind as every other.
+
+        Where one asks a network for a prediction all must, for each gives its shard.
+
+        Raises: UserError: if not.
+        """
+        n, whole = self.n_pretraining(unit), unit * processes
+        if (self.batch_size - n) % whole:
+            raise UserError(
+                f"with sharding full each of {processes} processes needs as many pre-training rows "
+                f"as the others, and batch_size {self.batch_size} has {n}; give a "
+                f"--pretraining-fraction that makes them a multiple of {whole}, or --sharding none"
+            )
 
     def micro_batch(self, processes: int) -> int:
         """Rows a process computes at once.
@@ -159,12 +182,13 @@ class TrainOptions:
         micro = self.micro_batch_size or share
         if rest or share % micro:
             raise UserError(
-                f"batch_size {self.batch_size} is no multiple of {processes} processes × "
+                f"batch_size {self.batch_size} is not a multiple of {processes} processes × "
                 f"micro_batch_size {micro}; change one of them"
             )
         return micro
 
 
+SHARDING = ("auto", "none", "full")
 OPTIMIZERS = ("adamw", "adamw8bit")
 COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
 """What an aligner that says nothing else is trained with, where an option is None."""

@@ -91,36 +91,18 @@ def _positions(names: Sequence[str]) -> tuple[tuple[str, ...], ndarray]:
 # the statistics
 
 
-def krippendorff_alpha(counts: ndarray) -> float:
-    """Krippendorff's alpha for values without order: 1 − observed / expected disagreement.
+class Statistics(NamedTuple):
+    """For each of g groups of items: alpha, kappa, agreement [g], and rates of values [c, g].
 
-    1 is perfect agreement, 0 what chance gives, below 0 systematic disagreement. Any number of
-    raters an item; items with one vote do not count.
+    alpha: Krippendorff's, for values without order: 1 − observed / expected disagreement. 1 is
+    perfect agreement, 0 what chance gives, below 0 systematic disagreement. kappa: Fleiss',
+    (P − P_e) / (1 − P_e), P the share of pairs of votes on an item that agree; every item with two
+    votes or more counts the same, in P and in the shares that give P_e. Items with one vote do not
+    count. NaN if no item has two votes, or all votes are the same: then nothing can be said.
 
-    Args:
-        counts: how often each item got each value, [n, c], ≥ 0.
-    Returns: NaN if no item has two votes, or all votes are the same: then nothing can be said.
-    Source: Krippendorff 2011, Computing Krippendorff's alpha-reliability.
+    Source: Krippendorff 2011, Computing Krippendorff's alpha-reliability; Fleiss 1971,
+        Psychological Bulletin 76.
     """
-    return float(_unweighted(counts).alpha[0])
-
-
-def fleiss_kappa(counts: ndarray) -> float:
-    """Fleiss' kappa: (P − P_e) / (1 − P_e), P the share of pairs of votes on an item that agree.
-
-    With different numbers of raters an item, every item with two votes or more counts the same, in
-    P and in the shares that give P_e.
-
-    Args:
-        counts: how often each item got each value, [n, c], ≥ 0.
-    Returns: NaN in the cases of `krippendorff_alpha`.
-    Source: Fleiss 1971, Psychological Bulletin 76.
-    """
-    return float(_unweighted(counts).kappa[0])
-
-
-class _Numbers(NamedTuple):
-    """For each of g groups of items: alpha, kappa, agreement [g], and rates of values [c, g]."""
 
     alpha: ndarray
     kappa: ndarray
@@ -128,15 +110,9 @@ class _Numbers(NamedTuple):
     rates: ndarray
 
 
-def _unweighted(counts: ndarray) -> _Numbers:
-    sums = np.asarray(counts, dtype=float).T
-    weight = np.ones(sums.shape[1])
-    return _numbers(sums, sums, weight, weight[:, None], n_unskipped=len(sums))
-
-
-def _numbers(
+def statistics(
     sums: ndarray, squares: ndarray, weight: ndarray, groups: ndarray, n_unskipped: int
-) -> _Numbers:
+) -> Statistics:
     """The statistics of weighted votes; weights of 1 give the textbook's.
 
     Every one is a ratio of sums over items, so one product with `groups` serves all groups.
@@ -169,7 +145,7 @@ def _numbers(
         same = (pooled**2 - pooled_doubles).sum(0) / (votes**2 - pooled_doubles.sum(0))
         alpha = _beyond(agreed_votes / votes, same)
         kappa = _beyond(agreement, ((shares / n) ** 2).sum(0))
-        return _Numbers(alpha, kappa, agreement, rates / rates.sum(0))
+        return Statistics(alpha, kappa, agreement, rates / rates.sum(0))
 
 
 def _beyond(observed: ndarray, chance: ndarray) -> ndarray:
@@ -220,7 +196,7 @@ def measure(
             for w in (drawn, drawn**2)
         )
         return np.vstack(
-            _numbers(sums, squares, prompts[votes.prompt], members, n_unskipped)
+            statistics(sums, squares, prompts[votes.prompt], members, n_unskipped)
         ).ravel()
 
     intervals = bootstrap(statistic, votes.clusters, seed=seed, resamples=resamples)

@@ -145,6 +145,6 @@ def _refuse_infinite(wins: ndarray, ties: ndarray) -> None:
     for won, tied in zip(wins, ties, strict=True):
         if separated(won, tied) or (tied.any() and not won.any()):
             raise ValueError(
-                "no largest likelihood: some models never lost to the rest or were never compared "
-                "with them, or all comparisons tied; use a finite prior_sd"
+                "the likelihood has no maximum: some models never lost to the rest or were never "
+                "compared with them, or all comparisons tied; use a finite prior_sd"
             )

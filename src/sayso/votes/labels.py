@@ -4,6 +4,7 @@ numpy alone, so that the small install can use it; loaded when labels are made, 
 app, which makes none, shall start fast.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -77,8 +78,8 @@ def _majority(votes: "Votes") -> list[float]:
 def _probability(votes: "Votes") -> list[float]:
     if not (votes.counts().sum(1) > 1).any():
         raise UserError(
-            "labels dawid-skene compare raters with each other, and no image has ratings by two; "
-            "rate with an overlap of 2 or more (3 is usual), or choose labels share"
+            "labels dawid-skene compares raters with each other, but no image has ratings by "
+            "two; rate with an overlap of 2 or more (3 is usual), or choose labels share"
         )
     from sayso.votes.dawid_skene import dawid_skene
 
@@ -93,37 +94,50 @@ METHODS: Mapping[str, Callable[["Votes"], list[float]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class LabelRow:
-    """What the raters say of one image.
+class RatingCounts:
+    """What the votes on one image come to: how many raters rated it good or bad, or skipped it.
 
-    The numbers are of the raters' own ratings. `p_good` in [0, 1], None if all skipped; `agreement`
-    is the share of pairs of raters who say the same, skips apart; None with fewer than two.
+    `decided` is what a reviewer has decided on their disagreement, good or bad.
     """
 
-    sample_id: str
-    question: Question
-    n_good: int
-    n_bad: int
-    n_skip: int
-    p_good: float | None
-    agreement: float | None
-    simulated: bool
+    good: int = 0
+    bad: int = 0
+    skip: int = 0
+    decided: Value | None = None
+
+    @property
+    def value(self) -> Value:
+        """The decision, or else the majority of good and bad; "skip" if there is none."""
+        return self.decided or majority(self.good, self.bad)
+
+    @property
+    def share(self) -> float | None:
+        """1 or 0 if decided, else the share of good among good and bad; None without either."""
+        if self.decided:
+            return float(self.decided == "good")
+        n = self.good + self.bad
+        return self.good / n if n else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the pairs of raters who say the same, skips apart; None with fewer than two."""
+        return pairs_alike(self.good, self.bad)
 
 
-def label_rows(
-    ratings: Sequence[Rating], method: LabelMethod, simulated: bool, question: Question
-) -> list[LabelRow]:
-    """The labels of one kind of raters on one question as a table, by sample id."""
-    labels = soft_labels(ratings, method)
-    votes: dict[str, list[str]] = {name: [] for name in labels}
-    for rating in (r for r in ratings if counted.is_for(r, "vote")):
-        votes.setdefault(rating.sample_id, []).append(rating.value)
-    rows = []
-    for name in sorted(votes):
-        good, bad, skip = (votes[name].count(value) for value in RATING_VALUES)
-        said = (labels.get(name), pairs_alike(good, bad))
-        rows.append(LabelRow(name, question, good, bad, skip, *said, simulated))
-    return rows
+def count_ratings(ratings: Sequence[Rating]) -> dict[str, RatingCounts]:
+    """Sample id → what its ratings come to.
+
+    Args:
+        ratings: live ones on one question, oldest first.
+    """
+    votes = Counter((r.sample_id, r.value) for r in ratings if counted.is_for(r, "vote"))
+    decided = decisions(ratings)
+    return {
+        name: RatingCounts(
+            votes[name, "good"], votes[name, "bad"], votes[name, "skip"], decided.get(name)
+        )
+        for name in dict.fromkeys([*(name for name, _ in votes), *decided])
+    }
 
 
 def majority(good: int, bad: int) -> Value:

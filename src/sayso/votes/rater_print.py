@@ -85,10 +85,10 @@ def _raters(section: Mapping[str, Any]) -> Table:
 def _show_careless(result: JsonObject) -> None:
     broken = {name: rules_broken(result, name) for name in result["careless"]}
     if not broken:
-        console.print("\nNo rater is careless by the rules.")
+        console.print("\nNo rater is flagged as careless.")
         return
     named = ", ".join(f"{name} ({', '.join(rules)})" for name, rules in broken.items())
-    console.print(f"\n* careless by the rules: {escape(named)}", highlight=False)
+    console.print(f"\n* flagged as careless: {escape(named)}", highlight=False)
     for rule in RULES:
         if any(rule in rules for rules in broken.values()):
             console.print(f"  {rule}: {RULES[rule]}", highlight=False)
@@ -106,8 +106,8 @@ def _show_labels(labels: Mapping[str, Any]) -> None:
         console.print(f"Labels of several raters: {labels['skipped']}")
         return
     console.print(
-        f"Labels of {labels['images']} images with two raters or more: the majority is undecided "
-        f"on {labels['undecided_by_majority']}, Dawid–Skene says otherwise on {labels['changed']}",
+        f"Labels of {labels['images']} images with at least two raters: the majority is undecided "
+        f"on {labels['undecided_by_majority']}, Dawid–Skene differs on {labels['changed']}",
         highlight=False,
     )
     for source, methods in labels["truth"].items():

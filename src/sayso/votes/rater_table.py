@@ -28,11 +28,11 @@ LEAST_TIMED = 20
 """Timed votes before the rule on speed speaks."""
 
 _TOO_FEW = (
-    "fewer than 2 of 3 {} right, and so few that one who is right on 9 of 10 has at most once in "
-    "1,000 times"
+    "fewer than 2 of 3 {} right, so few that it happens at most once in 1,000 times to a rater "
+    "who gets 9 of 10 right"
 )
 RULES: Mapping[str, str] = {
-    "guesses": "skill, with the upper end of its 95 % interval, below half the median rater's",
+    "guesses": "upper end of the skill's 95 % interval below half the median rater's skill",
     "attention": _TOO_FEW.format("attention checks"),
     "gold": _TOO_FEW.format("items whose right vote is known"),
     "hurries": f"median time below {LEAST_SECONDS} s (over at least {LEAST_TIMED} votes)",

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/api")
 
 _WHY = {
     400: "not a request of this API", 401: "not signed in", 403: "not allowed, or a stale page",
-    404: "unknown item", 409: "stored with another body, or rated already",
+    404: "unknown item", 409: "stored with other content, or already rated",
     410: "the task is closed", 413: "too large", 415: "not JSON", 422: "not valid", 423: "paused",
     428: "a new guideline must be read", 503: "the store cannot be used now; try again",
 }  # fmt: skip
@@ -83,8 +83,8 @@ def next_pages(body: m.NextBody, site: TheSite, asker: Changing) -> m.NextReply:
             db, task, asker.person, body.have, body.n, site.clock(), site.usable
         )
         if gave_up and not pages:  # nothing is set aside: the folder may be back soon
-            log.error("many pictures of %s cannot be read", site.study.path)
-            message = "The pictures cannot be read at the moment; please tell the study's admin."
+            log.error("many images of %s cannot be read", site.study.path)
+            message = "The images cannot be read at the moment; please tell the study's admin."
             raise Refusal(503, "pictures_missing", message, retry=True)
         done = not pages and not is_anything_left(db, task, asker.person.id)
         return m.NextReply(
@@ -105,10 +105,10 @@ def votes(body: m.VoteBody, site: TheSite, asker: Changing) -> m.VoteReply:
     except VoteRefused as refused:
         raise Refusal(_STATUS[refused.code], refused.code, str(refused)) from None
     except ConflictError:
-        message = "You have rated this already elsewhere; the first vote stands."
+        message = "You have already rated this elsewhere; the first vote stands."
         raise Refusal(409, "vote_conflict", message) from None
     if stored.closed:
-        message = "This task is closed; the vote was kept all the same."
+        message = "This task is closed; the vote was kept anyway."
         raise Refusal(410, "task_closed", message, stored=True)
     return m.VoteReply(id=vote.id, progress=progress)
 
@@ -144,7 +144,7 @@ def _open_task(site: Site, db: Connection, person: Person) -> Row:
 
 def _progress(db: Connection, task: Row, person: Person, done: bool = False) -> m.Progress:
     mine = votes_so_far(db, task["id"], person.id)
-    so_far = told(mine, task["answers"], task["n_items"], task["wanted"], task["check_share"])
+    so_far = told(mine, task["all_votes"], task["n_items"], task["wanted"], task["check_share"])
     if done:
         so_far = told_at_the_end(so_far, complete=task["votes"] >= task["wanted"])
     return m.Progress(**asdict(so_far))

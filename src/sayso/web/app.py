@@ -89,7 +89,7 @@ class _Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
 
-        head = scope["method"] == "HEAD"  # answered as GET is, without the body
+        head = scope["method"] == "HEAD"  # served as GET is, without the body
 
         async def send_guarded(message: Message) -> None:
             if head and message["type"] == "http.response.body":

@@ -63,7 +63,7 @@ def task_body(site: Site, db: Connection, task: Row, person: Person) -> TaskBody
         id=public_id(site.secret, task["id"]),
         kind=task["kind"],
         questions=list(QUESTIONS_OF[task["kind"]]),
-        answers=offered(task["kind"], site.split_tie),
+        values=offered(task["kind"], site.split_tie),
         images_per_page=task["images_per_page"],
         guideline_version=guideline.version,
         guideline_html=to_html(guideline.text),

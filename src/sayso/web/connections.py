@@ -134,7 +134,7 @@ class GuardedProtocol(H11Protocol):
             self._wait(self._door.limits.body_s)
 
     def _wait(self, seconds: float) -> None:
-        self._timer = self.loop.call_later(seconds, self.end, "no whole request in time")
+        self._timer = self.loop.call_later(seconds, self.end, "no complete request in time")
 
     def _stop(self) -> None:
         if self._timer is not None:

@@ -86,7 +86,7 @@ def votes(body: m.VoteBody, task: str, site: TheSite, asker: Changing) -> m.Vote
     except VoteRefused as refused:
         raise Refusal(_STATUS[refused.code], refused.code, str(refused)) from None
     except ConflictError:
-        message = "You have decided this already elsewhere; the first decision stands."
+        message = "You have already decided this elsewhere; the first decision stands."
         raise Refusal(409, "vote_conflict", message) from None
     with site.read() as db:
         so_far = standing_of(site, db, _task(db, task), asker.person.name)

@@ -54,7 +54,7 @@ class TaskBody(BaseModel):
     id: str
     kind: Literal["rate", "compare"]
     questions: list[str]
-    answers: list[str]
+    values: list[str]
     images_per_page: int
     guideline_version: int
     guideline_html: str

@@ -125,7 +125,7 @@ def _handed(site: Site, request: Request, key: str, place: int) -> tuple[str, st
     with site.read() as db:
         found = picture_path(db, asker.person.id, key, place)
     if found is None:
-        raise Refusal(404, "unknown_item", "There is no such picture.")
+        raise Refusal(404, "unknown_item", "There is no such image.")
     return found
 
 

@@ -35,7 +35,7 @@ async def picture_response(
             found = await to_thread.run_sync(make, content, shown_px, limiter=makers)
     except BrokenPicture:
         await run_in_threadpool(_set_aside, site, item)
-        raise Refusal(404, "image_gone", "This picture is missing.") from None
+        raise Refusal(404, "image_gone", "This image is missing.") from None
     return _response(found, wanted)
 
 

@@ -131,7 +131,7 @@ def refuse_taken(listening: Listening) -> None:
     """Raises: UserError: if the port is in use, with a free one."""
     if not _is_free(listening.host, listening.port):
         raise UserError(
-            f"port {listening.port} is in use; give another, such as --port "
+            f"port {listening.port} is in use; choose another, such as --port "
             f"{free_port(listening.host, listening.port)}"
         )
 
@@ -142,7 +142,7 @@ def _is_free(host: str, port: int) -> bool:
         try:
             probe.bind((host, port))
         except OverflowError:
-            raise UserError(f"--port {port} is not possible; give 1 to 65535") from None
+            raise UserError(f"--port {port} is not allowed; give 1 to 65535") from None
         except OSError as error:
             if error.errno == 98 or "in use" in str(error):
                 return False
@@ -177,7 +177,7 @@ def _say_checks(site: Site, address: str) -> None:
         n = checks.tally(db, site.task)
     if not task["attention_share"]:
         return
-    later = f" ({n.later} of them after others have rated the picture)" if n.later else ""
+    later = f" ({n.later} of them after others have rated the image)" if n.later else ""
     print(
         f"Attention checks: {n.used} in use{later}, {n.proposed} proposed, {n.struck} struck",
         flush=True,
@@ -244,7 +244,7 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=_family(host))
     except OSError:  # another one was faster
-        raise UserError(f"port {port} is in use; give another with --port") from None
+        raise UserError(f"port {port} is in use; choose another with --port") from None
     # without it a reply waits 40 ms for the browser's delayed acknowledgement of its headers
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
 
-CHOICES = "left, right, tie (where a task offers them, both good or both bad in its place) or skip."
+CHOICES = "left, right, tie (or, if the task offers them, both good or both bad instead) or skip."
 ASKED = {
-    "alignment": "Does the image show what the prompt asks for? good, bad or skip; of two sets of "
+    "alignment": "Does the image show what the prompt asks for? good, bad or skip. For two sets of "
     f"images: which shows it better? {CHOICES}",
-    "fidelity": "How natural and free of faults is the image? good, bad or skip; of two sets of "
+    "fidelity": "How natural and free of faults is the image? good, bad or skip. For two sets of "
     f"images: which is better? {CHOICES}",
 }
 
@@ -24,8 +24,8 @@ def card(
         f"---\n{_header(title, form, rows, license_)}\n---",
         f"# {title}",
         f"{form.summary} Written by Sayso; `manifest.json` has the checksum of every file.",
-        "## What was asked\n\n" + _asked(data),
-        "## What is in it\n\n" + _counts(data, rows),
+        "## Questions\n\n" + _asked(data),
+        "## Contents\n\n" + _counts(data, rows),
         "## Columns\n\n" + _table("column", "meaning", form.columns),
         "## Licence\n\n" + _licence(license_),
     ]
@@ -63,8 +63,8 @@ def _asked(data: ExportData) -> str:
     who = "programs (simulated raters)" if data.simulated else "people"
     asked = [f"- **{question}**: {text}" for question, text in ASKED.items()]
     return (
-        f"Raters are {who}. They were asked about images and the prompt they were drawn for:\n\n"
-        + ("\n".join(asked))
+        f"Raters are {who}. They were asked about images and the prompts they were generated "
+        "for:\n\n" + ("\n".join(asked))
     )
 
 
@@ -73,7 +73,7 @@ def _counts(data: ExportData, rows: Mapping[str, int]) -> str:
     written = _table("rows here", "number", rows)
     text = f"{votes}\n\n{written}"
     if data.left_out:
-        text += f"\n\nThis format cannot hold:\n\n{_table('left out', 'number', data.left_out)}"
+        text += f"\n\nNot included in this format:\n\n{_table('left out', 'number', data.left_out)}"
     return text + (
         "\n\nRaters' names are replaced by keyed hashes; the key stays with the study's owner. "
         "Base model: " + json.dumps(data.base_model, ensure_ascii=False) + "."
@@ -82,10 +82,11 @@ def _counts(data: ExportData, rows: Mapping[str, int]) -> str:
 
 def _licence(license_: str) -> str:
     if license_:
-        return f"`{license_}`, as stated by whoever made this export."
+        return f"`{license_}`, as stated by the person who made this export."
     return (
-        "Not stated yet. Before publishing, choose one (`sayso export --license …`): it must agree "
-        "with the licence of the model that drew the images and with what the raters agreed to."
+        "Not stated. Choose one before you publish (`sayso export --license …`): it must be "
+        "compatible with the licence of the model that generated the images and with what the "
+        "raters agreed to."
     )
 
 

@@ -29,7 +29,7 @@ class HPDv3(ExportFormat):
         "path1": "the image that most raters prefer, relative to this folder",
         "path2": "the other one",
         "choice_dist": "votes for path1 and for path2",
-        "model1, model2": "the models that drew them",
+        "model1, model2": "the models that generated them",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "default": {"train": "train.json", "test": "test.json"}

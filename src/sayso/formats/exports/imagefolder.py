@@ -19,7 +19,7 @@ class ImageFolder(ExportFormat):
         "text": "the prompt",
         "p_good": "share of good among the good and bad ratings",
         "n_good, n_bad, n_skip": "the ratings",
-        "sample_id, prompt_id, category, model, seed": "where it comes from",
+        "sample_id, prompt_id, category, model, seed": "its origin",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "default": {"train": "train/**", "test": "test/**"}

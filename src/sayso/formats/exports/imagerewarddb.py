@@ -10,8 +10,8 @@ from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
 from sayso.formats.export_data import ExportData
 from sayso.formats.exports import ExportFormat
-from sayso.formats.labels import Count
 from sayso.formats.tables import IMAGE, ParquetTables, image_value, with_features
+from sayso.votes.labels import RatingCounts
 
 SCHEMA = with_features(pa.schema([
     ("image", IMAGE), ("prompt_id", pa.string()), ("prompt", pa.string()),
@@ -35,11 +35,11 @@ class ImageRewardDB(ExportFormat):
     columns: ClassVar[Mapping[str, str]] = {
         "image": "the image",
         "prompt_id, prompt, classification": "the prompt and its category",
-        "image_amount_in_total": "rows of this prompt",
+        "image_amount_in_total": "number of rows with this prompt",
         "rank": "1 is best: 1 + how many images of the prompt have a higher share of good ratings",
         "image_text_alignment_rating": "1 + 6 × share of good on alignment, rounded; or null",
-        "fidelity_rating": "the same on fidelity; or null",
-        "overall_rating": "the same of the mean of both shares, or of the one there is",
+        "fidelity_rating": "the same for fidelity; or null",
+        "overall_rating": "the same for the mean of both shares, or for the only one",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "default": {"train": "data/train-*", "test": "data/test-*"}
@@ -65,12 +65,12 @@ class ImageRewardDB(ExportFormat):
         return tables.close()
 
 
-def _shares(counts: list[Count]) -> dict[str, dict[str, float]]:
+def _shares(labels: Mapping[tuple[str, str], RatingCounts]) -> dict[str, dict[str, float]]:
     """Share of good per image and question, where there is a good or bad rating."""
     shares: dict[str, dict[str, float]] = {}
-    for count in counts:
-        if count.p_good is not None:
-            shares.setdefault(count.sample_id, {})[count.question] = count.p_good
+    for (sample, question), counts in labels.items():
+        if counts.share is not None:
+            shares.setdefault(sample, {})[question] = counts.share
     return shares
 
 
@@ -98,6 +98,6 @@ def _row(
 def _refuse_too_many(prompt: Prompt, n: int) -> None:
     if n > MOST_IMAGES:
         raise UserError(
-            f"prompt {prompt.text!r} has {n} rated images, ImageRewardDB counts up to "
+            f"prompt {prompt.text!r} has {n} rated images, but ImageRewardDB counts only up to "
             f"{MOST_IMAGES}; choose another --format, such as sayso or kto"
         )

@@ -32,12 +32,12 @@ class KTO(ExportFormat):
         tables = ParquetTables(folder, SCHEMA)
         split_votes = 0
         for sample, prompt, counts in data.rated():
-            if counts.majority == "skip":
+            if counts.value == "skip":
                 split_votes += 1
                 continue
             content = data.picture(sample)
             image = image_value(content, f"{sample.id}.{data.extension}")
-            row = {"prompt": prompt.text, "image": image, "label": counts.majority == "good"}
+            row = {"prompt": prompt.text, "image": image, "label": counts.value == "good"}
             tables.add(data.split(prompt), row, len(content))
         data.leave_out("images_without_majority", split_votes)
         return tables.close()

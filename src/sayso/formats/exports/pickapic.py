@@ -32,15 +32,15 @@ class PickAPic(ExportFormat):
     summary: ClassVar[str] = "Preferences between two images of a prompt, as in Pick-a-Pic v2."
     columns: ClassVar[Mapping[str, str]] = {
         "caption": "the prompt",
-        "jpg_0, jpg_1": "the images' files, 0 as shown left",
-        "label_0, label_1": "1 preferred, 0 not, 0.5 and 0.5 any tie (both good and both bad too)",
+        "jpg_0, jpg_1": "the image files; 0 is the one shown on the left",
+        "label_0, label_1": "1 if preferred, 0 if not; both 0.5 for any tie, both good or bad too",
         "best_image_uid": "id of the preferred image, or tie",
         "are_different": "whether the two files differ",
         "has_label": "always true",
-        "user_id": "the rater's keyed hash as a number; null if the pair follows from ratings",
+        "user_id": "the rater's keyed hash as a number; null if the pair comes from ratings",
         "ranking_id": "the vote's hash as a number",
-        "created_at": "when it was made, UTC; null if the pair follows from ratings",
-        "num_example_per_prompt": "rows of this prompt",
+        "created_at": "time of the vote, UTC; null if the pair comes from ratings",
+        "num_example_per_prompt": "number of rows with this prompt",
         "image_0_url, image_1_url": "empty",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {

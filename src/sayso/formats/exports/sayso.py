@@ -22,7 +22,7 @@ IMAGES = with_features(pa.schema([
     ("slots", pa.string()), ("split", pa.string()), ("model", pa.string()),
     ("base_model", pa.string()), ("revision", pa.string()), ("seed", pa.int64()),
     ("num_inference_steps", pa.int64()), ("guidance_scale", pa.float64()), ("eta", pa.float64()),
-    ("negative_prompt", pa.string()),
+    ("negative_prompt", pa.string()), ("true_cfg_scale", pa.float64()),
     ("width", pa.int64()), ("height", pa.int64()), ("model_identity", pa.string()),
 ]))  # fmt: skip
 
@@ -32,9 +32,9 @@ class Sayso(ExportFormat):
 
     summary: ClassVar[str] = "Votes of raters on generated images, without loss."
     columns: ClassVar[Mapping[str, str]] = {
-        "votes": "one row a vote, superseded ones too (`live` is false)",
-        "images": "one row an image that a vote is about: bytes, prompt, model, sampler",
-        "labels": "one row an image and question: counts of good, bad and skip, agreement",
+        "votes": "one row per vote, including superseded ones (`live` is false)",
+        "images": "one row per image with votes: bytes, prompt, model, sampler",
+        "labels": "one row per image and question: counts of good, bad and skip, agreement",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
         name: {"train": f"{name}.parquet"} for name in ("votes", "images", "labels")
@@ -83,8 +83,11 @@ def _image_row(data: ExportData, sample: Sample, content: bytes) -> dict[str, An
 
 def _write_labels(data: ExportData, path: Path) -> int:
     table = ParquetTable(path, labels.SCHEMA)
-    for count in data.labels:
-        derived = {"p_good": count.p_good, "agreement": count.agreement}
-        table.add({**asdict(count), **derived})
+    for (sample, question), count in data.labels.items():
+        table.add({
+            "sample_id": sample, "question": question, "n_good": count.good, "n_bad": count.bad,
+            "n_skip": count.skip, "p_good": count.share, "agreement": count.agreement,
+            "decided": count.decided,
+        })  # fmt: skip
     table.close()
     return table.rows

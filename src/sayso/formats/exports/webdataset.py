@@ -20,7 +20,7 @@ class WebDataset(ExportFormat):
     columns: ClassVar[Mapping[str, str]] = {
         "png (or jpg)": "the image",
         "txt": "the prompt",
-        "json": "prompt, ratings (p_good, n_good, n_bad, n_skip) and where the image comes from",
+        "json": "prompt, ratings (p_good, n_good, n_bad, n_skip) and the origin of the image",
     }
     configs: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "default": {"train": "train-*.tar", "test": "test-*.tar"}

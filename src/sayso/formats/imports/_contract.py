@@ -216,7 +216,7 @@ def table_files(path: Path) -> list[Path]:
     """
     found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not found or not found[0].is_file():
-        raise UserError(f"{path} is no Parquet file and no folder of such; give one")
+        raise UserError(f"{path} is neither a Parquet file nor a folder of them; give one")
     return found
 
 
@@ -260,7 +260,7 @@ def _open(file: Path) -> pq.ParquetFile:
 
 def _damaged(file: Path, error: Exception) -> UserError:
     reason = str(error).partition("\n")[0]
-    return UserError(f"{file} is no Parquet file or is damaged ({reason}); get it anew")
+    return UserError(f"{file} is damaged or not a Parquet file ({reason}); get it again")
 
 
 def check_schema(file: Path, schema: pa.Schema, columns: Mapping[str, Column]) -> None:

@@ -51,7 +51,7 @@ class PickAPic(TableImport):
             for i in (0, 1)
         )
         if left.sample.id == right.sample.id:
-            return Entry(left_out="rows of twice the same image")
+            return Entry(left_out="rows with the same image twice")
         answered_at = seconds(row.get("created_at") or 0)
         ids = (left.sample.id, right.sample.id)
         rater = _rater(row.get("user_id"), ids, context)

@@ -34,11 +34,11 @@ class Sayso(TableImport):
             "model", "base_model", "revision", "seed", "num_inference_steps", "guidance_scale",
             "eta", "negative_prompt", "width", "height",
         )
-    } | {"model_identity": Column("any")}  # fmt: skip
+    } | {"model_identity": Column("any"), "true_cfg_scale": Column("any")}  # fmt: skip
 
     def entries(self, path: Path, context: Context) -> Iterator[Entry]:
         if not path.is_dir():
-            raise UserError(f"{path} is no folder; give the folder that sayso export wrote")
+            raise UserError(f"{path} is not a folder; give the folder that sayso export wrote")
         manifest = read_manifest(path)
         if manifest.get("format") != "sayso":
             raise UserError(f"{path} has format {manifest.get('format')!r}; give it with --format")
@@ -55,6 +55,7 @@ class Sayso(TableImport):
         sampler = Sampler(
             row["num_inference_steps"], row["guidance_scale"], row["eta"],
             Size(row["width"], row["height"]), row["negative_prompt"],
+            row.get("true_cfg_scale") or 1.0,
         )  # fmt: skip
         path = context.study.image_path(row["sample_id"])
         sample = Sample(
@@ -96,7 +97,7 @@ class _Chains:
 
 def _vote(row: Mapping[str, Any], chains: _Chains) -> Entry:
     if row["vote_id"] in chains.taken_back:
-        return Entry(left_out="votes taken back")
+        return Entry(left_out="withdrawn votes")
     if row["attention"]:
         return Entry(left_out="attention items")
     if row.get("excluded"):

@@ -23,5 +23,5 @@ def _path_of(site: Site, item: str, place: int) -> str:
     with site.read() as db:
         paths = picture_paths(db, item)
     if not 0 <= place < len(paths):
-        raise Refusal(404, "unknown_item", "There is no such picture.")
+        raise Refusal(404, "unknown_item", "There is no such image.")
     return paths[place]

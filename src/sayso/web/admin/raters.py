@@ -74,10 +74,10 @@ def check_address(address: str, seen_at: str) -> None:
     parts, seen = urlsplit(address), urlsplit(seen_at)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise UserError(
-            f"{address!r} is not the address of a server; give one such as https://rating.example.org"
+            f"{address!r} is not a server address; give one such as https://rating.example.org"
         )
     if parts.netloc == seen.netloc and parts.path.rstrip("/") != seen.path:
-        raise UserError(f"links at {address} would lead nowhere: this site is at {seen_at}")
+        raise UserError(f"links at {address} would not work: this site is at {seen_at}")
 
 
 def _link(name: str, link: str) -> dict[str, str]:

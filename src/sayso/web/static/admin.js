@@ -48,7 +48,7 @@ for (const form of document.querySelectorAll("form[data-unsaved]")) {
 // a picture in the whole window; a click on it shows the original pixels, arrow keys the next one
 const zoom = document.createElement("dialog");
 zoom.className = "zoom";
-zoom.setAttribute("aria-label", "The picture in full");
+zoom.setAttribute("aria-label", "The image in full");
 zoom.innerHTML = '<button type="button" class="button">Close</button><img alt="">';
 document.body.append(zoom);
 const [close, large] = zoom.children;

@@ -12,7 +12,7 @@ const BASE = document.body.dataset.api ?? "/api"; // reviewers decide through an
 export class ApiError extends Error {
   constructor(status, about = {}) {
     const { code = "", message = "", retry = false, retry_after_s = 0, stored = false } = about;
-    super(message || `The server answered with ${status}.`);
+    super(message || `The server responded with ${status}.`);
     this.status = status;
     this.code = code;
     this.stored = stored; // it was kept although the task is closed
@@ -63,7 +63,7 @@ export class Api {
   async signOut() {
     const { csrf } = await request("/api/session");
     const body = new URLSearchParams({ csrf });
-    await answer("/out", { method: "POST", body }, () => {});
+    await exchange("/out", { method: "POST", body }, () => {});
   }
 
   async post(path, body) {
@@ -91,7 +91,7 @@ export class Api {
  */
 export async function fetchPicture(url, from, begun, part) {
   const headers = from ? { Range: `bytes=${from}-` } : {};
-  await answer(url, { headers }, async (response, heard) => {
+  await exchange(url, { headers }, async (response, heard) => {
     if (!response.ok) throw failure(response, await response.text());
     begun(response);
     // Chromium calls a request failed whose body is read by a reader alone
@@ -107,7 +107,7 @@ export async function fetchPicture(url, from, begun, part) {
 }
 
 async function request(path, options = {}) {
-  return answer(path.replace("/api", BASE), options, async (response) => {
+  return exchange(path.replace("/api", BASE), options, async (response) => {
     const text = await response.text();
     if (!response.ok) throw failure(response, text);
     return JSON.parse(text);
@@ -115,7 +115,7 @@ async function request(path, options = {}) {
 }
 
 /** Fetch and give the response to `use`, with what to call after each byte that comes. */
-async function answer(url, options, use) {
+async function exchange(url, options, use) {
   const silence = new Silence();
   try {
     const response = await fetch(ROOT + url.slice(1), { signal: silence.signal, cache: "no-store", ...options });
@@ -158,7 +158,7 @@ function failure(response, text) {
   try {
     body = JSON.parse(text);
   } catch {
-    // an answer of a proxy: it has no sentence for raters
+    // a response of a proxy: it has no sentence for raters
   }
   const error = new ApiError(response.status, { ...body, ...body.error });
   const header = Number(response.headers.get("Retry-After"));

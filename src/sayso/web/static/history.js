@@ -17,7 +17,9 @@ export class History {
 
   async load() {
     const kept = await this.#store.get("history", this.#owner);
-    if (kept) Object.assign(this, { entries: kept.entries, pages: kept.pages });
+    // one that an earlier version of the page kept in another shape is left alone
+    if (kept && Object.values(kept.pages).every((page) => page.votes))
+      Object.assign(this, { entries: kept.entries, pages: kept.pages });
   }
 
   /**
@@ -28,10 +30,10 @@ export class History {
     const known = this.pages[page.page_id];
     if (page.kind === "compare" || !known) return;
     const open = new Map(page.items.map((item) => [item.item_id, item]));
-    const answered = known.items.filter(({ item_id }) => !open.has(item_id));
-    if (!answered.every(({ item_id }) => known.answers[item_id])) return;
+    const rated = known.items.filter(({ item_id }) => !open.has(item_id));
+    if (!rated.every(({ item_id }) => known.votes[item_id])) return;
     page.items = known.items.map((item) => open.get(item.item_id) ?? item);
-    for (const { item_id } of answered) page.answers[item_id] = known.answers[item_id];
+    for (const { item_id } of rated) page.votes[item_id] = known.votes[item_id];
   }
 
   add(page, entry) {

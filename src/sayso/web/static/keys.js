@@ -13,7 +13,7 @@ export const ACTIONS = [
   { name: "both_bad", key: "b", label: "Both bad", of: ["compare"] },
   { name: "right", key: "j", label: "Right is better", of: ["compare"] },
   { name: "unclear", key: "1", label: "Skip: prompt unclear", of: ["rate", "compare"] },
-  { name: "broken", key: "2", label: "Skip: picture broken", of: ["rate", "compare"] },
+  { name: "broken", key: "2", label: "Skip: image broken", of: ["rate", "compare"] },
   { name: "unsure", key: "3", label: "Skip: cannot tell", of: ["rate", "compare"] },
   { name: "unwell", key: "4", label: "Skip: rather not look", of: ["rate", "compare"] },
   { name: "undo", key: "Backspace", label: "Undo the last vote", of: ["rate", "compare"] },

@@ -44,7 +44,7 @@ export class Download {
     this.total = total;
     this.#type = headers.get("Content-Type");
     // the rest of a file that has changed: the next try begins from its start
-    if (another) throw new ApiError(503, { message: "The picture has changed." });
+    if (another) throw new ApiError(503, { message: "The image has changed." });
   }
 }
 

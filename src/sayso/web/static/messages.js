@@ -29,7 +29,7 @@ const NOTES = {
     "warn",
     "This browser keeps nothing: votes that are not saved yet are lost when you close this tab.",
   ],
-  broken: () => ["warn", "A picture could not be loaded. Its page was skipped and reported."],
+  broken: () => ["warn", "An image could not be loaded. Its page was skipped and reported."],
   rest: () => ["pause", "You have been rating for half an hour. Time for a short break?"],
 };
 

@@ -124,17 +124,17 @@ class App {
 
   /** Join what the server says of a page with votes that are still on their way. */
   prepare(page) {
-    page.answers = {};
+    page.votes = {};
     this.history.complete(page);
     for (const { vote, page_id } of this.outbox.waiting) {
       const item = itemsOf(page).find(({ item_id }) => item_id === vote.item_id);
       if (!item || page_id !== page.page_id) continue;
       if (vote.value === "retracted") {
-        delete page.answers[vote.item_id];
+        delete page.votes[vote.item_id];
         item.supersedes = vote.id;
-      } else page.answers[vote.item_id] = { vote_id: vote.id, value: vote.value };
+      } else page.votes[vote.item_id] = { vote_id: vote.id, value: vote.value };
     }
-    return itemsOf(page).some((item) => !page.answers[item.item_id]);
+    return itemsOf(page).some((item) => !page.votes[item.item_id]);
   }
 
   /** Pages the server must not send again: on screen, or rated and still on their way. */
@@ -239,7 +239,7 @@ class App {
   drawButtons() {
     view.drawTools(this.keys);
     const vote = (value, reason, event) => this.rating?.vote(value, reason, event);
-    view.drawValues(this.task.kind, this.task.answers, this.keys, vote);
+    view.drawValues(this.task.kind, this.task.values, this.keys, vote);
     view.setReady(Boolean(this.rating?.page));
   }
 
@@ -294,7 +294,7 @@ class App {
     if (!this.rating || $("rating").hidden) return undefined;
     if (action === "zoom") return this.zoom.toggle();
     const [value, reason] = action in view.REASONS ? ["skip", action] : [action, ""];
-    return this.task.answers.includes(value) && this.rating.vote(value, reason);
+    return this.task.values.includes(value) && this.rating.vote(value, reason);
   }
 
   warn(event) {

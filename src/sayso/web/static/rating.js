@@ -65,9 +65,9 @@ export class Rating {
     if (!stage.allSeen()) return this.#askToLook();
     const { page } = this;
     const item = itemsOf(page)[this.#cursor];
-    const before = page.answers[item.item_id];
+    const before = page.votes[item.item_id];
     const vote = this.#made(item, value, reason, before?.vote_id ?? item.supersedes ?? null);
-    page.answers[item.item_id] = { vote_id: vote.id, value };
+    page.votes[item.item_id] = { vote_id: vote.id, value };
     this.#send(vote, before ? 0 : 1);
     this.#parts.history.add(page, {
       item_id: item.item_id,
@@ -93,7 +93,7 @@ export class Rating {
     const vote = this.#made(items[index], "retracted", "", entry.vote_id, page);
     this.#send(vote, -1, page);
     items[index].supersedes = vote.id;
-    delete page.answers[entry.item_id];
+    delete page.votes[entry.item_id];
     this.#parts.history.save(page);
     view.say("Vote taken back.");
     this.#show({ page, images }, index);
@@ -118,7 +118,7 @@ export class Rating {
 
   #askToLook() {
     stage.scrollOn();
-    view.say("There are more pictures below. Look at all of them first.");
+    view.say("There are more images below. Look at all of them first.");
   }
 
   #wait() {
@@ -236,7 +236,7 @@ export class Rating {
   }
 
   #send(vote, counts, page = this.page) {
-    const open = itemsOf(page).filter((item) => !page.answers[item.item_id]).length;
+    const open = itemsOf(page).filter((item) => !page.votes[item.item_id]).length;
     const about = { page_id: page.page_id, prompt: page.prompt, counts, open };
     this.#parts.outbox.add(vote, about);
   }
@@ -259,7 +259,7 @@ function firstOpen(page, from) {
   const items = itemsOf(page);
   for (let i = 0; i < items.length; i++) {
     const index = (from + i) % items.length;
-    if (!page.answers[items[index].item_id]) return index;
+    if (!page.votes[items[index].item_id]) return index;
   }
   return -1;
 }

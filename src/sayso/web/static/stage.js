@@ -159,11 +159,11 @@ export function drawArriving(images) {
 
 function altTexts(page) {
   if (page.kind === "compare") {
-    const of = (side, list) => list.map((_, i) => `${side}, picture ${i + 1} of ${list.length}`);
+    const of = (side, list) => list.map((_, i) => `${side}, image ${i + 1} of ${list.length}`);
     return [...of("Left", page.left), ...of("Right", page.right)];
   }
   const n = page.items.length;
-  return page.items.map((_, i) => (n === 1 ? "The picture to rate" : `Picture ${i + 1} of ${n}`));
+  return page.items.map((_, i) => (n === 1 ? "The image to rate" : `Image ${i + 1} of ${n}`));
 }
 
 function sides(page) {
@@ -180,7 +180,7 @@ function sides(page) {
 function group(page, onSelect) {
   if (page.items.length === 1) return [frame(page.items[0].image)];
   return page.items.map((item, i) => {
-    const name = `Select picture ${i + 1} of ${page.items.length}`;
+    const name = `Select image ${i + 1} of ${page.items.length}`;
     const select = { type: "button", class: "select", "aria-label": name };
     const outer = frame(item.image);
     outer.append(make("button", { ...select, onclick: () => onSelect(i) }));
@@ -203,7 +203,7 @@ function frame({ width, height }) {
 export function drawGroup(page, cursor, words) {
   if (page.kind === "compare" || page.items.length === 1) return;
   frames().forEach((element, i) => {
-    const value = page.answers?.[page.items[i].item_id]?.value;
+    const value = page.votes?.[page.items[i].item_id]?.value;
     element.classList.toggle("current", i === cursor);
     if (i === cursor) element.scrollIntoView({ block: "nearest" });
     element.querySelector(".select").setAttribute("aria-current", i === cursor);

@@ -2,7 +2,7 @@
 
 const NAME = "sayso";
 const VERSION = 1;
-const OPEN_MS = 3000; // some browsers never answer, such as those with a damaged profile
+const OPEN_MS = 3000; // some browsers never respond, such as those with a damaged profile
 
 /** Open the browser's store; `lasting` is false if the browser keeps nothing (private window). */
 export async function openStore() {

@@ -1,6 +1,6 @@
 // One tab rates, the others stand aside. Plain messages: they also work without https.
 
-const ANSWER_MS = 150;
+const REPLY_MS = 150;
 
 /** @param owner study and rater */
 export class Tabs {
@@ -21,7 +21,7 @@ export class Tabs {
   /** True if this tab may rate: no other one says that it does. */
   async claim() {
     this.#say("hello");
-    await new Promise((resolve) => setTimeout(resolve, ANSWER_MS));
+    await new Promise((resolve) => setTimeout(resolve, REPLY_MS));
     if (this.#state === "starting") this.#state = "active";
     return this.#state === "active";
   }

@@ -18,12 +18,12 @@ export const VALUES = {
 const ORDER = { rate: ["bad", "skip", "good"], compare: ["left", "tie", "both_good", "both_bad", "right", "skip"] };
 export const REASONS = {
   unclear: "prompt unclear",
-  broken: "picture broken",
+  broken: "image broken",
   unsure: "cannot tell",
   unwell: "rather not look",
 };
 const QUESTIONS = {
-  rate: { alignment: "Does the picture show this?", fidelity: "Does the picture look right?" },
+  rate: { alignment: "Does the image show this?", fidelity: "Does the image look right?" },
   compare: {
     alignment: "Which side shows this better?",
     fidelity: "Which side looks better, regardless of the prompt?",

@@ -1,7 +1,7 @@
 // A reload without a connection: says what waits on this device, and goes on when the net is back.
 //
 // The server puts a hash of these files before this line, so that a changed file is a new worker.
-// Nothing else is ever kept: no page with a name on it, no picture, no answer of the server.
+// Nothing else is ever kept: no page with a name on it, no picture, no response of the server.
 
 const OURS = "sayso-"; // other caches of this address are somebody else's
 const ROOT = new URL(".", self.location).pathname;

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import counting, is_live
 from sayso.feedback.vote_tables import VOTE_TABLES
-from sayso.feedback.work_tables import Row
+from sayso.feedback.work_tables import VOTED, Row
 from sayso.web.work.counting import assign, count
 from sayso.web.work.people import Person
 from sayso.web.work.tasks import TaskOptions
@@ -35,7 +35,7 @@ def take_over_votes(db: Connection, task: str, options: TaskOptions) -> None:
     Who has decided on it as a reviewer is not asked for it as a rater.
     """
     table = VOTE_TABLES[options.kind]
-    votes = counting(table, "opinion"), "answered"
+    votes = counting(table, "opinion"), VOTED
     decisions = and_(is_live(table), table.c.decision == true()), "refused"
     for which, state in (votes, decisions):
         query = _votes_on_items(task, options.kind, which)
@@ -64,7 +64,7 @@ def content_of(table: Table) -> ColumnElement[str]:
 
 
 def _taken_over(task: str, row: Row, state: str) -> dict[str, Any]:
-    vote = row["vote"] if state == "answered" else None
+    vote = row["vote"] if state == VOTED else None
     return {
         **row, "vote": vote, "task": task, "key": secrets.token_urlsafe(16), "state": state,
         "until": 0.0, "swapped": False, "position": -1, "surplus": False,
@@ -84,7 +84,7 @@ def bar(db: Connection, item: Row, rater: Person) -> None:
         if other["state"] is None:
             row = {"item": other["id"], "rater": rater.id, "vote": None}
             db.execute(insert(given).values(_taken_over(other["task"], row, "refused")))
-        elif other["state"] != "answered":
+        elif other["state"] != VOTED:
             assign(db, other["id"], rater.id, state="refused", until=0.0)
 
 
@@ -147,9 +147,9 @@ def follow(db: Connection, item: Row, rater: Person, replaced: str, vote: str, e
         .where(items.c.task.in_(others), items.c.content == item["content"])
     )
     for other in db.execute(query).mappings().all():
-        state = "released" if ends else "answered"
+        state = "released" if ends else VOTED
         assign(db, other["id"], rater.id, vote=vote, state=state, until=0.0)
-        change = (not ends) - (other["my_state"] == "answered")
+        change = (not ends) - (other["my_state"] == VOTED)
         if change:
             counts = not other["my_surplus"] and not rater.excluded
             count(db, other, rater.id, change, counts)

@@ -169,8 +169,8 @@ def warning(kind: str, n: Tally) -> str:
     if n.used:
         return (
             "every attention check shows an image that is also rated, so it comes up only after "
-            "others have rated the image, and never for somebody who works alone; draw more "
-            "images, such as with: sayso generate --prompts test, or rate fewer (--per-prompt)"
+            "others have rated the image, and never for a rater who works alone; generate more "
+            "images, for example with sayso generate --prompts test, or rate fewer (--per-prompt)"
         )
     none = "no attention check is in use"
     if n.proposed:
@@ -179,10 +179,10 @@ def warning(kind: str, n: Tally) -> str:
         return f"{none}: all {n.struck} were struck, on the page Checks"
     if kind == "compare":
         return (
-            f"{none}: a check needs images that no other page shows; draw more images of both "
+            f"{none}: a check needs images that no other page shows; generate more images of both "
             "models than a set has, such as 8 per prompt: sayso generate --per-prompt 8"
         )
-    return f"{none}: no two prompts are different enough; use gold items instead (--gold FILE)"
+    return f"{none}: no two prompts differ enough; use gold items instead (--gold FILE)"
 
 
 def decide(db: Connection, task: str, items: Sequence[str], standing: Standing) -> int:

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, and_, bindparam, case, false, func, or_, sele
 
 from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import is_excluded
-from sayso.feedback.work_tables import Row
+from sayso.feedback.work_tables import VOTED, Row
 from sayso.web.work.queue import CHECKS, has_room
 
 _assigned, _participants = work.assignments.c, work.participants.c
@@ -17,17 +17,17 @@ _COUNT_TASK = (
     .where(work.tasks.c.id == bindparam("of_task"))
     .values(
         votes=work.tasks.c.votes + bindparam("more_votes"),
-        answers=work.tasks.c.answers + bindparam("more_answers"),
+        all_votes=work.tasks.c.all_votes + bindparam("change"),
     )
 )
 _WHO = and_(
     _participants.task == bindparam("of_task"), _participants.rater == bindparam("by_rater")
 )
-_SO_FAR = select(_participants.answers).where(_WHO)
+_SO_FAR = select(_participants.all_votes).where(_WHO)
 _COUNT_RATER = (
     update(work.participants)
     .where(_WHO)
-    .values(answers=_participants.answers + bindparam("more_answers"))
+    .values(all_votes=_participants.all_votes + bindparam("change"))
 )
 
 
@@ -45,10 +45,10 @@ def count(db: Connection, item: Row, rater: str, change: int, counts: bool) -> d
         counts: whether the vote is one of those that the item's overlap asks for.
     """
     votes = _count_item(db, item, change) if counts else 0
-    more = {"of_task": item["task"], "more_answers": change}
+    more = {"of_task": item["task"], "change": change}
     db.execute(_COUNT_TASK, {**more, "more_votes": votes})
     db.execute(_COUNT_RATER, {**more, "by_rater": rater})
-    return {"votes": votes, "answers": change}
+    return {"votes": votes, "all_votes": change}
 
 
 def votes_so_far(db: Connection, task: str, rater: str) -> int:
@@ -59,7 +59,7 @@ def votes_so_far(db: Connection, task: str, rater: str) -> int:
 
 def votes_of(db: Connection, task: str, rater: str) -> int:
     """How many votes of a rater a task has, counted; the row of a participant knows it."""
-    mine = (_assigned.task == task, _assigned.rater == rater, _assigned.state == "answered")
+    mine = (_assigned.task == task, _assigned.rater == rater, _assigned.state == VOTED)
     return db.scalar(select(func.count()).select_from(work.assignments).where(*mine)) or 0
 
 
@@ -114,7 +114,7 @@ _PLACES = (
     select(func.count())
     .select_from(work.assignments)
     .join(work.raters, work.raters.c.id == _assigned.rater)
-    .where(_assigned.item == work.items.c.id, _assigned.state == "answered")
+    .where(_assigned.item == work.items.c.id, _assigned.state == VOTED)
     .where(_assigned.surplus == false(), ~is_excluded(work.raters.c.name))
     .correlate(work.items)
     .scalar_subquery()

@@ -33,7 +33,7 @@ def decide(db: Connection, reviewer: Person, vote: Vote, context: Context) -> St
     task = locked_task_of(db, vote.item_id)
     item = _item(db, vote.item_id)
     if task is None or item is None or item["control"] == "attention":
-        raise VoteRefused("unknown_item", "There is no such item; reload to go on.")
+        raise VoteRefused("unknown_item", "There is no such item; reload to continue.")
     stored = repeated(db, vote, reviewer, task)
     if stored is not None:
         return stored
@@ -79,5 +79,6 @@ def _refuse_late(db: Connection, kind: str, item: Row, reviewer: Person) -> None
     decided = and_(here, table.c.rater != reviewer.name, counting(table, "decision"))
     if db.execute(select(table.c.id).where(decided), values).first():
         raise VoteRefused(
-            "decided", "Another reviewer has decided this meanwhile; this decision was not kept."
+            "decided",
+            "Another reviewer has decided this in the meantime; this decision was not kept.",
         )

@@ -22,7 +22,7 @@ from sayso.base.types import Choice, outcome
 from sayso.feedback import work_tables as work
 from sayso.feedback.vote_queries import counting, is_live
 from sayso.feedback.vote_tables import VOTE_TABLES
-from sayso.feedback.work_tables import Row
+from sayso.feedback.work_tables import VOTED, Row
 from sayso.web.work.across_tasks import content_of
 from sayso.web.work.item_pictures import as_seen, items_by_id, picture_urls
 
@@ -50,10 +50,10 @@ class Standing:
 def disagreements(db: Connection, task: Row) -> list[Split]:
     """The items on which raters disagree; it takes a second for a hundred thousand votes."""
     table, items, given = VOTE_TABLES[task["kind"]], work.items.c, work.assignments.c
-    answered = and_(given.item == items.id, given.state == "answered")
+    voted = and_(given.item == items.id, given.state == VOTED)
     query = (
         select(items.id, items.content)
-        .join_from(work.items, work.assignments, answered)
+        .join_from(work.items, work.assignments, voted)
         .join(table, table.c.id == given.vote)
         .where(items.task == task["id"], items.control != "attention", counting(table, "label"))
         .group_by(items.id, items.content, items.rank, items.slot)
@@ -138,6 +138,6 @@ def _votes(table: Table, item: Row) -> Select[Any]:
     return (
         select(table)
         .join(work.assignments, given.vote == table.c.id)
-        .where(given.item == item["id"], given.state == "answered", counting(table, "vote"))
+        .where(given.item == item["id"], given.state == VOTED, counting(table, "vote"))
         .order_by(table.c.seq)
     )

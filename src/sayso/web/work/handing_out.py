@@ -138,7 +138,7 @@ class _HandingOut:
         new = {
             "task": self._task["id"], "rater": self._rater.id, "cursor": self._start,
             "handed_out": 0, "seen_at": self._now,
-            "answers": votes_of(self._db, self._task["id"], self._rater.id),
+            "all_votes": votes_of(self._db, self._task["id"], self._rater.id),
         }  # fmt: skip
         self._db.execute(insert(work.participants).values(new))
         return self._start, 0, 0

@@ -147,7 +147,7 @@ def _task_row(task: str, options: TaskOptions, seed: int) -> dict[str, Any]:
         "n_ranks": 0,
         "wanted": 0,
         "votes": 0,
-        "answers": 0,
+        "all_votes": 0,
         "check_share": 0.0,
         "created_at": time.time(),
     }
@@ -251,7 +251,7 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
     values = {
         "n_ranks": (last or 0) + 1, "source": f"{source} {foreign}", "overlap": options.overlap,
         "gold_share": options.gold_share, "attention_share": options.attention_share or 0.0,
-        "answers": _count_votes(db, task),
+        "all_votes": _count_votes(db, task),
     }  # fmt: skip
     db.execute(update(work.tasks).where(work.tasks.c.id == task).values(values))
     set_check_share(db, task)
@@ -260,7 +260,7 @@ def _count(db: Connection, task: str, options: TaskOptions, source: str) -> None
 def _count_votes(db: Connection, task: str) -> int:
     """Count the votes of each rater anew: how many there are in all."""
     done, of = work.assignments.c, work.participants.c
-    given = and_(done.task == task, done.state == "answered")
+    given = and_(done.task == task, done.state == work.VOTED)
     of_rater = select(func.count()).where(given, done.rater == of.rater).scalar_subquery()
-    db.execute(update(work.participants).where(of.task == task).values(answers=of_rater))
+    db.execute(update(work.participants).where(of.task == task).values(all_votes=of_rater))
     return db.scalar(select(func.count()).where(given)) or 0

@@ -202,7 +202,8 @@ def write_guideline(db: Connection, text: str, author: str, base_version: int) -
     newest = guideline(db)
     if newest.version != base_version:
         raise UserError(
-            f"{newest.author} has saved version {newest.version} since; check it and save again"
+            f"{newest.author} has saved version {newest.version} in the meantime; check it and "
+            "save again"
         )
     text = text.replace("\r\n", "\n").strip()
     if text == newest.text:

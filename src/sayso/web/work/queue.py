@@ -81,9 +81,9 @@ def is_reserved(until: float, now: float) -> bool:
     return now < until <= now + LEASE_S
 
 
-def has_room(overlap: int, answered: int, reserved: int) -> bool:
+def has_room(overlap: int, voted: int, reserved: int) -> bool:
     """Whether an item may go to one more rater; overlap 0 is everyone."""
-    return overlap == 0 or answered + reserved < overlap
+    return overlap == 0 or voted + reserved < overlap
 
 
 def swap_sides(rater: int, item: int, drawn: float) -> bool:
@@ -128,11 +128,11 @@ def superseded(newest: Newest | None, value_retracts: bool, supersedes: str | No
         return None
     if newest.retracted:
         if value_retracts:
-            raise ValueError("that vote was taken back already")
+            raise ValueError("that vote has already been withdrawn")
         if supersedes in (None, newest.id):
             return newest.id
     if supersedes != newest.id:
-        raise ValueError("you have rated this already, perhaps in another tab")
+        raise ValueError("you have already rated this, perhaps in another tab")
     return newest.id
 
 

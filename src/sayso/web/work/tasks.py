@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sayso.base.errors import UserError, quoted
+from sayso.base.errors import UserError
 from sayso.base.types import QUESTIONS, Prompt, Question, Sample, Value, digest
 from sayso.base.user_files import read_json_lines
 from sayso.study.generations import Generations
 from sayso.study.info import PromptChoice
+from sayso.study.rated_images import images_to_rate, sets_to_compare
 from sayso.study.study import Study
 from sayso.web.work.queue import Control, Standing, overlap_of
 
@@ -115,18 +116,13 @@ def draft(study: Study, options: TaskOptions) -> list[Page]:
 
 
 def _rated(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> list[Page]:
-    drawn = _by_prompt(study, options.model)
-    pages: list[Page] = []
-    for prompt in prompts:
-        samples = drawn.get(prompt.id, [])[: options.per_prompt or None]
-        for i in range(0, len(samples), options.images_per_page):
-            part = samples[i : i + options.images_per_page]
-            pages.append(_rate_page(prompt, part, options))
-    if not pages:
-        raise UserError(
-            f"there are no images of model {options.model!r} for {options.prompts} prompts; "
-            f"draw some with: sayso generate {quoted(study.path)} --model {quoted(options.model)}"
-        )
+    rated = images_to_rate(study, options.model, prompts, options.prompts, options.per_prompt)
+    step = options.images_per_page
+    pages = [
+        _rate_page(prompt, samples[i : i + step], options)
+        for prompt, samples in rated
+        for i in range(0, len(samples), step)
+    ]
     _refuse_unknown_gold(options.gold, pages)
     return sorted(pages, key=lambda page: bool(page[0].control))
 
@@ -142,13 +138,6 @@ def _rate_page(prompt: Prompt, samples: Sequence[Sample], options: TaskOptions) 
         )
         for sample in samples
     ]  # fmt: skip
-
-
-def _by_prompt(study: Study, model: str) -> dict[str, list[Sample]]:
-    found: dict[str, list[Sample]] = {}
-    for sample in study.samples(model):
-        found.setdefault(sample.prompt_id, []).append(sample)
-    return found
 
 
 def _refuse_unknown_gold(gold: Mapping[str, Value], pages: Sequence[Page]) -> None:
@@ -179,22 +168,9 @@ def read_gold(path: Path) -> dict[str, Value]:
 
 def _compared(study: Study, options: TaskOptions, prompts: Sequence[Prompt]) -> list[Page]:
     models = (options.left, options.right)
-    drawn = [_by_prompt(study, model) for model in models]
-    pages: list[Page] = []
-    for prompt in prompts:
-        sets = [d.get(prompt.id, [])[: options.set_size] for d in drawn]
-        for model, side in zip(models, sets, strict=True):
-            _refuse_too_few(study, prompt, model, len(side), options.set_size)
-        both = (tuple(sets[0]), tuple(sets[1]))
-        pages += [[Draft(prompt, q, both, overlap=options.overlap)] for q in QUESTIONS]
-    if not pages:
-        raise UserError(f"{study.path} has no {options.prompts} prompts to compare on")
-    return pages
-
-
-def _refuse_too_few(study: Study, prompt: Prompt, model: str, have: int, need: int) -> None:
-    if have < need:
-        raise UserError(
-            f"model {model!r} has {have} images for {prompt.text!r}, a set needs {need}; draw more "
-            f"with: sayso generate {quoted(study.path)} --model {quoted(model)} --per-prompt {need}"
-        )
+    sets = sets_to_compare(study, models, prompts, options.prompts, options.set_size)
+    return [
+        [Draft(prompt, question, both, overlap=options.overlap)]
+        for prompt, both in sets
+        for question in QUESTIONS
+    ]

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, insert, select, union_all
 from sayso.base.types import Choice, Comparison, Question, Rating, Value, digest
 from sayso.feedback.store import flags, vote_row
 from sayso.feedback.vote_tables import RETRACTED, VOTE_TABLES
-from sayso.feedback.work_tables import Row
+from sayso.feedback.work_tables import VOTED, Row
 from sayso.votes.counted import ADJUDICATION
 from sayso.web.work.across_tasks import follow, newest_vote
 from sayso.web.work.assigned import given, locked_task_of, reserved
@@ -93,14 +93,14 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, context: Context) -> St
     """
     task = locked_task_of(db, vote.item_id)
     if task is None:
-        raise VoteRefused("unknown_item", "This page is unknown here; reload to go on.")
+        raise VoteRefused("unknown_item", "This page is not known here; reload to continue.")
     # after the lock on the task: the counters of the item must be the newest
     item = given(db, task["kind"], vote.item_id, rater.id)
     stored = repeated(db, vote, rater, task)
     if stored is not None:
         return stored
     if item is None:
-        raise VoteRefused("unknown_item", "This page was not given to you; reload to go on.")
+        raise VoteRefused("unknown_item", "This page was not given to you; reload to continue.")
     check(vote, item, task)
     newest = None
     if item["my_vote"] is not None:
@@ -127,7 +127,7 @@ def repeated(db: Connection, vote: Vote, rater: Person, task: Row) -> Stored | N
         return None
     if row["body"] != _body(vote) or row["rater"] != rater.name:
         raise VoteRefused(
-            "vote_conflict", "A vote with this id is stored already, with other content."
+            "vote_conflict", "A vote with this id is already stored, with other content."
         )
     closed = bool(row["shown"].get("closed"))
     return Stored(row["id"], task, row["surplus"], closed, repeated=True)
@@ -165,7 +165,7 @@ def _counts(db: Connection, item: Row, task: Row, rater: Person, context: Contex
     Not counted are votes on an item that has its raters already, and votes after the task was
     closed unless it is rated again.
     """
-    if item["my_state"] == "answered":
+    if item["my_state"] == VOTED:
         return not item["my_surplus"]
     again = item["my_vote"] is not None and not item["my_surplus"]
     if task["state"] == "closed" and not again:
@@ -251,12 +251,12 @@ def _follow_up(
     A counted vote that is taken back keeps its place for the rater; an uncounted one had none.
     """
     retracts = vote.value == RETRACTED
-    state, until = "answered", 0.0
+    state, until = VOTED, 0.0
     if retracts:
         state, until = ("leased", now + LEASE_S) if counted else ("released", 0.0)
     new = {"vote": vote.id, "surplus": not counted, "state": state, "until": until}
     assign(db, item["id"], rater.id, **new)
-    change = (not retracts) - (item["my_state"] == "answered")
+    change = (not retracts) - (item["my_state"] == VOTED)
     if not change:
         return {}
     return count(db, item, rater.id, change, counted and not rater.excluded)
