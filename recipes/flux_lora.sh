@@ -38,7 +38,7 @@ compare() {
 }
 
 measure() {
-  sayso evaluate "$STUDY" --model runs/align-dpo --reward "" --judge people
+  sayso evaluate "$STUDY" --model runs/align-dpo --reward clip_score --judge people
   sayso agreement "$STUDY"
   sayso report "$STUDY"
 }
