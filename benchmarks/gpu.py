@@ -5,7 +5,7 @@
 Stable Diffusion 1.5 at 512²: full fine-tuning, LoRA, pairs of dpo, each in images or pairs a second
 against the share of the card's own matrix rate, and against the step of diffusers'
 train_text_to_image.py; sampling in 20 steps with guidance against the pipeline. Then one LoRA step
-of SDXL at 1024² and of FLUX.1 dev at 512², and the tests that are marked gpu. Peak memory beside
+of SDXL at 1024² and of FLUX.1 dev at 512², and the tests for a GPU. Peak memory beside
 each. `--tiny` goes through every line on a CPU with models of a few thousand weights. A part that
 fails is named and the others go on; the exit status is 1 then.
 """
