@@ -145,7 +145,8 @@ def test_several_captions_of_a_row_are_all_taken_and_rows_without_are_said(
     rows["text"] = [[f"picture {i} a", f"picture {i} b"] for i in range(N - 3)] + [[], None, [" "]]
     data = datasets.Dataset.from_dict(rows)
     data.to_parquet(tmp_path / "a.parquet")
-    images = open_pretraining(natural_study(tmp_path, str(tmp_path / "a.parquet")), SIZE)
+    study = natural_study(tmp_path, str(tmp_path / "a.parquet"))
+    images = open_pretraining(study, SIZE)
     captions = images.train_captions(99)
     learned = {number(c) for c in captions}
     assert len(captions) == 2 * len(learned)
@@ -154,7 +155,9 @@ def test_several_captions_of_a_row_are_all_taken_and_rows_without_are_said(
         map(number, captions)
     )
     assert {number(c) for c in images.heldout_captions(99)} == set(range(N - 3)) - learned
-    assert "3 rows of" in capsys.readouterr().err
+    assert images.about() == "3 without caption or image"
+    encoded_pretraining(study, load_policy(study, "base", CPU), 2)
+    assert "left out: 3 without caption or image" in capsys.readouterr().err
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -255,6 +258,8 @@ def test_what_new_refuses(
         UserError, match="pretraining_filter 'nice' is not a condition; give a column"
     ):
         new(tmp_path / "study", NewConfig(pretraining_filter="nice"))
+    with pytest.raises(UserError, match="--pretraining-filter is for images in files"):
+        new(tmp_path / "study", NewConfig(pretraining_filter="aesthetic >= 6"))
     assert not (tmp_path / "study").exists()
 
 
@@ -287,6 +292,20 @@ def test_files_that_are_not_whole_are_named(tmp_path: Path) -> None:
         study = natural_study(tmp_path / f"{file.stem}-study", str(file))
         with pytest.raises(UserError, match=f"{file} {says}"):
             open_pretraining(study).train_captions(99)
+
+
+def test_a_parquet_file_that_is_damaged_in_the_middle(tmp_path: Path) -> None:
+    """As also where the network fails."""
+    write_parquet(tmp_path / "parquet")
+    file = tmp_path / "parquet/data/train-00001-of-00002.parquet"
+    images = open_pretraining(natural_study(tmp_path, str(file)), SIZE)
+    assert images.train_count(99) > 9
+    start = pq.ParquetFile(file).metadata.row_group(2).column(0).data_page_offset
+    with file.open("rb+") as content:
+        content.seek(start)
+        content.write(bytes(200))
+    with pytest.raises(UserError, match=rf"{file} cannot be read from row 1\d on .* to resume"):
+        list(images.train_images(0, 99))
 
 
 def test_a_folder_without_metadata(tmp_path: Path) -> None:

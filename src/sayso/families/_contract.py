@@ -8,7 +8,7 @@ rollouts. The formulas are in `_schedule.py`, the frozen reference in `_older_se
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -49,6 +49,8 @@ class Policy(OlderSelves, ABC):
     no_guidance: float = 1.0
     told_guidance: bool = False
     name: str = "the model"
+    dtype: torch.dtype = torch.float32
+    """Number format of the weights in memory."""
     kind: Kind
 
     # what a family gives
@@ -374,15 +376,10 @@ class Policy(OlderSelves, ABC):
         return mean_squared_error(prediction, self.target(latents, noise, t))
 
     def add_lora(self, rank: int, seed: int) -> None:
-        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1."""
-        from peft import LoraConfig
+        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1, in fp32."""
+        from sayso.families._lora import add_adapters
 
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*self.lora_targets])
-        network: Any = self.network
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            # all else is frozen by it
-            network.add_adapter(config)
+        add_adapters(self.network, self.lora_targets, rank, seed)
 
 
 class Rollout(NamedTuple):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 
 from sayso.base.devices import is_out_of_memory
 from sayso.base.errors import UserError
@@ -25,6 +26,18 @@ ON_TOP = "on_top"
 """The name of a LoRA's adapters while they are added to a base."""
 OLDER = {".lora.down.weight": ".lora_A.weight", ".lora.up.weight": ".lora_B.weight"}
 """diffusers' names for the halves of a U-Net's adapters → peft's."""
+
+
+def add_adapters(network: Any, targets: Sequence[str], rank: int, seed: int) -> None:
+    """Freeze the network and put trainable adapters, in fp32, around its layers `targets`."""
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    network.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=[*targets]))
+    cast_training_params(network)
 
 
 def save_lora(network: Any, part: str, pipeline: str, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sayso.base import files
 from sayso.base.errors import UserError
-from sayso.base.progress import console, progress
+from sayso.base.progress import progress
 from sayso.base.types import Size, digest
 from sayso.data.pretraining_images._captioned import Captioned, Row
 from sayso.data.pretraining_images._columns import Columns
@@ -154,11 +154,6 @@ class Packs(Captioned):
             raise UserError(
                 f"{self.where} holds {self._tally.taken} captioned images{self._tally.so_far}; "
                 "give at least 2"
-            )
-        if self._tally.bare:
-            console.print(
-                f"{self._tally.bare:,} rows of {self.where} have no caption or no image and are "
-                "left out"
             )
 
     def content(self, row: Row) -> "Content":
