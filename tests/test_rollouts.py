@@ -153,7 +153,7 @@ def numbered() -> Drawn:
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 def test_a_row_is_a_step_of_an_image(guidance: float) -> None:
     image, k = torch.tensor([2, 0, 2, 1]), torch.tensor([3, 0, 1, 2])
-    batch = step_batch(numbered(), image, k, Sampler(guidance_scale=guidance))
+    batch = step_batch(numbered(), image, k, guidance if guidance > 1 else None)
     expected = {
         "noisy": [
             [6.0 * k + 2 * i, 6.0 * k + 2 * i + 1] for i, k in ((2, 3), (0, 0), (2, 1), (1, 2))
@@ -184,12 +184,12 @@ def test_all_steps_of_a_rollout_are_learned_from_once() -> None:
         for at, batch in enumerate(batches, start):
             first = at - at % 2
             sampler = dataclasses.replace(work.sampler, eta=SMALL.eta)
-            drawn = draw_groups(work, first, 8, 4, sampler, "ancestral")
-            # of 10 steps the last has no noise
-            rows = learned_steps(8, 9, 2, work.generator(first, "steps"))
+            # of 10 steps half have noise
+            drawn = draw_groups(work, first, 8, 4, sampler, "ancestral", 5)
+            rows = learned_steps(8, 5, 2, work.generator(first, "steps"))
             image, k = rows[8 * (at - first) :][:8].unbind(1)
-            expected = step_batch(drawn, image, k, sampler).tensors
-            assert batch.tensors.keys() == expected.keys() | {"advantage"}
+            expected = step_batch(drawn, image, k, None).tensors
+            assert batch.tensors.keys() == expected.keys() | {"advantage", "weight"}
             for name, value in expected.items():
                 torch.testing.assert_close(batch[name], value)
             advantage = group_advantages(drawn.reward, 4, 5.0)[image]
@@ -207,7 +207,8 @@ def test_form_eta_and_cut_are_the_aligners() -> None:
 def test_processes_share_out_the_rows_of_an_update() -> None:
     whole = next(iter(SMALL.batches(toy_work())))
     work = toy_work()
-    drawn = draw_groups(work, 0, 8, 4, dataclasses.replace(work.sampler, eta=1.0), "ancestral")
+    sampler = dataclasses.replace(work.sampler, eta=1.0)
+    drawn = draw_groups(work, 0, 8, 4, sampler, "ancestral", 5)
     three = [
         drawn.way.transpose(0, 1).contiguous(), drawn.log_prob.T.contiguous(), drawn.reward
     ]  # fmt: skip
@@ -223,7 +224,7 @@ def test_processes_share_out_the_rows_of_an_update() -> None:
 @pytest.mark.parametrize("noise", ["ancestral", "cps"])
 def test_loss_of_a_batch_written_out(noise: str) -> None:
     """The policy has moved since the steps were drawn: some are beyond the clip, some are not."""
-    aligner = dataclasses.replace(SMALL, noise=noise, eta=0.5, clip_range=0.02)
+    aligner = dataclasses.replace(SMALL, noise=noise, eta=0.5, clip_range=0.02, window=1.0)
     policy, rng = ToyPolicy(), torch.Generator().manual_seed(0)
     work = toy_work(policy)
     batch = next(iter(aligner.batches(work)))
@@ -234,8 +235,8 @@ def test_loss_of_a_batch_written_out(noise: str) -> None:
     prediction = policy.predict(batch["noisy"], batch["t"], batch.cond)
     step = policy.transition(batch["noisy"], prediction, batch["t"], batch["s"], 0.5, noise)
     ratio = [math.exp(x) for x in (log_prob(batch["next"], *step) - batch["log_prob"]).tolist()]
-    rows = [*zip(ratio, batch["advantage"].tolist(), strict=True)]
-    losses = [max(-a * r, -a * min(max(r, 0.98), 1.02)) for r, a in rows]
+    rows = [*zip(ratio, batch["advantage"].tolist(), batch["weight"].tolist(), strict=True)]
+    losses = [w * max(-a * r, -a * min(max(r, 0.98), 1.02)) for r, a, w in rows]
     outside = [abs(r - 1) > 0.02 for r in ratio]
     assert 0 < sum(outside) < 8
     assert loss.item() == pytest.approx(sum(losses) / 8, rel=1e-4)
@@ -301,11 +302,11 @@ def test_sizes_near_by_are_advised(batch_size: int, message: str) -> None:
 
 
 def test_what_the_work_does_not_allow_is_refused() -> None:
-    all_nine = dataclasses.replace(SMALL, steps_per_image=9, group_size=2, images=8)
+    all_nine = dataclasses.replace(SMALL, steps_per_image=9, group_size=2, images=8, window=1.0)
     assert len(next(iter(all_nine.batches(toy_work())))) == 8
-    few = dataclasses.replace(SMALL, steps_per_image=4).batches(toy_work(sampler=Sampler(3, 1.0)))
-    with pytest.raises(UserError, match=r"of the 3 steps of drawing 2 have noise; .* 2 or fewer"):
-        next(few)
+    few = dataclasses.replace(all_nine, steps_per_image=4)
+    with pytest.raises(UserError, match=r"of the 3 sampling steps, 2 have noise; .* 2 or fewer"):
+        next(iter(few.batches(toy_work(sampler=Sampler(3, 1.0)))))
     with pytest.raises(UserError, match="images 8 are not a multiple of 3 processes"):
         next(iter(SMALL.batches(toy_work(world=3))))
     flow = dataclasses.replace(SMALL, noise="flow_grpo")
