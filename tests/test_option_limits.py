@@ -96,6 +96,6 @@ def test_more_images_than_a_study_holds(study: Study):
     ):
         with pytest.raises(UserError, match=r"1000000000 images for each of 8 prompts .* 1250000"):
             generate(study, config)
-        with pytest.raises(UserError, match="more than a study holds"):
+        with pytest.raises(UserError, match="more than a study may hold"):
             generate_plan(study, config)
     assert not study.runs("generate")
