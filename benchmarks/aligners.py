@@ -22,10 +22,11 @@ OPTIONS = {
     "--prompt-dropout 0.2",
     "dpo": "--max-steps 90 --beta 50 --learning-rate 2e-4 --warmup-steps 5 --ema-decay 0.95 "
     "--prompt-dropout 0.2",
-    "grpo": "--max-steps 80 --batch-size 128 --clip-range 1e-3 --learning-rate 5e-4 "
-    "--warmup-steps 4 --ema-decay 0.9",
+    "grpo": "--max-steps 104 --images 128 --batch-size 384 --micro-batch-size 64 --warmup-steps 4 "
+    "--ema-decay 0.9",
 }
-"""What each is run with. Of a batch's rows, dpo's are halves of pairs, grpo's steps of drawing."""
+"""What each is run with. Of a batch's rows, dpo's are halves of pairs, grpo's steps of drawing: 384
+are a whole rollout, three steps of each image."""
 
 
 def run(line: str) -> float:

@@ -259,7 +259,7 @@ def test_grpo_draws_and_trains_through_the_command_line(
     assert moved(study, run.name) > 0
     with pytest.raises(UserError, match=r"8 rows .* do not make whole batches of 5; use .* 4 or 8"):
         cli.run([*command, "--batch-size", "5", "--name", "odd"])
-    with pytest.raises(UserError, match="of the 2 steps of drawing 1 have noise"):
+    with pytest.raises(UserError, match="of the 2 sampling steps, 1 have noise"):
         cli.run([*command, "--steps-per-image", "2", "--name", "many"])
 
 
@@ -272,7 +272,8 @@ def test_rewards_weigh_when_the_aligner_wants_them(
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.zeros(len(images))
 
-    monkeypatch.setattr("sayso.rewards.load_reward", lambda *a: seen.append(a[1]) or Fixed())
+    noted = "sayso.stages._scoring.load_reward"
+    monkeypatch.setattr(noted, lambda *a: seen.append(a[1]) or Fixed())
     config = dataclasses.replace(QUICK, reward="clip_score", pretraining_weight=0.0)
     run = align(study, config, RewardWeighted())
     assert seen == ["clip_score"]
@@ -284,7 +285,7 @@ def test_nan_reward_stops_before_training(study: Study, monkeypatch: pytest.Monk
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.full((len(images),), float("nan"))
 
-    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: Broken())
+    monkeypatch.setattr("sayso.stages._scoring.load_reward", lambda *_: Broken())
     with pytest.raises(UserError, match="NaN or infinite"):
         align(study, dataclasses.replace(QUICK, reward="clip_score"))
     assert not (study.path / "runs/align-rwr/log.jsonl").exists()
@@ -357,7 +358,7 @@ def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
         def score(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
             return torch.full((len(images),), 0.5)
 
-    monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: Half())
+    monkeypatch.setattr("sayso.stages._scoring.load_reward", lambda *_: Half())
     study = random_study(tmp_path)
     generate(study, GenerateConfig(per_prompt=4))
     config = dataclasses.replace(QUICK, reward="clip_score")
@@ -424,11 +425,10 @@ def test_a_table_is_of_its_texts_and_its_model(
     real = policy.encode_prompts
     monkeypatch.setattr(policy, "encode_prompts", lambda t: made.extend(t) or real(t))
     assert torch.equal(open_conditions(policy, texts, folder, "m")[rows]["states"], first)
-    assert made == [""], "only to know the size"
+    assert made == ["a dog"], "only to know the size, of the longest"
     open_conditions(policy, ["", "a cat"], folder, "m")
     open_conditions(policy, texts, folder, "another model")
-    assert made.count("a cat") == 1
-    assert made.count("a dog") == 1
+    assert made[1:] == ["a cat", "", "a cat", "a dog", "", "a dog"]
 
 
 def test_encoding_goes_on_where_it_was_stopped(

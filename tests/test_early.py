@@ -128,7 +128,7 @@ def test_align_says_how_many_captions_are_cut(
 ) -> None:
     study = rated_study(tmp_path)
     monkeypatch.setattr("sayso.stages._training_data.open_conditions", lambda *_: 1 / 0)
-    monkeypatch.setattr("sayso.stages.align._rewards", lambda *_: [0.5] * 12)
+    monkeypatch.setattr("sayso.stages._ready.rewards_of", lambda *_: [0.5] * 12)
     natural = (torch.zeros(2, 4, 16, 16), ["a cat", LONG])
     monkeypatch.setattr("sayso.stages._training_data.encoded_pretraining", lambda *_: natural)
     with pytest.raises(ZeroDivisionError):

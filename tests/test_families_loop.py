@@ -14,7 +14,9 @@ import torch
 from clips import tiny_clip
 from flows import T5_LENGTH
 from PIL import Image
+from safetensors.torch import load_file
 
+from sayso.base.errors import UserError
 from sayso.base.plugins import load_plugin, plugin_names
 from sayso.base.types import Rating, Sample, digest
 from sayso.cli import commands as cli
@@ -32,6 +34,8 @@ CALLS: dict[str, dict[str, Any]] = {
 PROMPTS = [("red ball", "train"), ("two dogs", "train"), ("a cat", "train"), ("red dog", "seen")]
 STEPS = 2
 PRECISE = "--mixed-precision no"
+ORIGINAL_NAMES = ("stable_diffusion", "sdxl")
+"""Families whose weights other programs know by names of before diffusers."""
 
 
 @pytest.fixture(scope="module", params=plugin_names("family"))
@@ -113,6 +117,11 @@ def test_plain_diffusers_draws_the_images_of_the_study(
         pipeline.register_modules(**{kind.network_part: tuned})
     if model == "runs/align-lora":
         pipeline.load_lora_weights(study.find_run(model).weights)
+    draws_as_the_study_has_it(family, study, pipeline, model)
+
+
+def draws_as_the_study_has_it(family: str, study: Study, pipeline: Any, model: str) -> None:
+    pipeline.set_progress_bar_config(disable=True)
     (prompt,) = study.prompts("test")
     samples = [s for s in study.samples(model) if s.prompt_id == prompt.id][:2]
     theirs = pipeline(
@@ -124,6 +133,76 @@ def test_plain_diffusers_draws_the_images_of_the_study(
     assert ours.shape == (2, 32, 48, 3)
     assert ours.std() > 1
     assert np.abs(theirs * 255 - ours).max() <= 1
+
+
+def written(study: Study, to: Path, options: str) -> Path:
+    cli.run(["weights", str(study.path), "--to", str(to), *options.split()])
+    return to
+
+
+def base_pipeline(family: str, study: Study) -> Any:
+    kind = load_plugin("family", family, Policy)
+    return getattr(diffusers, kind.pipelines[0]).from_pretrained(study.info.base_model)
+
+
+@pytest.mark.parametrize("model", ["runs/align-rwr", "runs/align-lora"])
+def test_a_written_pipeline_draws_the_images_of_the_study(
+    family: str, study: Study, model: str, tmp_path: Path
+) -> None:
+    folder = written(study, tmp_path / "out", f"--model {model}")
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    draws_as_the_study_has_it(family, study, pipeline, model)
+    text = (folder / "README.md").read_text()
+    assert f"# study: {model}" in text
+    good = sum(r.value == "good" for r in study.feedback.ratings(False))
+    assert f"12 ratings by 1 people: {good} good, {12 - good} bad" in text
+    with Image.open(folder / "before-after.png") as sheet:
+        assert sheet.size == (520, 256)
+
+
+@pytest.mark.parametrize("layout", ["lora", "kohya"])
+def test_written_adapters_load_on_the_base(
+    family: str, study: Study, layout: str, tmp_path: Path
+) -> None:
+    options = f"--model runs/align-lora --layout {layout}"
+    if layout == "kohya" and family not in ORIGINAL_NAMES:
+        with pytest.raises(UserError, match="give --layout lora"):
+            written(study, tmp_path / "out", options)
+        return
+    folder = written(study, tmp_path / "out", options)
+    names = load_file(folder / "pytorch_lora_weights.safetensors")
+    assert any(name.startswith("lora_unet_") for name in names) == (layout == "kohya")
+    pipeline = base_pipeline(family, study)
+    pipeline.load_lora_weights(folder)
+    draws_as_the_study_has_it(family, study, pipeline, "runs/align-lora")
+
+
+def test_a_single_file_draws_the_images_of_the_study(
+    family: str, study: Study, tmp_path: Path
+) -> None:
+    options = "--model runs/align-rwr --layout single-file"
+    if family not in ORIGINAL_NAMES:
+        with pytest.raises(UserError, match="is not written as one file; give --layout pipeline"):
+            written(study, tmp_path / "out", options)
+        assert not (tmp_path / "out").exists()
+        return
+    file = written(study, tmp_path / "out", options) / "model.safetensors"
+    kind = load_plugin("family", family, Policy)
+    pipeline = getattr(diffusers, kind.pipelines[0]).from_single_file(
+        str(file), config=study.info.base_model
+    )
+    draws_as_the_study_has_it(family, study, pipeline, "runs/align-rwr")
+
+
+def test_a_network_without_adapters_has_no_lora(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no adapters; give --layout pipeline"):
+        written(study, tmp_path / "out", "--model runs/align-rwr --layout lora")
+    with pytest.raises(UserError, match="give a run of align"):
+        written(study, tmp_path / "out", "--model base")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="exists already; give --to another folder"):
+        written(study, tmp_path / "there", "--model runs/align-rwr")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_models_draw_different_images(study: Study) -> None:

@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 from flows import CPU, FLOWS, SQUARE, T5_LENGTH, TEXTS, Flow, flow, rows, sampler
+from PIL import Image
 from torch import Tensor
 
 from sayso.aligners import Work, load_aligner
@@ -18,7 +19,7 @@ from sayso.aligners._rollouts import draw_groups, step_batch
 from sayso.base.errors import UserError
 from sayso.base.plugins import load_plugin
 from sayso.base.samplers import checked
-from sayso.base.types import Sampler, Size, sample_id
+from sayso.base.types import Sample, Sampler, Size, sample_id
 from sayso.base.weights import quiet_libraries
 from sayso.data.conditions import open_conditions
 from sayso.data.rows import make_rows
@@ -221,6 +222,28 @@ def test_align_may_choose_the_times(both: Flow, tmp_path: Path, how: Any) -> Non
     work = work_of(study, options, load_aligner("sft")(), policy, rows, given, reward="", seed=0)
     usual = "logit_normal" if both.name == "sd3" else "grid"
     assert work.policy.timestep_sampling == (usual if how == "auto" else how)
+
+
+def test_training_takes_the_sampler_that_the_images_were_drawn_with(
+    both: Flow, tmp_path: Path
+) -> None:
+    usual, other = sampler(4.0), sampler(2.0, Size(48, 32))
+    info = StudyInfo("s", 7, str(both.folder), "tinyworld", "", usual)
+    study = Study.create(tmp_path / "study", info)
+    drawn = [usual, replace(usual, guidance_scale=3.0), other]
+    samples = [
+        Sample(f"s{i}", "p", "base", i, own, f"images/{i}.png", "") for i, own in enumerate(drawn)
+    ]
+    study.add_samples(samples, [Image.new("RGB", s.image_size) for s in drawn])
+    policy: Any = both.policy
+    rows = make_rows(policy, (torch.zeros(0, *policy.latent_shape(SQUARE)), []), [], [])
+    for ids, expected in (
+        (["s2"], other), (["s0"], usual), (["s0", "s1"], usual), ([], usual),
+    ):  # fmt: skip
+        inputs = {"images": [{"id": name, "text": "a"} for name in ids]}
+        options, aligner = TrainOptions(), load_aligner("sft")()
+        work = work_of(study, options, aligner, policy, rows, inputs, reward="", seed=0)
+        assert work.sampler == expected, ids
 
 
 @torch.no_grad()

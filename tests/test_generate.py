@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from rich.filesize import decimal
 from safetensors.torch import load_file, save
 from studies import SAMPLER, TEXTS, UNET, finished_align, finished_fit, random_study
 
@@ -139,6 +140,18 @@ def test_more_images_keep_the_first_ones(study: Study) -> None:
     assert run.result["drawn"] == 6
     assert study.samples()[:3] == before
     assert len({s.id for s in study.samples()}) == 9
+
+
+def test_the_plan_says_how_many_and_what_they_take(study: Study) -> None:
+    config = GenerateConfig(per_prompt=3, batch_size=4)
+    asked = plan(study, config)
+    assert (asked["images"], asked["images left to generate"]) == (9, 9)
+    assert asked["batches, shared among processes"] == 3
+    generate(study, config)
+    stored = sum(latents.nbytes for latents in latents_by_id(study).values())
+    assert asked["disk, latents"] == decimal(stored)
+    assert asked["disk, images at most"] == decimal(9 * 32 * 32 * 3)
+    assert plan(study, config)["disk, latents"] == "0 bytes"
 
 
 def test_finished_run_is_not_repeated_and_another_config_is_refused(study: Study) -> None:

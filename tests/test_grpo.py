@@ -7,15 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sayso.aligners import Batch, Work
-from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps
+from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps, step_weights
 from sayso.aligners.grpo import GroupPolicy, clipped_policy_loss
 from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
+from sayso.base.types import Sampler
+from sayso.families import Kind, log_prob
+from sayso.families.stable_diffusion import StableDiffusion
 from sayso.study.run import Run, open_run
 from sayso.study.run_options import asked
 from sayso.testing import ToyPolicy, ToyReward, toy_work
+from sayso.tinyworld import paths
+from sayso.tinyworld.defaults import SAMPLER
 from sayso.training.loop import train
 from sayso.training.options import TrainOptions
 
@@ -99,6 +105,8 @@ def test_forms_for_flow_models_are_refused_for_others() -> None:
         ({"images": 12}, r"images 12 is not a multiple of group_size 8; give --images 8 or 16"),
         ({"group_size": 1}, "group_size 1 is too small"),
         ({"eta": 0.0}, r"eta 0\.0 must be above 0"),
+        ({"window": 0.0}, r"window 0\.0 is not in \(0, 1\]"),
+        ({"window": math.nan}, "window nan"),
         ({"clip_range": math.nan}, "clip_range nan"),
     ],
 )
@@ -111,9 +119,103 @@ def test_rows_that_make_no_whole_batches_are_refused() -> None:
     assert SMALL.period(8) == 2
     with pytest.raises(UserError, match=r"16 rows .* batches of 5; use batches of 4 or 8"):
         SMALL.period(5)
-    too_many = dataclasses.replace(SMALL, steps_per_image=10)
-    with pytest.raises(UserError, match="of the 10 steps of drawing 9 have noise"):
-        next(iter(too_many.batches(toy_work())))
+
+
+@pytest.mark.parametrize(
+    ("window", "steps", "message"),
+    [
+        (0.5, 10, "of the 10 sampling steps, 5 have noise; .* 5 or fewer, or a wider --window"),
+        (1.0, 10, "of the 10 sampling steps, 9 have noise; give --steps-per-image 9 or fewer$"),
+        (1.0, 1, "samples in 1 step, without noise"),
+    ],
+)
+def test_more_steps_than_have_noise_are_refused(window: float, steps: int, message: str) -> None:
+    too_many = dataclasses.replace(SMALL, steps_per_image=10, window=window)
+    work = toy_work(sampler=Sampler(steps, guidance_scale=1.0))
+    with pytest.raises(UserError, match=message):
+        next(iter(too_many.batches(work)))
+
+
+def test_only_the_steps_of_the_window_have_noise_and_are_learned_from() -> None:
+    """The noise of the others would move rewards without any step that could learn from it."""
+    aligner = GroupPolicy(images=32, steps_per_image=2, window=0.3)
+    work = toy_work(batch_size=64)
+    batch = next(iter(aligner.batches(work)))
+    assert (
+        sorted(batch["t"].unique().tolist()) == work.policy.grid(work.sampler)[[2, 1, 0]].tolist()
+    )
+    drawn = draw_groups(work, 0, 8, 4, dataclasses.replace(work.sampler, eta=1.0), "ancestral", 3)
+    cond = {"number": drawn.cond["number"][drawn.prompt]}
+    for k in range(10):
+        t, s = (drawn.times[i].expand(8) for i in (k, k + 1))
+        prediction = work.policy.predict(drawn.way[k], t, cond)
+        mean, _ = work.policy.transition(drawn.way[k], prediction, t, s, 1.0 if k < 3 else 0.0)
+        assert torch.allclose(drawn.way[k + 1], mean, atol=1e-5) == (k >= 3)
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "velocity"])
+def test_weights_make_every_steps_gradient_equally_noisy(kind: Kind) -> None:
+    """Of log p by the prediction it is fresh noise times c / std; c by hand, for each kind."""
+    policy, times = ToyPolicy(kind=kind), torch.tensor([0.99, 0.7, 0.4, 0.1])
+    (a, s), (b, r) = policy.alpha_sigma(times[:-1]), policy.alpha_sigma(times[1:])
+    std = 0.8 * r * (1 - (a * r / (b * s)) ** 2).sqrt()
+    kept = (r**2 - std**2).sqrt()
+    moved = {
+        "eps": kept - b * s / a,
+        "v": kept * a - b * s,
+        "velocity": (kept * a - b * s) / (a + s),
+    }[kind]
+    found = step_weights(policy, times, 3, 0.8, "ancestral")
+    noise = found * (moved / std).abs()
+    torch.testing.assert_close(noise, noise[:1].expand(3), rtol=1e-4, atol=0)
+    assert found.mean().item() == pytest.approx(1)
+    assert kind == "eps" or found[0] > 1 > found[2], "late steps count less"
+
+
+def test_the_loss_counts_steps_by_their_weight() -> None:
+    work = toy_work(batch_size=16)
+    batch = next(iter(SMALL.batches(work)))
+    equal = next(iter(dataclasses.replace(SMALL, weighting="equal").batches(work)))
+    assert equal["weight"].tolist() == [1.0] * 16
+    assert len(batch["weight"].unique()) > 2
+    by_row = -batch["advantage"] * batch["weight"]
+    torch.testing.assert_close(SMALL.loss(work, batch)[0], by_row.mean())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_rollouts_first_update_is_the_policy_gradient_on_the_tiny_world(precision: str) -> None:
+    """What trains predicts what drew, to the last bit: guidance, precision, adapters, train mode.
+
+    So ratios are 1, and the gradient is that of −A · log p: nothing is clipped.
+    """
+    policy = StableDiffusion.load(paths().pipeline, torch.device("cpu"))
+    policy.add_lora(2, 0)
+    for name, parameter in policy.trainable().items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    policy.network.train()
+    policy.network = make_accelerator(precision).prepare(policy.network)
+    made = toy_work(prompts=("a cat", "two dogs"), sampler=SAMPLER, batch_size=12)
+    work = dataclasses.replace(made, policy=policy)
+    aligner = GroupPolicy(images=4, group_size=2)
+    batch = next(iter(aligner.batches(work)))
+    loss, told = aligner.loss(work, batch)
+    assert told["ratio"].item() == pytest.approx(1, abs=1e-5)
+    assert told["clipped"] == 0
+    ours = torch.autograd.grad(loss, [*policy.trainable().values()])
+    wanted = (-batch["weight"] * batch["advantage"] * _log_probs(policy, batch)).mean()
+    theirs = torch.autograd.grad(wanted, [*policy.trainable().values()])
+    rounding = 1e-3 if precision == "no" else 2e-2
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=rounding * b.abs().max().item())
+    assert max(g.abs().max() for g in ours) > 0
+
+
+def _log_probs(policy: StableDiffusion, batch: Batch) -> Tensor:
+    t, s, noisy = batch["t"], batch["s"], batch["noisy"]
+    prediction = policy.guided(noisy, t, batch.cond, batch.uncond, SAMPLER.guidance_scale)
+    mean, std = policy.transition(noisy, prediction, t, s, 1.0)
+    return log_prob(batch["next"], mean, std)
 
 
 def run_at(path: Path, aligner: GroupPolicy = SMALL) -> tuple[ToyPolicy, Run]:

@@ -160,6 +160,38 @@ def test_an_average_of_its_own_begins_at_the_weights(tmp_path: Path) -> None:
     assert not any(mean.requires_grad for mean in loop.average)
 
 
+class Made(Exception):
+    """The average is there, and the optimiser would be next."""
+
+
+def test_the_average_is_kept_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which has no numbers that could be copied to the CPU."""
+
+    def stop(*_: object) -> None:
+        raise Made
+
+    ready, accelerator = toy_work(), make_accelerator("no")
+    ready.policy.network.to("meta")
+    monkeypatch.setattr(loop_module, "spread", lambda *_, **__: None)
+    monkeypatch.setattr(loop_module, "make_optimizer", stop)
+    loop = object.__new__(_Loop)
+    with pytest.raises(Made):
+        loop.__init__(ready, GoodImages(), OPTIONS, run_at(tmp_path / "r"), accelerator)
+    assert {mean.device.type for mean in loop.average} == {"meta"}
+    options = dataclasses.replace(OPTIONS, ema_on_cpu=True)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+        _Loop(ready, GoodImages(), options, run_at(tmp_path / "r"), accelerator)
+
+
+def test_the_average_follows_where_it_is(tmp_path: Path) -> None:
+    loop = loop_at(tmp_path / "r")
+    loop.average = [mean.to("meta") for mean in loop.average]
+    loop._average()
+    assert {mean.device.type for mean in loop.average} == {"meta"}
+
+
 def test_checkpoints_come_at_the_ends_of_rollouts_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from clips import tiny_clip
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from models import TEXT, UNET, VAE, tiny_pipeline, tiny_unet
 from studies import random_study, rated_study
+from transformers import CLIPTextModel
 
 from sayso.base.errors import UserError
 from sayso.data.clip import ClipEncoder
@@ -96,6 +97,7 @@ LOADS: dict[str, tuple[Change, str]] = {
     "non_ema variant": (renamed(UNET, NON_EMA), "unet: using the non_ema variant"),
     "fp16 of the text encoder": (renamed(TEXT, "model.fp16.safetensors"), "the fp16 variant"),
     "in pieces": (saved_in("unet", UNet2DConditionModel, max_shard_size="300KB"), ""),
+    "text encoder in pieces": (saved_in("text_encoder", CLIPTextModel, max_shard_size="20KB"), ""),
     "fp16 in pieces": (
         saved_in("unet", UNet2DConditionModel, max_shard_size="300KB", variant="fp16"),
         "unet: using the fp16 variant",

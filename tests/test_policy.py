@@ -1,6 +1,8 @@
 """Stable Diffusion: our sampler equals the pipeline's, our error equals diffusers' formula."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionPipeline,
 )
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
@@ -39,30 +42,88 @@ def policy(folder: Path) -> StableDiffusion:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "eta", "guidance"),
-    [(DPMSolverMultistepScheduler, 0.0, 4.0), (DDIMScheduler, 0.0, 4.0), (DDIMScheduler, 0.7, 4.0),
-     (DDIMScheduler, 0.0, 1.0), (DDPMScheduler, 0.0, 3.0)],
+    ("scheduler", "size", "eta", "guidance"),
+    [(DPMSolverMultistepScheduler, Size(48, 32), 0.0, 4.0),
+     (DDIMScheduler, Size(32, 32), 0.0, 4.0), (DDIMScheduler, Size(32, 40), 0.7, 4.0),
+     (DDIMScheduler, Size(32, 32), 0.0, 1.0), (DDPMScheduler, Size(32, 32), 0.0, 3.0)],
 )  # fmt: skip
 def test_sample_equals_the_pipeline(
-    folder: Path, scheduler: type, eta: float, guidance: float
+    folder: Path, scheduler: type, size: Size, eta: float, guidance: float
 ) -> None:
     policy = StableDiffusion.load(folder, CPU)
     policy.scheduler = scheduler.from_config(policy.scheduler.config)
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    assert_drawn_alike(policy, pipeline, Sampler(6, guidance, eta, size))
+
+
+def assert_drawn_alike(policy: StableDiffusion, pipeline: Any, sampler: Sampler) -> None:
     pipeline.set_progress_bar_config(disable=True)
     seeds = [3, 14, 159]
     theirs = pipeline(
-        TEXTS, num_inference_steps=6, guidance_scale=guidance, eta=eta, height=32, width=32,
-        negative_prompt=["blue"] * 3, output_type="latent",
+        TEXTS, num_inference_steps=sampler.num_inference_steps, eta=sampler.eta,
+        guidance_scale=sampler.guidance_scale, height=sampler.image_size.height,
+        width=sampler.image_size.width, negative_prompt=["blue"] * 3, output_type="latent",
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
     ).images  # fmt: skip
     ours = policy.sample(
-        policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"]), seeds,
-        Sampler(6, guidance, eta, Size(32, 32)),
-    )  # fmt: skip
+        policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"]), seeds, sampler
+    )
     assert theirs.std() > 0.1
-    assert (ours - theirs).abs().max() <= 1e-4
+    assert (ours - theirs).abs().max() <= 1e-4 * max(1, theirs.abs().max())
+
+
+@pytest.fixture
+def zero_snr(tmp_path: Path) -> Path:
+    """A model that was trained to see pure noise at its last timestep."""
+    folder = tiny_pipeline(tmp_path / "z", scheduler="ddim", prediction_type="v_prediction")
+    file = folder / "scheduler/scheduler_config.json"
+    row = json.loads(file.read_text())
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    file.write_text(json.dumps(row | changes))
+    return folder
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("size", [Size(32, 32), Size(48, 32)])
+def test_zero_terminal_snr_is_drawn_as_by_the_pipeline(
+    zero_snr: Path, scheduler: Any, size: Size
+) -> None:
+    policy, pipeline = (
+        StableDiffusion.load(zero_snr, CPU), StableDiffusionPipeline.from_pretrained(zero_snr),
+    )  # fmt: skip
+    policy.scheduler = scheduler.from_config(policy.scheduler.config)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    assert_drawn_alike(policy, pipeline, Sampler(5, 4.0, 0.0, size))
+
+
+def test_zero_terminal_snr_is_trained_from_pure_noise(zero_snr: Path) -> None:
+    policy = StableDiffusion.load(zero_snr, CPU)
+    latents, noise = torch.randn(2, 2, 4, 16, 16).unbind(0)
+    last = torch.tensor([0.9999, 0.9999])
+    assert policy.grid(Sampler(5, 4.0, 0.0, Size(32, 32)))[0] == pytest.approx(0.9995)
+    assert torch.equal(policy.add_noise(latents, noise, last), noise)
+    assert torch.equal(policy.target(latents, noise, last), -latents)
+    cond, t = policy.encode_prompts(TEXTS[:2]), last[:1].expand(2)
+    schedule = DDPMScheduler.from_pretrained(zero_snr, subfolder="scheduler")
+    steps = torch.tensor([999, 999])
+    with torch.no_grad():
+        predicted = policy.predict(schedule.add_noise(latents, noise, steps), t, cond)
+        theirs = F.mse_loss(predicted, schedule.get_velocity(latents, noise, steps))
+        ours = policy.denoising_error(latents, cond, t, noise).mean()
+    assert abs(ours - theirs) <= 1e-6
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_rollouts_start_from_pure_noise(zero_snr: Path, eta: float) -> None:
+    policy, sampler = StableDiffusion.load(zero_snr, CPU), Sampler(5, 4.0, eta, Size(32, 32))
+    cond, uncond = policy.encode_prompts(TEXTS), policy.encode_prompts(["blue"])
+    # at the end of a rollout nothing is left of the noise
+    policy.scheduler = DDIMScheduler.from_config(policy.scheduler.config, set_alpha_to_one=True)
+    theirs = policy.sample(cond, uncond, [3, 14, 159], sampler)
+    made = policy.rollout(cond, uncond, [3, 14, 159], sampler)
+    torch.testing.assert_close(made.latents, theirs, rtol=1e-3, atol=1e-3)
+    assert made.log_prob.isfinite().all()
 
 
 @pytest.mark.parametrize(("eta", "guidance"), [(0.0, 4.0), (0.7, 4.0), (1.0, 1.0)])

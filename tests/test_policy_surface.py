@@ -12,6 +12,7 @@ from sayso.base.errors import UserError
 from sayso.base.types import Sampler, Size
 from sayso.families import mean_squared_error, move, take
 from sayso.families._contract import PIXELS_AT_ONCE
+from sayso.families._schedule import LATEST, TimestepSampling, training_times
 from sayso.families.stable_diffusion import StableDiffusion
 from sayso.testing import ToyPolicy
 
@@ -115,6 +116,47 @@ def test_times_to_train_at_by_hand() -> None:
     order = torch.randperm(6, generator=same)
     expected = (order + torch.rand(6, generator=same)) / 6
     assert torch.equal(ToyPolicy(8).draw_t(6, rng), expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("uniform", [0.0, 0.25, 0.5, 0.8413447, LATEST]),
+        # the logistic function of the normal distribution's quantiles
+        ("logit_normal", [0.0, 0.337492, 0.5, 0.731059, LATEST]),
+        ("grid", [0.9, 0.6, 0.3, 0.1, 0.1]),
+    ],
+)
+def test_quantiles_of_the_times_to_train_at(how: TimestepSampling, expected: list[float]) -> None:
+    """Of a number that rounding has made 1, too."""
+    u, grid = torch.tensor([0.0, 0.25, 0.5, 0.8413447, 1.0]), torch.tensor([0.9, 0.6, 0.3, 0.1])
+    found = training_times(u, how, grid if how == "grid" else None)
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_times_to_train_at_are_of_the_kind_that_is_asked_for() -> None:
+    policy, sampler = ToyPolicy(8), Sampler(4)
+    policy.timestep_sampling = "grid"
+    for asked, steps in ((sampler, 4), (None, Sampler().num_inference_steps)):
+        drawn = policy.draw_t(3 * steps, torch.Generator().manual_seed(0), asked)
+        grid = policy.grid(Sampler(steps))[:-1]
+        assert torch.equal(drawn.sort(descending=True).values, grid.repeat_interleave(3))
+    uniform, rng = ToyPolicy(8), torch.Generator()
+    policy.timestep_sampling = "logit_normal"
+    u, t = (p.draw_t(9, rng.manual_seed(0), sampler) for p in (uniform, policy))
+    assert torch.equal(t, training_times(u, "logit_normal"))
+
+
+def test_a_sampler_is_checked_by_what_the_model_knows_of_guidance() -> None:
+    policy = ToyPolicy(8)
+    weak, double = Sampler(3, 0.5), Sampler(3, 2.0, negative_prompt="1", true_cfg_scale=2.0)
+    for sampler, says in ((weak, "guidance_scale 0.5"), (double, "true_cfg_scale 2 is for")):
+        with pytest.raises(UserError, match=says):
+            policy.check_sampler(sampler)
+    policy.no_guidance, policy.told_guidance = 0.0, True
+    policy.check_sampler(weak)
+    policy.check_sampler(double)
 
 
 def test_a_picture_costs_an_evaluation_for_each_step(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 import torch
+from disks import small_disk
 from natural import (
     DAMAGED,
     KINDS,
@@ -28,11 +32,13 @@ from PIL import Image
 
 from sayso.base.errors import UserError
 from sayso.base.types import Size
+from sayso.cli.commands import _disk_trouble
 from sayso.data.pretraining_images import Damaged, open_pretraining
 from sayso.data.pretraining_images._decoding import decoded
 from sayso.data.pretraining_images.filters import all_hold, parse_filter
 from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families._loading import load_policy
+from sayso.stages._forecast import _pretraining
 from sayso.stages.new import NewConfig, new
 from sayso.study.study import Study
 
@@ -139,7 +145,8 @@ def test_several_captions_of_a_row_are_all_taken_and_rows_without_are_said(
     rows["text"] = [[f"picture {i} a", f"picture {i} b"] for i in range(N - 3)] + [[], None, [" "]]
     data = datasets.Dataset.from_dict(rows)
     data.to_parquet(tmp_path / "a.parquet")
-    images = open_pretraining(natural_study(tmp_path, str(tmp_path / "a.parquet")), SIZE)
+    study = natural_study(tmp_path, str(tmp_path / "a.parquet"))
+    images = open_pretraining(study, SIZE)
     captions = images.train_captions(99)
     learned = {number(c) for c in captions}
     assert len(captions) == 2 * len(learned)
@@ -148,7 +155,9 @@ def test_several_captions_of_a_row_are_all_taken_and_rows_without_are_said(
         map(number, captions)
     )
     assert {number(c) for c in images.heldout_captions(99)} == set(range(N - 3)) - learned
-    assert "3 rows of" in capsys.readouterr().err
+    assert images.about() == "3 without caption or image"
+    encoded_pretraining(study, load_policy(study, "base", CPU), 2)
+    assert "left out: 3 without caption or image" in capsys.readouterr().err
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -249,6 +258,8 @@ def test_what_new_refuses(
         UserError, match="pretraining_filter 'nice' is not a condition; give a column"
     ):
         new(tmp_path / "study", NewConfig(pretraining_filter="nice"))
+    with pytest.raises(UserError, match="--pretraining-filter is for images in files"):
+        new(tmp_path / "study", NewConfig(pretraining_filter="aesthetic >= 6"))
     assert not (tmp_path / "study").exists()
 
 
@@ -281,6 +292,20 @@ def test_files_that_are_not_whole_are_named(tmp_path: Path) -> None:
         study = natural_study(tmp_path / f"{file.stem}-study", str(file))
         with pytest.raises(UserError, match=f"{file} {says}"):
             open_pretraining(study).train_captions(99)
+
+
+def test_a_parquet_file_that_is_damaged_in_the_middle(tmp_path: Path) -> None:
+    """As also where the network fails."""
+    write_parquet(tmp_path / "parquet")
+    file = tmp_path / "parquet/data/train-00001-of-00002.parquet"
+    images = open_pretraining(natural_study(tmp_path, str(file)), SIZE)
+    assert images.train_count(99) > 9
+    start = pq.ParquetFile(file).metadata.row_group(2).column(0).data_page_offset
+    with file.open("rb+") as content:
+        content.seek(start)
+        content.write(bytes(200))
+    with pytest.raises(UserError, match=rf"{file} cannot be read from row 1\d on .* to resume"):
+        list(images.train_images(0, 99))
 
 
 def test_a_folder_without_metadata(tmp_path: Path) -> None:
@@ -458,3 +483,73 @@ def test_damaged_heldout_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[
         _heldout(study, 99, SIZE, leave_out_damaged=False)
     assert len(_heldout(study, 99, SIZE, leave_out_damaged=True)) == len(every) - len(bad)
     assert "left out" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_in_the_middle_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sayso.data.pretraining_latents.IMAGES_A_SHARD", 8)
+    study = of_kind(tmp_path, "jsonl")
+    policy = load_policy(study, "base", CPU)
+    shard = 8 * 2 * torch.Size(policy.latent_shape(study.info.sampler.image_size)).numel()
+    with small_disk(tmp_path / "disk", f"{(2.6 * shard + 8192) // 1024:.0f}k") as disk:
+        study.cache.symlink_to(disk)
+        with pytest.raises(OSError, match="No space left") as full:
+            encoded_pretraining(study, policy, 99)
+        assert "the disk is full; free some space" in str(_disk_trouble(full.value))
+        kept = {p: p.read_bytes() for p in (disk / "pretraining").iterdir()}
+        assert 1 <= len(kept) <= 3
+        assert all(p.suffix == ".safetensors" for p in kept), "a half-written file is left"
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        encoded, encode = [], policy.encode_images
+        monkeypatch.setattr(
+            policy, "encode_images", lambda batch: encoded.append(len(batch)) or encode(batch)
+        )
+        latents, captions = encoded_pretraining(study, policy, 99)
+        assert len(latents) == len(captions) == sum(encoded) + 8 * len(kept)
+        assert all(p.read_bytes() == content for p, content in kept.items())
+
+
+WAITING = """
+import multiprocessing
+from sayso.base.types import Size
+from sayso.data.pretraining_images._decoding import decoded
+
+pictures = decoded(iter(lambda: b"", None), Size(8, 8), 2)
+next(pictures)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+while True:
+    next(pictures)
+"""
+
+
+def test_decoders_end_with_the_process_that_began_them() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    decoders = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(decoders) == 2
+    assert all(map(is_alive, decoders))
+    parent.kill()
+    parent.communicate()
+    end = time.monotonic() + 30
+    while any(map(is_alive, decoders)):
+        assert time.monotonic() < end, "they go on alone"
+        time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs; a process that ended and whom nobody has asked about does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_dry_run_counts_them(tmp_path: Path) -> None:
+    study = of_kind(tmp_path, "tars", filter="aesthetic >= 6")
+    said, n = _pretraining(study, 99)
+    assert n == open_pretraining(study).train_count(99) < 16
+    assert said == {
+        "pre-training images": f"{n} of {study.info.pretraining}; left out: 24 not aesthetic >= 6"
+    }
+    assert _pretraining(study, 5)[1] == 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from studies import random_study, rated_study
+from studies import UNET, finished_align, random_study, rated_study
 
 from sayso.data.latents import load_latents
 from sayso.stages.generate import GenerateConfig, generate, plan
@@ -193,3 +193,79 @@ def same_images(ours: Study, theirs: Study) -> None:
         assert (ours.path / sample.path).read_bytes() == (theirs.path / sample.path).read_bytes()
     shards = {s.latents for s in first.values()}
     assert all((ours.path / p).read_bytes() == (theirs.path / p).read_bytes() for p in shards)
+
+
+MEASURE = """
+import os
+import sys
+from pathlib import Path
+
+from sayso.data import clip
+from sayso.stages import _scoring
+from sayso.stages.evaluate import EvaluateConfig, evaluate
+from sayso.stages.fit import FitConfig, fit
+from sayso.study.study import Study
+
+# chunks small enough that each process has some
+clip.CHUNK = _scoring.PORTION = 4
+study, embed = Study.open(Path(sys.argv[1])), clip._embed
+
+
+def counted(study, encoder, samples):
+    with Path(f"{sys.argv[1]}/embedded-{os.environ.get('RANK', 0)}").open("a") as file:
+        print(*samples, file=file)
+    return embed(study, encoder, samples)
+
+
+clip._embed = counted
+fit(study, FitConfig(reward="clip_head"))
+judge = str(study.path / "bright.py")
+evaluate(study, EvaluateConfig(model="runs/align-tuned", judge=judge, prompts="test"))
+# the next command finds all of it done
+fit(study, FitConfig(reward="clip_head"))
+evaluate(study, EvaluateConfig(model="runs/align-tuned", judge=judge, prompts="test"))
+"""
+BRIGHT = """
+from dataclasses import dataclass
+
+from sayso.judges import Judge, Verdict
+
+
+@dataclass
+class Bright(Judge):
+    def verdicts(self, images, prompts):
+        means = images.mean((1, 2, 3)).tolist()
+        return [Verdict(mean > 0.5, min(1.0, abs(mean))) for mean in means]
+"""
+
+
+@pytest.mark.slow
+def test_processes_embed_and_score_a_share_each(tmp_path: Path) -> None:
+    """Embeddings, the reward, every score: the same bits; no picture is embedded twice."""
+    one = rated_study(tmp_path)
+    (one.path / "bright.py").write_text(BRIGHT)
+    weights = (Path(one.info.base_model) / UNET).read_bytes()
+    finished_align(one, "tuned", weights)
+    for model in ("base", "runs/align-tuned"):
+        generate(one, GenerateConfig(model=model, prompts="test", per_prompt=9, batch_size=9))
+    two = Study.open(shutil.copytree(one.path, tmp_path / "two"))
+    for study, launcher in ((one, ()), (two, TWO)):
+        done = launched(MEASURE, study.path, *launcher)
+        assert done.returncode == 0, done.stderr
+    embedded = [p.read_text().split() for p in sorted(two.path.glob("embedded-*"))]
+    assert [len(part) > 4 for part in embedded] == [True, True]
+    assert not set(embedded[0]) & set(embedded[1])
+    alone = (one.path / "embedded-0").read_text().split()
+    assert sorted(alone) == sorted(embedded[0] + embedded[1])
+    made = [
+        p.relative_to(one.path)
+        for pattern in ("runs/fit-*/weights/*", "runs/evaluate-*/scores.jsonl", "cache/images-*/*")
+        for p in one.path.glob(pattern)
+    ]
+    assert {p.parts[0] for p in made} == {"runs", "cache"}
+    for path in made:
+        assert (one.path / path).read_bytes() == (two.path / path).read_bytes(), path
+    results = [study.find_run("runs/evaluate-tuned").result for study in (one, two)]
+    for result in results:
+        del result["seconds"]
+    assert results[0] == results[1]

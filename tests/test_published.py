@@ -14,8 +14,11 @@ MILLIONS = {
     "stabilityai/stable-diffusion-xl-base-1.0": ("unet", 2567.5),
     "stabilityai/stable-diffusion-3.5-medium": ("transformer", 2243.2),
     "black-forest-labs/FLUX.1-dev": ("transformer", 11_901.4),
+    "Qwen/Qwen-Image": ("transformer", 20_430.4),
+    "Tongyi-MAI/Z-Image": ("transformer", 6154.9),
 }
 """Parameters of the networks as published, in millions."""
+LANGUAGE_MODELS = {"Qwen/Qwen-Image": 8292.2, "Tongyi-MAI/Z-Image": 4022.5}
 TEXT = {"text_encoder": 123.1, "text_encoder_2": 694.7, "text_encoder_3": 4762.3}
 
 
@@ -28,6 +31,9 @@ def test_as_large_as_published(tmp_path: Path, name: str) -> None:
     _, millions = MILLIONS[name]
     counted = sum(p.numel() for p in policy.network.parameters()) / 1e6
     assert counted == pytest.approx(millions, rel=1e-4)
+    if name in LANGUAGE_MODELS:
+        text = sum(p.numel() for p in policy.text.parameters()) / 1e6
+        assert text == pytest.approx(LANGUAGE_MODELS[name], rel=1e-3)
     policy.check_prompts(["two red dogs"])
     assert policy.latent_shape(Size(512, 256))[1:] == (32, 64)
 
@@ -47,4 +53,4 @@ def test_text_encoders_are_as_large_as_published(tmp_path: Path) -> None:
 
 def test_what_is_not_known_here() -> None:
     assert find_published("owner/name") is None
-    assert len({name for model in PUBLISHED for name in model.names}) == 6
+    assert len({name for model in PUBLISHED for name in model.names}) == 8

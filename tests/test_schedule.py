@@ -202,9 +202,21 @@ def test_a_rollout_written_out(
     assert not made.latents.requires_grad
 
 
+def test_steps_after_the_noisy_ones_are_ddims() -> None:
+    policy, sampler, seeds = ToyPolicy(), Sampler(6, 1.0, 1.0), [3, 4, 5]
+    cond, uncond = policy.encode_prompts(["1", "2", "1"]), policy.encode_prompts([""])
+    whole = policy.rollout(cond, uncond, seeds, sampler)
+    made = policy.rollout(cond, uncond, seeds, sampler, noisy_steps=2)
+    assert torch.equal(made.way[:3], whole.way[:3])
+    for k in range(2, 6):
+        t, s = (made.times[i].expand(3) for i in (k, k + 1))
+        mean, _ = policy.transition(made.way[k], policy.predict(made.way[k], t, cond), t, s, 0.0)
+        torch.testing.assert_close(made.way[k + 1], mean)
+
+
 def test_noise_is_drawn_for_all_steps_but_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, drawn, plain = ToyPolicy(), [], _contract._noise
-    monkeypatch.setattr(_contract, "_noise", lambda *a: drawn.append(a) or plain(*a))
+    policy, drawn, plain = ToyPolicy(), [], _contract.noise_of
+    monkeypatch.setattr(_contract, "noise_of", lambda *a: drawn.append(a) or plain(*a))
     cond, uncond = policy.encode_prompts(["1", "2"]), policy.encode_prompts([""])
     policy.rollout(cond, uncond, [3, 4], Sampler(5, 1.0, 1.0))
     assert [(shape, device) for _, shape, device in drawn] == [((2, 1, 1), policy.device)] * 5

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,22 @@ from safetensors.torch import load_file, save_file
 from single_files import write_single_file
 
 from sayso.base.errors import UserError
-from sayso.base.plugins import load_plugin
-from sayso.families import Policy
+from sayso.base.hashes import file_digest
+from sayso.base.plugins import load_plugin, plugin_names
+from sayso.base.types import Sampler, Size
+from sayso.families import Policy, take
 from sayso.families._conversion import as_folder
 from sayso.families._loading import family
 from sayso.families._lora import LORA_FILE
 from sayso.stages.moved import MovedConfig, moved
 from sayso.stages.new import NewConfig, new
 from sayso.study.identity import base_identity
+from sayso.study.provenance import licence, loaded
 
 CPU = torch.device("cpu")
 FAMILIES = ("stable_diffusion", "sdxl")
-INPUTS = (
-    torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)),
-    torch.tensor([0.5]),
-)
+"""Those that were published in one file under names of their own."""
+ALL = tuple(plugin_names("family"))
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         name: load_plugin("family", name, Policy).tiny(tmp_path_factory.mktemp(name) / "base")
-        for name in FAMILIES
+        for name in ALL
     }
 
 
@@ -53,10 +55,18 @@ def pipeline_of(base: Path) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(base)
 
 
-def predicted(folder: Path) -> torch.Tensor:
+def drawn(folder: Path, network: Any = None) -> torch.Tensor:
+    """Latents that the model draws, with another network if one is given."""
     policy = family(folder).load(folder, CPU)
-    with torch.no_grad():
-        return policy.predict(*INPUTS, policy.encode_prompts(["a dog"]))
+    policy.network = network or policy.network
+    cond = policy.encode_prompts(["a dog", ""])
+    sampler = Sampler(2, 3.0, 0.0, Size(32, 32))
+    return policy.sample(take(cond, slice(1)), take(cond, slice(1, 2)), [3], sampler)
+
+
+@cache
+def drawn_by_base(folder: Path) -> torch.Tensor:
+    return drawn(folder)
 
 
 def lora_of(base: Path, folder: Path) -> Path:
@@ -83,12 +93,14 @@ def test_a_single_file_is_the_model_that_it_was_made_of(
         expected, found = load_file(theirs), load_file(ours)
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[key], value) for key, value in expected.items())
-    assert torch.equal(predicted(folder), predicted(bases[name]))
+    assert torch.equal(drawn(folder), drawn_by_base(bases[name]))
     # asked for again it is not written again
     before = folder.stat().st_mtime_ns
     assert as_folder(str(file), str(tmp_path / "configs")) == folder
     assert folder.stat().st_mtime_ns == before
-    assert json.loads((folder / "sayso.json").read_text())["base"] == str(file)
+    (row,) = loaded([folder])
+    assert row["made_of"]["base"] == str(file)
+    assert row["made_of"]["base_sha256"] == file_digest(file)
 
 
 def test_half_precision_stays_half(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -97,7 +109,7 @@ def test_half_precision_stays_half(bases: dict[str, Path], tmp_path: Path) -> No
     folder = as_folder(str(file), str(base))
     weights = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float16}
-    torch.testing.assert_close(predicted(folder), predicted(base), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(drawn(folder), drawn_by_base(base), rtol=0.02, atol=0.02)
 
 
 def test_other_content_is_another_folder(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -114,16 +126,18 @@ def test_other_content_is_another_folder(bases: dict[str, Path], tmp_path: Path)
     assert len({first, second, third}) == 3
 
 
+@pytest.mark.parametrize("name", ALL)
 def test_a_file_with_the_network_alone_takes_the_rest_of_the_folder(
-    bases: dict[str, Path], tmp_path: Path
+    bases: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    base, file = bases["sdxl"], tmp_path / "unet.safetensors"
-    whole = load_file(write_single_file(pipeline_of(base), tmp_path / "m.safetensors"))
-    network = {k: v for k, v in whole.items() if k.startswith("model.diffusion_model.")}
-    network["model.diffusion_model.out.2.bias"] += 1
-    save_file(network, file)
+    kind: Any = load_plugin("family", name, Policy)
+    base, file = bases[name], tmp_path / "network.safetensors"
+    network = load_file(base / kind.network_part / "diffusion_pytorch_model.safetensors")
+    save_file({key: value * 1.1 for key, value in network.items()}, file)
     folder = as_folder(str(file), str(base))
-    torch.testing.assert_close(predicted(folder), predicted(base) + 1)
+    found = load_file(folder / kind.network_part / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(found[key], value * 1.1) for key, value in network.items())
+    assert (drawn(folder) - drawn_by_base(base)).abs().max() > 1e-3
     with pytest.raises(UserError, match=r"vae has no \.safetensors weights"):
         as_folder(str(file), str(configs_of(base, tmp_path / "configs")))
 
@@ -139,8 +153,12 @@ def kohya(names: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("layout", ["diffusers", "peft", "kohya"])
+LAYOUTS = [(name, "diffusers") for name in ALL] + [
+    (name, layout) for name in FAMILIES for layout in ("peft", "kohya")
+]
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_a_lora_is_added_as_diffusers_adds_it(
     bases: dict[str, Path], tmp_path: Path, name: str, layout: str
 ) -> None:
@@ -151,16 +169,45 @@ def test_a_lora_is_added_as_diffusers_adds_it(
         })  # fmt: skip
     if layout == "kohya":
         edit(file, kohya)
-    folder = as_folder(str(bases[name]), lora=str(file.parent))
+    base = Path(shutil.copytree(bases[name], tmp_path / "model-1.5"))
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    folder = as_folder(str(base), lora=str(file.parent))
+    assert folder.name.startswith("model-1.5-")
+    assert licence(folder) == "mit"
     pipeline = pipeline_of(bases[name])
     pipeline.load_lora_weights(file.parent)
-    policy = family(bases[name]).load(bases[name], CPU)
-    plain = predicted(bases[name])
-    policy.network = pipeline.unet
-    with torch.no_grad():
-        theirs = policy.predict(*INPUTS, policy.encode_prompts(["a dog"]))
-    assert (theirs - plain).abs().max() > 0.01
-    torch.testing.assert_close(predicted(folder), theirs, rtol=1e-4, atol=1e-5)
+    kind: Any = family(bases[name])
+    theirs = drawn(bases[name], getattr(pipeline, kind.network_part))
+    assert (theirs - drawn_by_base(bases[name])).abs().max() > 0.01
+    torch.testing.assert_close(drawn(folder), theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "part", "width"),
+    [("stable_diffusion", "lora_te", "text_encoder", 32),
+     ("sdxl", "lora_te1", "text_encoder", 32), ("sdxl", "lora_te2", "text_encoder_2", 48)],
+)  # fmt: skip
+def test_a_lora_of_kohya_is_added_to_text_encoders_too(
+    bases: dict[str, Path], tmp_path: Path, name: str, prefix: str, part: str, width: int
+) -> None:
+    """W + alpha / rank · up · down, by hand."""
+    rng, rank, alpha, file = torch.Generator().manual_seed(0), 2, 1.0, tmp_path / "l.safetensors"
+    attention = {f"self_attn.{x}_proj": (width, width) for x in ("q", "k", "v", "out")}
+    shapes = attention | {"mlp.fc1": (width, 64), "mlp.fc2": (64, width)}
+    weights, added = {}, {}
+    for layer, (wide, out) in shapes.items():
+        down, up = torch.randn(rank, wide, generator=rng), torch.randn(out, rank, generator=rng)
+        flat = f"{prefix}_text_model_encoder_layers_0_{layer.replace('.', '_')}"
+        weights |= {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up,
+                    f"{flat}.alpha": torch.tensor(alpha)}  # fmt: skip
+        added[f"layers.0.{layer}.weight"] = alpha / rank * up @ down
+    save_file(weights, file)
+    folder = as_folder(str(bases[name]), lora=str(file))
+    before, now = (load_file(f / part / "model.safetensors") for f in (bases[name], folder))
+    assert len(added) == 6
+    for end, change in added.items():
+        (key,) = (key for key in before if key.endswith(end))
+        torch.testing.assert_close(now[key] - before[key], change, rtol=1e-4, atol=1e-5)
 
 
 def test_a_study_on_a_file_with_a_lora(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -254,3 +301,9 @@ def test_the_lora_of_another_model_is_refused(bases: dict[str, Path], tmp_path: 
     assert "NaN" in refused(str(one), lora=str(back))
     save_file({"head.weight": torch.zeros(2)}, back)
     assert "is no LoRA of" in refused(str(one), lora=str(back))
+    dora = lora_of(one, tmp_path / "dora")
+    edit(dora, kohya)
+    edit(dora, lambda t: t | {
+        k.replace("alpha", "dora_scale"): torch.ones(1) for k in t if k.endswith("alpha")
+    })  # fmt: skip
+    assert "is a DoRA" in refused(str(one), lora=str(dora))

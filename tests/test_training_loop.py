@@ -150,7 +150,7 @@ def test_gradients_are_exchanged_with_the_last_micro_batch_only(
         loop.accelerator, "no_sync", lambda model: events.append(model) or plain(model)
     )
     loop.update(batch_of(loop))
-    assert events == [loop.network] * 3
+    assert events == [loop.spread.network] * 3
 
 
 def test_a_batch_of_another_size_is_refused(tmp_path: Path) -> None:

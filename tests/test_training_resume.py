@@ -111,6 +111,7 @@ def test_a_resumed_run_says_which_steps_its_log_lacks(
     told = " ".join("".join(capsys.readouterr()).split())
     assert says in told
     assert ("lacks" in told) == bool(gone)
+    assert told.endswith("steps so far; the weights are complete") == bool(gone)
 
 
 # the log

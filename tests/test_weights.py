@@ -63,8 +63,8 @@ def more(name: str) -> Callable[[Tensors], Tensors]:
         (TEXT, without("final_layer_norm"), r"text_encoder lacks weights .*2, such as final"),
         (UNET, more("ema.decay"), r"unet has weights .* not know \(1, such as ema\.decay\)"),
         (TEXT, more("head.bias"), r"text_encoder has weights .* not know \(1, such as head\.bias"),
-        (UNET, halved("conv_in.weight"), r"unet has weights of another shape \(1, such as conv_in"),
-        (TEXT, halved("final_layer_norm.bias"), r"another shape .* \[16\] .* \[32\]"),
+        (UNET, halved("conv_in.weight"), r"weights of the wrong shape \(1, such as conv_in"),
+        (TEXT, halved("final_layer_norm.bias"), r"wrong shape .* \[16\] .* \[32\]"),
         (UNET, spoiled("conv_out.bias", float("nan")), r"unet .*NaN .*1, such as conv_out\.bias"),
         (VAE, spoiled("decoder.conv_out.bias", float("inf")), r"vae .*1, such as decoder\.conv"),
     ],
@@ -173,7 +173,7 @@ def test_weights_of_clip(tmp_path: Path, change: Callable[[Tensors], Tensors], s
     [
         (prefixed("module."), r"begin with 'module\.'"),
         (without("layers.6"), r"lacks weights .*2, such as layers\.6\.bias.*fit again"),
-        (halved("layers.0.bias"), r"another shape \(1, such as layers\.0\.bias"),
+        (halved("layers.0.bias"), r"wrong shape \(1, such as layers\.0\.bias"),
         (spoiled("layers.6.bias", float("nan")), r"NaN .*layers\.6\.bias"),
     ],
 )

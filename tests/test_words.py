@@ -42,7 +42,7 @@ READERS_OF_OLD_NAMES = {
     "src/sayso/feedback/migrations/versions/v0003_counters.py": "answer",
     "docs/rating.md": "`answer",
     "src/sayso/stages/fit.py": '"marks": "counts"',
-    "src/sayso/stages/align.py": '"mark"',
+    "src/sayso/stages/_ready.py": '"mark"',
     "src/sayso/study/identity.py": '"mark"',
     "src/sayso/reporting/page.html.j2": "r.own_images",
 }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sayso.aligners import Batch, Work, predict_together, stratified
-from sayso.base.types import digest
+from sayso.base.types import Sampler, digest
 from sayso.data.rows import EMPTY
 from sayso.testing import ToyPolicy, toy_work
 
@@ -138,3 +138,27 @@ def test_the_error_of_each_model() -> None:
     assert not torch.allclose(now, start)
     assert batch.predicted.keys() == {"policy", "reference", "old", "older"}
     assert [work.error(batch, m).requires_grad for m in batch.predicted] == [True] + [False] * 3
+
+
+def test_times_of_a_batch_are_those_of_the_studys_sampler() -> None:
+    work = toy_work(sampler=Sampler(3, 1.0), n_pretraining=1, batch_size=3)
+    work.policy.timestep_sampling = "grid"
+    natural = work.denoising_batch(work.data.own[:3], work.generator(0)).pretraining
+    alone = work.pretraining_batch(0)
+    assert natural is not None
+    assert alone is not None
+    times = set(work.policy.grid(work.sampler)[:-1].tolist())
+    for t in (natural["t"], alone["t"]):
+        assert set(t.tolist()) < times
+
+
+def test_training_tells_the_network_how_images_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = toy_work(sampler=Sampler(3, 4.5))
+
+    def told(cond: dict[str, Tensor], sampler: Sampler) -> dict[str, Tensor]:
+        return cond | {"scale": torch.full((len(cond["number"]),), sampler.guidance_scale)}
+
+    monkeypatch.setattr(work.policy, "with_sampler", told)
+    batch = work.denoising_batch(work.data.own[:3], work.generator(0))
+    assert batch.cond["scale"].tolist() == [4.5] * 3
+    assert batch.cond.keys() == {"number", "scale"}

@@ -11,7 +11,7 @@ from sayso.aligners._batch import Batch
 from sayso.aligners._work import Work, stratified
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.families import Cond, Noise, move, take
+from sayso.families import Cond, Noise, Policy, move, take
 
 
 def group_advantages(
@@ -50,8 +50,9 @@ class Drawn(NamedTuple):
 
 
 def draw_groups(
-    work: Work, step: int, images: int, group_size: int, sampler: Sampler, form: Noise
-) -> Drawn:
+    work: Work, step: int, images: int, group_size: int, sampler: Sampler, form: Noise,
+    noisy_steps: int | None = None,
+) -> Drawn:  # fmt: skip
     """Draw groups of images of randomly chosen prompts, and reward them.
 
     Each process draws its share; all get all. Prompts and seeds come from the step's generator.
@@ -71,7 +72,7 @@ def draw_groups(
         )
     mine = work.share(images)
     made = [
-        _drawn(work, cond, uncond, prompt[rows], texts, seeds[rows], sampler, form)
+        _drawn(work, cond, uncond, prompt[rows], texts, seeds[rows], sampler, form, noisy_steps)
         for rows in _portions(mine, work.micro_batch)
     ]
     way, log_prob, reward = (
@@ -88,12 +89,17 @@ def _portions(rows: slice, size: int) -> list[slice]:
 
 def _drawn(
     work: Work, cond: Cond, uncond: Cond, prompt: Tensor, texts: Sequence[str],
-    seeds: Sequence[int], sampler: Sampler, form: Noise,
+    seeds: Sequence[int], sampler: Sampler, form: Noise, noisy_steps: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Way, log-probabilities and rewards of some images, a row each."""
     policy = work.policy
     rollout = policy.rollout(
-        take(cond, prompt.to(policy.device)), uncond, seeds, sampler, form=form
+        take(cond, prompt.to(policy.device)),
+        uncond,
+        seeds,
+        sampler,
+        form=form,
+        noisy_steps=noisy_steps,
     )
     which: list[int] = prompt.tolist()
     rewards = rewarded(work, rollout.latents, [texts[i] for i in which])
@@ -125,12 +131,29 @@ def rewarded(
 
 
 def learned_steps(
-    images: int, available: int, per_image: int, generator: torch.Generator
+    images: int, noisy_steps: int, per_image: int, generator: torch.Generator
 ) -> Int[Tensor, "r 2"]:
     """Rows (image, step of drawing) in random order, `per_image` different steps of each image."""
-    k = torch.rand(images, available, generator=generator).argsort(1)[:, :per_image].flatten()
+    k = torch.rand(images, noisy_steps, generator=generator).argsort(1)[:, :per_image].flatten()
     image = torch.arange(images).repeat_interleave(per_image)
     return torch.stack([image, k], dim=1)[torch.randperm(len(k), generator=generator)]
+
+
+def step_weights(
+    policy: Policy, times: Float[Tensor, " m"], noisy_steps: int, eta: float, form: Noise
+) -> Float[Tensor, " k"]:
+    """What each noisy step counts, 1 on average, for all to make the gradient equally noisy.
+
+    The gradient of log p is noise · c / std times that of the prediction, where the step's mean
+    moves by c with the prediction; the weight is std / |c|. Without it most of the gradient's noise
+    is that of late steps, whose std is small, where the model predicts v or a velocity.
+    """
+    t, s = times[:noisy_steps].to(policy.device), times[1 : noisy_steps + 1].to(policy.device)
+    nothing = torch.zeros(len(t), 1, 1, 1, device=policy.device)
+    # the mean is linear in noisy latents and prediction
+    slope, std = policy.transition(nothing, nothing + 1, t, s, eta, form)
+    weights = std / slope.flatten().abs()
+    return (weights / weights.mean()).cpu()
 
 
 def step_batch(

@@ -41,7 +41,7 @@ class Work:
         pairs: preferences between images of `data`, for aligners that need "pairs".
         prompts: texts to draw images for, for aligners that need "rollouts".
         reward: for aligners that need it in the loop ("rollouts" or "gradient").
-        sampler: how the study draws images.
+        sampler: how images are drawn: those that are learned from, else those of the study.
         micro_batch: rows that are computed at once.
         rank, world: this process and how many there are.
         gather: joins a tensor of every process along the first dimension, in the order of ranks.

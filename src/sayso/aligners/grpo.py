@@ -1,19 +1,28 @@
 """Policy gradient on the steps of drawing: DDPO, with advantages within groups of a prompt."""
 
+import math
 from bisect import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work
-from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps, step_batch
+from sayso.aligners._rollouts import (
+    draw_groups,
+    group_advantages,
+    learned_steps,
+    step_batch,
+    step_weights,
+)
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.families import NOISES, VARIANCE_PRESERVING, Noise, log_prob
+
+Weighting = Literal["noise", "equal"]
 
 
 def clipped_policy_loss(
@@ -39,20 +48,27 @@ class GroupPolicy(Aligner):
     """Generate images, score them, and make the steps that led to a prompt's better images more
     likely.
 
-    Source: Black et al. 2023, arXiv 2305.13301 (DDPO); advantages in groups: arXiv 2505.05470.
+    Source: Black et al. 2023, arXiv 2305.13301 (DDPO); advantages in groups: arXiv 2505.05470;
+        noise in some of the steps: arXiv 2507.21802; steps weighted by noise: arXiv 2508.04324.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "rollouts"})
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 1e-4}
 
-    images: int = 64
+    images: int = 128
     """Images per rollout, over all processes; updates then use all of them before the next
     rollout."""
     group_size: int = 8
     """Images per prompt, which are compared with each other."""
-    steps_per_image: int = 4
-    """Sampling steps of each image to learn from, chosen at random for each image. The last step
-    has no noise and is never used."""
+    steps_per_image: int = 3
+    """Sampling steps of each image to learn from, chosen at random for each image among those with
+    noise. The last step never has noise."""
+    window: float = 0.5
+    """Share of the sampling steps, from the first, that have fresh noise and are learned from; the
+    others have none. Late steps change an image little and make the gradient noisy."""
+    weighting: Weighting = "noise"
+    """Weight of each sampling step: noise, so that all make the gradient equally noisy, though late
+    ones have little noise themselves; or equal, as in DDPO and Flow-GRPO."""
     clip_range: float = 1e-4
     """How much more or less likely a step may become until the next rollout. It applies to the mean
     log-probability over the latents."""
@@ -73,11 +89,15 @@ class GroupPolicy(Aligner):
         }.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
+        if not 0 < self.window <= 1:
+            raise UserError(f"window {self.window} is not in (0, 1]; try 0.5")
         for name in ("clip_range", "advantage_clip", "eta"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} {getattr(self, name)} must be above 0")
         if self.noise not in NOISES:
             raise UserError(f"noise {self.noise!r}; choose {', '.join(NOISES)}")
+        if self.weighting not in get_args(Weighting):
+            raise UserError(f"weighting {self.weighting!r}; choose noise or equal")
         if self.images % self.group_size:
             near = self.images // self.group_size * self.group_size
             raise UserError(
@@ -99,17 +119,20 @@ class GroupPolicy(Aligner):
 
     def batches(self, work: Work) -> Iterator[Batch]:
         period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
-        available = self._check(work, sampler)
+        noisy_steps = self._check(work, sampler)
+        weight = self._weights(work, sampler, noisy_steps)
         for start in work.steps[::period]:
-            drawn = draw_groups(work, start, self.images, self.group_size, sampler, self.noise)
+            drawn = draw_groups(
+                work, start, self.images, self.group_size, sampler, self.noise, noisy_steps
+            )
             advantage = group_advantages(drawn.reward, self.group_size, self.advantage_clip)
             rows = learned_steps(
-                self.images, available, self.steps_per_image, work.generator(start, "steps")
+                self.images, noisy_steps, self.steps_per_image, work.generator(start, "steps")
             )
             for whole in rows.split(work.batch_size)[: work.max_steps - start]:
                 image, k = whole[work.share(work.batch_size)].unbind(1)
                 yield step_batch(drawn, image, k, work.policy.guidance(sampler)).plus(
-                    advantage=advantage[image]
+                    advantage=advantage[image], weight=weight[k]
                 )
 
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -118,19 +141,31 @@ class GroupPolicy(Aligner):
         ratio = (log_prob(batch["next"], *step) - batch["log_prob"]).exp()
         loss = clipped_policy_loss(ratio, batch["advantage"], self.clip_range)
         outside = ((ratio.detach() - 1).abs() > self.clip_range).float()
-        return loss.mean(), {
+        return (batch["weight"] * loss).mean(), {
             "reward": batch["reward"].mean(),
             "ratio": ratio.detach().mean(),
             "clipped": outside.mean(),
         }
 
+    def _weights(self, work: Work, sampler: Sampler, noisy_steps: int) -> Tensor:
+        """What each noisy step counts."""
+        if self.weighting == "equal":
+            return torch.ones(noisy_steps)
+        times = work.policy.grid(sampler)
+        return step_weights(work.policy, times, noisy_steps, self.eta, self.noise)
+
     def _check(self, work: Work, sampler: Sampler) -> int:
-        """The steps of drawing that can be learned from. Raises: UserError: if they are too few."""
-        available = len(work.policy.grid(sampler)) - 2
-        if self.steps_per_image > available:
+        """How many steps have noise. Raises: UserError: if they are too few to learn from."""
+        steps = len(work.policy.grid(sampler)) - 1
+        # the last one has none, however wide the window
+        noisy = min(math.ceil(self.window * steps), steps - 1)
+        if self.steps_per_image > noisy:
+            wider = ", or a wider --window" if noisy < steps - 1 else ""
             raise UserError(
-                f"steps_per_image {self.steps_per_image}: of the {available + 1} sampling steps, "
-                f"{available} have noise; give --steps-per-image {available} or fewer"
+                f"steps_per_image {self.steps_per_image}: of the {steps} sampling steps, {noisy} "
+                f"have noise; give --steps-per-image {noisy} or fewer{wider}"
+                if noisy
+                else f"the study samples in {steps} step, without noise; grpo needs 2 or more"
             )
         if self.noise not in VARIANCE_PRESERVING and work.policy.kind != "velocity":
             raise UserError(
@@ -141,4 +176,4 @@ class GroupPolicy(Aligner):
             raise UserError(
                 f"images {self.images} are not a multiple of {work.world} processes; change one"
             )
-        return available
+        return noisy

@@ -2,16 +2,20 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from sayso.base.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator, PartialState
 
+Row = TypeVar("Row")
+Value = TypeVar("Value")
 PATIENCE = timedelta(days=2)
 """How long processes wait for each other; NCCL's own patience is ten minutes."""
 OVERRIDES = (
@@ -36,7 +40,7 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
     _refuse_overrides()
     _process()
@@ -46,17 +50,25 @@ def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":
     if chosen == "fp16" and _only_cpu():
         raise UserError("mixed_precision fp16 is for GPUs, and here is only a CPU; give bf16 or no")
     try:
-        # named, for accelerate takes what is not from variables of the environment
+        # named, for accelerate takes what is not from variables of the environment. Looking for
+        # unused parameters keeps DDP from ordering its sums anew after a first step: a run that is
+        # resumed would add up in another order
         return Accelerator(
             mixed_precision=chosen,
             cpu=_only_cpu(),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_backend="no",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
         raise UserError(
             f"mixed_precision {chosen} does not work here ({error}); use auto or no"
         ) from None
+
+
+def wait_for_everyone() -> None:
+    """Wait until every process of a launch is here."""
+    _process().wait_for_everyone()
 
 
 def main_process_first() -> AbstractContextManager[None]:
@@ -67,6 +79,54 @@ def main_process_first() -> AbstractContextManager[None]:
 def is_main_process() -> bool:
     """Whether this process of a launch is the one that writes files."""
     return _process().is_main_process
+
+
+def number_of_processes() -> int:
+    """How many processes this launch has; 1 without one."""
+    return _process().num_processes
+
+
+def agreed(value: Value) -> Value:
+    """The main process's value, in every process of a launch; all call it alike."""
+    from accelerate.utils import broadcast_object_list
+
+    _process()
+    return broadcast_object_list([value])[0]
+
+
+def in_shares(
+    rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Value]], portion: int
+) -> list[Value]:
+    """What `work` makes of all rows, one each and in order; each process of a launch does a share.
+
+    Args:
+        rows: the same in every process; all call it alike.
+        work: of one process's rows.
+        portion: rows that stay together, one after the other, as they do in one process: the last
+            bits of a result can depend on what is computed at once.
+    """
+    from accelerate.utils import gather_object
+
+    process = _process()
+    portions = [rows[at : at + portion] for at in range(0, len(rows), portion)]
+    mine = portions[process.process_index :: process.num_processes]
+    made = iter(work([row for part in mine for row in part])) if mine else iter(())
+    found = gather_object([[list(islice(made, len(part))) for part in mine]])
+    turns = [found[i % process.num_processes][i // process.num_processes]
+             for i in range(len(portions))]  # fmt: skip
+    return [value for part in turns for value in part]
+
+
+def memory_bytes(device: "torch.device") -> int:
+    """Memory of a device in all; of a CPU this process's part, where several share it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return psutil.virtual_memory().total // here
 
 
 def _process() -> "PartialState":
@@ -80,8 +140,9 @@ def _refuse_overrides() -> None:
     for name in OVERRIDES:
         if os.environ.get(name, "").lower() in ("1", "true", "yes"):
             raise UserError(
-                f"the variable {name} is set, but sayso trains with plain data parallelism; unset "
-                "it, or launch with torchrun or accelerate launch --multi_gpu"
+                f"the variable {name} is set, but sayso decides by itself how processes share a "
+                "network (see --sharding); unset it, or launch with torchrun or accelerate launch "
+                "--multi_gpu"
             )
 
 

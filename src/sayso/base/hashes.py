@@ -18,6 +18,9 @@ of the file system's clock."""
 PARTS = (".json", ".txt", ".safetensors")
 """Endings of the files of a model folder that decide what it computes."""
 
+MADE_OF = "sayso.json"
+"""In a model's folder that sayso wrote: what it was made of, files and digests."""
+
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex digits.

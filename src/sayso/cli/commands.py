@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sayso.base.errors import UserError, unknown_name
 from sayso.base.extras import missing_module, need
+from sayso.base.launch import ENDED, QUIET, is_launched, is_lost, may_say
 
 
 class Command(NamedTuple):
@@ -88,6 +90,13 @@ COMMANDS = {
         "import_table",
         "ImportConfig",
     ),
+    "weights": Command(
+        "write a tuned model for other programs, with a model card",
+        "sayso.stages.weights",
+        "weights",
+        "WeightsConfig",
+        needs="train",
+    ),
     "moved": Command(
         "tell a study where its models are now", "sayso.stages.moved", "moved", "MovedConfig"
     ),
@@ -114,6 +123,8 @@ DISK_ERRORS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 2."""
+    if is_launched():
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     try:
         run(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
@@ -124,11 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         _stop(missing_module(error) or _reraise(error))
     except Exception as error:
-        _stop(_disk_trouble(error) or _memory_trouble(error) or _reraise(error))
+        lost = ENDED if is_lost(error) else None
+        _stop(_disk_trouble(error) or _memory_trouble(error) or lost or _reraise(error))
 
 
 def _stop(message: str) -> None:
-    print(f"sayso: error: {' '.join(message.split())}", file=sys.stderr)
+    if may_say(message):
+        print(f"sayso: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -1,6 +1,6 @@
 """CLIP as a feature extractor, and embeddings kept in the study."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sayso.base import files
+from sayso.base.devices import (
+    agreed,
+    in_shares,
+    is_main_process,
+    number_of_processes,
+    wait_for_everyone,
+)
 from sayso.base.errors import UserError
 from sayso.base.finite import refuse_not_finite
 from sayso.base.hashes import folder_digest
@@ -233,7 +240,6 @@ def _refuse_other_size(folder: Path, preprocessing: Preprocessing, wanted: int) 
         )
 
 
-@torch.no_grad()
 def embed_samples(
     study: Study, encoder: ClipEncoder, samples: Sequence[Sample]
 ) -> Float[Tensor, "n d"]:
@@ -243,27 +249,64 @@ def embed_samples(
 
     Raises: UserError: if an image is missing, or one that is not embedded yet damaged.
     """
-    folder = study.cache / f"images-{encoder.hash}"
+    folder = _cache_of(study, encoder)
     known = _read_cache(folder)
     contents = [study.image_hash(sample) for sample in samples]
     missing = {c: s for c, s in zip(contents, samples, strict=True) if c not in known}
     if missing:
         with progress("embedding images", len(missing)) as advance:
-            rows = list(missing.items())
-            for start in range(0, len(rows), CHUNK):
-                part = rows[start : start + CHUNK]
-                known |= _embed_shard(study, encoder, dict(part), folder)
+            for part in _chunks(missing):
+                known |= _keep(folder, part, _embed(study, encoder, part))
                 advance(len(part))
     return torch.stack([known[content] for content in contents])
 
 
-def _embed_shard(
-    study: Study, encoder: ClipEncoder, samples: dict[str, Sample], folder: Path
-) -> dict[str, Tensor]:
-    """Embeddings by the content of the images' files, kept in `folder`."""
+def embed_together(study: Study, encoder: ClipEncoder, samples: Sequence[Sample]) -> None:
+    """Embed what is not embedded yet, each process of a launch its share; the main one keeps it.
+
+    All call it alike. Chunks are those of one process, so embeddings are the same to the last bit.
+
+    Raises: UserError: as `embed_samples`.
+    """
+    folder, missing = _cache_of(study, encoder), dict[str, Sample]()
+    if is_main_process():
+        known = _read_cache(folder)
+        contents = {study.image_hash(sample): sample for sample in samples}
+        missing = {content: s for content, s in contents.items() if content not in known}
+    chunks = _chunks(agreed(missing))
+    together = number_of_processes()
+    with progress("embedding images", sum(map(len, chunks))) as advance:
+        for at in range(0, len(chunks), together):
+            now = chunks[at : at + together]
+            made = in_shares(now, lambda own: [_embed(study, encoder, part) for part in own], 1)
+            for part, vectors in zip(now, made, strict=True):
+                if is_main_process():
+                    _keep(folder, part, vectors)
+                advance(len(part))
+    wait_for_everyone()
+
+
+def _cache_of(study: Study, encoder: ClipEncoder) -> Path:
+    return study.cache / f"images-{encoder.hash}"
+
+
+def _chunks(missing: Mapping[str, Sample]) -> list[dict[str, Sample]]:
+    rows = list(missing.items())
+    return [dict(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
+
+
+@torch.no_grad()
+def _embed(
+    study: Study, encoder: ClipEncoder, samples: Mapping[str, Sample]
+) -> Float[Tensor, "n d"]:
+    """Embeddings of samples by the content of their images' files, on the CPU; all finite."""
     vectors = encoder.images(study.image(s) for s in samples.values()).cpu()
     names = [f"sample {s.id}" for s in samples.values()]
     refuse_not_finite(vectors, names, f"CLIP {study.info.clip_model}")
+    return vectors
+
+
+def _keep(folder: Path, samples: Mapping[str, Sample], vectors: Tensor) -> dict[str, Tensor]:
     shard = {content: v.clone() for content, v in zip(samples, vectors, strict=True)}
     files.write_bytes(folder / f"{digest(list(shard))}.safetensors", save(shard))
     return shard

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -73,6 +74,7 @@ def open_conditions(
         return EncodedConditions(policy, texts)
     stored = {key: str(value.dtype) for key, value in one.items()}
     computed = [number_format(policy.device), stored, policy.device.type, identity]
+    computed += rounded(policy)
     parts = [texts[i : i + TEXTS_AT_ONCE] for i in range(0, len(texts), TEXTS_AT_ONCE)]
     return make_shards(
         [folder / f"{digest([part, *computed])}.safetensors" for part in parts],
@@ -84,6 +86,11 @@ def open_conditions(
         ),
         "encoding texts",
     )
+
+
+def rounded(policy: Policy) -> list[str]:
+    """What the name of a cache says of an encoder whose weights are kept in fewer bits."""
+    return [] if policy.dtype == torch.float32 else [f"weights {policy.dtype}"]
 
 
 def row_bytes(one: Cond) -> int:

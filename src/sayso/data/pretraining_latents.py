@@ -83,19 +83,10 @@ def encoded_pretraining(
     size = size or study.info.sampler.image_size
     images = open_pretraining(study, size)
     captions = images.train_captions(n)
-    encoding = _Encoding(policy, images, size, workers)
+    if left_out := images.about():
+        console.print(f"pre-training images left out: {left_out}", soft_wrap=True)
     with precision or nullcontext():
-        starts = range(0, len(captions), IMAGES_A_SHARD)
-        ranges = [(start, min(start + IMAGES_A_SHARD, len(captions))) for start in starts]
-        computed = _computed(study, policy)
-        keys = [digest([images.images_identity(*pair), *computed]) for pair in ranges]
-        shards = make_shards(
-            [study.cache / f"pretraining/{key}.safetensors" for key in keys],
-            IMAGES_A_SHARD,
-            len(captions),
-            encoding.shards,
-            "encoding pre-training images",
-        )
+        shards = _made(study, _Encoding(policy, images, size, workers), len(captions))
     damaged = shards.rows_with(DAMAGED)
     if not len(damaged):
         return PretrainingLatents(shards, torch.arange(len(captions))), captions
@@ -104,6 +95,16 @@ def encoded_pretraining(
     whole[damaged] = False
     rows = whole.nonzero()[:, 0]
     return PretrainingLatents(shards, rows), [captions[i] for i in rows.tolist()]
+
+
+def _made(study: Study, encoding: "_Encoding", n: int) -> Shards:
+    """The shards of the first `n` images; those that are not in the cache are encoded."""
+    starts = range(0, n, IMAGES_A_SHARD)
+    ranges = [(start, min(start + IMAGES_A_SHARD, n)) for start in starts]
+    computed = _computed(study, encoding.policy)
+    keys = [digest([encoding.images.images_identity(*pair), *computed]) for pair in ranges]
+    paths = [study.cache / f"pretraining/{key}.safetensors" for key in keys]
+    return make_shards(paths, IMAGES_A_SHARD, n, encoding.shards, "encoding pre-training images")
 
 
 def _computed(study: Study, policy: Policy) -> list[str]:

@@ -8,7 +8,7 @@ rollouts. The formulas are in `_schedule.py`, the frozen reference in `_older_se
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -49,6 +49,8 @@ class Policy(OlderSelves, ABC):
     no_guidance: float = 1.0
     told_guidance: bool = False
     name: str = "the model"
+    dtype: torch.dtype = torch.float32
+    """Number format of the weights in memory."""
     kind: Kind
 
     # what a family gives
@@ -325,6 +327,7 @@ class Policy(OlderSelves, ABC):
         sampler: Sampler,
         *,
         form: Noise = "ancestral",
+        noisy_steps: int | None = None,
     ) -> "Rollout":
         """Draw an image for each seed by `transition`, and keep the way that it took.
 
@@ -337,21 +340,22 @@ class Policy(OlderSelves, ABC):
             seeds: one per row, ≥ 0.
             sampler: steps, guidance, eta and size.
             form: see `_schedule.step_noise`.
+            noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`, and
+                the others are DDIM's; None = all but the last, which never has noise.
         """
         cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape, b = self.latent_shape(sampler.image_size), len(seeds)
         x, times = noise_of(generators, shape, self.device), self.grid(sampler).to(self.device)
         without, way, log_probs = for_rows(uncond, b), [x], []
-        for t, s in zip(times[:-1].split(1), times[1:].split(1), strict=True):
-            t, s = t.expand(b), s.expand(b)
+        noisy = len(times) - 2 if noisy_steps is None else noisy_steps
+        for k, (t, s) in enumerate(zip(times[:-1].split(1), times[1:].split(1), strict=True)):
+            t, s, eta = t.expand(b), s.expand(b), sampler.eta if k < noisy else 0.0
             prediction = self.under(sampler, x, t, cond, without)
-            mean, std = self.transition(x, prediction, t, s, sampler.eta, form)
+            mean, std = self.transition(x, prediction, t, s, eta, form)
             x = mean
-            if sampler.eta:
-                # the last step has no noise, and draws none
-                fresh = noise_of(generators, shape, self.device) if s[0] > 0 else 0.0
-                x = mean + per_row(std, mean) * fresh
+            if eta:
+                x = mean + per_row(std, mean) * noise_of(generators, shape, self.device)
             log_probs.append(_schedule.log_prob(x, mean, std))
             way.append(x)
         return Rollout(x, torch.stack(way), times, torch.stack(log_probs))
@@ -372,23 +376,18 @@ class Policy(OlderSelves, ABC):
         return mean_squared_error(prediction, self.target(latents, noise, t))
 
     def add_lora(self, rank: int, seed: int) -> None:
-        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1."""
-        from peft import LoraConfig
+        """Freeze the network and add trainable low-rank adapters of that rank, ≥ 1, in fp32."""
+        from sayso.families._lora import add_adapters
 
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*self.lora_targets])
-        network: Any = self.network
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            # all else is frozen by it
-            network.add_adapter(config)
+        add_adapters(self.network, self.lora_targets, rank, seed)
 
 
 class Rollout(NamedTuple):
     """Images drawn by `Policy.rollout`, and how: n steps, so n + 1 times.
 
     `way` has the latents at each of `times`, from noise to image; `log_prob[k]` is the
-    log-probability of the step from `way[k]` to `way[k + 1]`. That of the last step, which has no
-    noise, means nothing.
+    log-probability of the step from `way[k]` to `way[k + 1]`. That of a step without noise, such
+    as the last, means nothing.
     """
 
     latents: Float[Tensor, "b c h w"]

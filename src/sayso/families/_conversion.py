@@ -14,7 +14,7 @@ import diffusers
 
 from sayso.base.errors import UserError
 from sayso.base.files import sync_folder, write_json
-from sayso.base.hashes import file_digest, folder_digest, user_cache
+from sayso.base.hashes import MADE_OF, file_digest, folder_digest, user_cache
 from sayso.base.progress import console
 from sayso.base.types import digest
 from sayso.families._diffusers import DiffusersPolicy
@@ -23,8 +23,9 @@ from sayso.families._loading import family, resolve
 from sayso.families._lora import LORA_FILE, add_lora
 from sayso.families._single_file import CPU, fetch_template, read_single_file, template_of
 
-ORIGIN = "sayso.json"
-"""What the folder was made of: files, digests, version of diffusers."""
+SINGLE = ".safetensors"
+CARD = "README.md"
+"""The model card, which names the licence."""
 
 
 def as_folder(base: str, config: str = "", lora: str = "") -> Path:
@@ -37,7 +38,7 @@ def as_folder(base: str, config: str = "", lora: str = "") -> Path:
         lora: a LoRA to add to the weights; "" = none.
     Raises: UserError: if the parts do not belong together, or are not there.
     """
-    single = base.endswith(".safetensors")
+    single = base.endswith(SINGLE)
     refuse_few_step_names(Path(base), Path(lora).stem)
     if config and not single:
         raise UserError(f"--base-config is for a single file, and {base} is none; leave it away")
@@ -59,12 +60,12 @@ def as_folder(base: str, config: str = "", lora: str = "") -> Path:
     key = digest(
         [value for name, value in origin.items() if name not in ("base", "config", "lora")]
     )
-    folder = user_cache() / "models" / f"{Path(base).stem}-{key}"
+    folder = user_cache() / "models" / f"{Path(base).name.removesuffix(SINGLE)}-{key}"
     if not folder.is_dir():
         console.print(f"{base} is written as a folder to {folder}", soft_wrap=True)
         with _new_folder(folder) as temporary:
             _write(kind, template, file, added, temporary, base)
-            write_json(temporary / ORIGIN, origin)
+            write_json(temporary / MADE_OF, origin)
     return folder
 
 
@@ -84,6 +85,8 @@ def _write(
         add_lora(pipeline, lora, base)
     pipeline.save_pretrained(folder, safe_serialization=True)
     del pipeline
+    if not file and (template / CARD).is_file():
+        shutil.copy(template / CARD, folder)
     kind(folder, CPU, None)  # whole and finite, or refused before it has its name
 
 

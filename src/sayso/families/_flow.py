@@ -205,7 +205,8 @@ def states_of_texts(policy: FlowPolicy, texts: Sequence[str], layer: int) -> Con
     # without the head that would say the next word
     out = getattr(encoder, "model", encoder)(**tokens, output_hidden_states=True)
     mask = tokens.attention_mask.bool()
-    return {"states": out.hidden_states[layer] * mask.unsqueeze(-1), "mask": mask}
+    states = out.hidden_states[layer].masked_fill(~mask.unsqueeze(-1), 0.0)
+    return {"states": states, "mask": mask}
 
 
 def trimmed(cond: Cond) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ EXTRA_INPUTS = (
 
 
 FEW_STEPS = re.compile(
-    r"(?<![a-z])(turbo|lightning|lcm|hyper-?sdx?l?|dmd2?|schnell|distilled)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(turbo|lightning|lcm|hyper-?sdx?l?|dmd2?|schnell)(?![a-z])", re.IGNORECASE
 )
 """What few-step models are called."""
 DISTILLED_FROM = "the model that it was distilled from"

@@ -1,23 +1,26 @@
 """Names of models to policies: which folder, which family, which run's weights."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 
+from sayso.base.devices import BasePrecision
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
 from sayso.base.plugins import load_plugin, plugin_names
 from sayso.base.types import Sampler
 from sayso.base.weights import VARIANTS, quiet_libraries, reason_of
 from sayso.base.worlds import find_world, or_world
-from sayso.families import Policy
+from sayso.families import PARTS, Policy
+from sayso.families._precision import KEPT, quantise
 from sayso.study.identity import model_folder
 from sayso.study.study import Study
 
 OTHER_TASKS = re.compile(
-    "Inpaint|Img2Img|ImageToImage|Edit|Upscal|Control|Pix2Pix|Depth|Fill|Adapter"
+    "Inpaint|Img2Img|ImageToImage|Edit|Upscal|Control|Pix2Pix|Depth|Fill|Adapter|Kontext|Layered|Omni"
 )
 """In the names of pipelines that do something else than draw from a text."""
 
@@ -89,20 +92,33 @@ def family(folder: Path) -> type[Policy]:
     raise UserError(f"{folder} is {what}; give a model of one of the families {known}")
 
 
-def load_policy(study: Study, model: str, device: torch.device) -> Policy:
+def load_policy(
+    study: Study,
+    model: str,
+    device: torch.device,
+    precision: BasePrecision = "fp32",
+    parts: Sequence[str] = PARTS,
+) -> Policy:
     """The base model of the study with the weights of `model` over it.
 
     Args:
         study: names the base model, holds the runs.
         model: "base" or an align run such as "runs/align-rwr".
         device: where the policy lives.
+        precision: how weights are kept in memory; all but fp32 are of models that are not trained.
+        parts: which of `PARTS` to load.
     Raises: UserError: for an unknown or unfinished run, or a selection such as "base@best-of-16".
     """
     folder, *runs = model_folders(study, model)
-    policy = family(folder).load(folder, device)
+    quantised = "network" in parts and precision in ("int8", "nf4")
+    first = torch.device("cpu") if quantised else device
+    policy = family(folder).load(folder, first, dtype=KEPT[precision], parts=parts)
     policy.name = f"{model} ({folder})" if model == "base" else model
-    for weights in runs:
-        policy.load_weights(weights)
+    if "network" in parts:
+        for weights in runs:
+            policy.load_weights(weights)
+    if quantised:
+        quantise(policy, precision, device)
     return policy
 
 

@@ -1,10 +1,11 @@
 """Low-rank adapters: of a run of align, for diffusers and back; of others, on top of a base."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 
 from sayso.base.devices import is_out_of_memory
 from sayso.base.errors import UserError
@@ -20,10 +21,23 @@ from sayso.base.weights import (
 LORA_FILE = "pytorch_lora_weights.safetensors"
 REMAKE = "make the run again: sayso align under another --name"
 OF_THIS_MODEL = "give one that was trained on this model"
+DORA = "dora_scale"
 ON_TOP = "on_top"
 """The name of a LoRA's adapters while they are added to a base."""
 OLDER = {".lora.down.weight": ".lora_A.weight", ".lora.up.weight": ".lora_B.weight"}
 """diffusers' names for the halves of a U-Net's adapters → peft's."""
+
+
+def add_adapters(network: Any, targets: Sequence[str], rank: int, seed: int) -> None:
+    """Freeze the network and put trainable adapters, in fp32, around its layers `targets`."""
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    network.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=[*targets]))
+    cast_training_params(network)
 
 
 def save_lora(network: Any, part: str, pipeline: str, folder: Path) -> None:
@@ -77,7 +91,7 @@ def add_lora(pipeline: Any, file: Path, base: str) -> None:
     from peft import get_peft_model_state_dict
 
     wrong = f"{file} is no LoRA of {base}"
-    read_tensors(file)
+    _refuse_dropped(file, read_tensors(file))
     where = {"pretrained_model_name_or_path_or_dict": str(file.parent), "weight_name": file.name}
     unet = getattr(pipeline, "unet", None)
     with quiet_libraries():
@@ -100,3 +114,11 @@ def add_lora(pipeline: Any, file: Path, base: str) -> None:
         )
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
+
+
+def _refuse_dropped(file: Path, names: Collection[str]) -> None:
+    """Refuse weights that diffusers would leave out without an error."""
+    if any(name.endswith(DORA) for name in names):
+        raise UserError(
+            f"{file} is a DoRA, whose magnitudes would be lost; merge it into the model first"
+        )

@@ -1,13 +1,14 @@
 """Older selves of a policy: the frozen reference, and copies that follow it at a distance."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class OlderSelves:
@@ -45,6 +46,11 @@ class OlderSelves:
         if not self.has_adapters:
             self._reference = _frozen_copy(unwrapped(self.network), dtype), dtype
 
+    def change_reference(self, change: Callable[[nn.Module], None]) -> None:
+        """Do something in place with the network that is kept as the reference, if one is."""
+        if self._reference is not None:
+            change(self._reference[0])
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """A block in which the policy predicts as the frozen reference, without gradients."""
@@ -52,7 +58,11 @@ class OlderSelves:
         bare: Any = unwrapped(trained)
         if self.has_adapters:
             self.network, dtype = bare, None
+            adapters = [*self.trainable().values()]
             bare.disable_adapters()
+            # it freezes them too, and shards would be set up for gradients that never come
+            for parameter in adapters:
+                parameter.requires_grad_(True)
         elif self._reference is None:
             raise RuntimeError("no reference is kept: call keep_reference() before training")
         else:
@@ -83,17 +93,31 @@ class OlderSelves:
     def old(self, name: str) -> Iterator[None]:
         """A block in which the policy predicts as its older self `name`, without gradients."""
         parameters, values = self.trainable(), self.remembered[name]
-        now = {key: parameter.data for key, parameter in parameters.items()}
+        now = {key: _value(parameter) for key, parameter in parameters.items()}
         trained, self.network = self.network, unwrapped(self.network)
         try:
             for key, parameter in parameters.items():
-                parameter.data = values[key]
+                _set_value(parameter, values[key])
             with torch.no_grad():
                 yield
         finally:
             self.network = trained
             for key, parameter in parameters.items():
-                parameter.data = now[key]
+                _set_value(parameter, now[key])
+
+
+def _value(parameter: nn.Parameter) -> Tensor:
+    """What the parameter holds, to be kept while it holds something else."""
+    return parameter.detach().clone() if isinstance(parameter, DTensor) else parameter.data
+
+
+def _set_value(parameter: nn.Parameter, value: Tensor) -> None:
+    if isinstance(parameter, DTensor):
+        # weights are gathered from the memory where their shards lie
+        with torch.no_grad():
+            parameter.copy_(value)
+    else:
+        parameter.data = value
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

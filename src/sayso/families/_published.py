@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sayso.families._tiny import LETTERS
+from sayso.families._tiny_flow import CHAT
 
-CLIP_WORDS, T5_WORDS = 49_408, 32_128
+CLIP_WORDS, T5_WORDS, QWEN_WORDS = 49_408, 32_128, 151_643
 DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
 
 
@@ -68,9 +69,23 @@ def _t5_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
     build(vocab=vocabulary, extra_ids=100, **config).save_pretrained(folder)
 
 
+def _qwen_tokenizer(folder: Path, config: Mapping[str, Any]) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    symbols = sorted(ByteLevel.alphabet())
+    words = [*symbols, *(f"word{i}" for i in range(QWEN_WORDS - len(symbols)))]
+    build: Any = Qwen2Tokenizer
+    build(
+        vocab={word: i for i, word in enumerate(words)}, merges=[], chat_template=CHAT,
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"], **config,
+    ).save_pretrained(folder)  # fmt: skip
+
+
 WRITERS: Mapping[str, Callable[[Path, Mapping[str, Any]], None]] = {
     "CLIPTokenizer": _clip_tokenizer,
     "T5Tokenizer": _t5_tokenizer,
+    "Qwen2Tokenizer": _qwen_tokenizer,
 }
 
 
@@ -199,4 +214,57 @@ FLUX = Published(
         ),
     },
 )  # fmt: skip
-PUBLISHED = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX)
+QWEN_IMAGE = Published(
+    ("Qwen/Qwen-Image",),
+    "QwenImagePipeline",
+    {
+        "transformer": (DIFFUSERS, "QwenImageTransformer2DModel", {
+            "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 60,
+            "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 3584,
+            "guidance_embeds": False, "axes_dims_rope": [16, 56, 56],
+        }),
+        "vae": (DIFFUSERS, "AutoencoderKLQwenImage", {
+            "base_dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
+            "temperal_downsample": [False, True, True],
+        }),
+        "text_encoder": (TRANSFORMERS, "Qwen2_5_VLForConditionalGeneration", {
+            "model_type": "qwen2_5_vl", "tie_word_embeddings": False,
+            "text_config": {
+                "vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944,
+                "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+                "rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]},
+            },
+            "vision_config": {
+                "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+                "out_hidden_size": 3584,
+            },
+        }),
+        "tokenizer": (TRANSFORMERS, "Qwen2Tokenizer", {}),
+        "scheduler": _flow(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256,
+            max_image_seq_len=8192, shift_terminal=0.02,
+        ),
+    },
+)  # fmt: skip
+Z_IMAGE = Published(
+    ("Tongyi-MAI/Z-Image",),
+    "ZImagePipeline",
+    {
+        "transformer": (DIFFUSERS, "ZImageTransformer2DModel", {
+            "in_channels": 16, "dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30,
+            "n_kv_heads": 30, "cap_feat_dim": 2560, "axes_dims": [32, 48, 48],
+            "axes_lens": [1536, 512, 512],
+        }),
+        "vae": FLUX.parts["vae"],
+        "text_encoder": (TRANSFORMERS, "Qwen3Model", {
+            "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 2560,
+            "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40_960,
+        }),
+        "tokenizer": (TRANSFORMERS, "Qwen2Tokenizer", {}),
+        "scheduler": _flow(shift=6.0),
+    },
+)  # fmt: skip
+PUBLISHED = (
+    STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, QWEN_IMAGE, Z_IMAGE
+)  # fmt: skip

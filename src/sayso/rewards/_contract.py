@@ -14,7 +14,7 @@ from torch import Tensor
 from sayso.base.errors import UserError, quoted, unknown_name
 from sayso.base.plugins import is_plugin, load_plugin, plugin_names, refuse_bad_options
 from sayso.base.types import Prompt, Sample
-from sayso.data.clip import ClipEncoder, embed_samples, resolve_clip, stacked
+from sayso.data.clip import ClipEncoder, embed_samples, embed_together, resolve_clip, stacked
 from sayso.study.identity import canonical_run
 from sayso.study.inputs import refuse_edited
 from sayso.study.run import Run
@@ -51,6 +51,14 @@ class Reward(ABC):
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
     ) -> Float[Tensor, " b"]:
         """Score each image, RGB in [0, 1], against its own prompt."""
+
+    def prepare_samples(  # noqa: B027 (a reward may keep nothing)
+        self, study: Study, samples: Sequence[Sample]
+    ) -> None:
+        """Work out what scoring needs of stored samples, and keep it in the study.
+
+        Called once before `score_samples`, by all processes of a launch alike, to share the work.
+        """
 
     def score_samples(
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]
@@ -114,6 +122,10 @@ class ClipReward(Reward):
     ) -> Float[Tensor, " b"]:
         """Score each image, RGB in [0, 1], against its own prompt; differentiable to the images."""
         return self.score_embeddings(self.clip.images(images), self.clip.texts(prompts))
+
+    def prepare_samples(self, study: Study, samples: Sequence[Sample]) -> None:
+        """Embed the images that are not embedded yet."""
+        embed_together(study, self.clip, samples)
 
     def _score_stored(
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]

@@ -67,11 +67,13 @@ def draw_all(
     mine = batches[process::n]
     on_cpu = accelerator.device.type == "cpu"
 
-    def finish(batch: Sequence[Drawing], latents: "Tensor", pixels: "Tensor | None") -> None:
+    def finish(
+        batch: Sequence[Drawing], latents: "Tensor", kept: "Tensor", pixels: "Tensor | None"
+    ) -> None:
         if pixels is None:
             with enough_memory("--batch-size", batch_size), _own_stream(accelerator):
                 pixels = _decode(policy, batch, latents, accelerator)
-        _keep(study, batch, known, latents.half().cpu(), pixels, records)
+        _keep(study, batch, known, kept, pixels, records)
         advance(len(batch))
 
     with _shown(batches[0][0][1].model, mine, accelerator) as advance, _behind() as later:
@@ -79,7 +81,9 @@ def draw_all(
             with enough_memory("--batch-size", batch_size):
                 latents = _draw(policy, batch, accelerator)
                 pixels = _decode(policy, batch, latents, accelerator) if on_cpu else None
-            later(partial(finish, batch, latents, pixels))
+                # copied here: in the thread a GPU would first draw the whole next batch
+                kept = latents.half().cpu()
+            later(partial(finish, batch, latents, kept, pixels))
     # whoever goes on must find every batch written
     accelerator.wait_for_everyone()
 

@@ -10,12 +10,11 @@ from sayso.families import Policy
 from sayso.families._loading import load_policy
 from sayso.stages._training_data import Samples
 from sayso.study.identity import model_folder
+from sayso.study.model_files import LATENT_BYTES
 from sayso.study.study import Study
 from sayso.training.checkpoint import KEPT
 from sayso.training.options import TrainOptions
 
-LATENT_BYTES = 2
-"""Latents are kept in fp16."""
 WEIGHT_BYTES = 4
 """Trained weights, gradients, the optimiser's two moments and the average are fp32."""
 

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from sayso.aligners import Aligner, Work
 from sayso.base.errors import UserError, quoted
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
-from sayso.base.types import Sample
+from sayso.base.types import Sample, Sampler
 from sayso.data.conditions import Conditions, Kept, open_conditions
 from sayso.data.latents import SampleLatents
 from sayso.data.pairs import Pair, pair_rows, pairs_of
@@ -196,8 +197,21 @@ def work_of(
         pairs=pair_rows(pairs, ids, texts) if "pairs" in needs else None,
         prompts=tuple(inputs.get("prompts", ())),
         reward=load_reward(study, reward, policy.device) if in_loop else None,
-        sampler=study.info.sampler,
+        sampler=_drawn_with(study, ids),
     )
+
+
+def _drawn_with(study: Study, ids: Sequence[str]) -> Sampler:
+    """The sampler that the images were drawn with; of several, or none, the study's.
+
+    What a network is told of it, and the times of drawing, are those of the images in training.
+    """
+    wanted = set(ids)
+    drawn = {sample.sampler for sample in study.samples() if sample.id in wanted}
+    if len(drawn) == 1:
+        return drawn.pop()
+    sizes = {sampler.image_size for sampler in drawn} or {study.info.sampler.image_size}
+    return replace(study.info.sampler, image_size=sizes.pop())
 
 
 def facts(work: Work) -> dict[str, int]:

@@ -3,16 +3,19 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from sayso.base.devices import (
+    BasePrecision,
     MixedPrecision,
     enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
+    number_of_processes,
 )
 from sayso.base.errors import UserError, check_seed
+from sayso.base.extras import need
 from sayso.base.files import JsonObject
 from sayso.base.plugins import is_plugin
 from sayso.base.progress import console
@@ -23,7 +26,6 @@ from sayso.study.inputs import (
     fitted_to,
     refuse_changed,
     refuse_edited,
-    samples_by_id,
     source_of_plugin,
 )
 from sayso.study.run import Run
@@ -36,12 +38,12 @@ if TYPE_CHECKING:
 
     from sayso.aligners import Aligner
     from sayso.data.conditions import Kept
-    from sayso.data.rows import TrainingRows
-    from sayso.families import Policy
+    from sayso.stages._ready import Ready
     from sayso.stages._training_data import Samples
 
 
 RATERS = ("people", "simulated")
+BASE_PRECISIONS = get_args(BasePrecision)
 CONDITIONS = ("auto", "table", "encode")
 PRETRAINING = "pre-training images"
 
@@ -67,6 +69,10 @@ class AlignConfig(TrainOptions):
     """Whose ratings to use; auto: as for the reward, or people's if there are any."""
     lora_rank: int = 0
     """Rank of low-rank adapters to train; 0 = train the whole network, as in the paper."""
+    base_precision: BasePrecision = "fp32"
+    """How frozen weights are kept in memory, with --lora-rank: bf16 halves them; int8 and nf4 (4
+    bits) quarter and eighth the network's linear layers and need the extra sayso[quantised]. The
+    adapters stay fp32."""
     pretraining_images: int = 1024
     """Maximum number of pre-training images to use; 625,000 in the paper."""
     leave_out_damaged: bool = False
@@ -91,6 +97,17 @@ class AlignConfig(TrainOptions):
             raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
         if self.conditions not in CONDITIONS:
             raise UserError(f"conditions {self.conditions!r}; choose {' or '.join(CONDITIONS)}")
+        if self.base_precision not in BASE_PRECISIONS:
+            known = " or ".join(BASE_PRECISIONS)
+            raise UserError(f"base_precision {self.base_precision!r}; choose {known}")
+        if self.base_precision != "fp32" and not self.lora_rank:
+            raise UserError(
+                f"base_precision {self.base_precision} keeps the network frozen, so that only "
+                "adapters can be trained; give --lora-rank too, such as 16, or --base-precision "
+                "fp32"
+            )
+        if self.base_precision in ("int8", "nf4"):
+            need("quantised", f"align --base-precision {self.base_precision}")
         for name, least in {"lora_rank": 0, "pretraining_images": 1, "workers": 0}.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -138,13 +155,14 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
         if a reward, loss or gradient is not finite, or an option is out of range.
     """
     from sayso.aligners import load_aligner
+    from sayso.stages._ready import scores_samples
     from sayso.training.needs import check_options
 
     config.check()
     config = canonical_config(study, config)
     aligner = aligner or load_aligner(config.aligner)()
     config = config.for_aligner(aligner.defaults)
-    check_options(config, aligner)
+    check_options(config, aligner, number_of_processes())
     say(study, [config.model])
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     begun = study.begun("align", name)
@@ -152,9 +170,9 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     inputs = begun and (begun.finished or begun.inputs)
     gathered = None if inputs else _gather(study, config, aligner)
     # before the run is opened: what a model refuses must leave no run behind
-    prepare = partial(_prepare, study, config, aligner)
-    ready = prepare(gathered, name, gathered=True) if gathered and not begun else None
-    if gathered and ready and _scores_samples(aligner):
+    prepare = partial(_prepare, study, config, aligner, name)
+    ready = prepare(gathered, gathered=True) if gathered and not begun else None
+    if gathered and ready and scores_samples(aligner):
         gathered["rewards"] = ready.rewards
     with main_process_first():
         run = study.run("align", name, config, aligner, inputs=gathered, main=is_main_process())
@@ -167,7 +185,7 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
             frozen = run.inputs or {}
             # another process may have begun the run meanwhile, with other images or labels
             if ready is None or ready.images != frozen["images"]:
-                ready = prepare(frozen, name, gathered=False)
+                ready = prepare(frozen, gathered=False)
             _train(study, config, aligner, run, ready)
     return run
 
@@ -264,73 +282,35 @@ def _seed(study: Study, config: AlignConfig) -> int:
     return study.info.seed if config.seed is None else config.seed
 
 
-def _scores_samples(aligner: "Aligner") -> bool:
-    """Whether the samples' reward is needed before training, and not that of images to come."""
-    needs = aligner.required()
-    return "reward" in needs and "rollouts" not in needs
-
-
-class _Ready(NamedTuple):
-    """What training starts from: the loaded model and the rows made of `images` of the inputs."""
-
-    accelerator: "Accelerator"
-    policy: "Policy"
-    rows: "TrainingRows"
-    rewards: list[float]
-    images: list[JsonObject]
-
-
 def _prepare(
     study: Study,
     config: AlignConfig,
     aligner: "Aligner",
-    inputs: JsonObject,
     name: str,
+    inputs: JsonObject,
     *,
     gathered: bool,
-) -> _Ready:
-    """Load the models and make the rows of the inputs, with the rewards that they have if any.
+) -> "Ready":
+    """See `prepare`."""
+    from sayso.stages._ready import Wanted, prepare
 
-    Args:
-        gathered: whether the inputs were gathered just now; if not, latents may have changed since.
-    """
-    from sayso.families._loading import load_policy
-    from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
-
-    accelerator, run = make_accelerator(config.mixed_precision), f"runs/align-{name}"
-    rows = inputs["images"]
-    samples = samples_by_id(study, [row["id"] for row in rows], run)
-    # runs that older versions began call the label "mark"
-    labels = [row["label"] if "label" in row else row["mark"] for row in rows]
-    known = [float("nan") if label is None else label for label in labels]
-    images = Samples(samples, [row["text"] for row in rows], known)
-    with accelerator.local_main_process_first():
-        if not gathered:
-            refuse_changed_latents(study, run, rows, samples)
-        rewards = inputs.get("rewards") or _rewards(study, config, aligner, images, accelerator)
-        policy = load_policy(study, config.model, accelerator.device)
-        policy.check_prompts(inputs.get("prompts", []))
-        table = open_rows(
-            study,
-            policy,
-            images,
-            rewards,
-            pretraining_images=_n_pretraining(config, aligner),
-            conditions=inputs.get("conditions", config.conditions),
-            precision=accelerator.autocast(),
-            workers=config.workers,
-            leave_out_damaged=config.leave_out_damaged,
-        )
-    return _Ready(accelerator, policy, table, rewards, rows)
+    wanted = Wanted(
+        f"runs/align-{name}", config.model, config.reward, config.base_precision,
+        _n_pretraining(config, aligner), config.conditions, config.workers,
+        config.leave_out_damaged,
+    )  # fmt: skip
+    accelerator = make_accelerator(config.mixed_precision)
+    return prepare(study, aligner, wanted, inputs, accelerator, gathered=gathered)
 
 
-def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: _Ready) -> None:
+def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: "Ready") -> None:
+    from sayso.stages._ready import scores_samples
     from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
 
     accelerator, policy, _, rewards, _ = ready
     inputs = run.inputs or {}
-    if _scores_samples(aligner) and "rewards" not in inputs and accelerator.is_main_process:
+    if scores_samples(aligner) and "rewards" not in inputs and accelerator.is_main_process:
         # as they were computed when the run was begun, however caches fare since
         run.freeze({**inputs, "rewards": rewards})
     _note_environment(study, config, aligner, run, accelerator)
@@ -340,9 +320,6 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
         study, config, aligner, policy, ready.rows, inputs,
         reward=config.reward, seed=_seed(study, config),
     )  # fmt: skip
-    if not aligner.required() & {"rollouts", "gradient"}:
-        # nothing is decoded, and pre-training images are encoded by now
-        policy.release("vae")
     with enough_memory("--micro-batch-size", config.micro_batch(accelerator.num_processes)):
         result = train(work, aligner, config, run, accelerator)
     if accelerator.is_main_process:
@@ -380,19 +357,3 @@ def _kind(study: Study, config: AlignConfig) -> str:
     if config.raters != "auto":
         return config.raters
     return RATERS[study.feedback.kind_in_use()]
-
-
-def _rewards(
-    study: Study,
-    config: AlignConfig,
-    aligner: "Aligner",
-    images: "Samples",
-    accelerator: "Accelerator",
-) -> list[float]:
-    """The reward of every sample; NaN if the aligner needs none."""
-    if not _scores_samples(aligner):
-        return [float("nan")] * len(images.samples)
-    from sayso.rewards import load_reward
-
-    reward = load_reward(study, config.reward, accelerator.device)
-    return reward.score_samples(study, images.samples, images.texts).tolist()

@@ -88,25 +88,41 @@ def evaluate(study: Study, config: EvaluateConfig, judge: Judge | None = None) -
     Raises: UserError: if the model or its images are missing, no seed is shared with the base, or
         the judge does not understand the prompts.
     """
+    from sayso.base.devices import agreed, is_main_process, main_process_first
+
     config = canonical_config(study, config)
     judge = judge and judge.canonical(study)
     gathered = _gather(study, config, judge)
     name, started = _own_name(study, config, gathered), time.perf_counter()
     # before the run is opened: what a reward or CLIP refuses must leave no run behind
-    begun = study.begun("evaluate", name)
+    begun = agreed(study.begun("evaluate", name) is not None)
     rows = None if begun else _score(study, config, gathered)
-    run = study.run("evaluate", name, config, judge)
-    if run.finished:
+    with main_process_first():
+        run = study.run("evaluate", name, config, judge, main=is_main_process())
+    if agreed(run.finished):
         console.print(f"{run.name} is finished; choose another --name to measure again")
         return run
-    say(study, gathered.models.values())
-    _note_environment(study, config, gathered, run)
     rows = rows or _score(study, config, gathered)
+    with main_process_first():
+        if is_main_process():
+            say(study, gathered.models.values())
+            _note_environment(study, config, gathered, run)
+            _write(study, config, gathered, run, rows, started)
+    return run
+
+
+def _write(
+    study: Study,
+    config: EvaluateConfig,
+    gathered: _Gathered,
+    run: Run,
+    rows: "list[Scored]",
+    started: float,
+) -> None:
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
     files.write_bytes(run.path / "scores.jsonl", ("\n".join(lines) + "\n").encode())
     result = _result(study, config, gathered, rows)
     run.finish(result | {"seconds": time.perf_counter() - started})
-    return run
 
 
 def _own_name(study: Study, config: EvaluateConfig, gathered: _Gathered) -> str:

@@ -28,6 +28,8 @@ from sayso.study.study import Study
 from sayso.votes.labels import LabelMethod, RatingCounts, check_method
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from sayso.rewards import TrainableReward
 
 
@@ -74,16 +76,16 @@ def fit(
 ) -> Run:
     """Train a reward on the study's ratings and measure it on held-out prompts.
 
+    The processes of a launch embed the images together; the main one learns.
+
     result.json holds held-out accuracy, AUC, Brier score, pair accuracy and calibration, the same
     on the training rows, and how many ratings, images and prompts there were.
 
     Raises: UserError: if an option is out of range, an image is gone, there are no good or no bad
         ratings or only one prompt, a prompt is too long for CLIP, or the loss is not finite.
     """
-    from sayso.base.devices import make_accelerator
-    from sayso.data.clip import resolve_clip
+    from sayso.base.devices import agreed, is_main_process, main_process_first, make_accelerator
     from sayso.rewards import load_trainable_reward
-    from sayso.study.provenance import computed_on, loaded
 
     config = canonical_config(study, config or FitConfig())
     reward = reward or load_trainable_reward(config.reward)()
@@ -93,23 +95,44 @@ def fit(
     accelerator = make_accelerator("no")
     reward.prepare(study, accelerator.device)
     gathered = collected and {**collected, "sources": _sources(study, config)}
-    with study.run("fit", _run_name(config), config, reward, inputs=gathered) as run:
-        if run.finished:
+    with main_process_first():
+        run = study.run(
+            "fit", _run_name(config), config, reward, inputs=gathered, main=is_main_process()
+        )
+    with run:
+        if agreed(run.finished):
             refuse_edited(run, "reward", config.reward)
             console.print(f"{run.name} is finished; nothing to do")
         else:
             refuse_changed(run, _sources(study, config))
-            clip = [resolve_clip(study.info.clip_model)]
-            run.add_environment({**computed_on(accelerator), "loaded": loaded(clip)})
-            _learn(study, config, reward, run)
+            started, rows = time.perf_counter(), _frozen(study, run)
+            reward.prepare_samples(study, rows[0].samples)
+            with main_process_first():
+                if is_main_process():
+                    _note_environment(study, run, accelerator)
+                    _learn(study, config, reward, run, *rows, started)
     return run
 
 
-def _learn(study: Study, config: FitConfig, reward: "TrainableReward", run: Run) -> None:
+def _note_environment(study: Study, run: Run, accelerator: "Accelerator") -> None:
+    from sayso.data.clip import resolve_clip
+    from sayso.study.provenance import computed_on, loaded
+
+    clip = [resolve_clip(study.info.clip_model)]
+    run.add_environment({**computed_on(accelerator), "loaded": loaded(clip)})
+
+
+def _learn(
+    study: Study,
+    config: FitConfig,
+    reward: "TrainableReward",
+    run: Run,
+    data: Data,
+    heldout: list[bool],
+    started: float,
+) -> None:
     from sayso.rewards import RatedSamples
 
-    started = time.perf_counter()
-    data, heldout = _frozen(study, run)
     rated = RatedSamples(data.samples, data.prompts, data.labels, heldout)
     facts = reward.fit(study, rated, run)
     scores = reward.score_samples(study, data.samples, [p.text for p in data.prompts]).numpy()

@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.filesize import decimal
+
 from sayso.base.devices import (
     MixedPrecision,
     is_main_process,
@@ -29,7 +31,7 @@ from sayso.study.identity import (
     reward_name,
 )
 from sayso.study.info import PromptChoice
-from sayso.study.model_files import no_guidance
+from sayso.study.model_files import latents_bytes, no_guidance
 from sayso.study.run import Run
 from sayso.study.sample_records import gather
 from sayso.study.study import Study
@@ -112,14 +114,17 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
 
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
-    to_draw = sum(map(len, missing(study, drawings, config.model, config.batch_size)))
-    sampler = config.sampler(study)
+    batches = missing(study, drawings, config.model, config.batch_size)
+    to_draw, sampler = sum(map(len, batches)), config.sampler(study)
+    latents = latents_bytes(study.info.base_model, sampler.image_size)
     return {
         "images": len(drawings),
         "images left to generate": to_draw,
         "images at once": config.batch_size,
+        "batches, shared among processes": len(batches),
         "network evaluations per image": evaluations(study, sampler),
-        "disk, at most, MB": round(to_draw * 3 * sampler.image_size.pixels / 1e6, 1),
+        "disk, images at most": decimal(to_draw * 3 * sampler.image_size.pixels),
+        "disk, latents": "not known" if latents is None else decimal(to_draw * latents),
     }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sayso.base.errors import check_seed
+from sayso.base.errors import UserError, check_seed
 from sayso.base.progress import console
 from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
@@ -79,18 +79,19 @@ def new(path: str | Path, config: NewConfig | None = None) -> Study:
     sampler = _sampler(config, base)
     world = config.base_model if find_world(config.base_model) else ""
     clip = config.clip_model or world or CLIP
+    pretraining = _pretraining(config.pretraining or world)
     info = StudyInfo(
         name=config.name or Path(path).resolve().name,
         seed=config.seed,
         base_model=base,
         clip_model=model_name(clip, "CLIP model", "config.json"),
-        pretraining=_pretraining(config.pretraining or world),
+        pretraining=pretraining,
         sampler=sampler,
         feedback_url=_feedback_url(config.feedback_url),
         held_out="by name",
         pretraining_image=config.pretraining_image,
         pretraining_caption=config.pretraining_caption,
-        pretraining_filter=_filter(config.pretraining_filter),
+        pretraining_filter=_filter(config, pretraining),
         pretraining_split=config.pretraining_split,
     )
     return Study.create(path, info)
@@ -135,8 +136,14 @@ def _pretraining(given: str) -> str:
     return source_name(given)
 
 
-def _filter(given: str) -> str:
+def _filter(config: NewConfig, pretraining: str) -> str:
+    """Raises: UserError: if it is none, or what is said of the images says nothing of these."""
     from sayso.data.pretraining_images.filters import parse_filter
 
-    parse_filter(given)
-    return given
+    parse_filter(config.pretraining_filter)
+    for name in ("image", "caption", "filter", "split"):
+        if getattr(config, f"pretraining_{name}") and (not pretraining or find_world(pretraining)):
+            raise UserError(
+                f"--pretraining-{name} is for images in files; leave it out, or give --pretraining"
+            )
+    return config.pretraining_filter

@@ -13,6 +13,8 @@ from sayso.study.identity import model_folder
 from sayso.study.pipelines import PIPELINES, Pipeline
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+LATENT_BYTES = 2
+"""Latents are kept in fp16."""
 OLD_UNETS = (0, 9)
 """diffusers takes U-Nets saved before this version, and of less than 64, for ones of 64."""
 
@@ -69,6 +71,19 @@ def native_size(base_model: str) -> Size | None:
         side = 64
     pixels = side * 2**halved
     return Size(pixels, pixels)
+
+
+def latents_bytes(base_model: str, size: Size) -> int | None:
+    """What the latents of an image take on the disk; None if that is not known here.
+
+    Args:
+        base_model: as in study.json; nothing is fetched.
+    """
+    vae = _read(model_folder(base_model, "pipeline"), "vae/config.json")
+    channels, halved = vae.get("latent_channels", vae.get("z_dim")), _halvings(vae)
+    if not isinstance(channels, int) or halved is None:
+        return None
+    return channels * size.pixels // 4**halved * LATENT_BYTES
 
 
 def _halvings(vae: dict[str, Any]) -> int | None:

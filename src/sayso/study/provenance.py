@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sayso.base.files import JsonObject
-from sayso.base.hashes import weight_hashes
+from sayso.base.files import JsonObject, read_json
+from sayso.base.hashes import MADE_OF, weight_hashes
 
 VARIABLES = (
     "ACCELERATE_", "ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVIDIA_TF32", "OMP_",
@@ -47,9 +47,13 @@ def rounding() -> JsonObject:
 
 
 def loaded(folders: Iterable[Path]) -> list[JsonObject]:
-    """Folder, licence and the SHA-256 of each safetensors file of every model folder."""
+    """Folder, licence and the SHA-256 of each safetensors file of every model folder.
+
+    Of one that sayso made of a single file or with a LoRA, what it was made of too.
+    """
     return [
         {"folder": str(folder), "licence": licence(folder), "sha256": weight_hashes(folder)}
+        | ({"made_of": read_json(folder / MADE_OF)} if (folder / MADE_OF).is_file() else {})
         for folder in folders
     ]
 

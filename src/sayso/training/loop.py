@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work
 from sayso.base import files
+from sayso.base.devices import agreed, memory_bytes
 from sayso.base.errors import UserError
 from sayso.base.progress import console, progress
 from sayso.data.prefetch import prefetched
@@ -22,6 +22,7 @@ from sayso.training.log import Log, logged
 from sayso.training.objective import Part, Term, objective
 from sayso.training.optimizers import make_optimizer
 from sayso.training.options import COMMON, TrainOptions
+from sayso.training.spread import is_sharded, spread
 
 
 def learning_rate_at(step: int, options: TrainOptions) -> float:
@@ -132,22 +133,25 @@ class _Loop:
         policy = self.policy = work.policy
         if options.gradient_checkpointing:
             _enable_checkpointing(policy.network, policy.network_kind)
+        policy.network.train()
+        reference = options.uses_reference or "reference" in aligner.required()
+        place = acc.num_processes, memory_bytes(acc.device)
+        sharded = agreed(is_sharded(options, policy, *place, reference=reference))
+        if sharded:
+            options.check_shares(aligner.unit, acc.num_processes)
+        if reference:
+            policy.keep_reference(_autocast_format(acc))
+        self.spread = spread(policy, acc, sharded=sharded, compiled=options.compile)
         self.named = policy.trainable()
         self.parameters: list[Tensor] = [*self.named.values()]
-        place = "cpu" if options.ema_on_cpu else None
-        self.average = (
-            [p.detach().to(place, copy=True) for p in self.parameters] if options.ema_decay else []
-        )
-        self.optimizer = make_optimizer(self.parameters, learning_rate_at(0, options), options)
-        policy.network.train()
-        if options.uses_reference or "reference" in aligner.required():
-            policy.keep_reference(_autocast_format(acc))
         if "old" in aligner.required():
             policy.remember("old")
-        if options.compile:
-            policy.network.compile()
-        self.network, self.prepared = acc.prepare(policy.network, self.optimizer)
-        policy.network = self.network
+        device = "cpu" if options.ema_on_cpu else None
+        self.average = (
+            [p.detach().to(device, copy=True) for p in self.parameters] if options.ema_decay else []
+        )
+        self.optimizer = make_optimizer(self.parameters, learning_rate_at(0, options), options)
+        self.prepared: Any = acc.prepare(self.optimizer)
         self.saver = checkpoint.Saver(run)
         self.log = Log(run, acc, self.saver.wait)
 
@@ -182,7 +186,7 @@ class _Loop:
             group["lr"] = rate
         terms = list[tuple[str, Term]]()
         for part, last in self._parts(batch):
-            with nullcontext() if last else self.accelerator.no_sync(self.network):
+            with self.spread.adding_up(last=last):
                 loss, more = objective(self.work, self.aligner, self.options, part)
                 self.accelerator.backward(loss)
             # the losses of the parts add up to the step's
@@ -229,9 +233,7 @@ class _Loop:
         )
 
     def _clip(self) -> Tensor:
-        longest = self.options.max_grad_norm or math.inf
-        norm: Any = self.accelerator.clip_grad_norm_(self.parameters, longest)
-        return norm.detach()
+        return self.spread.clip(self.parameters, self.options.max_grad_norm or math.inf)
 
     def _average(self) -> None:
         """Follow the weights; without a decay the weights themselves are the result."""
@@ -279,12 +281,15 @@ class _Loop:
         with torch.no_grad():
             for parameter, mean in zip(self.parameters, self.average, strict=False):
                 parameter.copy_(mean)
-        self.policy.network = self.accelerator.unwrap_model(
-            self.network, keep_fp32_wrapper=False
+        whole, policy = self.spread.whole(), self.policy
+        policy.network = self.accelerator.unwrap_model(
+            policy.network, keep_fp32_wrapper=False
         ).eval()
-        if self.accelerator.is_main_process:
+        if whole is not None:
             with files.new_folder(self.run.weights) as folder:
-                self.policy.save_weights(folder)
+                trained, policy.network = policy.network, whole
+                policy.save_weights(folder)
+                policy.network = trained
         self.accelerator.wait_for_everyone()
 
 

@@ -9,9 +9,16 @@ from sayso.study.study import Study
 from sayso.training.options import TrainOptions
 
 
-def check_options(options: TrainOptions, aligner: Aligner) -> None:
-    """Raises: UserError: if batches of this size cannot be cut as the aligner's rows allow."""
-    options.check_unit(aligner.unit, 1, type(aligner).__name__)
+def check_options(options: TrainOptions, aligner: Aligner, processes: int) -> None:
+    """Check that batches of this size can be shared out and cut as the aligner's rows allow.
+
+    Args:
+        processes: of the launch.
+    Raises: UserError: if they cannot.
+    """
+    options.check_unit(aligner.unit, processes, type(aligner).__name__)
+    if options.sharding == "full":
+        options.check_shares(aligner.unit, processes)
     aligner.period(options.batch_size - options.n_pretraining(aligner.unit))
 
 

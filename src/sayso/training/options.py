@@ -15,7 +15,9 @@ Options = TypeVar("Options", bound="TrainOptions")
 class TrainOptions:
     """How long, how fast and in which chunks to train."""
 
-    portions: ClassVar = frozenset({"micro_batch_size", "checkpoint_every", "ema_on_cpu"})
+    portions: ClassVar = frozenset(
+        {"micro_batch_size", "checkpoint_every", "ema_on_cpu", "sharding"}
+    )
     may_grow: ClassVar = frozenset({"max_steps"})
 
     max_steps: int = 1000
@@ -61,6 +63,10 @@ class TrainOptions:
     Flow models shift the first two as they do for sampling."""
     gradient_checkpointing: bool = False
     """Recompute parts of the network instead of storing them: less memory, a third slower."""
+    sharding: Literal["auto", "none", "full"] = "auto"
+    """How several processes hold the network: none = a full copy each (DDP); full = a shard each
+    of the weights, gradients and moments (FSDP2), which takes less memory and more communication;
+    auto = full if a full copy would not fit on a device."""
     compile: bool = False
     """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
     checkpoint_every: int = 100
@@ -95,6 +101,8 @@ class TrainOptions:
             raise UserError(f"optimizer {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
         if self.optimizer == "adamw8bit":
             need("quantised", "align --optimizer adamw8bit")
+        if self.sharding not in SHARDING:
+            raise UserError(f"sharding {self.sharding!r}; choose {', '.join(SHARDING)}")
         self.micro_batch(processes=1)
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
@@ -150,6 +158,21 @@ class TrainOptions:
             f"multiple of {unit}; give --micro-batch-size {' or '.join(map(str, fitting[-3:]))}"
         )
 
+    def check_shares(self, unit: int, processes: int) -> None:
+        """Check that with shards each process has as many rows of each kind as every other.
+
+        Where one asks a network for a prediction all must, for each gives its shard.
+
+        Raises: UserError: if not.
+        """
+        n, whole = self.n_pretraining(unit), unit * processes
+        if (self.batch_size - n) % whole:
+            raise UserError(
+                f"with sharding full each of {processes} processes needs as many pre-training rows "
+                f"as the others, and batch_size {self.batch_size} has {n}; give a "
+                f"--pretraining-fraction that makes them a multiple of {whole}, or --sharding none"
+            )
+
     def micro_batch(self, processes: int) -> int:
         """Rows a process computes at once.
 
@@ -165,6 +188,7 @@ class TrainOptions:
         return micro
 
 
+SHARDING = ("auto", "none", "full")
 OPTIMIZERS = ("adamw", "adamw8bit")
 COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
 """What an aligner that says nothing else is trained with, where an option is None."""

@@ -85,7 +85,8 @@ class Tally:
     def takes(self, row: Mapping[str, Any], *, bare: bool = False) -> bool:
         """Whether the row is taken, after the filter; counts it."""
         if self.columns.conditions:
-            self._seen |= dict.fromkeys(row)
+            if not row.keys() <= self._seen.keys():
+                self._seen |= dict.fromkeys(row)
             if not all_hold(self.columns.conditions, row):
                 self.filtered += 1
                 return False

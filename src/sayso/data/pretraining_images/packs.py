@@ -1,5 +1,6 @@
 """Pre-training images in packs: files that each hold many captioned pictures."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sayso.base import files
 from sayso.base.errors import UserError
-from sayso.base.progress import console, progress
+from sayso.base.progress import progress
 from sayso.base.types import Size, digest
 from sayso.data.pretraining_images._captioned import Captioned, Row
 from sayso.data.pretraining_images._columns import Columns
@@ -139,7 +140,8 @@ class Packs(Captioned):
         path = self._index / f"{digest([pack.identity, self._asked])}.json"
         if not path.is_file():
             found = [_plain(entry) for entry in pack.entries(self.columns)]
-            files.write_json(path, {"entries": found})
+            content = json.dumps({"entries": found}, ensure_ascii=False, allow_nan=False)
+            files.write_bytes(path, content.encode())
         # read back, so that places are the same whether it was there or not
         return [Entry(*row) for row in files.read_json(path)["entries"]]
 
@@ -152,11 +154,6 @@ class Packs(Captioned):
             raise UserError(
                 f"{self.where} holds {self._tally.taken} captioned images{self._tally.so_far}; "
                 "give at least 2"
-            )
-        if self._tally.bare:
-            console.print(
-                f"{self._tally.bare:,} rows of {self.where} have no caption or no image and are "
-                "left out"
             )
 
     def content(self, row: Row) -> "Content":

@@ -118,7 +118,15 @@ class Parquet(_Table):
     def _picture(self, name: str, row: int) -> Any:
         number = bisect_right(self._starts, row) - 1
         if self._group[0] != number:
-            self._group = (number, self._file.read_row_group(number, [name]).column(0))
+            try:
+                self._group = (number, self._file.read_row_group(number, [name]).column(0))
+            # of a file on the hub its client may raise anything
+            except Exception as error:
+                reason = str(error).partition("\n")[0]
+                raise UserError(
+                    f"{self.where} cannot be read from row {row} on ({reason}); restore the file "
+                    "or the network, and run the command again to resume"
+                ) from None
         return self._group[1][row - self._starts[number]].as_py()
 
 
@@ -128,6 +136,7 @@ class Saved(_Table):
     def __init__(self, folder: Path, columns: Columns) -> None:
         super().__init__(columns)
         self.path, self.where, self.name = folder, str(folder), folder.name
+        self._column: Any = None
 
     def _identity(self) -> str:
         files = sorted(p for p in self.path.iterdir() if p.suffix in (".arrow", ".json"))
@@ -156,4 +165,6 @@ class Saved(_Table):
         return self._data.select_columns(names)[:]
 
     def _picture(self, name: str, row: int) -> Any:
-        return self._data.select_columns([name])[row][name]
+        if self._column is None:
+            self._column = self._data.select_columns([name])
+        return self._column[row][name]

@@ -1,0 +1,115 @@
+"""What a run of `align` starts from: rows to learn from first, and then the model that learns."""
+
+import math
+from typing import NamedTuple
+
+from accelerate import Accelerator
+
+from sayso.aligners import Aligner
+from sayso.base.devices import BasePrecision, agreed
+from sayso.base.files import JsonObject
+from sayso.data.conditions import EncodedConditions, Kept
+from sayso.data.rows import TrainingRows
+from sayso.families import PARTS, Policy
+from sayso.families._loading import load_policy
+from sayso.stages._scoring import rewards_of
+from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
+from sayso.study.inputs import samples_by_id
+from sayso.study.study import Study
+
+ENCODERS = ("text", "vae")
+
+
+class Wanted(NamedTuple):
+    """The options of `align` that decide what is loaded, and the run's name."""
+
+    run: str
+    model: str
+    reward: str
+    precision: BasePrecision
+    pretraining_images: int
+    conditions: Kept
+    workers: int | None
+    leave_out_damaged: bool
+
+
+class Ready(NamedTuple):
+    """What training starts from: the loaded model and the rows made of `images` of the inputs."""
+
+    accelerator: Accelerator
+    policy: Policy
+    rows: TrainingRows
+    rewards: list[float]
+    images: list[JsonObject]
+
+
+def prepare(
+    study: Study,
+    aligner: Aligner,
+    wanted: Wanted,
+    inputs: JsonObject,
+    accelerator: Accelerator,
+    *,
+    gathered: bool,
+) -> Ready:
+    """Make the rows of the inputs, with the rewards that they have if any, and load the model.
+
+    A reward, text encoders and autoencoder are on the device only as long as they have work: of a
+    model that draws nothing while it is trained the network comes after they are gone.
+
+    Args:
+        gathered: whether the inputs were gathered just now; if not, latents may have changed since.
+    """
+    rows = inputs["images"]
+    samples = samples_by_id(study, [row["id"] for row in rows], wanted.run)
+    images = Samples(samples, [row["text"] for row in rows], [_label(row) for row in rows])
+    rewards = agreed(inputs.get("rewards"))
+    if rewards is None:
+        rewards = _rewards(study, wanted, aligner, images, accelerator)
+    drawing = bool(aligner.required() & {"rollouts", "gradient"})
+    model = (study, wanted.model, accelerator.device, wanted.precision)
+    with accelerator.local_main_process_first():
+        if not gathered:
+            refuse_changed_latents(study, wanted.run, rows, samples)
+        encoder = load_policy(*model, PARTS if drawing else ENCODERS)
+        encoder.check_prompts(inputs.get("prompts", []))
+        table = open_rows(
+            study,
+            encoder,
+            images,
+            rewards,
+            pretraining_images=wanted.pretraining_images,
+            conditions=inputs.get("conditions", wanted.conditions),
+            precision=accelerator.autocast(),
+            workers=wanted.workers,
+            leave_out_damaged=wanted.leave_out_damaged,
+        )
+    if drawing:
+        return Ready(accelerator, encoder, table, rewards, rows)
+    # what it holds beside lives on only in conditions that are encoded in every step
+    encoder.release("vae")
+    if not isinstance(table.conditions, EncodedConditions):
+        encoder.release("text")
+    return Ready(accelerator, load_policy(*model, ["network"]), table, rewards, rows)
+
+
+def scores_samples(aligner: Aligner) -> bool:
+    """Whether the samples' reward is needed before training, and not that of images to come."""
+    needs = aligner.required()
+    return "reward" in needs and "rollouts" not in needs
+
+
+def _label(row: JsonObject) -> float:
+    # runs that older versions began call it "mark"
+    label = row["label"] if "label" in row else row["mark"]
+    return math.nan if label is None else label
+
+
+def _rewards(
+    study: Study, wanted: Wanted, aligner: Aligner, images: Samples, accelerator: Accelerator
+) -> list[float]:  # fmt: skip
+    """The reward of every sample; NaN if the aligner needs none."""
+    samples, texts, _ = images
+    if not scores_samples(aligner):
+        return [math.nan] * len(samples)
+    return rewards_of(study, wanted.reward, samples, texts, accelerator.device)
