@@ -163,7 +163,7 @@ def test_statistics_of_comparisons_keep_two_runs_of_one_name_apart(study: Study)
 def test_raters_are_never_asked_about_an_earlier_run(study: Study, options: TaskOptions) -> None:
     old, task = ids_of(study), task_identity(study, options)
     write_weights(study, b"two")
-    with pytest.raises(UserError, match="draw"):
+    with pytest.raises(UserError, match="generate"):
         draft(study, options)
     add_aligned(study)
     asked = {s.id for page in draft(study, options) for i in page for p in i.sets for s in p}

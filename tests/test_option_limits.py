@@ -67,7 +67,7 @@ LIMITS: dict[str, Callable[[Study], object]] = {
 
 @pytest.mark.parametrize("says", LIMITS)
 def test_numbers_out_of_range(study: Study, says: str):
-    with pytest.raises(UserError, match=rf"{says} is (not possible|too small|too large); give"):
+    with pytest.raises(UserError, match=rf"{says} is (not allowed|too small|too large); give"):
         LIMITS[says](study)
 
 
