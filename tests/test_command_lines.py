@@ -55,7 +55,7 @@ def in_words(text: str) -> Iterator[str]:
 
 def words_of(line: str) -> list[str]:
     """The arguments, placeholders replaced by something of their kind."""
-    line = re.split(r"\s(?:#|\||&|>|\|\|)", line)[0]
+    line = re.split(r"""\s[#|&>](?=(?:[^"]*"[^"]*")*[^"]*$)""", line)[0]  # not between quotes
     for hint, value in (
         (r"--judge \./\w+\.py.*", "--judge people"),
         (r"\./mine\.py", "rwr"), (r"\[options\]|…|\.\.\.", ""), (r"\bN\b|\bMB\b", "1"),
