@@ -309,7 +309,7 @@ def test_sizes_near_by_are_advised(batch_size: int, message: str) -> None:
 
 def test_of_a_prime_number_of_rows_one_or_all_fit() -> None:
     seven = dataclasses.replace(SMALL, images=7, group_size=7, steps_per_image=1)
-    with pytest.raises(UserError, match="use batches of 1 or 7$"):
+    with pytest.raises(UserError, match=r"use batches of 1 or 7$"):
         seven.period(3)
 
 
