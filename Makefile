@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench bench-demo bench-aligners recipe docs clean
+.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench bench-gpu bench-demo bench-aligners recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -40,8 +40,9 @@ test-quantised: $(INSTALLED)  ## 4 and 8 bits: frozen weights and AdamW's moment
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quantised]"
 	$(BIN)/python -m pytest tests/test_quantised.py
 
-test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
+test-kill: $(INSTALLED)  ## the demo killed 20 times, processes of a launch 40, the rating app 1,000 (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600
+	$(BIN)/python -m pytest tests/kill/test_launches.py --launch-kills 40 --timeout 3600
 	$(BIN)/python -m pytest tests/kill/test_votes.py --vote-kills 1000 --timeout 7200 -rP
 
 test-scale: $(INSTALLED)  ## align on 100,000 samples and as many captions within 3 GiB
@@ -58,6 +59,9 @@ bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of
 
 bench: $(INSTALLED)  ## training step, sampling and reward, each against the everyday way, in turns
 	$(BIN)/python benchmarks/speed.py
+
+bench-gpu: $(INSTALLED)  ## everything that needs a card, in 8 minutes
+	$(BIN)/python benchmarks/gpu.py
 
 bench-demo: $(INSTALLED)  ## seconds of each part of the demo
 	$(BIN)/python benchmarks/demo.py
