@@ -40,8 +40,9 @@ test-quantised: $(INSTALLED)  ## 4 and 8 bits: frozen weights and AdamW's moment
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quantised]"
 	$(BIN)/python -m pytest tests/test_quantised.py
 
-test-kill: $(INSTALLED)  ## the demo killed 20 times; the rating app 1,000 times (PostgreSQL 200)
+test-kill: $(INSTALLED)  ## the demo killed 20 times, processes of a launch 40, the rating app 1,000 (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600
+	$(BIN)/python -m pytest tests/kill/test_launches.py --launch-kills 40 --timeout 3600
 	$(BIN)/python -m pytest tests/kill/test_votes.py --vote-kills 1000 --timeout 7200 -rP
 
 test-scale: $(INSTALLED)  ## align on 100,000 samples and as many captions within 3 GiB

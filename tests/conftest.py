@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vote-kills", type=int, default=30, help="how often the rating app is killed under load"
     )
     parser.addoption(
+        "--launch-kills", type=int, default=2, help="how often a process of a launch is killed"
+    )
+    parser.addoption(
         "--scale-rows", type=int, default=0, help="samples and captions of the test of scale"
     )
 

@@ -15,9 +15,12 @@ REFERENCE = ROOT / "docs" / "cli.md"
 
 
 def command_lines(text: str) -> list[list[str]]:
-    """Every `sayso …` line of the code blocks and recipes, continuation lines joined."""
+    """Every `sayso …` line of the code blocks and recipes, continuation lines joined.
+
+    A launcher may stand before it: `torchrun … -m sayso …`.
+    """
     joined = text.replace("\\\n", " ")
-    lines = re.findall(r"^\s*(?:\$ )?sayso (\w+.*)$", joined, flags=re.MULTILINE)
+    lines = re.findall(r"^\s*(?:\$ |.*-m )?sayso (\w+.*)$", joined, flags=re.MULTILINE)
     return [line.split("#")[0].split() for line in lines]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from loops import OPTIONS, differences, loop_at, run_at
+from torch import nn
 
 from sayso.aligners import Aligner, Batch, Work
 from sayso.aligners.dpo import DirectPreference
@@ -158,6 +159,25 @@ def test_an_average_of_its_own_begins_at_the_weights(tmp_path: Path) -> None:
     assert differences(loop.average, [p.detach() for p in loop.parameters]) == 0
     assert not {m.data_ptr() for m in loop.average} & {p.data_ptr() for p in loop.parameters}
     assert not any(mean.requires_grad for mean in loop.average)
+
+
+class Willing(nn.Sequential):
+    """A network that can compute its parts twice."""
+
+    asked = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.asked = True
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_network_is_asked_for_gradient_checkpointing(tmp_path: Path, wanted: bool) -> None:
+    ready, accelerator = toy_work(), make_accelerator("no")
+    assert isinstance(ready.policy.network, nn.Sequential)
+    network = ready.policy.network = Willing(*ready.policy.network)
+    options = dataclasses.replace(OPTIONS, gradient_checkpointing=wanted)
+    _Loop(ready, GoodImages(), options, run_at(tmp_path / "r"), accelerator)
+    assert network.asked is wanted
 
 
 class Made(Exception):

@@ -17,6 +17,7 @@ from sayso.aligners._rollouts import (
     learned_steps,
     rewarded,
     step_batch,
+    step_weights,
 )
 from sayso.aligners.grpo import GroupPolicy
 from sayso.base.errors import UserError
@@ -150,10 +151,10 @@ def numbered() -> Drawn:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("guidance", [1.0, 1.5])
-def test_a_row_is_a_step_of_an_image(guidance: float) -> None:
+@pytest.mark.parametrize("scale", [None, 1.5])
+def test_a_row_is_a_step_of_an_image(scale: float | None) -> None:
     image, k = torch.tensor([2, 0, 2, 1]), torch.tensor([3, 0, 1, 2])
-    batch = step_batch(numbered(), image, k, Sampler(guidance_scale=guidance))
+    batch = step_batch(numbered(), image, k, scale)
     expected = {
         "noisy": [
             [6.0 * k + 2 * i, 6.0 * k + 2 * i + 1] for i, k in ((2, 3), (0, 0), (2, 1), (1, 2))
@@ -167,7 +168,7 @@ def test_a_row_is_a_step_of_an_image(guidance: float) -> None:
         "reward": [62.0, 60.0, 62.0, 61.0],
         "cond.number": [[70.0], [71.0], [70.0], [70.0]],
     }
-    if guidance > 1:
+    if scale:
         expected |= {"guidance": [1.5] * 4, "uncond.number": [[80.0]] * 4}
     found = {
         name: (x.flatten(1) if x.ndim > 2 else x).tolist() for name, x in batch.tensors.items()
@@ -184,16 +185,18 @@ def test_all_steps_of_a_rollout_are_learned_from_once() -> None:
         for at, batch in enumerate(batches, start):
             first = at - at % 2
             sampler = dataclasses.replace(work.sampler, eta=SMALL.eta)
-            drawn = draw_groups(work, first, 8, 4, sampler, "ancestral")
-            # of 10 steps the last has no noise
-            rows = learned_steps(8, 9, 2, work.generator(first, "steps"))
+            # of 10 steps the first half has noise
+            drawn = draw_groups(work, first, 8, 4, sampler, "ancestral", 5)
+            rows = learned_steps(8, 5, 2, work.generator(first, "steps"))
+            weight = step_weights(work.policy, drawn.times, 5, 1.0, "ancestral")
             image, k = rows[8 * (at - first) :][:8].unbind(1)
-            expected = step_batch(drawn, image, k, sampler).tensors
-            assert batch.tensors.keys() == expected.keys() | {"advantage"}
+            expected = step_batch(drawn, image, k, None).tensors
+            assert batch.tensors.keys() == expected.keys() | {"advantage", "weight"}
             for name, value in expected.items():
                 torch.testing.assert_close(batch[name], value)
             advantage = group_advantages(drawn.reward, 4, 5.0)[image]
             torch.testing.assert_close(batch["advantage"], advantage)
+            torch.testing.assert_close(batch["weight"], weight[k])
 
 
 def test_form_eta_and_cut_are_the_aligners() -> None:
@@ -223,21 +226,22 @@ def test_processes_share_out_the_rows_of_an_update() -> None:
 @pytest.mark.parametrize("noise", ["ancestral", "cps"])
 def test_loss_of_a_batch_written_out(noise: str) -> None:
     """The policy has moved since the steps were drawn: some are beyond the clip, some are not."""
-    aligner = dataclasses.replace(SMALL, noise=noise, eta=0.5, clip_range=0.02)
+    aligner = dataclasses.replace(SMALL, noise=noise, eta=0.5)
     policy, rng = ToyPolicy(), torch.Generator().manual_seed(0)
     work = toy_work(policy)
     batch = next(iter(aligner.batches(work)))
     with torch.no_grad():
         for parameter in policy.trainable().values():
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=rng))
-    loss, scalars = aligner.loss(work, batch)
     prediction = policy.predict(batch["noisy"], batch["t"], batch.cond)
     step = policy.transition(batch["noisy"], prediction, batch["t"], batch["s"], 0.5, noise)
     ratio = [math.exp(x) for x in (log_prob(batch["next"], *step) - batch["log_prob"]).tolist()]
-    rows = [*zip(ratio, batch["advantage"].tolist(), strict=True)]
-    losses = [max(-a * r, -a * min(max(r, 0.98), 1.02)) for r, a in rows]
-    outside = [abs(r - 1) > 0.02 for r in ratio]
-    assert 0 < sum(outside) < 8
+    clip = sum(sorted(abs(r - 1) for r in ratio)[3:5]) / 2
+    loss, scalars = dataclasses.replace(aligner, clip_range=clip).loss(work, batch)
+    rows = [*zip(ratio, batch["advantage"].tolist(), batch["weight"].tolist(), strict=True)]
+    losses = [w * max(-a * r, -a * min(max(r, 1 - clip), 1 + clip)) for r, a, w in rows]
+    outside = [abs(r - 1) > clip for r in ratio]
+    assert sum(outside) == 4
     assert loss.item() == pytest.approx(sum(losses) / 8, rel=1e-4)
     expected = {
         "reward": batch["reward"].mean().item(), "ratio": sum(ratio) / 8,
@@ -252,7 +256,8 @@ def test_loss_of_a_batch_written_out(noise: str) -> None:
     "options",
     [
         {"images": 2, "group_size": 2, "steps_per_image": 1}, {"eta": 0.5}, {"clip_range": 2.0},
-        {"advantage_clip": 0.5}, {"noise": "cps"}, {"noise": "dance"}, {"images": 24},
+        {"window": 1.0}, {"window": 0.01}, {"advantage_clip": 0.5}, {"noise": "cps"},
+        {"noise": "dance"}, {"images": 24},
     ],
 )  # fmt: skip
 def test_options_to_the_ends_of_their_ranges(options: dict[str, Any]) -> None:
@@ -270,6 +275,8 @@ def test_options_to_the_ends_of_their_ranges(options: dict[str, Any]) -> None:
         ({"clip_range": math.inf}, "clip_range inf must be above 0"),
         ({"advantage_clip": 0.0}, r"advantage_clip 0\.0 must be above 0"),
         ({"advantage_clip": math.inf}, "advantage_clip inf must be above 0"),
+        ({"window": 0.0}, r"window 0\.0 is not in"),
+        ({"window": 1.1}, r"window 1\.1 is not in"),
         ({"eta": -0.1}, r"eta -0\.1 must be above 0"),
     ],
 )
@@ -301,10 +308,12 @@ def test_sizes_near_by_are_advised(batch_size: int, message: str) -> None:
 
 
 def test_what_the_work_does_not_allow_is_refused() -> None:
-    all_nine = dataclasses.replace(SMALL, steps_per_image=9, group_size=2, images=8)
+    all_nine = dataclasses.replace(SMALL, steps_per_image=9, window=1.0)
     assert len(next(iter(all_nine.batches(toy_work())))) == 8
-    few = dataclasses.replace(SMALL, steps_per_image=4).batches(toy_work(sampler=Sampler(3, 1.0)))
-    with pytest.raises(UserError, match=r"of the 3 steps of drawing 2 have noise; .* 2 or fewer"):
+    few = dataclasses.replace(SMALL, steps_per_image=4, window=1.0).batches(
+        toy_work(sampler=Sampler(3, 1.0))
+    )
+    with pytest.raises(UserError, match=r"of the 3 sampling steps, 2 have noise; .* 2 or fewer$"):
         next(few)
     with pytest.raises(UserError, match="images 8 are not a multiple of 3 processes"):
         next(iter(SMALL.batches(toy_work(world=3))))
@@ -319,3 +328,18 @@ def test_advantages_of_nearly_equal_rewards_are_not_blown_up() -> None:
     assert group_advantages(rewards, 2, 5.0).tolist() == pytest.approx([-0.01, 0.01] * 2)
     assert group_advantages(torch.tensor([0.0] * 99 + [1.0]), 100, 3.0).max() == 3
     assert group_advantages(torch.tensor([1.0] * 99 + [0.0]), 100, 3.0).min() == -3
+
+
+def test_weights_of_steps_by_hand() -> None:
+    """Noise over the mean's slope in the prediction, which is eps here; 1 on average."""
+    policy, times = ToyPolicy(8), torch.tensor([0.8, 0.6, 0.3, 0.0])
+    expected = []
+    for t, s in ((0.8, 0.6), (0.6, 0.3)):
+        (a, b), (c, d) = ((math.cos(x * math.pi / 2), math.sin(x * math.pi / 2)) for x in (t, s))
+        std = 0.5 * d * math.sqrt(1 - (a * d / (c * b)) ** 2)
+        expected.append(std / abs(math.sqrt(d**2 - std**2) - c * b / a))
+    found = step_weights(policy, times, 2, 0.5, "ancestral")
+    mean = sum(expected) / 2
+    assert found.tolist() == pytest.approx([x / mean for x in expected], rel=1e-4)
+    equal = dataclasses.replace(SMALL, weighting="equal")
+    assert next(iter(equal.batches(toy_work())))["weight"].tolist() == [1.0] * 8

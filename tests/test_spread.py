@@ -15,8 +15,10 @@ import torch
 from models import tiny_pipeline, tiny_unet
 from safetensors.torch import load_file
 from spread_cases import CASES, train_case
+from studies import random_study
 
 from sayso.base.errors import UserError
+from sayso.families._loading import load_policy
 from sayso.study.run import Run
 from sayso.testing import ToyPolicy
 from sayso.training import spread
@@ -142,6 +144,16 @@ def test_a_network_is_sharded_where_it_does_not_fit() -> None:
     assert not chosen("none", 2, small)
     assert not chosen("auto", 1, small)
     assert not chosen("full", 1, small)
+
+
+def test_a_network_may_be_loaded_elsewhere_than_the_rest(tmp_path: Path) -> None:
+    """In main memory, say, until it is in shards."""
+    study, cpu = random_study(tmp_path), torch.device("cpu")
+    policy: Any = load_policy(study, "base", cpu, network_on=torch.device("meta"))
+    assert {p.device.type for p in policy.network.parameters()} == {"meta"}
+    assert policy.device == cpu
+    assert policy.encode_prompts(["a dog"])["states"].device == cpu
+    assert policy.decode(torch.zeros(1, 4, 16, 16)).device == cpu
 
 
 def test_blocks_are_those_of_diffusers_or_members_of_lists() -> None:

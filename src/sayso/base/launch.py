@@ -12,8 +12,8 @@ from sayso.base.types import digest
 
 PATIENCE = timedelta(seconds=5)
 ENDED = (
-    "another process of the launch has ended; look what it said, and repeat the command: it goes "
-    "on where it stopped"
+    "another process of this launch has ended; see what it printed, and run the command again to "
+    "resume"
 )
 """What the others say where one was killed and could say nothing."""
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -25,6 +25,11 @@ _OF_DISTRIBUTED = ("DistError", "DistBackendError", "DistNetworkError", "DistSto
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this is one of several processes."""
     return int(environment.get("WORLD_SIZE", "1")) > 1
+
+
+def is_talking(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process shows progress and says what it does: alone, or the first of several."""
+    return not is_launched(environment) or environment.get("RANK", "0") == "0"
 
 
 def is_lost(error: BaseException) -> bool:

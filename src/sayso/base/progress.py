@@ -9,9 +9,11 @@ from rich import progress as rich
 from rich.console import Console
 from rich.text import Text
 
+from sayso.base.launch import is_talking
+
 PLAIN_EVERY_S = 30.0
 
-console = Console(stderr=True)
+console = Console(stderr=True, quiet=not is_talking())
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,8 +126,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 2."""
     if is_launched():
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-    try:
+    with plain_errors():
         run(sys.argv[1:] if arguments is None else list(arguments))
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """A block whose errors end this process: in one line, except for bugs."""
+    try:
+        yield
     except UserError as error:
         _stop(str(error))
     except KeyboardInterrupt:

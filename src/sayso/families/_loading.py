@@ -98,6 +98,7 @@ def load_policy(
     device: torch.device,
     precision: BasePrecision = "fp32",
     parts: Sequence[str] = PARTS,
+    network_on: torch.device | None = None,
 ) -> Policy:
     """The base model of the study with the weights of `model` over it.
 
@@ -107,12 +108,20 @@ def load_policy(
         device: where the policy lives.
         precision: how weights are kept in memory; all but fp32 are of models that are not trained.
         parts: which of `PARTS` to load.
+        network_on: where its network lies until training moves it; None = on the same device.
     Raises: UserError: for an unknown or unfinished run, or a selection such as "base@best-of-16".
     """
     folder, *runs = model_folders(study, model)
+    kind, dtype = family(folder), KEPT[precision]
     quantised = "network" in parts and precision in ("int8", "nf4")
-    first = torch.device("cpu") if quantised else device
-    policy = family(folder).load(folder, first, dtype=KEPT[precision], parts=parts)
+    if quantised:
+        policy = kind.load(folder, torch.device("cpu"), dtype=dtype, parts=parts)
+    elif "network" not in parts or network_on in (None, device):
+        policy = kind.load(folder, device, dtype=dtype, parts=parts)
+    else:
+        others = [part for part in parts if part != "network"]
+        policy = kind.load(folder, device, dtype=dtype, parts=others)
+        policy.network = kind.load(folder, network_on, dtype=dtype, parts=["network"]).network
     policy.name = f"{model} ({folder})" if model == "base" else model
     if "network" in parts:
         for weights in runs:

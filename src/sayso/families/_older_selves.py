@@ -46,7 +46,7 @@ class OlderSelves:
         if not self.has_adapters:
             self._reference = _frozen_copy(unwrapped(self.network), dtype), dtype
 
-    def change_reference(self, change: Callable[[nn.Module], None]) -> None:
+    def change_reference(self, change: Callable[[nn.Module], object]) -> None:
         """Do something in place with the network that is kept as the reference, if one is."""
         if self._reference is not None:
             change(self._reference[0])

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
 
 from sayso.aligners import Aligner
@@ -31,6 +32,7 @@ class Wanted(NamedTuple):
     conditions: Kept
     workers: int | None
     leave_out_damaged: bool
+    sharding: str
 
 
 class Ready(NamedTuple):
@@ -68,10 +70,11 @@ def prepare(
         rewards = _rewards(study, wanted, aligner, images, accelerator)
     drawing = bool(aligner.required() & {"rollouts", "gradient"})
     model = (study, wanted.model, accelerator.device, wanted.precision)
+    network_on = _network_on(wanted, accelerator)
     with accelerator.local_main_process_first():
         if not gathered:
             refuse_changed_latents(study, wanted.run, rows, samples)
-        encoder = load_policy(*model, PARTS if drawing else ENCODERS)
+        encoder = load_policy(*model, PARTS if drawing else ENCODERS, network_on)
         encoder.check_prompts(inputs.get("prompts", []))
         table = open_rows(
             study,
@@ -90,7 +93,14 @@ def prepare(
     encoder.release("vae")
     if not isinstance(table.conditions, EncodedConditions):
         encoder.release("text")
-    return Ready(accelerator, load_policy(*model, ["network"]), table, rewards, rows)
+    policy = load_policy(*model, ["network"], network_on)
+    return Ready(accelerator, policy, table, rewards, rows)
+
+
+def _network_on(wanted: Wanted, accelerator: Accelerator) -> torch.device:
+    """Where the network is loaded: in main memory if it may be sharded, for it may not fit."""
+    whole = accelerator.num_processes == 1 or wanted.sharding == "none"
+    return accelerator.device if whole else torch.device("cpu")
 
 
 def scores_samples(aligner: Aligner) -> bool:

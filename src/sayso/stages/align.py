@@ -297,7 +297,7 @@ def _prepare(
     wanted = Wanted(
         f"runs/align-{name}", config.model, config.reward, config.base_precision,
         _n_pretraining(config, aligner), config.conditions, config.workers,
-        config.leave_out_damaged,
+        config.leave_out_damaged, config.sharding,
     )  # fmt: skip
     accelerator = make_accelerator(config.mixed_precision)
     return prepare(study, aligner, wanted, inputs, accelerator, gathered=gathered)

@@ -180,7 +180,13 @@ class TrainOptions:
         """
         share, rest = divmod(self.batch_size, processes)
         micro = self.micro_batch_size or share
-        if rest or share % micro:
+        if rest:
+            near = max(processes, self.batch_size - rest)
+            raise UserError(
+                f"batch_size {self.batch_size} is not a multiple of {processes} processes; give "
+                f"--batch-size {near} or {near + processes}, or start another number of processes"
+            )
+        if share % micro:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of {processes} processes × "
                 f"micro_batch_size {micro}; change one of them"

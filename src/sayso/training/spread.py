@@ -84,6 +84,7 @@ class Whole:
             policy.network.compile()
         self.accelerator = accelerator
         self.network: Any = accelerator.prepare_model(policy.network)
+        policy.change_reference(lambda network: network.to(accelerator.device))
 
     def adding_up(self, *, last: bool) -> AbstractContextManager[None]:
         """The pass of a micro-batch; gradients are added up over the processes with the last."""
