@@ -132,7 +132,7 @@ def test_align_says_how_many_captions_are_cut(
     with pytest.raises(ZeroDivisionError):
         align(study, AlignConfig(max_steps=1, batch_size=4, reward="clip_score"))
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 of 2 captions of pre-training images are longer than the model reads" in said
+    assert "1 of 2 captions of pre-training images are too long for the model" in said
 
 
 def test_a_study_is_told_where_its_models_lie_now(tmp_path: Path, model: Path) -> None:
