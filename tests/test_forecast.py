@@ -78,10 +78,8 @@ def test_a_gpu_computes_norms_in_fp32(folder: Path) -> None:
     assert peaks[0] < peaks[1]
 
 
-@pytest.mark.parametrize(
-    "name", ["stable_diffusion", "sdxl", "sd3", "flux", "qwen_image", "z_image"]
-)
-def test_every_family_is_traced(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl", "sd3", "flux"])
+def test_families_are_traced(tmp_path: Path, name: str) -> None:
     """Training and drawing of its tiny model: adapters, checkpointing, a base in 4 bits."""
     from sayso.base.plugins import load_plugin
     from sayso.families import Policy

@@ -9,7 +9,7 @@ from sayso.base.cards import Card
 from sayso.base.devices import MixedPrecision
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for
+from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for, unknown
 from sayso.stages._footprint import Footprint, drawing
 from sayso.study.study import Study
 
@@ -29,7 +29,7 @@ def drawing_forecast(
     """
     with blueprint(study) as model:
         if model is None:
-            return {"memory": f"not known until {study.info.base_model} is fetched"}
+            return {"memory": unknown(study)}
         card, cuda = device_for(asked)
         autocast = arithmetic(mixed, cuda=cuda)
         policy: Any = model()

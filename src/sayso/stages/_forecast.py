@@ -17,7 +17,7 @@ from sayso.data.conditions import LARGEST_TABLE_BYTES, Kept
 from sayso.data.pretraining_images import open_pretraining
 from sayso.families._loading import load_policy
 from sayso.families._precision import KEPT
-from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for
+from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for, unknown
 from sayso.stages._footprint import Blueprint, Footprint, Way, shapes_of, training
 from sayso.stages._probe import random_rows, rate
 from sayso.stages._savings import fitting
@@ -120,8 +120,7 @@ def forecast(
     found, n = _pretraining(study, pretraining_images)
     with blueprint(study) as model:
         if model is None:
-            unknown = f"not known until {study.info.base_model} is fetched"
-            return found | {"disk and memory": unknown}
+            return found | {"disk and memory": unknown(study)}
         card, cuda = device_for(config.forecast_for)
         case = Forecast(study, config, aligner, images, model, card, cuda, n, kept)
         needs = _fitted(case)
