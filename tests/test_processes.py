@@ -265,7 +265,7 @@ def test_processes_embed_and_score_a_share_each(tmp_path: Path) -> None:
     assert {p.parts[0] for p in made} == {"runs", "cache"}
     for path in made:
         assert (one.path / path).read_bytes() == (two.path / path).read_bytes(), path
-    results = [study.find_run("runs/evaluate-tuned").result for study in (one, two)]
+    results = [study.find_run("runs/evaluate-align-tuned").result for study in (one, two)]
     for result in results:
         del result["seconds"]
     assert results[0] == results[1]
