@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 2
 
-.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench bench-demo bench-aligners recipe docs clean
+.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench bench-gpu bench-real-size bench-demo bench-aligners recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -59,6 +59,12 @@ bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of
 
 bench: $(INSTALLED)  ## training step, sampling and reward, each against the everyday way, in turns
 	$(BIN)/python benchmarks/speed.py
+
+bench-real-size: $(INSTALLED)  ## Stable Diffusion 1.5, 860 M random weights, on a CPU: peak memory against the forecast
+	$(BIN)/python benchmarks/real_size.py
+
+bench-gpu: $(INSTALLED)  ## everything that needs a card, in 8 minutes
+	$(BIN)/python benchmarks/gpu.py
 
 bench-demo: $(INSTALLED)  ## seconds of each part of the demo
 	$(BIN)/python benchmarks/demo.py

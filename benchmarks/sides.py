@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from sayso.aligners import Work
+from sayso.aligners import Aligner, Work
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.devices import make_accelerator
 from sayso.base.types import Sampler
@@ -27,6 +27,9 @@ from sayso.study.run import open_run
 from sayso.study.run_options import asked
 from sayso.training.loop import _Loop, placed
 from sayso.training.options import TrainOptions
+
+STEPS = 100_000
+"""More steps than any benchmark makes, so that the learning rate stays."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Setting:
     def prompts(self) -> list[str]:
         return [self.texts[i % len(self.texts)] for i in range(self.batch)]
 
+    @property
+    def weights(self) -> torch.dtype:
+        """Number format of weights that only draw: on a GPU people load them as bf16."""
+        return torch.bfloat16 if self.bf16 and self.device.type == "cuda" else torch.float32
+
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
@@ -75,19 +83,32 @@ def our_step(setting: Setting, *, lora_rank: int = 0, **options: Any) -> Callabl
         lora_rank: adapters in place of the whole network.
         options: of the loop, see `TrainOptions`.
     """
-    policy = _policy(setting)
+    policy = loaded(setting)
     latents = policy.encode_images(setting.images()).cpu()
     labels = [1.0] * setting.batch
     data = make_rows(policy, (latents, setting.prompts), labels, labels)
     if lora_rank:
         policy.add_lora(lora_rank, 0)
-    aligner = RewardWeighted(weight="label")
-    given = {"ema_decay": 0.0, "warmup_steps": 0, "decay_fraction": 0.0, "learning_rate": 1e-6}
-    chosen = TrainOptions(
-        max_steps=10_000, batch_size=setting.batch, pretraining_weight=0.0, **(given | options)
-    ).for_aligner(aligner.defaults)
+    work = Work(policy, data, setting.batch, STEPS, 0)
+    return loop_step(setting, RewardWeighted(weight="label"), work, **options)
+
+
+def loop_step(
+    setting: Setting, aligner: Aligner, work: Work, **options: Any
+) -> Callable[[], object]:
+    """A step of the loop with any aligner, as `align` makes it.
+
+    Args:
+        work: policy, data and what else the aligner needs.
+        options: of the loop; without these no average, no warm-up and no pre-training rows.
+    """
+    given = {
+        "ema_decay": 0.0, "warmup_steps": 0, "decay_fraction": 0.0, "learning_rate": 1e-6,
+        "pretraining_weight": 0.0, "max_steps": STEPS, "batch_size": setting.batch,
+    }  # fmt: skip
+    chosen = TrainOptions(**(given | options)).for_aligner(aligner.defaults)
     accelerator = make_accelerator("bf16" if setting.bf16 else "no")
-    work = placed(Work(policy, data, setting.batch, 10_000, 0), aligner, chosen, accelerator)
+    work = placed(work, aligner, chosen, accelerator)
     name = f"run-{len(list(setting.scratch.glob('run-*')))}"
     loop = _Loop(work, aligner, chosen, open_run(setting.scratch / name, asked({}), 0), accelerator)
     batches = iter(aligner.batches(replace(work, start_step=0)))
@@ -105,7 +126,7 @@ def their_step(setting: Setting, *, kept: bool = False, fast: bool = False) -> C
     noising = DDPMScheduler.from_config(parts.scheduler.config)
     parts.unet.train()
     if fast:
-        parts.unet = _policy(setting).network.train()
+        parts.unet = loaded(setting).network.train()
     optimizer = torch.optim.AdamW(parts.unet.parameters(), 1e-6, fused=True if fast else None)
     images = setting.images() * 2 - 1
     generator = torch.Generator().manual_seed(0)
@@ -148,7 +169,7 @@ def _target(noising: Any, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 @torch.no_grad()
 def loss_difference(setting: Setting) -> float:
     """Relative difference of both losses, in fp32, for the same latents, noise and times."""
-    policy, parts = _policy(setting), _pipeline(setting)
+    policy, parts = loaded(setting), _pipeline(setting)
     noising = DDPMScheduler.from_config(parts.scheduler.config)
     latents = policy.encode_images(setting.images())
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
@@ -169,7 +190,7 @@ def loss_difference(setting: Setting) -> float:
 
 
 def our_sampling(setting: Setting) -> Callable[[], Tensor]:
-    policy = _policy(setting)
+    policy = loaded(setting, setting.weights)
 
     @torch.inference_mode()
     def draw() -> Tensor:
@@ -183,7 +204,7 @@ def our_sampling(setting: Setting) -> Callable[[], Tensor]:
 
 
 def their_sampling(setting: Setting) -> Callable[[], Tensor]:
-    pipeline = _pipeline(setting)
+    pipeline = _pipeline(setting, setting.weights)
     sampler = setting.sampler
 
     def draw() -> Tensor:
@@ -204,11 +225,11 @@ def image_difference(setting: Setting) -> float:
     return (our_sampling(exact)() - their_sampling(exact)()).abs().max().item()
 
 
-def _policy(setting: Setting) -> Policy:
-    return family(setting.folder).load(setting.folder, setting.device)
+def loaded(setting: Setting, dtype: torch.dtype = torch.float32) -> Policy:
+    return family(setting.folder).load(setting.folder, setting.device, dtype=dtype)
 
 
-def _pipeline(setting: Setting) -> Any:
-    pipeline = StableDiffusionPipeline.from_pretrained(setting.folder, torch_dtype=torch.float32)
+def _pipeline(setting: Setting, dtype: torch.dtype = torch.float32) -> Any:
+    pipeline = StableDiffusionPipeline.from_pretrained(setting.folder, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(setting.device)

@@ -9,9 +9,41 @@
 #   sh recipes/lee2023.sh compare STUDY base base@best-of-16      each pair of models
 #   sh recipes/lee2023.sh compare STUDY base@best-of-16 runs/align-rwr
 #   sh recipes/lee2023.sh measure STUDY
-# Run a part again to resume it after a stop.
+# Run a part again to resume it after a stop. Memory and hours of it all, without weights, images or
+# network, for one H200 and four cards of 24 GB or for the devices that you name:
+#   sh recipes/lee2023.sh --dry-run [DEVICE ...]
 set -eu
-PART=${1:?draw, rate, learn, compare or measure} STUDY=${2:?the folder of the study}
+MODELS="stable-diffusion-v1-5/stable-diffusion-v1-5 openai/clip-vit-large-patch14"
+
+planned() {
+  # Of a command that only needs the study its plan; of the others their words.
+  case "$*" in
+    *runs/*) echo "== sayso $*" ;;
+    new* | prompts*) command sayso "$@" ;;
+    generate* | align*)
+      # several cards of 24 GB hold the network's gradients and moments only together
+      case "$1 $DEVICE" in align*[0-9]x*) set -- "$@" --sharding full ;; esac
+      echo "== sayso $* --forecast-for $DEVICE"
+      command sayso "$@" --forecast-for "$DEVICE" --dry-run
+      ;;
+    *) echo "== sayso $*" ;;
+  esac
+}
+
+dry_run() {
+  [ $# -gt 0 ] || set -- h200 4xrtx4090
+  FOLDER=$(mktemp -d) STUDY=$FOLDER/study
+  trap 'rm -r "$FOLDER"' EXIT
+  sayso() { planned "$@"; }
+  for DEVICE; do
+    # shellcheck disable=SC2086
+    draw $MODELS ""
+    rate
+    learn
+    compare base runs/align-rwr
+    measure
+  done
+}
 
 draw() {
   # Stable Diffusion v1.5 at 512 px; CLIP ViT-L/14 (Sec. 4.1). Sampler: not given.
@@ -63,6 +95,12 @@ measure() {
   sayso report "$STUDY"
 }
 
+if [ "${1:-}" = --dry-run ]; then
+  shift
+  dry_run "$@"
+  exit
+fi
+PART=${1:?draw, rate, learn, compare or measure} STUDY=${2:?the folder of the study}
 shift 2
 case $PART in
   draw | rate | learn | compare | measure) "$PART" "$@" ;;

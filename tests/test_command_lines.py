@@ -55,7 +55,7 @@ def in_words(text: str) -> Iterator[str]:
 
 def words_of(line: str) -> list[str]:
     """The arguments, placeholders replaced by something of their kind."""
-    line = re.split(r"\s(?:#|\||&|>|\|\|)", line)[0]
+    line = re.split(r"""\s[#|&>](?=(?:[^"]*"[^"]*")*[^"]*$)""", line)[0]  # not between quotes
     for hint, value in (
         (r"--judge \./\w+\.py.*", "--judge people"),
         (r"\./mine\.py", "rwr"), (r"\[options\]|…|\.\.\.", ""), (r"\bN\b|\bMB\b", "1"),
@@ -135,6 +135,8 @@ PARTS = [
     ["compare", "study", "base@best-of-16", "runs/align-rwr"], ["measure", "study"],
 ]  # fmt: skip
 
+STORY = ["draw", "rate", "learn", "compare", "measure"]
+
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> dict[str, str]:
@@ -169,6 +171,44 @@ def test_the_paper_s_recipe_is_a_whole_story(tmp_path: Path, stand_in: dict[str,
     usage = (ROOT / "recipes" / "lee2023.sh").read_text()
     for part in PARTS[1:]:
         assert " ".join(part).replace("study", "STUDY") in usage.replace("  ", " ")
+
+
+def test_the_paper_s_recipe_is_forecast_for_devices(tmp_path: Path, stand_in: dict[str, str]):
+    done = run("lee2023.sh", ["--dry-run"], stand_in, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = (tmp_path / "said").read_text().splitlines()
+    for line in lines:
+        # the stand-in drops the quotes of nothing
+        refuse_wrong(line.replace("--pretraining  ", ""))
+    asked = [(line.split()[0], line.partition(" --forecast-for ")[2]) for line in lines]
+    plans = [
+        (stage, f"{device} --dry-run")
+        for device in ("h200", "4xrtx4090")
+        for stage in ("generate", "align", "generate", "generate")
+    ]
+    assert [pair for pair in asked if pair[1]] == plans
+    assert {stage for stage, device in asked if not device} == {"new", "prompts"}
+    # what needs images, people or a tuned model is said
+    assert "== sayso rate" in done.stdout
+    assert "--model runs/align-rwr" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["sdxl_lora.sh", "flux_lora.sh"])
+def test_recipes_of_large_models_are_whole_stories(
+    script: str, tmp_path: Path, stand_in: dict[str, str]
+):
+    for part in (["draw", "study", "prompts.txt"], *([name, "study"] for name in STORY[1:])):
+        done = run(script, part, stand_in, tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    lines = (tmp_path / "said").read_text().splitlines()
+    for line in lines:
+        refuse_wrong(line)
+    stages = [line.split()[0] for line in lines]
+    assert [s for i, s in enumerate(stages) if [s] != stages[i - 1 : i]] == [
+        "new", "prompts", "generate", "rate", "align", "generate", "rate", "evaluate",
+        "agreement", "report",
+    ]  # fmt: skip
+    assert run(script, ["paint", "s"], stand_in, tmp_path).returncode == 2
 
 
 def test_the_recipes_say_what_they_miss(tmp_path: Path, stand_in: dict[str, str]):

@@ -191,7 +191,7 @@ def test_other_output_is_refused_and_kept(study: Study, tmp_path: Path):
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="no export"):
+    with pytest.raises(UserError, match="not an export"):
         written(study, notes, "kto")
     assert (notes / "mine.txt").read_text() == "keep"
     with pytest.raises(UserError, match="is a file"):

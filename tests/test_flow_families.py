@@ -26,6 +26,7 @@ from sayso.data.rows import make_rows
 from sayso.families import NOISES, Policy, join, log_prob, mean_squared_error
 from sayso.families._tiny_flow import tiny_flux, tiny_z_image
 from sayso.stages._training_data import work_of
+from sayso.stages.new import NewConfig, new
 from sayso.study.info import StudyInfo
 from sayso.study.model_files import native_size, pipeline, too_long
 from sayso.study.study import Study
@@ -361,6 +362,7 @@ def test_what_is_known_before_loading_is_what_the_family_does(both: Flow) -> Non
     known = pipeline(str(both.folder))
     assert known is not None
     assert known.no_guidance == both.policy.no_guidance == NONE[both.name]
+    assert known.told_guidance == both.policy.told_guidance == (both.name == "flux")
     defaults = inspect.signature(type(both.pipeline).__call__).parameters
     scale = "true_cfg_scale" if both.name == "qwen_image" else "guidance_scale"
     assert known.guidance_scale == defaults[scale].default
@@ -368,6 +370,25 @@ def test_what_is_known_before_loading_is_what_the_family_does(both: Flow) -> Non
     assert known.num_inference_steps == steps
     side = 16 if both.name == "sd3" else both.pipeline.__dict__.get("default_sample_size", 128)
     assert native_size(str(both.folder)) == Size(2 * side, 2 * side)
+
+
+def test_new_takes_steps_and_guidance_of_the_pipeline(both: Flow, tmp_path: Path) -> None:
+    config = NewConfig(base_model=str(both.folder), image_size="32")
+    known = pipeline(str(both.folder))
+    assert known is not None
+    drawn = new(tmp_path / "study", config).info.sampler
+    assert drawn.num_inference_steps == known.num_inference_steps
+    assert drawn.guidance_scale == known.guidance_scale
+    least = new(tmp_path / "least", replace(config, guidance_scale=NONE[both.name]))
+    assert least.info.sampler.guidance_scale == NONE[both.name]
+    with pytest.raises(UserError, match=r"guidance_scale .*; give . \(no guidance\) or more"):
+        new(tmp_path / "other", replace(config, guidance_scale=NONE[both.name] - 0.5))
+    guided = replace(config, negative_prompt="grey", true_cfg_scale=2.0)
+    if both.name == "flux":
+        assert new(tmp_path / "guided", guided).info.sampler.true_cfg_scale == 2
+    else:
+        with pytest.raises(UserError, match=r"true_cfg_scale 2 is for models"):
+            new(tmp_path / "guided", guided)
 
 
 def test_few_step_models_are_refused(tmp_path: Path) -> None:

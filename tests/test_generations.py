@@ -163,7 +163,7 @@ def test_statistics_of_comparisons_keep_two_runs_of_one_name_apart(study: Study)
 def test_raters_are_never_asked_about_an_earlier_run(study: Study, options: TaskOptions) -> None:
     old, task = ids_of(study), task_identity(study, options)
     write_weights(study, b"two")
-    with pytest.raises(UserError, match="draw"):
+    with pytest.raises(UserError, match="generate"):
         draft(study, options)
     add_aligned(study)
     asked = {s.id for page in draft(study, options) for i in page for p in i.sets for s in p}
@@ -316,7 +316,7 @@ def test_comparisons_of_another_sampler_are_left_out(study: Study) -> None:
 def test_two_selections_of_the_largest_n_have_to_be_chosen_between(study: Study) -> None:
     name = "base@best-1-of-16-by-x"
     syn.add_images(study, syn.Truth({}), name, study.prompts("test"), 1, "d" * 16)
-    with pytest.raises(UserError, match=f"there are {name} and {syn.BEST}; name one"):
+    with pytest.raises(UserError, match=f"there are {name} and {syn.BEST}; choose one"):
         evaluate(study, replace(CONFIG, name="again"))
     result = evaluate(study, replace(CONFIG, name="again", best_of=name)).result
     assert result["models"]["best_of_n"] == name

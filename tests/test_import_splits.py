@@ -81,7 +81,7 @@ def test_names_that_leave_a_doubt_are_refused(tmp_path: Path):
     ):
         file_splits(tmp_path, both, None)
     torn = tmp_path / "train-test.parquet"
-    with pytest.raises(UserError, match="says two splits; give --split"):
+    with pytest.raises(UserError, match="gives two splits; give --split"):
         file_splits(torn, [torn], None)
 
 

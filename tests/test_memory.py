@@ -152,8 +152,16 @@ def test_align_names_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
         max_steps=1, batch_size=6, pretraining_images=4, aligner="sft", mixed_precision="no"
     )
     says = r"out of memory at --micro-batch-size 6; .* --micro-batch-size 3 to resume"
+    study = rated_study(tmp_path)
     with pytest.raises(UserError, match=says):
-        align(rated_study(tmp_path), config)
+        align(study, config)
+    for options, says in (
+        ({"name": "one"}, "give --gradient-checkpointing or --lora-rank 16 or --opt"),
+        ({"name": "two", "lora_rank": 2, "gradient_checkpointing": True},
+         "give --base-precision nf4 and another --name; sayso align"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"out of memory at --micro-batch-size 1; {says}"):
+            align(study, dataclasses.replace(config, micro_batch_size=1, **options))
 
 
 def test_elsewhere_it_is_one_line_too(

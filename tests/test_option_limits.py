@@ -67,7 +67,7 @@ LIMITS: dict[str, Callable[[Study], object]] = {
 
 @pytest.mark.parametrize("says", LIMITS)
 def test_numbers_out_of_range(study: Study, says: str):
-    with pytest.raises(UserError, match=rf"{says} is (not possible|too small|too large); give"):
+    with pytest.raises(UserError, match=rf"{says} is (not allowed|too small|too large); give"):
         LIMITS[says](study)
 
 
@@ -96,6 +96,6 @@ def test_more_images_than_a_study_holds(study: Study):
     ):
         with pytest.raises(UserError, match=r"1000000000 images for each of 8 prompts .* 1250000"):
             generate(study, config)
-        with pytest.raises(UserError, match="more than a study holds"):
+        with pytest.raises(UserError, match="more than a study may hold"):
             generate_plan(study, config)
     assert not study.runs("generate")

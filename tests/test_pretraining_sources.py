@@ -530,7 +530,8 @@ def test_decoders_end_with_the_process_that_began_them() -> None:
     assert len(decoders) == 2
     assert all(map(is_alive, decoders))
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    parent.stdout.close()
     end = time.monotonic() + 30
     while any(map(is_alive, decoders)):
         assert time.monotonic() < end, "they go on alone"

@@ -296,15 +296,27 @@ def test_an_unknown_noise_is_refused() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "message"),
     [
-        (3, "whole batches of 3; use batches of 2 or 4"),
-        (6, "whole batches of 6; use batches of 4 or 8"),
-        (12, "whole batches of 12; use batches of 8 or 16"),
+        (3, "whole batches of 3; use batches of 2 or 4$"),
+        (6, "whole batches of 6; use batches of 4 or 8$"),
+        (12, "whole batches of 12; use batches of 8 or 16$"),
         (17, "whole batches of 17; use batches of 16$"),
     ],
 )
 def test_sizes_near_by_are_advised(batch_size: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SMALL.period(batch_size)
+
+
+def test_of_a_prime_number_of_rows_one_or_all_fit() -> None:
+    seven = dataclasses.replace(SMALL, images=7, group_size=7, steps_per_image=1)
+    with pytest.raises(UserError, match=r"use batches of 1 or 7$"):
+        seven.period(3)
+
+
+def test_rows_are_guided_as_they_were_drawn() -> None:
+    batch = next(iter(SMALL.batches(toy_work(sampler=GUIDED))))
+    assert batch["guidance"].tolist() == [1.5] * 8
+    assert batch.uncond["number"].flatten().tolist() == [7.0] * 8
 
 
 def test_what_the_work_does_not_allow_is_refused() -> None:

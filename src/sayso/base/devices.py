@@ -196,12 +196,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def enough_memory(flag: str, value: int) -> Iterator[None]:
+def enough_memory(flag: str, value: int, otherwise: str = "") -> Iterator[None]:
     """A block whose need of memory goes with an option; out of memory names half of its value.
 
     Args:
         flag: the option, such as "--batch-size".
         value: what it was, ≥ 1.
+        otherwise: what else to do, if it is 1 already.
     Raises: UserError: if the memory does not suffice.
     """
     try:
@@ -209,7 +210,8 @@ def enough_memory(flag: str, value: int) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"{OUT_OF_MEMORY} at {flag} {value}; {_less(flag, value)}") from None
+        less = _less(flag, value) if value > 1 else otherwise or NO_OPTION_LEFT
+        raise UserError(f"{OUT_OF_MEMORY} at {flag} {value}; {less}") from None
 
 
 OUT_OF_MEMORY = "out of memory"
@@ -217,8 +219,6 @@ NO_OPTION_LEFT = "close other programs, use smaller images, or use a machine wit
 
 
 def _less(flag: str, value: int) -> str:
-    if value == 1:
-        return NO_OPTION_LEFT
     # a part of what divides a batch divides it too
     half = next(n for n in range(value // 2, 0, -1) if value % n == 0)
     return f"run the command again with {flag} {half} to resume"

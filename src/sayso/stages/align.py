@@ -52,7 +52,7 @@ PRETRAINING = "pre-training images"
 class AlignConfig(TrainOptions):
     """How to fine-tune the model. The options of the aligner follow below."""
 
-    portions: ClassVar = TrainOptions.portions | {"workers"}
+    portions: ClassVar = TrainOptions.portions | {"workers", "forecast_for"}
 
     aligner: str = "rwr"
     """The algorithm: an aligner plug-in, or your own, such as ./mine.py."""
@@ -85,6 +85,9 @@ class AlignConfig(TrainOptions):
     step; auto = a table if it takes at most 1 GiB and more rows are drawn than there are texts."""
     seed: int | None = None
     """Seed for training; default: the study's."""
+    forecast_for: str = ""
+    """With --dry-run: the device to forecast for, in place of this machine's: its memory (24GB), a
+    card (rtx3090, rtx4090, a100, h100, h200), or several (4x24GB)."""
     mixed_precision: MixedPrecision = "auto"
     """Precision of the network's arithmetic; auto = bf16 if the machine supports it."""
 
@@ -115,9 +118,9 @@ class AlignConfig(TrainOptions):
 
 
 def plan(study: Study, config: AlignConfig) -> dict[str, object]:
-    """What would be done: rows, images a step, passes over the data, disk and memory.
+    """What would be done: rows, images per step, passes over the data; disk, memory and hours.
 
-    Loads the model, to know its sizes, if it is on this machine.
+    Raises: UserError: if the memory does not suffice, with the options that would make it fit.
     """
     from sayso.aligners import load_aligner
     from sayso.stages._forecast import forecast
@@ -126,11 +129,11 @@ def plan(study: Study, config: AlignConfig) -> dict[str, object]:
     config = canonical_config(study, config)
     aligner = load_aligner(config.aligner)()
     config = config.for_aligner(aligner.defaults)
-    images = _images(study, config, aligner)
+    images = _planned_images(study, config, aligner)
     own, seen = len(images.samples), config.max_steps * config.batch_size
     kept = _conditions(config, aligner, len(set(images.texts)))
     n_pretraining = _n_pretraining(config, aligner)
-    sizes = forecast(study, config, config.model, config.lora_rank, images, n_pretraining, kept)
+    sizes = forecast(study, config, aligner, images, n_pretraining, kept)
     return {
         "learning_rate": config.learning_rate,
         "pretraining_weight": config.pretraining_weight,
@@ -305,6 +308,7 @@ def _prepare(
 
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: "Ready") -> None:
     from sayso.stages._ready import scores_samples
+    from sayso.stages._savings import less_memory
     from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
 
@@ -320,7 +324,8 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
         study, config, aligner, policy, ready.rows, inputs,
         reward=config.reward, seed=_seed(study, config),
     )  # fmt: skip
-    with enough_memory("--micro-batch-size", config.micro_batch(accelerator.num_processes)):
+    rows, saving = config.micro_batch(accelerator.num_processes), less_memory(config)
+    with enough_memory("--micro-batch-size", rows, saving):
         result = train(work, aligner, config, run, accelerator)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
@@ -350,6 +355,15 @@ def _images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":
     method = "share" if config.labels == "auto" else config.labels
     simulated = _kind(study, config) == "simulated"
     return samples_of(study, config.model, method, simulated=simulated)
+
+
+def _planned_images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":
+    """The samples to learn from, or the prompts alone of a study that has none yet."""
+    from sayso.stages._training_data import Samples
+
+    if study.samples():
+        return _images(study, config, aligner)
+    return Samples([], [prompt.text for prompt in study.prompts("train")], [])
 
 
 def _kind(study: Study, config: AlignConfig) -> str:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class GenerateConfig:
     """What to generate, and how."""
 
-    portions: ClassVar = frozenset({"batch_size"})
+    portions: ClassVar = frozenset({"batch_size", "forecast_for"})
 
     model: str = "base"
     """The model that generates: base, or a run of align such as runs/align-rwr."""
@@ -70,6 +70,9 @@ class GenerateConfig:
     """Noise added while sampling, from 0 to 1; default: the study's."""
     image_size: str = ""
     """Width x height, such as 1024x768, or one number for a square; default: the study's."""
+    forecast_for: str = ""
+    """With --dry-run: the device to forecast for, in place of this machine's: its memory (24GB), a
+    card (rtx3090, rtx4090, a100, h100, h200), or several (4x24GB)."""
     mixed_precision: MixedPrecision = "auto"
     """Precision of the network's arithmetic; auto = bf16 if the machine supports it."""
 
@@ -109,8 +112,12 @@ class GenerateConfig:
 
 
 def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
-    """What would be done: images, those there already, network evaluations, disk."""
+    """What would be done: images, those there already, network evaluations; disk, memory, hours.
+
+    Raises: UserError: if the memory does not suffice, with the batch size that would make it fit.
+    """
     from sayso.families._loading import evaluations
+    from sayso.stages._drawing_forecast import drawing_forecast
 
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
@@ -125,6 +132,9 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
         "network evaluations per image": evaluations(study, sampler),
         "disk, images at most": decimal(to_draw * 3 * sampler.image_size.pixels),
         "disk, latents": "not known" if latents is None else decimal(to_draw * latents),
+        **drawing_forecast(
+            study, sampler, config.batch_size, to_draw, config.mixed_precision, config.forecast_for
+        ),
     }
 
 
@@ -216,7 +226,7 @@ def _chosen_before(study: Study, config: GenerateConfig) -> Run | None:
         return None
     options = canonical_options(study, run.config)
     asked = {f.name: f.default for f in fields(config)}
-    for name in ("name", "batch_size", "mixed_precision"):
+    for name in ("name", "batch_size", "mixed_precision", "forecast_for"):
         del asked[name]
     alike = all(options.get(n, default) == getattr(config, n) for n, default in asked.items())
     return run if alike and study.samples(short) else None

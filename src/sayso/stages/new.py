@@ -10,7 +10,7 @@ from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT, find_world
 from sayso.stages._base_model import base_model_name
 from sayso.study.info import StudyInfo
-from sayso.study.model_files import model_name, native_size, no_guidance, pipeline
+from sayso.study.model_files import model_name, native_size, pipeline
 from sayso.study.pipelines import Pipeline
 from sayso.study.study import Study
 
@@ -99,7 +99,8 @@ def new(path: str | Path, config: NewConfig | None = None) -> Study:
 
 def _sampler(config: NewConfig, base_model: str) -> Sampler:
     world = find_world(config.base_model)
-    known = pipeline(base_model) or Pipeline()
+    # of an unknown model all is possible, until generate knows it
+    known = pipeline(base_model) or Pipeline(no_guidance=0.0, told_guidance=True)
     usual = Sampler(known.num_inference_steps, known.guidance_scale)
     base = world.sampler if world else usual
     steps, scale = config.num_inference_steps, config.guidance_scale
@@ -120,7 +121,8 @@ def _sampler(config: NewConfig, base_model: str) -> Sampler:
             negative_prompt=config.negative_prompt,
             true_cfg_scale=config.true_cfg_scale,
         ),
-        no_guidance(base_model),
+        known.no_guidance,
+        true_cfg=known.told_guidance,
     )
 
 

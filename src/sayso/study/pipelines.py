@@ -55,6 +55,7 @@ class Pipeline(NamedTuple):
         num_inference_steps, guidance_scale: what a study draws with unless told otherwise.
         no_guidance: the guidance scale that is none, the least that there is.
         latents: side of the latents that the model was trained on, if its config does not say.
+        told_guidance: whether the network is told that scale as a number.
     """
 
     readers: tuple[Reader, ...] = (_CLIP,)
@@ -62,6 +63,7 @@ class Pipeline(NamedTuple):
     guidance_scale: float = 7.5
     no_guidance: float = 1.0
     latents: int | None = None
+    told_guidance: bool = False
 
 
 PIPELINES = {
@@ -70,7 +72,9 @@ PIPELINES = {
     "StableDiffusion3Pipeline": Pipeline(
         (Reader("tokenizer_3", "T5Tokenizer", 256), _CLIP), 28, 7.0
     ),
-    "FluxPipeline": Pipeline((Reader("tokenizer_2", "T5Tokenizer", 512),), 28, 3.5, latents=128),
+    "FluxPipeline": Pipeline(
+        (Reader("tokenizer_2", "T5Tokenizer", 512),), 28, 3.5, latents=128, told_guidance=True
+    ),
     "QwenImagePipeline": Pipeline(
         (Reader("tokenizer", "Qwen2Tokenizer", INSTRUCTION_TOKENS + 512, INSTRUCTION),), 50, 4.0,
         latents=128,

@@ -113,7 +113,7 @@ def cast_vote(db: Connection, rater: Person, vote: Vote, context: Context) -> St
     change = _follow_up(db, item, rater, vote, context.now, counted)
     if replaced is not None:
         follow(db, item, rater, replaced, vote.id, ends=vote.value == RETRACTED)
-    after = {**task, **{counter: task[counter] + more for counter, more in change.items()}}
+    after = {**task, **{c: task[c] + change.get(c, 0) for c in ("votes", "all_votes")}}
     return Stored(vote.id, after, not counted, task["state"] == "closed")
 
 

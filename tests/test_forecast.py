@@ -1,0 +1,198 @@
+"""What a training and a drawing will take, counted on the meta device."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from models import tiny_pipeline
+from studies import random_study
+
+from sayso.aligners import load_aligner
+from sayso.base.cards import GIB, parse_card
+from sayso.base.errors import UserError
+from sayso.base.types import Sampler, Size
+from sayso.families._loading import family
+from sayso.families._precision import stored_bytes
+from sayso.families._trace import _Counter, trace_step
+from sayso.families.stable_diffusion import StableDiffusion
+from sayso.stages._footprint import Way, drawing, shapes_of, training
+from sayso.stages._savings import fitting
+from sayso.stages.align import AlignConfig
+from sayso.stages.generate import GenerateConfig, plan
+from sayso.study.study import Study
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+SIZE = Size(32, 48)
+GROWTH = 1000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("forecast") / "model")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_trace_counts_what_a_real_step_allocates(
+    folder: Path, checkpointing: bool, rank: int, autocast: torch.dtype | None
+) -> None:
+    """Storages that live at once, in a step that is computed and in one that is not."""
+
+    def made(device: torch.device) -> Any:
+        policy = StableDiffusion.load(folder, device, parts=("network",))
+        if device == CPU:
+            policy.network.set_attn_processor(AttnProcessor2_0())
+        if rank:
+            policy.add_lora(rank, 0)
+        if checkpointing:
+            policy.network.enable_gradient_checkpointing()
+        policy.network.train()
+        return policy
+
+    real, shape = made(CPU), made(CPU).latent_shape(SIZE)
+    noisy, states = torch.randn(2, *shape), torch.randn(2, 40, 32)
+    computing = torch.autocast("cpu", autocast, enabled=autocast is not None)
+    known = [*real.network.parameters(), *real.network.buffers()]
+    with _Counter(known) as counter, computing:
+        error = real.predict(noisy, torch.rand(2), {"states": states}).float() - noisy
+        torch.autograd.backward(error.square().mean())
+    traced = trace_step(
+        made(META), 2, shape, {"states": (40, 32)}, autocast, cuda=False, training=True
+    )
+    assert traced.left == sum(4 * p.numel() for p in real.trainable().values())
+    assert traced.peak == pytest.approx(counter.peak, rel=0.05)
+
+
+def test_a_gpu_computes_norms_in_fp32(folder: Path) -> None:
+    peaks = [
+        trace_step(
+            StableDiffusion.load(folder, META), 2, (4, 16, 16), {"states": (40, 32)},
+            torch.bfloat16, cuda=cuda, training=True,
+        ).peak
+        for cuda in (False, True)
+    ]  # fmt: skip
+    assert peaks[0] < peaks[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "sdxl", "sd3", "flux", "qwen_image", "z_image"]
+)
+def test_every_family_is_traced(tmp_path: Path, name: str) -> None:
+    """Training and drawing of its tiny model: adapters, checkpointing, a base in 4 bits."""
+    from sayso.base.plugins import load_plugin
+    from sayso.families import Policy
+
+    kind = load_plugin("family", name, Policy)
+    path = kind.tiny(tmp_path / name)
+
+    def blueprint() -> Any:
+        return family(path).load(path, META)
+
+    shapes = shapes_of(blueprint(), "a dog")
+    real = kind.load(path, CPU).encode_prompts(["a dog"])
+    assert shapes == {key: tuple(value.shape[1:]) for key, value in real.items()}
+    config = AlignConfig(batch_size=4, micro_batch_size=2, gradient_checkpointing=True, lora_rank=2)
+    way = Way(config, 2, "nf4", torch.bfloat16, cuda=True, processes=1, encoding=False)
+    needs = training(blueprint, way, load_aligner("sft")(), SIZE, shapes)
+    adapters = needs.parts["gradients"]
+    assert needs.parts["optimiser"] == 2 * adapters == 2 * needs.average
+    weights = stored_bytes(blueprint().network, "nf4")
+    assert needs.parts["weights"] == weights + adapters
+    drawn = drawing(
+        blueprint, Sampler(2, 3.0, image_size=SIZE), 2, "fp32", None, cuda=True, passes=2
+    )
+    assert drawn.parts["weights"] > weights
+    assert drawn.flops > 0
+
+
+def test_what_training_takes_by_hand(folder: Path) -> None:
+    def blueprint() -> Any:
+        return StableDiffusion.load(folder, META)
+
+    def parts(config: AlignConfig, aligner: str = "sft", **more: Any) -> dict[str, int]:
+        options = {"cuda": True, "processes": 1, "encoding": False} | more
+        way = Way(config, config.lora_rank, config.base_precision, None, **options)
+        shapes = {"states": (40, 32)}
+        return training(blueprint, way, load_aligner(aligner)(), SIZE, shapes).parts
+
+    n = sum(p.numel() for p in blueprint().network.parameters())
+    text = sum(p.numel() for p in blueprint().text.parameters())
+    config = AlignConfig(batch_size=4)
+    whole = parts(config, encoding=True)
+    assert [whole[k] for k in ("weights", "gradients", "optimiser", "EMA")] == [
+        4 * n, 4 * n, 8 * n, 4 * n
+    ]  # fmt: skip
+    assert whole["text encoders"] == 4 * text
+    assert "EMA" not in parts(dataclasses.replace(config, ema_on_cpu=True))
+    assert parts(dataclasses.replace(config, kl_weight=1.0))["reference"] == 4 * n
+    assert parts(config, "grpo")["autoencoder"] > 0
+    lora = dataclasses.replace(config, lora_rank=2, base_precision="bf16")
+    adapters = parts(lora)["gradients"]
+    assert parts(lora)["weights"] == 2 * n + adapters
+    # no second copy of the base: without its adapters it is the reference
+    assert "reference" not in parts(dataclasses.replace(lora, kl_weight=1.0))
+    two = parts(config, processes=2)
+    assert two["exchange of gradients"] == 4 * n
+    sharded = parts(config, processes=2, sharded=True)
+    assert sharded["optimiser"] == 4 * n
+    assert "exchange of gradients" not in sharded
+    small = parts(dataclasses.replace(config, micro_batch_size=1))
+    assert small["activations"] < whole["activations"]
+
+
+def needed(config: AlignConfig) -> int:
+    """Bytes by a formula in which every option has its price."""
+    rows = config.micro_batch(1) * (10 if config.gradient_checkpointing else 40)
+    if config.lora_rank:
+        return rows + {"fp32": 1000, "bf16": 500, "int8": 300, "nf4": 150}[config.base_precision]
+    moments = {"adamw": 2000, "adamw8bit": 500}[config.optimizer]
+    return rows + 2000 + moments + (0 if config.ema_on_cpu else 1000)
+
+
+@pytest.mark.parametrize(
+    ("memory", "lora", "flags", "bytes_"),
+    [
+        (5700, 0, "--gradient-checkpointing", 5640),
+        (5330, 0, "--gradient-checkpointing --micro-batch-size 32", 5320),
+        (4500, 0, "--gradient-checkpointing --micro-batch-size 32 --ema-on-cpu", 4320),
+        (2900, 0, "--gradient-checkpointing --micro-batch-size 32 --ema-on-cpu "
+                  "--optimizer adamw8bit", 2820),
+        (600, 0, "--lora-rank 16 --base-precision bf16 --gradient-checkpointing "
+                 "--micro-batch-size 8", 580),
+        (200, 16, "--base-precision nf4 --gradient-checkpointing --micro-batch-size 4", 190),
+        (100, 16, None, 0),
+    ],
+)  # fmt: skip
+def test_options_that_fit_are_named(memory: int, lora: int, flags: str | None, bytes_: int) -> None:
+    saved = fitting(AlignConfig(lora_rank=lora), needed, memory, cuda=True)
+    assert saved == (None if flags is None else (flags, bytes_))
+
+
+def test_several_devices_share_first() -> None:
+    def half(config: AlignConfig) -> int:
+        return needed(config) // (2 if config.sharding == "full" else 1)
+
+    saved = fitting(AlignConfig(), half, 4000, cuda=True, several=True)
+    assert saved == ("--sharding full", 3780)
+
+
+def test_devices_by_name_and_memory() -> None:
+    assert parse_card("24GB").memory == 24 * 10**9
+    assert parse_card("4x24GiB")[1:] == (24 * GIB, None, 4)
+    assert parse_card("2xRTX4090").number == 2
+    for wrong in ("", "24", "0x24GB", "gtx", "4x", "0GB"):
+        with pytest.raises(UserError, match=r"is no device; give memory such as 24GB, a card"):
+            parse_card(wrong)
+
+
+def test_more_images_at_once_than_fit_are_refused(tmp_path: Path) -> None:
+    study: Study = random_study(tmp_path)
+    few = plan(study, GenerateConfig(batch_size=2, forecast_for="24GB"))
+    assert str(few["memory, in all"]).endswith("of 24.0 GB (24GB)")
+    says = r"drawing 12 images at once needs .*libraries 1\.0 GB.*, and 1\.3GB has .*batch-size \d$"
+    with pytest.raises(UserError, match=says):
+        plan(study, GenerateConfig(batch_size=64, image_size="256", forecast_for="1.3GB"))
