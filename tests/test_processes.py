@@ -219,7 +219,7 @@ def counted(study, encoder, samples):
 
 clip._embed = counted
 fit(study, FitConfig(reward="clip_head"))
-judge = str(study.path / "bright.py")
+judge = str(study.path.parent / "bright.py")
 evaluate(study, EvaluateConfig(model="runs/align-tuned", judge=judge, prompts="test"))
 # the next command finds all of it done
 fit(study, FitConfig(reward="clip_head"))
@@ -243,7 +243,7 @@ class Bright(Judge):
 def test_processes_embed_and_score_a_share_each(tmp_path: Path) -> None:
     """Embeddings, the reward, every score: the same bits; no picture is embedded twice."""
     one = rated_study(tmp_path)
-    (one.path / "bright.py").write_text(BRIGHT)
+    (tmp_path / "bright.py").write_text(BRIGHT)
     weights = (Path(one.info.base_model) / UNET).read_bytes()
     finished_align(one, "tuned", weights)
     for model in ("base", "runs/align-tuned"):
@@ -265,7 +265,7 @@ def test_processes_embed_and_score_a_share_each(tmp_path: Path) -> None:
     assert {p.parts[0] for p in made} == {"runs", "cache"}
     for path in made:
         assert (one.path / path).read_bytes() == (two.path / path).read_bytes(), path
-    results = [study.find_run("runs/evaluate-tuned").result for study in (one, two)]
+    results = [study.find_run("runs/evaluate-align-tuned").result for study in (one, two)]
     for result in results:
         del result["seconds"]
     assert results[0] == results[1]
