@@ -18,7 +18,7 @@ MODELS="stable-diffusion-v1-5/stable-diffusion-v1-5 openai/clip-vit-large-patch1
 planned() {
   # Of a command that only needs the study its plan; of the others their words.
   case "$*" in
-    *runs/*) echo "== sayso $*" ;;
+    *runs/* | *fidelity*) echo "== sayso $*" ;; # whose prompts are captions of pre-training images
     new* | prompts*) command sayso "$@" ;;
     generate* | align*)
       # several cards of 24 GB hold the network's gradients and moments only together
