@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_network_is_one_line(
     save_file({f"other.{name}": value for name, value in load_file(weights).items()}, weights)
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**state, "sha256": {}}))
-    with pytest.raises(UserError, match="is of another network"):
+    with pytest.raises(UserError, match="belongs to another network"):
         run_toy(path)
 
 

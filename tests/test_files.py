@@ -89,9 +89,9 @@ def test_a_torn_last_line_does_not_count_and_the_next_append_cuts_it_off(
         kept = whole[:length].count(b"\n")
         torn = not whole[:length].endswith(b"\n")
         assert files.read_lines(path) == ROWS[:kept]
-        assert ("half written" in capsys.readouterr().err) is torn
+        assert ("incomplete" in capsys.readouterr().err) is torn
         files.append_lines(path, ROWS[kept:])
-        assert ("cut off" in capsys.readouterr().err) is torn
+        assert ("removed the last line" in capsys.readouterr().err) is torn
         assert path.read_bytes() == whole
 
 

@@ -190,7 +190,7 @@ def test_repeating_a_finished_fit_does_nothing(study: Study) -> None:
     before = (run.path / "result.json").stat().st_mtime_ns
     assert fit(study, FitConfig(), ClipHead(**QUICK)).finished
     assert (run.path / "result.json").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="another config"):
+    with pytest.raises(UserError, match="with other options"):
         fit(study, FitConfig(), ClipHead(**QUICK, temperature=1.0))
 
 
@@ -215,7 +215,7 @@ def test_plan_counts_without_running(study: Study) -> None:
 
 
 @pytest.mark.parametrize(
-    ("only", "missing"), [("good", "no bad"), ("bad", "no good"), ("skip", "no good or bad")]
+    ("only", "missing"), [("good", "and 0 bad"), ("bad", " 0 good"), ("skip", " 0 good and 0 bad")]
 )
 def test_ratings_of_one_kind(study: Study, only: str, missing: str) -> None:
     rate_all(study, lambda _: only)

@@ -113,4 +113,4 @@ def test_demo_leaves_other_studies_alone(tmp_path: Path) -> None:
     assert run_sayso("new", study, "--seed", 5).returncode == 0
     done = run_sayso("demo", study, "--quick")
     assert done.returncode == 2
-    assert "another study" in done.stderr
+    assert "a different study" in done.stderr

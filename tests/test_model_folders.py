@@ -253,7 +253,7 @@ def test_align_refused_and_no_run_left(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (study.path / "runs/align-rwr").exists()
 
     # a changed folder is no longer what drew the images; what refuses this one is the library
-    def refused(*_arguments: object) -> None:
+    def refused(*_arguments: object, **_options: object) -> None:
         raise UserError("its scheduler is unknown")
 
     with monkeypatch.context() as patch:

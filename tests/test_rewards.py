@@ -337,7 +337,7 @@ def test_reward_of_another_clip_is_refused(clip: Path, tmp_path: Path) -> None:
     rate_all(study)
     fit(study, FitConfig(), ClipHead(**QUICK))
     tiny_clip(own, seed=5)
-    with pytest.raises(UserError, match="trained on another CLIP"):
+    with pytest.raises(UserError, match="trained with another CLIP"):
         load_reward(study, "runs/fit-clip_head")
 
 

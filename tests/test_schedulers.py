@@ -32,6 +32,7 @@ OTHERS = {
     "eta": 0.5,
     "image_size": Size(48, 32),
     "negative_prompt": "sea",
+    "true_cfg_scale": 2.0,
 }
 OLD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """A scheduler file from before steps_offset and clip_sample were written into it."""
@@ -108,6 +109,10 @@ def test_no_field_is_ignored(model: Path, tmp_path: Path, name: str) -> None:
         if field == "eta" and name != "DDIMScheduler":
             says = f"eta 0.5 would have no effect: the model's {name} has no eta"
             with pytest.raises(UserError, match=says):
+                policy.check_sampler(changed)
+            continue
+        if field == "true_cfg_scale":
+            with pytest.raises(UserError, match="true_cfg_scale 2 is for models with an embedded"):
                 policy.check_sampler(changed)
             continue
         policy.check_sampler(changed)

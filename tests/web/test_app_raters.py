@@ -121,7 +121,7 @@ def test_agreement_finds_the_careless_one_and_weighs_its_votes(tmp_path: Path) -
     html = report(study).read_text()
     assert 'Flagged as careless: <strong><bdi translate="no">simulated-20</bdi>' in html
     assert html.count('<tr class="careless">') == 1
-    sure = "are nearer to" if gain["high"] < 0 else "are not clearly closer to"
+    sure = "are closer to" if gain["high"] < 0 else "are not clearly closer to"
     assert f"Dawid–Skene labels {sure} the truth as read by the tiny world&#39;s judge" in html
     said = json.loads((study.path / "summary.json").read_text())["agreement"]
     assert (said["careless"], said["labels"]) == (["simulated-20"], {"tinyworld": truth})

@@ -87,7 +87,8 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype | None = to
     refuse_not_finite(where, model.state_dict())
     if variant:
         console.print(
-            f"{where}: using the {variant} variant of the weights, loaded as {str(dtype)[6:]}"
+            f"{where}: using the {variant} variant of the weights, loaded as {str(dtype)[6:]}",
+            soft_wrap=True,
         )
     return model
 
