@@ -26,7 +26,7 @@ rate() {
 }
 
 learn() {
-  # Frozen weights in 4 bits, adapters in fp32: 11.6 GB by --dry-run; needs sayso[quantised].
+  # Frozen weights in 4 bits, adapters in fp32; --dry-run says what that takes. Needs sayso[quantised].
   sayso align "$STUDY" --aligner dpo --lora-rank 16 --base-precision nf4 --gradient-checkpointing \
     --max-steps 1000 --batch-size 32 --micro-batch-size 2 --learning-rate 1e-4
   sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2

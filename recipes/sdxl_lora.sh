@@ -25,7 +25,7 @@ rate() {
 }
 
 learn() {
-  # Frozen weights in bf16, adapters in fp32, 7.4 GB by --dry-run; pairs of a good and a bad image of one prompt.
+  # Frozen weights in bf16, adapters in fp32; --dry-run says what that takes.
   sayso align "$STUDY" --aligner dpo --lora-rank 16 --base-precision bf16 --gradient-checkpointing \
     --max-steps 1000 --batch-size 32 --micro-batch-size 2 --learning-rate 1e-4
   sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2
