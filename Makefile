@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench bench-gpu bench-real-size bench-demo bench-aligners recipe docs clean
 
