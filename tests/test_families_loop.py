@@ -155,7 +155,7 @@ def test_a_written_pipeline_draws_the_images_of_the_study(
     text = (folder / "README.md").read_text()
     assert f"# study: {model}" in text
     good = sum(r.value == "good" for r in study.feedback.ratings(False))
-    assert f"12 ratings by 1 people: {good} good, {12 - good} bad" in text
+    assert f"12 ratings by 1 person: {good} good, {12 - good} bad" in text
     with Image.open(folder / "before-after.png") as sheet:
         assert sheet.size == (520, 256)
 

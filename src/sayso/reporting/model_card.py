@@ -55,7 +55,11 @@ def card(study: Study, run: Run, shown: list[str], *, adapters: bool) -> str:
         license=own if own != "not stated" else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=["text-to-image", "human-feedback", *(["lora"] if adapters else [])],
+        tags=[
+            "text-to-image",
+            *(["human-feedback"] if summary["feedback"]["kind"] == "people" else []),
+            *(["lora"] if adapters else []),
+        ],
     )
     parts = [
         f"---\n{facts.to_yaml()}\n---",
@@ -86,7 +90,7 @@ def _made(study: Study, run: Run) -> str:
     lora = f", adapters of rank {config['lora_rank']}" if config.get("lora_rank") else ""
     options = ", ".join(f"{name} {value}" for name, value in config.get("options", {}).items())
     return (
-        f"`{study.info.base_model}` fine-tuned on people's feedback with Sayso: aligner "
+        f"`{study.info.base_model}` fine-tuned on ratings with Sayso: aligner "
         f"{config['aligner']}{lora}, {config['max_steps']} steps of {config['batch_size']}, "
         f"learning rate {config['learning_rate']:g}, from `{config['model']}`"
         + (f"; {options}." if options else ".")
@@ -105,7 +109,9 @@ def _feedback(summary: Mapping[str, Any]) -> str:
     found = summary["feedback"]
     if not found["ratings"]:
         return ""
-    who = {"people": "people", "simulated": "simulated raters"}[found["kind"]]
+    one = found["raters"] == 1
+    people, simulated = ("person", "simulated rater") if one else ("people", "simulated raters")
+    who = {"people": people, "simulated": simulated}[found["kind"]]
     said = (
         f"## Feedback\n\n{found['ratings']:,} ratings by {found['raters']} {who}: "
         f"{found['good']:,} good, {found['bad']:,} bad, {found['skip']:,} skipped."
