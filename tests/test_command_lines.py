@@ -155,15 +155,23 @@ def run(script: str, arguments: list[str], stand_in: dict[str, str], where: Path
     )  # fmt: skip
 
 
-def test_the_paper_s_recipe_is_a_whole_story(tmp_path: Path, stand_in: dict[str, str]):
-    for part in PARTS:
-        done = run("lee2023.sh", part, stand_in, tmp_path)
+def told(
+    script: str, parts: list[list[str]], stand_in: dict[str, str], where: Path
+) -> tuple[list[str], list[str]]:
+    """The commands of a recipe's parts, each of them possible, and the stages in their order."""
+    for part in parts:
+        done = run(script, part, stand_in, where)
         assert (done.returncode, done.stderr) == (0, "")
-    lines = (tmp_path / "said").read_text().splitlines()
+    lines = (where / "said").read_text().splitlines()
     for line in lines:
         refuse_wrong(line)
     stages = [line.split()[0] for line in lines]
-    assert [s for i, s in enumerate(stages) if [s] != stages[i - 1 : i]] == [
+    return lines, [s for i, s in enumerate(stages) if [s] != stages[i - 1 : i]]
+
+
+def test_the_paper_s_recipe_is_a_whole_story(tmp_path: Path, stand_in: dict[str, str]):
+    lines, stages = told("lee2023.sh", PARTS, stand_in, tmp_path)
+    assert stages == [
         "new", "prompts", "generate", "rate", "fit", "align", "generate", "rate", "evaluate",
         "agreement", "report",
     ]  # fmt: skip
@@ -197,14 +205,9 @@ def test_the_paper_s_recipe_is_forecast_for_devices(tmp_path: Path, stand_in: di
 def test_recipes_of_large_models_are_whole_stories(
     script: str, tmp_path: Path, stand_in: dict[str, str]
 ):
-    for part in (["draw", "study", "prompts.txt"], *([name, "study"] for name in STORY[1:])):
-        done = run(script, part, stand_in, tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-    lines = (tmp_path / "said").read_text().splitlines()
-    for line in lines:
-        refuse_wrong(line)
-    stages = [line.split()[0] for line in lines]
-    assert [s for i, s in enumerate(stages) if [s] != stages[i - 1 : i]] == [
+    parts = [["draw", "study", "prompts.txt"], *([name, "study"] for name in STORY[1:])]
+    _, stages = told(script, parts, stand_in, tmp_path)
+    assert stages == [
         "new", "prompts", "generate", "rate", "align", "generate", "rate", "evaluate",
         "agreement", "report",
     ]  # fmt: skip

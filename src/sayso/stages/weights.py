@@ -60,16 +60,14 @@ def weights(study: Study, config: WeightsConfig) -> Path:
     config.check()
     config = canonical_config(study, config)
     run = _run(study, config)
-    adapters = config.layout in ("lora", "kohya")
-    if adapters:
-        _refuse_without_adapters(run, config.layout)
+    adapters = _adapters(run, config.layout) if config.layout in ("lora", "kohya") else None
     to = Path(config.to)
     with new_folder(to) as folder:
-        if adapters:
-            _write_adapters(run, config, folder)
+        if adapters is not None:
+            _write_adapters(adapters, config, folder)
         else:
             _write_model(study, config, folder)
-        write_card(study, run, folder, adapters=adapters)
+        write_card(study, run, folder, adapters=adapters is not None)
     console.print(f"{run.name} is in {to} ({config.layout})", soft_wrap=True)
     return to
 
@@ -83,7 +81,8 @@ def _run(study: Study, config: WeightsConfig) -> Run:
     return study.find_run(config.model)
 
 
-def _refuse_without_adapters(run: Run, layout: Layout) -> None:
+def _adapters(run: Run, layout: Layout) -> "dict[str, torch.Tensor]":
+    """Those of the run by name. Raises: UserError: if it has none, or none of that layout."""
     from sayso.base.weights import read_tensors
     from sayso.families._lora import LORA_FILE, REMAKE
 
@@ -92,8 +91,8 @@ def _refuse_without_adapters(run: Run, layout: Layout) -> None:
             f"{run.name} trained the whole network and has no adapters; give --layout pipeline or "
             "single-file"
         )
-    names = read_tensors(run.weights / LORA_FILE, REMAKE)
-    if layout == "kohya" and not all(name.startswith("unet.") for name in names):
+    tensors = read_tensors(run.weights / LORA_FILE, REMAKE)
+    if layout == "kohya" and not all(name.startswith("unet.") for name in tensors):
         raise UserError(
             f"{run.name} is not of a U-Net, for which alone kohya's names are known; give --layout "
             "lora, which user interfaces read too"
@@ -103,18 +102,20 @@ def _refuse_without_adapters(run: Run, layout: Layout) -> None:
             f"the adapters of {run.name} belong on {run.config['model']}, not on the base model; "
             "give --layout pipeline or single-file"
         )
+    return tensors
 
 
-def _write_adapters(run: Run, config: WeightsConfig, folder: Path) -> None:
+def _write_adapters(
+    tensors: "dict[str, torch.Tensor]", config: WeightsConfig, folder: Path
+) -> None:
     from diffusers.utils.state_dict_utils import (
         convert_all_state_dict_to_peft,
         convert_state_dict_to_kohya,
     )
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     from sayso.families._lora import LORA_FILE
 
-    tensors = load_file(run.weights / LORA_FILE)
     if config.layout == "kohya":
         if any(".lora.down." in name for name in tensors):
             tensors = convert_all_state_dict_to_peft(tensors)
