@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from alternating import in_turns, machine, matrix_rate, ratio
+from random_models import random_folder
 from sides import (
     Setting,
     image_difference,
@@ -41,18 +42,15 @@ from sayso.aligners import Work
 from sayso.aligners.dpo import DirectPreference
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.types import Sampler, Size
-from sayso.base.weights import quiet_libraries
 from sayso.data.conditions import HeldConditions
 from sayso.data.pairs import Pairs
 from sayso.data.rows import TrainingRows, make_rows
 from sayso.families import Policy
-from sayso.families._folder import diffusers_class, transformers_class
 from sayso.families._loading import family
 from sayso.families._published import (
     FLUX,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_XL,
-    Published,
     write_published,
 )
 from sayso.families.flux import Flux
@@ -254,28 +252,6 @@ def random_network(folder: Path, device: torch.device, dtype: torch.dtype | None
             tensor.normal_(std=0.02)
     policy.device = device
     return policy
-
-
-def random_folder(model: Published, folder: Path, device: torch.device) -> Path:
-    """A pipeline of the published architecture with random weights, written in fp32."""
-    write_published(model, folder)
-    for part, module in modules(model, folder, device):
-        module.save_pretrained(folder / part)
-    return folder
-
-
-def modules(model: Published, folder: Path, device: torch.device) -> Iterator[tuple[str, Any]]:
-    """Every part that has weights, by subfolder."""
-    for part, (library, kind, _) in model.parts.items():
-        if part == "scheduler" or part.startswith("tokenizer"):
-            continue
-        with quiet_libraries(), device:
-            if library == "diffusers":
-                found = diffusers_class(kind, folder)
-                yield part, found.from_config(found.load_config(folder / part))
-            else:
-                found = transformers_class(kind)
-                yield part, found(found.config_class.from_pretrained(folder / part))
 
 
 def gpu_tests() -> None:

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_models import random_folder
 
 from sayso.aligners import load_aligner
 from sayso.base.types import Prompt, Rating, Sampler, Size
 from sayso.families._loading import family
-from sayso.families._published import STABLE_DIFFUSION, write_published
+from sayso.families._published import STABLE_DIFFUSION
 from sayso.stages import _footprint as footprint
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
@@ -54,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         if not (folder / "model").exists():
-            _write_model(folder / "model")
+            random_folder(STABLE_DIFFUSION, folder / "model", torch.device("cpu"))
         _new_study(folder)
         print(f"Stable Diffusion 1.5, {SIZE} pixels, fp32, CPU, torch {torch.__version__}")
         off = [_said(phase, _in_a_process(folder, phase)) for phase in (DRAWN, *TRAINED)]
@@ -71,25 +72,6 @@ def _said(phase: str, row: dict[str, float]) -> float:
     )
     print(line, flush=True)
     return off
-
-
-def _write_model(folder: Path) -> None:
-    """The published architecture with random weights, part after part."""
-    import diffusers
-    import transformers
-
-    write_published(STABLE_DIFFUSION, folder)
-    for part, (library, kind, config) in STABLE_DIFFUSION.parts.items():
-        found: Any = getattr(diffusers if library == "diffusers" else transformers, kind)
-        if "Tokenizer" in kind or "Scheduler" in kind:
-            continue
-        torch.manual_seed(0)
-        made = (
-            found.from_config(config)
-            if library == "diffusers"
-            else found(found.config_class(**config))
-        )
-        made.save_pretrained(folder / part)
 
 
 def _new_study(folder: Path) -> None:
