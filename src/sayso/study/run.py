@@ -55,6 +55,16 @@ class Run:
         return files.read_json(path) if path.exists() else {}
 
     @property
+    def tracked(self) -> JsonObject:
+        """What each tracker was sent, by its name; empty if there is none."""
+        path = self.path / "trackers.json"
+        return files.read_json(path) if path.exists() else {}
+
+    def note_tracked(self, tracked: Mapping[str, Any]) -> None:
+        """Write down what each tracker is sent; see `tracked`."""
+        files.write_json(self.path / "trackers.json", dict(tracked))
+
+    @property
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
 
