@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from clips import colour_study, rate_all, tiny_clip
 from loops import OPTIONS, differences, run_at, train_at
 
 from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
+from sayso.rewards.clip_head import ClipHead
+from sayso.stages.fit import FitConfig, fit
 from sayso.study.run import Run
 from sayso.training import loop as training
-from sayso.training.options import TrainOptions
+from sayso.training.options import TrainOptions, trackers_of
 from sayso.training.trackers import Trackers
 
 TRACKED = dataclasses.replace(OPTIONS, max_steps=25, checkpoint_every=10)
@@ -56,6 +59,7 @@ class Fake(GeneralTracker):
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     """In place of wandb's and trackio's."""
     kind = type("FakeHere", (Fake,), {"kept": {}, "options": {}, "events": []})
+    monkeypatch.setattr("sayso.base.extras.find_spec", lambda name: name)
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, kind)
     return kind
@@ -193,7 +197,34 @@ def test_what_is_missing_or_unknown_is_said_first(
 
 
 def test_trackers_are_no_part_of_a_run() -> None:
-    assert "tracker" in TrainOptions.portions
-    assert dataclasses.replace(TRACKED, tracker="wandb,, wandb , trackio").trackers == (
-        "wandb", "trackio",
-    )  # fmt: skip
+    assert "tracker" in TrainOptions.portions & FitConfig.portions
+
+
+def test_several_go_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sayso.base.extras.find_spec", lambda name: name)
+    assert trackers_of("wandb,, wandb , trackio") == ("wandb", "trackio")
+    assert trackers_of("") == ()
+
+
+def test_fit_sends_its_epochs_and_begins_again_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tiny_clip(tmp_path / "clip")
+    study = colour_study(tmp_path / "study", clip, train=12, per_prompt=4)
+    rate_all(study)
+    config, head = FitConfig(tracker="tensorboard"), ClipHead(hidden_width=32, max_epochs=3)
+    plain = Run.log
+
+    def log(run: Run, step: int, **scalars: Any) -> None:
+        plain(run, step, **scalars)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "log", log)
+        with pytest.raises(KeyboardInterrupt):
+            fit(study, config, head)
+    run = fit(study, config, ClipHead(hidden_width=32, max_epochs=3))
+    errors = [row["heldout_squared_error"] for row in run.history()]
+    shown = board(run)["heldout_squared_error"]
+    assert shown == list(zip((1, 2, 3), map(pytest.approx, errors), strict=True))

@@ -21,7 +21,7 @@ from sayso.training import checkpoint
 from sayso.training.log import Log, logged
 from sayso.training.objective import Part, Term, objective
 from sayso.training.optimizers import make_optimizer
-from sayso.training.options import COMMON, TrainOptions
+from sayso.training.options import COMMON, TrainOptions, trackers_of
 from sayso.training.spread import is_sharded, spread
 from sayso.training.trackers import Trackers
 
@@ -159,7 +159,7 @@ class _Loop:
         self.optimizer = make_optimizer(self.parameters, learning_rate_at(0, options), options)
         self.prepared: Any = acc.prepare(self.optimizer)
         self.saver = checkpoint.Saver(run)
-        self.trackers = Trackers(run, acc, options.trackers)
+        self.trackers = Trackers(run, acc, trackers_of(options.tracker))
         self.log = Log(run, acc, self.saver.wait, self.trackers)
 
     def resume(self) -> None:

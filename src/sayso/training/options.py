@@ -106,17 +106,8 @@ class TrainOptions:
             need("quantised", "align --optimizer adamw8bit")
         if self.sharding not in SHARDING:
             raise UserError(f"sharding {self.sharding!r}; choose {', '.join(SHARDING)}")
-        for name in self.trackers:
-            if name not in TRACKERS:
-                raise unknown_name("tracker", name, TRACKERS)
-            need_tracker(name)
+        trackers_of(self.tracker)
         self.micro_batch(processes=1)
-
-    @property
-    def trackers(self) -> tuple[str, ...]:
-        """The names in `tracker`, each once."""
-        named = (name.strip() for name in self.tracker.split(","))
-        return tuple(dict.fromkeys(name for name in named if name))
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
         """These options with an aligner's defaults in place of None."""
@@ -205,6 +196,19 @@ class TrainOptions:
                 f"micro_batch_size {micro}; change one of them"
             )
         return micro
+
+
+def trackers_of(text: str) -> tuple[str, ...]:
+    """The trackers that an option names, with commas between, each once.
+
+    Raises: UserError: if there is none of that name, or its package is not installed.
+    """
+    named = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in named:
+        if name not in TRACKERS:
+            raise unknown_name("tracker", name, TRACKERS)
+        need_tracker(name)
+    return named
 
 
 SHARDING = ("auto", "none", "full")
