@@ -25,7 +25,6 @@ from sayso.aligners.grpo import GroupPolicy
 from sayso.aligners.sft import GoodImages
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
-from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.study import Study
 
 study = Study.open(Path(sys.argv[1]))
@@ -133,6 +132,28 @@ def test_a_slow_first_process_does_not_end_the_second(blocks: list[str], tmp_pat
     assert done.stdout.split() == ["done", "done"]
 
 
+LEAVE = """
+import atexit
+
+from torch import distributed
+
+# what is registered first runs last
+atexit.register(lambda: print("left:", not distributed.is_initialized()))
+
+from sayso.base import devices
+
+devices.make_accelerator("no")
+assert devices.in_shares([1, 2, 3], list, 1) == [1, 2, 3]
+"""
+
+
+def test_processes_leave_their_group_before_python_ends(tmp_path: Path) -> None:
+    """Else gloo's threads abort a process whose work is done, now and then."""
+    done = launched(LEAVE, tmp_path, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["left: True", "left: True"]
+
+
 DRAW = """
 import os
 import signal
@@ -141,7 +162,6 @@ from pathlib import Path
 
 from sayso.stages import _drawing
 from sayso.stages.generate import GenerateConfig, generate
-from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.study import Study
 
 keep, kept = _drawing._keep, []

@@ -1,5 +1,6 @@
 """Device, number format, processes and memory, through accelerate."""
 
+import atexit
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -136,7 +137,20 @@ def _process() -> "PartialState":
     """This process of a launch; the others wait long while the first encodes and scores."""
     from accelerate import PartialState
 
+    atexit.unregister(_leave_gloo)
+    atexit.register(_leave_gloo)
     return PartialState(cpu=_only_cpu(), timeout=PATIENCE)
+
+
+def _leave_gloo() -> None:
+    """End the process group before Python ends: gloo's threads would abort a finished process.
+
+    NCCL's group is left to the end of the process: ending it can wait for a process that is lost.
+    """
+    from torch import distributed
+
+    if distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
 
 
 def _refuse_overrides() -> None:

@@ -14,6 +14,7 @@ EXTRAS = {
     "export": ("pyarrow",),
     "data": ("datasets", "pyarrow", "webdataset"),
     "quantised": ("bitsandbytes",),
+    "trackers": ("tensorboard",),
 }  # fmt: skip
 """Optional parts of the package, and the modules that each brings."""
 
@@ -26,6 +27,19 @@ def need(extra: str, command: str) -> None:
     missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
     if missing:
         raise UserError(f"sayso {command} needs {', '.join(missing)}; {install(extra)}")
+
+
+def need_tracker(name: str) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Args:
+        name: of the tracker and of its package.
+    Raises: UserError: naming it, and how to install it.
+    """
+    if find_spec(name) is None:
+        bundled = name in EXTRAS["trackers"]
+        how = install("trackers") if bundled else f"install it with: pip install {name}"
+        raise UserError(f"tracker {name} needs {name}; {how}")
 
 
 def missing_module(error: ModuleNotFoundError) -> str | None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -25,6 +25,7 @@ from sayso.study.inputs import (
 )
 from sayso.study.run import Run
 from sayso.study.study import Study
+from sayso.training.options import trackers_of
 from sayso.votes.labels import LabelMethod, RatingCounts, check_method
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FitConfig:
     """Which reward to train, and on which ratings."""
+
+    portions: ClassVar = frozenset({"tracker"})
 
     reward: str = "clip_head"
     """The reward to train: clip_head, or your own, such as ./mine.py."""
@@ -52,6 +55,9 @@ class FitConfig:
     heldout_fraction: float = 0.15
     """Share of the rated prompts held out from training, for early stopping and measuring,
     between 0 and 1."""
+    tracker: str = ""
+    """Where the losses of each epoch also go: tensorboard, wandb or trackio, or several with commas
+    between. tensorboard needs the extra sayso[trackers]."""
 
 
 class Data(NamedTuple):
@@ -88,6 +94,7 @@ def fit(
     from sayso.rewards import load_trainable_reward
 
     config = canonical_config(study, config or FitConfig())
+    trackers_of(config.tracker)
     reward = reward or load_trainable_reward(config.reward)()
     begun = study.begun("fit", _run_name(config))
     known = begun and (begun.finished or begun.inputs)
@@ -110,7 +117,7 @@ def fit(
             with main_process_first():
                 if is_main_process():
                     _note_environment(study, run, accelerator)
-                    _learn(study, config, reward, run, *rows, started)
+                    _learn(study, config, reward, run, accelerator, *rows, started)
     return run
 
 
@@ -127,14 +134,20 @@ def _learn(
     config: FitConfig,
     reward: "TrainableReward",
     run: Run,
+    accelerator: "Accelerator",
     data: Data,
     heldout: list[bool],
     started: float,
 ) -> None:
     from sayso.rewards import RatedSamples
+    from sayso.training.trackers import Trackers
 
     rated = RatedSamples(data.samples, data.prompts, data.labels, heldout)
-    facts = reward.fit(study, rated, run)
+    trackers = Trackers(run, accelerator, trackers_of(config.tracker))
+    run.followers = [trackers.log]
+    # an interrupted fit begins again
+    with trackers.begun(0):
+        facts = reward.fit(study, rated, run)
     scores = reward.score_samples(study, data.samples, [p.text for p in data.prompts]).numpy()
     measured = _measure(data, np.array(heldout), scores)
     run.finish({

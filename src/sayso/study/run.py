@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ class Run:
 
     Made by `Study.run`. `result.json` is written last: its presence means the run is finished.
     As a context manager it lets other processes work on the run when the block has ended.
+    `followers` are called with the lines that are logged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.followers: list[Callable[[Sequence[Mapping[str, Any]]], None]] = []
         self._lock: FileLock | None = None
 
     @property
@@ -53,6 +55,16 @@ class Run:
         """What env.json says; empty if there is none."""
         path = self.path / "env.json"
         return files.read_json(path) if path.exists() else {}
+
+    @property
+    def tracked(self) -> JsonObject:
+        """What each tracker was sent, by its name; empty if there is none."""
+        path = self.path / "trackers.json"
+        return files.read_json(path) if path.exists() else {}
+
+    def note_tracked(self, tracked: Mapping[str, Any]) -> None:
+        """Write down what each tracker is sent; see `tracked`."""
+        files.write_json(self.path / "trackers.json", dict(tracked))
 
     @property
     def finished(self) -> bool:
@@ -154,6 +166,8 @@ class Run:
 
     def log_many(self, rows: Sequence[Mapping[str, int | float]]) -> None:
         files.append_lines(self.path / "log.jsonl", rows)
+        for follow in self.followers:
+            follow(rows)
 
     def history(self) -> list[JsonObject]:
         """The logged lines, oldest first; after a resume a step counts as logged last."""

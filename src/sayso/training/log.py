@@ -13,6 +13,7 @@ from torch import Tensor
 from sayso.base.errors import UserError
 from sayso.study.run import Run
 from sayso.training.objective import Term
+from sayso.training.trackers import Trackers
 
 READ_EVERY = 10
 """Steps between two looks at the losses: reading one waits for the device."""
@@ -59,10 +60,18 @@ class Log:
 
     Args:
         settle: waits until checkpoints that are being written are there.
+        trackers: what else is sent the lines, as soon as they are read.
     """
 
-    def __init__(self, run: Run, accelerator: Accelerator, settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        accelerator: Accelerator,
+        settle: Callable[[], None],
+        trackers: Trackers,
+    ) -> None:
         self.run, self.accelerator, self.note = run, accelerator, ""
+        self.trackers = trackers
         self.settle = settle
         self.unread: list[Logged] = []
         self.lines: list[dict[str, float]] = []
@@ -89,6 +98,7 @@ class Log:
             self._check(row.step, named)
             more = {"learning_rate": row.rate, "images_per_s": speed}
             self.lines.append({"step": row.step, **named, **more})
+        self.trackers.log(self.lines[-len(self.unread) :])
         self.note = f"loss {self.lines[-1]['loss']:.4f}"
         self.unread, self.since = [], time.perf_counter()
 

@@ -21,8 +21,9 @@ from sayso.training import checkpoint
 from sayso.training.log import Log, logged
 from sayso.training.objective import Part, Term, objective
 from sayso.training.optimizers import make_optimizer
-from sayso.training.options import COMMON, TrainOptions
+from sayso.training.options import COMMON, TrainOptions, trackers_of
 from sayso.training.spread import is_sharded, spread
+from sayso.training.trackers import Trackers
 
 
 def learning_rate_at(step: int, options: TrainOptions) -> float:
@@ -61,11 +62,16 @@ def train(
     loop.resume()
     started, first = time.perf_counter(), loop.step
     batches = _ahead(aligner, replace(work, start_step=first))
-    with loop.saver, progress("aligning", options.max_steps, "steps", done=first) as advance:
+    with (
+        loop.saver,
+        loop.trackers.begun(first),
+        progress("aligning", options.max_steps, "steps", done=first) as advance,
+    ):
         for batch in batches:
             loop.update(batch)
             advance(1, loop.log.note)
             loop.save_in_time()
+        loop.log.flush()
     loop.finish()
     seconds = time.perf_counter() - started
     images = (loop.step - first) * options.batch_size
@@ -153,7 +159,8 @@ class _Loop:
         self.optimizer = make_optimizer(self.parameters, learning_rate_at(0, options), options)
         self.prepared: Any = acc.prepare(self.optimizer)
         self.saver = checkpoint.Saver(run)
-        self.log = Log(run, acc, self.saver.wait)
+        self.trackers = Trackers(run, acc, trackers_of(options.tracker))
+        self.log = Log(run, acc, self.saver.wait, self.trackers)
 
     def resume(self) -> None:
         state = checkpoint.load_latest(self.run, self.contents())
@@ -277,7 +284,6 @@ class _Loop:
 
     def finish(self) -> None:
         """Make the average the policy's weights and write them."""
-        self.log.flush()
         with torch.no_grad():
             for parameter, mean in zip(self.parameters, self.average, strict=False):
                 parameter.copy_(mean)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar, get_args
 
-from sayso.base.errors import UserError
-from sayso.base.extras import need
+from sayso.base.errors import UserError, unknown_name
+from sayso.base.extras import need, need_tracker
 from sayso.base.samplers import TimestepSampling
 
 Options = TypeVar("Options", bound="TrainOptions")
@@ -16,7 +16,7 @@ class TrainOptions:
     """How long, how fast and in which chunks to train."""
 
     portions: ClassVar = frozenset(
-        {"micro_batch_size", "checkpoint_every", "ema_on_cpu", "sharding"}
+        {"micro_batch_size", "checkpoint_every", "ema_on_cpu", "sharding", "tracker"}
     )
     may_grow: ClassVar = frozenset({"max_steps"})
 
@@ -71,6 +71,9 @@ class TrainOptions:
     """Compile the network with torch.compile: a slow start, then faster steps on a GPU."""
     checkpoint_every: int = 100
     """Steps between checkpoints, from which a stopped run resumes."""
+    tracker: str = ""
+    """Where log.jsonl's scalars also go while the run trains: tensorboard, wandb or trackio, or
+    several with commas between. tensorboard needs the extra sayso[trackers]."""
 
     def check(self) -> None:
         """Raises: UserError: naming the first option that is out of range."""
@@ -103,6 +106,7 @@ class TrainOptions:
             need("quantised", "align --optimizer adamw8bit")
         if self.sharding not in SHARDING:
             raise UserError(f"sharding {self.sharding!r}; choose {', '.join(SHARDING)}")
+        trackers_of(self.tracker)
         self.micro_batch(processes=1)
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
@@ -194,8 +198,22 @@ class TrainOptions:
         return micro
 
 
+def trackers_of(text: str) -> tuple[str, ...]:
+    """The trackers that an option names, with commas between, each once.
+
+    Raises: UserError: if there is none of that name, or its package is not installed.
+    """
+    named = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in named:
+        if name not in TRACKERS:
+            raise unknown_name("tracker", name, TRACKERS)
+        need_tracker(name)
+    return named
+
+
 SHARDING = ("auto", "none", "full")
 OPTIMIZERS = ("adamw", "adamw8bit")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
 """What an aligner that says nothing else is trained with, where an option is None."""
 _LEAST = {
