@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,8 +193,16 @@ class Ends:
         if world == 3:
             # six rows of the aligner's and three pre-training rows
             options |= {"batch_size": 9, "pretraining_fraction": 0.34}
-        work = lambda: train_case(self.folder / "model", self.folder / run, "rwr", **options)  # noqa: E731
-        return launch(self.folder / f"log-{run}", world, work, before)
+        return self._launch(run, world, before, **options)
+
+    def _launch(self, run: str, world: int, before: Do = lambda: None, **options: Any) -> Ended:
+        models, path = self.folder / "model", self.folder / run
+        return launch(
+            self.folder / f"log-{run}",
+            world,
+            lambda: train_case(models, path, "rwr", **options),
+            before,
+        )
 
     def weights(self, run: str) -> dict[str, Tensor]:
         return load_file(next((self.folder / run / "weights").rglob("*.safetensors")))
@@ -219,6 +227,14 @@ class Ends:
             "same": self.same(name, whole),
         }  # fmt: skip
         print(name, self.ends[name], flush=True)
+
+    def eight(self, kinds: Iterable[str]) -> None:
+        """Eight processes of two rows, one of them a pre-training row, against one of sixteen."""
+        options = {"batch_size": 16, "pretraining_fraction": 0.5}
+        for run, world, sharding in [("one", 1, "none"), *((f"eight-{k}", 8, k) for k in kinds)]:
+            ended = self._launch(run, world, sharding=sharding, micro_batch_size=2, **options)
+            apart = self.apart(run, "one") if not any(ended.codes) else None
+            self.ends[run] = {**ended._asdict(), "apart": apart}
 
 
 def main(folder: Path, kills: int) -> None:
@@ -246,6 +262,7 @@ def main(folder: Path, kills: int) -> None:
         ends.ends[name] = {
             "codes": [e.codes for e in ended], "apart": ends.apart(name, "whole-full")
         }  # fmt: skip
+    ends.eight(kinds)
     (folder / "ends.json").write_text(json.dumps(ends.ends))
 
 

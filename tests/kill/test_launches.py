@@ -87,3 +87,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
     """Two steps in two processes, two in one, the last two in two again."""
     assert ends[name]["codes"] == [[2, 2], [2], [0, 0]]
     assert ends[name]["apart"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eight-none", "eight-full"])
+def test_eight_processes_learn_what_one_learns(ends: dict[str, dict[str, Any]], name: str) -> None:
+    """After five steps, with a row of the aligner's and a pre-training row in each."""
+    assert ends[name]["codes"] == [0] * 8, ends[name]
+    assert ends[name]["apart"] < 1e-5
