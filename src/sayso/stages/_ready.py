@@ -95,15 +95,19 @@ def prepare(
         shown = _shown(study, wanted, encoder, rows, accelerator)
     if drawing:
         return Ready(accelerator, encoder, table, rewards, rows, shown)
-    # what it holds beside lives on only in sample grids, and conditions encoded in every step
+    _make_room(encoder, table, shown)
+    policy = load_policy(*model, ["network"], network_on)
+    return Ready(accelerator, policy, table, rewards, rows, shown)
+
+
+def _make_room(encoder: Policy, table: TrainingRows, shown: SamplePrompts | None) -> None:
+    """Let go what lives on neither in sample grids nor in conditions encoded in every step."""
     if shown and shown.decoder:
         encoder.move("vae", torch.device("cpu"))
     else:
         encoder.release("vae")
     if not isinstance(table.conditions, EncodedConditions):
         encoder.release("text")
-    policy = load_policy(*model, ["network"], network_on)
-    return Ready(accelerator, policy, table, rewards, rows, shown)
 
 
 def _shown(
