@@ -21,6 +21,7 @@ import torch
 
 from sayso.base.types import Prompt
 from sayso.stages import _drawing
+from sayso.stages._drawer import Drawer
 from sayso.stages._drawing_plan import missing
 from sayso.stages.generate import GenerateConfig, _drawings, _identity
 from sayso.stages.new import NewConfig, new
@@ -40,11 +41,11 @@ def seconds(folder: Path, images: int, size: str, beside: bool) -> float:
     study.write_prompts([Prompt("p", "two red dogs on the moon", "count", {}, "train")])
     config = GenerateConfig(per_prompt=images, batch_size=BATCH)
     batches = missing(study, _drawings(study, config, _identity(study, "base")), "base", BATCH)
-    drawer = _drawing.load_drawer(study, batches, "auto")
+    drawer = Drawer(study, batches, "auto", BATCH)
     used, _drawing._behind = _drawing._behind, _drawing._behind if beside else between
     started = time.perf_counter()
     try:
-        _drawing.draw_all(study, batches, [], *drawer, batch_size=BATCH, run="r")
+        _drawing.draw_all(study, drawer, [], "r")
     finally:
         _drawing._behind = used
     return time.perf_counter() - started

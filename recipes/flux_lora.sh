@@ -1,7 +1,8 @@
 #!/bin/sh
-# FLUX.1 dev with people in the loop: adapters from the pairs that their ratings give (dpo). Training
-# fits on a card of 24 GB. Generating keeps all weights in fp32 and needs one of 80 GB for now.
-# Two rounds of people: they rate the base's images, then compare old and new blind.
+# FLUX.1 dev with people in the loop, on one card of 24 GB: adapters from the pairs that their ratings
+# give (dpo). Two rounds of people: they rate the base's images, then compare old and new blind.
+# Frozen weights are in 4 bits throughout, so that what is trained is what generates; this needs
+# sayso[quantised].
 # usage, in this order:
 #   sh recipes/flux_lora.sh draw STUDY PROMPTS      PROMPTS: a text file with one prompt per line
 #   sh recipes/flux_lora.sh rate STUDY              people; Ctrl+C when all is rated
@@ -17,7 +18,7 @@ draw() {
   [ -e "$STUDY/study.json" ] || sayso new "$STUDY" --base-model "$BASE" --image-size 512 \
     --num-inference-steps 28 --guidance-scale 3.5
   sayso prompts "$STUDY" --file "${1:?a text file with one prompt per line}" --test 60
-  sayso generate "$STUDY" --prompts train --per-prompt 8 --batch-size 2
+  sayso generate "$STUDY" --prompts train --per-prompt 8 --batch-size 2 --base-precision nf4
 }
 
 rate() {
@@ -26,11 +27,12 @@ rate() {
 }
 
 learn() {
-  # Frozen weights in 4 bits, adapters in fp32; --dry-run says what that takes. Needs sayso[quantised].
+  # Adapters in fp32; --dry-run says what that takes.
   sayso align "$STUDY" --aligner dpo --lora-rank 16 --base-precision nf4 --gradient-checkpointing \
     --max-steps 1000 --batch-size 32 --micro-batch-size 2 --learning-rate 1e-4
-  sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2
-  sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2 --model runs/align-dpo
+  sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2 --base-precision nf4
+  sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2 --base-precision nf4 \
+    --model runs/align-dpo
 }
 
 compare() {

@@ -8,6 +8,7 @@
 #   sh recipes/sdxl_lora.sh compare STUDY           people
 #   sh recipes/sdxl_lora.sh measure STUDY
 # Run a part again to resume it after a stop.
+# Frozen weights are in bf16 throughout, so that what is trained is what generates.
 set -eu
 PART=${1:?draw, rate, learn, compare or measure} STUDY=${2:?the folder of the study}
 BASE=${SAYSO_BASE:-stabilityai/stable-diffusion-xl-base-1.0}
@@ -16,7 +17,7 @@ draw() {
   [ -e "$STUDY/study.json" ] || sayso new "$STUDY" --base-model "$BASE" --image-size 1024 \
     --num-inference-steps 30 --guidance-scale 5
   sayso prompts "$STUDY" --file "${1:?a text file with one prompt per line}" --test 60
-  sayso generate "$STUDY" --prompts train --per-prompt 8 --batch-size 2
+  sayso generate "$STUDY" --prompts train --per-prompt 8 --batch-size 2 --base-precision bf16
 }
 
 rate() {
@@ -25,11 +26,12 @@ rate() {
 }
 
 learn() {
-  # Frozen weights in bf16, adapters in fp32; --dry-run says what that takes.
+  # Adapters in fp32; --dry-run says what that takes.
   sayso align "$STUDY" --aligner dpo --lora-rank 16 --base-precision bf16 --gradient-checkpointing \
     --max-steps 1000 --batch-size 32 --micro-batch-size 2 --learning-rate 1e-4
-  sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2
-  sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2 --model runs/align-dpo
+  sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2 --base-precision bf16
+  sayso generate "$STUDY" --prompts test --per-prompt 4 --batch-size 2 --base-precision bf16 \
+    --model runs/align-dpo
 }
 
 compare() {

@@ -201,12 +201,18 @@ def test_the_paper_s_recipe_is_forecast_for_devices(tmp_path: Path, stand_in: di
     assert "--model runs/align-rwr" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["sdxl_lora.sh", "flux_lora.sh"])
+@pytest.mark.parametrize(
+    ("script", "precision"), [("sdxl_lora.sh", "bf16"), ("flux_lora.sh", "nf4")]
+)
 def test_recipes_of_large_models_are_whole_stories(
-    script: str, tmp_path: Path, stand_in: dict[str, str]
+    script: str, precision: str, tmp_path: Path, stand_in: dict[str, str]
 ):
     parts = [["draw", "study", "prompts.txt"], *([name, "study"] for name in STORY[1:])]
-    _, stages = told(script, parts, stand_in, tmp_path)
+    lines, stages = told(script, parts, stand_in, tmp_path)
+    kept = [f"--base-precision {precision}" in line for line in lines if "--model" in line
+            or line.split()[0] in ("generate", "align")]  # fmt: skip
+    # what is rated, trained, generated and compared keeps weights in the same way
+    assert kept == [True] * 4 + [False], "all but evaluate"
     assert stages == [
         "new", "prompts", "generate", "rate", "align", "generate", "rate", "evaluate",
         "agreement", "report",

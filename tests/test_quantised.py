@@ -12,6 +12,7 @@ from sayso.base.devices import BasePrecision
 from sayso.families._loading import load_policy
 from sayso.families._precision import stored_bytes
 from sayso.stages.align import AlignConfig, align
+from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.study import Study
 from sayso.testing import ToyPolicy
 from sayso.training.optimizers import make_optimizer, moment_bytes
@@ -91,3 +92,17 @@ def test_linear_layers_take_the_bytes_that_are_forecast(
     assert sum(p.nbytes for p in weights) == pytest.approx(expected, rel=0.05)
     policy.add_lora(2, 0)
     assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_images_are_drawn_on_few_bits(study: Study, precision: BasePrecision) -> None:
+    """The base's, and those of adapters that were trained on them and stay beside."""
+    run = align(study, dataclasses.replace(LORA, name=f"d-{precision}", base_precision=precision))
+    policy = load_policy(study, run.name, torch.device("cpu"), precision, merge=False)
+    assert policy.has_adapters
+    for model in ("base", run.name):
+        config = GenerateConfig(
+            model=model, per_prompt=1, base_precision=precision, mixed_precision="no",
+            name=f"{precision}-{model[-3:]}",
+        )  # fmt: skip
+        assert generate(study, config).result["drawn"] == 3

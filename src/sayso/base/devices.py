@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from sayso.base.errors import UserError
 
@@ -30,6 +30,9 @@ OVERRIDES = (
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 BasePrecision = Literal["fp32", "bf16", "int8", "nf4"]
 """How weights that are not trained are kept; int8 and nf4 (4 bits) through bitsandbytes."""
+BASE_PRECISIONS: tuple[BasePrecision, ...] = get_args(BasePrecision)
+QUANTISED = ("int8", "nf4")
+"""Of these, what needs the extra `quantised`."""
 
 
 def make_accelerator(mixed_precision: MixedPrecision = "auto") -> "Accelerator":

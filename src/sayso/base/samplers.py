@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from typing import Literal
 
+from sayso.base.devices import BASE_PRECISIONS
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler, Size
 
@@ -68,6 +69,8 @@ def _check_ranges(sampler: Sampler, no_guidance: float) -> None:
         "image_size": (
             all(8 <= side <= LARGEST_PX and side % 8 == 0 for side in sampler.image_size),
             f"width and height from 8 to {LARGEST_PX}, each a multiple of 8"),
+        "base_precision": (
+            sampler.base_precision in BASE_PRECISIONS, " or ".join(BASE_PRECISIONS)),
     }  # fmt: skip
     for name, (right, allowed) in ranges.items():
         if not right:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
+from sayso.base.devices import BasePrecision
+
 Split = Literal["train", "seen", "unseen", "fidelity"]
 Value = Literal["good", "bad", "skip"]
 Question = Literal["alignment", "fidelity"]
@@ -76,7 +78,8 @@ class Sampler:
     """How an image is drawn, in diffusers' names.
 
     `true_cfg_scale` is for models that are told `guidance_scale` as a number and can be guided away
-    from the negative prompt beside; 1 = no such guidance.
+    from the negative prompt beside; 1 = no such guidance. `base_precision` is how the weights were
+    kept in memory.
     """
 
     num_inference_steps: int = 20
@@ -85,6 +88,7 @@ class Sampler:
     image_size: Size = STABLE_DIFFUSION_SIZE
     negative_prompt: str = ""
     true_cfg_scale: float = 1.0
+    base_precision: BasePrecision = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,9 @@ def sample_id(
         sampler.num_inference_steps, sampler.guidance_scale, sampler.eta,
         sampler.image_size.recorded, sampler.negative_prompt,
     ]  # fmt: skip
-    # as before there was such a field
+    # as before there were such fields
     drawn += [] if sampler.true_cfg_scale == 1 else [sampler.true_cfg_scale]
+    drawn += [] if sampler.base_precision == "fp32" else [sampler.base_precision]
     recorded = [model_identity] if model_identity else []
     return digest([prompt_id, model, seed, drawn, *recorded])
 

@@ -28,7 +28,7 @@ from sayso.families._folder import (
     refuse_strangers,
     transformers_class,
 )
-from sayso.families._lora import LORA_FILE, REMAKE, merge_lora, save_lora
+from sayso.families._lora import LORA_FILE, REMAKE, load_lora, merge_lora, save_lora
 from sayso.families._older_selves import unwrapped
 from sayso.families._schedule import noise_of
 
@@ -290,6 +290,13 @@ class DiffusersPolicy(Policy):
             raise UserError(
                 f"{folder} holds neither {part}/ nor {LORA_FILE}; run sayso align again"
             )
+
+    def load_beside(self, folder: Path) -> None:
+        """Put adapters that `save_weights` wrote beside the network's own weights, in fp32.
+
+        Raises: UserError: if they are not this network's.
+        """
+        load_lora(self.network, self.network_part, self.lora_targets, folder / LORA_FILE)
 
     def start_noise(
         self, generators: Sequence[torch.Generator], sampler: Sampler

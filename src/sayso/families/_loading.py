@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 
-from sayso.base.devices import BasePrecision
+from sayso.base.devices import QUANTISED, BasePrecision
 from sayso.base.errors import UserError
 from sayso.base.files import read_json
 from sayso.base.plugins import load_plugin, plugin_names
@@ -15,6 +16,8 @@ from sayso.base.types import Sampler
 from sayso.base.weights import VARIANTS, quiet_libraries, reason_of
 from sayso.base.worlds import find_world, or_world
 from sayso.families import PARTS, Policy
+from sayso.families._diffusers import DiffusersPolicy
+from sayso.families._lora import LORA_FILE
 from sayso.families._precision import KEPT, quantise
 from sayso.study.identity import model_folder
 from sayso.study.study import Study
@@ -99,6 +102,8 @@ def load_policy(
     precision: BasePrecision = "fp32",
     parts: Sequence[str] = PARTS,
     network_on: torch.device | None = None,
+    *,
+    merge: bool = True,
 ) -> Policy:
     """The base model of the study with the weights of `model` over it.
 
@@ -109,11 +114,13 @@ def load_policy(
         precision: how weights are kept in memory; all but fp32 are of models that are not trained.
         parts: which of `PARTS` to load.
         network_on: where its network lies until training moves it; None = on the same device.
+        merge: whether adapters are added to the weights; if not, those over weights that are kept
+            in fewer bits, which might round them off, stay beside them, as they were trained.
     Raises: UserError: for an unknown or unfinished run, or a selection such as "base@best-of-16".
     """
     folder, *runs = model_folders(study, model)
     kind, dtype = family(folder), KEPT[precision]
-    quantised = "network" in parts and precision in ("int8", "nf4")
+    quantised = "network" in parts and precision in QUANTISED
     if quantised:
         policy = kind.load(folder, torch.device("cpu"), dtype=dtype, parts=parts)
     elif "network" not in parts or network_on in (None, device):
@@ -123,12 +130,22 @@ def load_policy(
         policy = kind.load(folder, device, dtype=dtype, parts=others)
         policy.network = kind.load(folder, network_on, dtype=dtype, parts=["network"]).network
     policy.name = f"{model} ({folder})" if model == "base" else model
+    beside = [] if merge or precision == "fp32" else _adapters_at_the_end(policy, runs)
     if "network" in parts:
-        for weights in runs:
+        for weights in runs[: len(runs) - len(beside)]:
             policy.load_weights(weights)
     if quantised:
         quantise(policy, precision, device)
+    if "network" in parts and isinstance(policy, DiffusersPolicy):
+        for weights in beside:
+            policy.load_beside(weights)
     return policy
+
+
+def _adapters_at_the_end(policy: Policy, runs: Sequence[Path]) -> list[Path]:
+    """Those of the weights, the last first trained, that are adapters laid over all others."""
+    last_first = takewhile(lambda folder: (folder / LORA_FILE).exists(), reversed(runs))
+    return [*last_first][::-1] if isinstance(policy, DiffusersPolicy) else []
 
 
 def evaluations(study: Study, sampler: Sampler) -> int | None:

@@ -62,6 +62,18 @@ def save_lora(network: Any, part: str, pipeline: str, folder: Path) -> None:
 def merge_lora(network: Any, part: str, targets: Sequence[str], file: Path) -> None:
     """Add the adapters that `save_lora` wrote to the network's own weights.
 
+    Raises: UserError: as `load_lora`.
+    """
+    load_lora(network, part, targets, file)
+    network.fuse_lora()
+    network.unload_lora()
+
+
+def load_lora(network: Any, part: str, targets: Sequence[str], file: Path) -> None:
+    """Put the adapters that `save_lora` wrote beside the network's own weights, in fp32.
+
+    Others that are there stay and go on to count.
+
     Raises: UserError: if they are not exactly those of the network's layers `targets`.
     """
     names = read_tensors(file, REMAKE).keys()
@@ -73,10 +85,13 @@ def merge_lora(network: Any, part: str, targets: Sequence[str], file: Path) -> N
         for half in halves
     }
     refuse_differences(file, wanted - names, names - wanted, advice=REMAKE)
+    own = f"lora_{len(getattr(network, 'peft_config', {}))}"
     with readable(file, REMAKE):
-        network.load_lora_adapter(file, prefix=part)
-    network.fuse_lora()
-    network.unload_lora()
+        network.load_lora_adapter(file, prefix=part, adapter_name=own)
+    network.set_adapters([*network.peft_config])
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
 
 
 def add_lora(pipeline: Any, file: Path, base: str) -> None:

@@ -51,6 +51,8 @@ def _quantised(layer: nn.Linear, precision: BasePrecision) -> nn.Module:
     else:
         made = layers.Linear4bit(*shape, bias=False, quant_type="nf4", device="meta")
         made.weight = layers.Params4bit(weight, requires_grad=False, quant_type="nf4")
+        # by which a CPU packs weights anew outside training: in whole blocks, with rounded scales
+        made.support_avx512bf16_for_cpu = False
     made.bias = layer.bias
     return made.requires_grad_(False)
 

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sayso.base.devices import MixedPrecision, enough_memory, make_accelerator
+from sayso.base.devices import enough_memory
 from sayso.base.progress import progress
 from sayso.base.types import Sample
+from sayso.stages._drawer import Drawer, Encoded
 from sayso.stages._drawing_plan import Drawing
 from sayso.study.sample_records import writers_file
 from sayso.study.study import Study
@@ -18,74 +19,62 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from sayso.families import Cond, Policy
+    from sayso.families import Policy
 
 
-def load_drawer(
-    study: Study, batches: Sequence[Sequence[Drawing]], precision: MixedPrecision
-) -> "tuple[Policy, Accelerator]":
-    """The policy, after it has seen that it can draw these prompts at this size.
-
-    Raises: UserError: if a prompt does not fit the tokenizer, or the sampler the model.
-    """
-    from sayso.families._loading import load_policy
-
-    first = batches[0][0][1]
-    accelerator = make_accelerator(precision)
-    policy = load_policy(study, first.model, accelerator.device)
-    policy.check_sampler(first.sampler)
-    texts = dict.fromkeys(prompt.text for batch in batches for prompt, _ in batch)
-    policy.check_prompts([*texts, first.sampler.negative_prompt])
-    policy.network = accelerator.prepare_model(policy.network.eval(), evaluation_mode=True)
-    return policy, accelerator
-
-
-def draw_all(
-    study: Study,
-    batches: Sequence[Sequence[Drawing]],
-    there: Iterable[Sample],
-    policy: "Policy",
-    accelerator: "Accelerator",
-    *,
-    batch_size: int,
-    run: str,
-) -> None:
+def draw_all(study: Study, drawer: Drawer, there: Iterable[Sample], run: str) -> None:
     """Draw the batches and keep them; of several processes each draws and writes its own share.
 
     What follows the drawing of a batch is done beside that of the next: pictures are compressed and
     written in a thread, and decoded there too where that is not the work of the same processor.
 
     Args:
-        batches: all of one model; the images of each are drawn at once and share a shard.
+        drawer: of all the batches; the images of each are drawn at once and share a shard.
         there: the samples that the model has already; of these nothing is changed.
-        batch_size: as the user gave it, for the advice where memory runs out.
         run: the folder's name of the run, under which each of several processes keeps records.
     """
     known = {sample.id: sample for sample in there}
-    process, n = accelerator.process_index, accelerator.num_processes
-    records = writers_file(study.path, run, process) if n > 1 else None
-    mine = batches[process::n]
-    on_cpu = accelerator.device.type == "cpu"
+    accelerator = drawer.accelerator
+    records = None
+    if accelerator.num_processes > 1:
+        records = writers_file(study.path, run, accelerator.process_index)
+    with _shown(drawer.model, drawer.mine, accelerator) as advance:
 
-    def finish(
-        batch: Sequence[Drawing], latents: "Tensor", kept: "Tensor", pixels: "Tensor | None"
-    ) -> None:
-        if pixels is None:
-            with enough_memory("--batch-size", batch_size), _own_stream(accelerator):
-                pixels = _decode(policy, batch, latents, accelerator)
-        _keep(study, batch, known, kept, pixels, records)
-        advance(len(batch))
+        def keep(encoded: Encoded, latents: "Tensor", pixels: "Tensor") -> None:
+            _keep(study, encoded.batch, known, latents, pixels, records)
+            advance(len(encoded.batch))
 
-    with _shown(batches[0][0][1].model, mine, accelerator) as advance, _behind() as later:
-        for batch in mine:
-            with enough_memory("--batch-size", batch_size):
-                latents = _draw(policy, batch, accelerator)
-                pixels = _decode(policy, batch, latents, accelerator) if on_cpu else None
-                # copied here: in the thread a GPU would first draw the whole next batch
-                kept = latents.half().cpu()
-            later(partial(finish, batch, latents, kept, pixels))
+        for policy, encoded in drawer:
+            _draw_turn(drawer, policy, encoded, keep)
+            del policy  # all that holds the network, when the next one is loaded
     # whoever goes on must find every batch written
     accelerator.wait_for_everyone()
+
+
+def _draw_turn(
+    drawer: Drawer, policy: "Policy", encoded: Sequence[Encoded], keep: Callable[..., None]
+) -> None:
+    """Draw batches; `keep` is given latents and pixels of each."""
+    accelerator = drawer.accelerator
+    on_cpu = accelerator.device.type == "cpu"
+
+    def enough() -> AbstractContextManager[None]:
+        return enough_memory("--batch-size", drawer.batch_size, drawer.advice)
+
+    def finish(one: Encoded, latents: "Tensor", kept: "Tensor", pixels: "Tensor | None") -> None:
+        if pixels is None:
+            with enough(), _own_stream(accelerator):
+                pixels = _decode(policy, one.batch, latents, accelerator)
+        keep(one, kept, pixels)
+
+    with _behind() as later:
+        for one in encoded:
+            with enough():
+                latents = _draw(policy, one, accelerator)
+                pixels = _decode(policy, one.batch, latents, accelerator) if on_cpu else None
+                # copied here: in the thread a GPU would first draw the whole next batch
+                kept = latents.half().cpu()
+            later(partial(finish, one, latents, kept, pixels))
 
 
 @contextmanager
@@ -132,18 +121,19 @@ def _own_stream(accelerator: "Accelerator") -> AbstractContextManager[Any]:
     return torch.cuda.stream(torch.cuda.Stream(accelerator.device))
 
 
-def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator") -> "Tensor":
+def _draw(policy: "Policy", encoded: Encoded, accelerator: "Accelerator") -> "Tensor":
     """The latents of a batch, which can be kept in fp16; computed to the end, all finite."""
     import torch
 
     from sayso.base.finite import refuse_not_finite
 
+    batch, device = encoded.batch, policy.device
     sampler = batch[0][1].sampler
     texts = list(dict.fromkeys(prompt.text for prompt, _ in batch))
     rows = torch.tensor([texts.index(prompt.text) for prompt, _ in batch])
     with torch.inference_mode(), accelerator.autocast():
-        cond = {key: v[rows] for key, v in _encoded(policy, texts).items()}
-        uncond = _encoded(policy, [sampler.negative_prompt])
+        cond = {key: value[rows].to(device) for key, value in encoded.cond.items()}
+        uncond = {key: value.to(device) for key, value in encoded.uncond.items()}
         latents = policy.sample(cond, uncond, [sample.seed for _, sample in batch], sampler)
         network = f"the {policy.network_kind} of {policy.name}"
         refuse_not_finite(latents, _names(batch), network)
@@ -154,16 +144,6 @@ def _draw(policy: "Policy", batch: Sequence[Drawing], accelerator: "Accelerator"
 
 def _names(batch: Sequence[Drawing]) -> list[str]:
     return [f"prompt {prompt.text!r}, seed {sample.seed}" for prompt, sample in batch]
-
-
-def _encoded(policy: "Policy", texts: Sequence[str]) -> "Cond":
-    from sayso.base.finite import refuse_not_finite
-
-    cond = policy.encode_prompts(texts)
-    for value in cond.values():
-        named = [f"prompt {text!r}" for text in texts]
-        refuse_not_finite(value, named, f"the text encoder of {policy.name}")
-    return cond
 
 
 def _decode(

@@ -1,12 +1,13 @@
 """What `generate` will take of memory and time, known before it is begun."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from rich.filesize import decimal
 
 from sayso.base.cards import Card
-from sayso.base.devices import MixedPrecision
+from sayso.base.devices import BASE_PRECISIONS, BasePrecision, MixedPrecision
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for, unknown
@@ -35,14 +36,16 @@ def drawing_forecast(
         policy: Any = model()
         passes = policy.evaluations(policy.path, sampler.num_inference_steps)
 
-        def needed(n: int) -> Footprint:
-            return drawing(model, sampler, n, "fp32", autocast, cuda=cuda, passes=passes)
+        @cache
+        def needed(n: int, precision: BasePrecision) -> Footprint:
+            return drawing(model, sampler, n, precision, autocast, cuda=cuda, passes=passes)
 
         rows = min(rows, max(images, 1))
-        needs, room = needed(rows), round(LIMIT * card.memory)
+        needs, room = needed(rows, sampler.base_precision), round(LIMIT * card.memory)
         if needs.total > room:
-            raise UserError(_too_many(needed, needs, rows, room, card))
+            raise UserError(_too_many(needed, needs, rows, sampler.base_precision, room, card))
     found = {f"memory, {name}": decimal(size) for name, size in needs.parts.items()}
+    found["memory, encoding prompts"] = f"{decimal(needs.before)}, before the network is loaded"
     found["memory, in all"] = f"{decimal(needs.total)} of {decimal(card.memory)} ({card.name})"
     found["operations per image"] = f"{needs.flops / 1e12:.2f} TFLOP"
     if card.flops:
@@ -52,14 +55,31 @@ def drawing_forecast(
 
 
 def _too_many(
-    needed: Callable[[int], Footprint], needs: Footprint, rows: int, room: int, card: Card
+    needed: Callable[[int, BasePrecision], Footprint], needs: Footprint, rows: int,
+    precision: BasePrecision, room: int, card: Card,
 ) -> str:  # fmt: skip
-    one = needed(1).total
-    step = max(1, (needs.total - one) / max(1, rows - 1))
-    fit = int(1 + (room - one) / step) if one <= room else 0
-    instead = f"give --batch-size {fit}" if fit else "use smaller images, or a larger device"
+    instead = "use smaller images, or a larger device"
+    for tried in BASE_PRECISIONS[BASE_PRECISIONS.index(precision) :]:
+        fit = _fitting(lambda n, kept=tried: needed(n, kept).total, rows, room)
+        if fit:
+            flags = [f"--base-precision {tried}"] if tried != precision else []
+            flags += [f"--batch-size {fit}"] if fit < rows else []
+            instead = f"give {' '.join(flags)}"
+            break
     parts = ", ".join(f"{name} {decimal(size)}" for name, size in needs.parts.items())
+    what = f"drawing {rows} images at once needs {decimal(needs.total)} of memory ({parts})"
+    if needs.before > sum(needs.parts.values()):
+        what = f"encoding prompts needs {decimal(needs.before)} of memory"
     return (
-        f"drawing {rows} images at once needs {decimal(needs.total)} of memory ({parts}), and "
+        f"{what}, and "
         f"{card.name} has {decimal(card.memory)}, of which {LIMIT:.0%} can be used; {instead}"
     )
+
+
+def _fitting(needed: Callable[[int], int], rows: int, room: int) -> int:
+    """The most images at once, up to `rows`, that fit; 0 if not even one does."""
+    one = needed(1)
+    if one > room:
+        return 0
+    step = max(1, (needed(rows) - one) / max(1, rows - 1))
+    return min(rows, int(1 + (room - one) / step))

@@ -137,6 +137,8 @@ def drawing(
 ) -> Footprint:  # fmt: skip
     """What drawing takes; operations are those of one picture.
 
+    Text encoders are gone when the network comes.
+
     Args:
         rows: pictures drawn at once.
         passes: how often the network is asked for a picture, guidance apart.
@@ -158,14 +160,13 @@ def drawing(
     beside = trace.peak + decoded.peak if cuda else max(trace.peak, decoded.peak)
     parts = {
         "weights": weights,
-        "text encoders": text,
         "autoencoder": vae,
         "activations": beside,
         "one layer in full": 2 * widest if precision in ("int8", "nf4") else 0,
         "libraries": _runtime(cuda=cuda),
     }
     flops = passes * trace.flops / rows + decoded.flops / portion
-    return Footprint(_there(parts), flops)
+    return Footprint(_there(parts), flops, text + parts["libraries"])
 
 
 def _there(parts: dict[str, int]) -> dict[str, int]:

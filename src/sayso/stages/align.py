@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sayso.base.devices import (
+    BASE_PRECISIONS,
+    QUANTISED,
     BasePrecision,
     MixedPrecision,
     enough_memory,
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
 
 RATERS = ("people", "simulated")
-BASE_PRECISIONS = get_args(BasePrecision)
 CONDITIONS = ("auto", "table", "encode")
 PRETRAINING = "pre-training images"
 
@@ -109,7 +110,7 @@ class AlignConfig(TrainOptions):
                 "adapters can be trained; give --lora-rank too, such as 16, or --base-precision "
                 "fp32"
             )
-        if self.base_precision in ("int8", "nf4"):
+        if self.base_precision in QUANTISED:
             need("quantised", f"align --base-precision {self.base_precision}")
         for name, least in {"lora_rank": 0, "pretraining_images": 1, "workers": 0}.items():
             value = getattr(self, name)

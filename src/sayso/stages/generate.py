@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.filesize import decimal
 
 from sayso.base.devices import (
+    BasePrecision,
     MixedPrecision,
     is_main_process,
     main_process_first,
@@ -17,7 +18,8 @@ from sayso.base.progress import console
 from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
 from sayso.stages._best_of import keep_best
-from sayso.stages._drawing import draw_all, load_drawer
+from sayso.stages._drawer import Drawer
+from sayso.stages._drawing import draw_all
 from sayso.stages._drawing_plan import Drawing, missing, planned
 from sayso.study.checks import refuse_damaged
 from sayso.study.generations import IDENTITY, Generations, own_name, say
@@ -70,6 +72,10 @@ class GenerateConfig:
     """Noise added while sampling, from 0 to 1; default: the study's."""
     image_size: str = ""
     """Width x height, such as 1024x768, or one number for a square; default: the study's."""
+    base_precision: BasePrecision = "fp32"
+    """How weights are kept in memory: bf16 halves them; int8 and nf4 (4 bits) quarter and eighth
+    the network's linear layers and need the extra sayso[quantised]. Images of each are images of
+    their own; compare models only if both generated with the same."""
     forecast_for: str = ""
     """With --dry-run: the device to forecast for, in place of this machine's: its memory (24GB), a
     card (rtx3090, rtx4090, a100, h100, h200), or several (4x24GB)."""
@@ -99,6 +105,7 @@ class GenerateConfig:
             "guidance_scale": self.guidance_scale,
             "eta": self.eta,
             "image_size": parse_size(self.image_size) if self.image_size else None,
+            "base_precision": self.base_precision,
         }
         changes: dict[str, Any] = {key: v for key, v in given.items() if v is not None}
         return checked(replace(study.info.sampler, **changes), no_guidance(study.info.base_model))
@@ -157,7 +164,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     wanted = {sample.id for _, sample in drawings}
     refuse_damaged(study, [s for s in study.samples(config.model) if s.id in wanted])
     # loaded before the run is opened: what the model refuses must leave no run behind
-    drawer = load_drawer(study, batches, config.mixed_precision) if batches else None
+    drawer = Drawer(study, batches, config.mixed_precision, config.batch_size) if batches else None
     identity = _identity(study, config.drawn_model)
     with main_process_first():
         name = _own_name(study, config, identity, complete=not batches)
@@ -172,8 +179,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     started = time.perf_counter()
     drawn = sum(map(len, batches))
     if drawer:
-        there = study.samples(config.model)
-        draw_all(study, batches, there, *drawer, batch_size=config.batch_size, run=run.path.name)
+        draw_all(study, drawer, study.samples(config.model), run.path.name)
     if not is_main_process():
         return run
     gather(study.path, run.path.name, {s.id: i for i, (_, s) in enumerate(drawings)})

@@ -23,6 +23,7 @@ IMAGES = with_features(pa.schema([
     ("base_model", pa.string()), ("revision", pa.string()), ("seed", pa.int64()),
     ("num_inference_steps", pa.int64()), ("guidance_scale", pa.float64()), ("eta", pa.float64()),
     ("negative_prompt", pa.string()), ("true_cfg_scale", pa.float64()),
+    ("base_precision", pa.string()),
     ("width", pa.int64()), ("height", pa.int64()), ("model_identity", pa.string()),
 ]))  # fmt: skip
 

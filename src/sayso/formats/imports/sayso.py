@@ -13,6 +13,8 @@ from sayso.formats.snapshot import SCHEMA, read_votes, seconds
 
 _SINCE = {"excluded", "counts_as"}
 """Columns that exports of older versions lack."""
+_LATER = ("model_identity", "true_cfg_scale", "base_precision")
+"""The same, of images."""
 VOTES: Mapping[str, Column] = {
     name: Column("any", required=name not in _SINCE) for name in SCHEMA.names
 }
@@ -34,7 +36,7 @@ class Sayso(TableImport):
             "model", "base_model", "revision", "seed", "num_inference_steps", "guidance_scale",
             "eta", "negative_prompt", "width", "height",
         )
-    } | {"model_identity": Column("any"), "true_cfg_scale": Column("any")}  # fmt: skip
+    } | dict.fromkeys(_LATER, Column("any"))  # fmt: skip
 
     def entries(self, path: Path, context: Context) -> Iterator[Entry]:
         if not path.is_dir():
@@ -55,7 +57,7 @@ class Sayso(TableImport):
         sampler = Sampler(
             row["num_inference_steps"], row["guidance_scale"], row["eta"],
             Size(row["width"], row["height"]), row["negative_prompt"],
-            row.get("true_cfg_scale") or 1.0,
+            row.get("true_cfg_scale") or 1.0, row.get("base_precision") or "fp32",
         )  # fmt: skip
         path = context.study.image_path(row["sample_id"])
         sample = Sample(
