@@ -305,6 +305,12 @@ def test_contract_check_catches_a_broken_aligner() -> None:
         check_aligner(Summing)
 
 
+def test_rows_stand_alone_and_every_step_can_be_resumed_unless_an_aligner_says_otherwise() -> None:
+    aligner = GoodImages()
+    assert (aligner.unit, aligner.period(8)) == (1, 1)
+    assert DirectPreference().unit == 2
+
+
 def test_toy_rows_have_all_kinds() -> None:
     rows = toy_rows()
     assert rows.label[: rows.n_own].isnan().any()

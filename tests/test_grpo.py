@@ -125,6 +125,7 @@ def test_rows_that_make_no_whole_batches_are_refused() -> None:
     ("window", "steps", "message"),
     [
         (0.5, 10, "of the 10 sampling steps, 5 have noise; .* 5 or fewer, or a wider --window"),
+        (0.8, 10, "of the 10 sampling steps, 8 have noise; .* 8 or fewer, or a wider --window"),
         (1.0, 10, "of the 10 sampling steps, 9 have noise; give --steps-per-image 9 or fewer$"),
         (1.0, 1, "samples in 1 step, without noise"),
     ],

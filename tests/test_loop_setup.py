@@ -205,6 +205,36 @@ def test_the_average_is_kept_where_it_is_asked_for(
         _Loop(ready, GoodImages(), options, run_at(tmp_path / "r"), accelerator)
 
 
+def test_shards_need_as_many_rows_of_each_kind_in_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 rows, whole pairs leave 2 or 4 pre-training rows; two processes need 4."""
+
+    class Spread(Exception):
+        """The shares are as they should be, and the network would be cut."""
+
+    def stop(*_: object, sharded: bool, **__: object) -> None:
+        assert sharded
+        raise Spread
+
+    monkeypatch.setattr(loop_module, "is_sharded", lambda *_, **__: True)
+    monkeypatch.setattr(loop_module, "spread", stop)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    aligner, accelerator = DirectPreference(), make_accelerator("no")
+
+    def begin(fraction: float) -> None:
+        options = dataclasses.replace(
+            OPTIONS, pretraining_weight=0.1, pretraining_fraction=fraction
+        ).for_aligner(aligner.defaults)
+        ready = placed(toy_work(), aligner, options, accelerator)
+        _Loop(ready, aligner, options, run_at(tmp_path / str(fraction)), accelerator)
+
+    with pytest.raises(UserError, match=r"each of 2 processes .* 8 has 2; .* a multiple of 4, or"):
+        begin(0.125)
+    with pytest.raises(Spread):
+        begin(0.5)
+
+
 def test_the_average_follows_where_it_is(tmp_path: Path) -> None:
     loop = loop_at(tmp_path / "r")
     loop.average = [mean.to("meta") for mean in loop.average]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sayso.aligners import Work, stratified
+from sayso.aligners import Work, _rollouts, stratified
 from sayso.aligners._rollouts import (
     Drawn,
     draw_groups,
@@ -22,7 +22,7 @@ from sayso.aligners._rollouts import (
 from sayso.aligners.grpo import GroupPolicy
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.families import log_prob
+from sayso.families import Noise, log_prob
 from sayso.rewards import Reward
 from sayso.testing import ToyPolicy, toy_work
 
@@ -199,11 +199,12 @@ def test_all_steps_of_a_rollout_are_learned_from_once() -> None:
             torch.testing.assert_close(batch["weight"], weight[k])
 
 
-def test_form_eta_and_cut_are_the_aligners() -> None:
+def test_form_eta_noisy_steps_and_cut_are_the_aligners() -> None:
     policy = Watched()
     aligner = dataclasses.replace(SMALL, eta=0.3, noise="cps", advantage_clip=0.5)
     batch = next(iter(aligner.batches(toy_work(policy))))
-    assert {(a["sampler"].eta, a["form"]) for a in policy.asked} == {(0.3, "cps")}
+    asked = {(a["sampler"].eta, a["form"], a["noisy_steps"]) for a in policy.asked}
+    assert asked == {(0.3, "cps", 5)}
     assert batch["advantage"].abs().max() == 0.5
 
 
@@ -250,6 +251,20 @@ def test_loss_of_a_batch_written_out(noise: str) -> None:
     assert {k: v.item() for k, v in scalars.items()} == pytest.approx(expected, rel=1e-4)
     assert not any(v.requires_grad for v in scalars.values())
     assert loss.requires_grad
+
+
+def test_a_ratio_at_the_end_of_the_clip_range_is_not_clipped() -> None:
+    """The clamp has its gradient there."""
+    policy = ToyPolicy()
+    work = toy_work(policy)
+    batch = next(iter(SMALL.batches(work))).rows(slice(0, 1))
+    with torch.no_grad():
+        policy.network[-1].bias.add_(0.01)
+    ratio = SMALL.loss(work, batch.plus())[1]["ratio"]
+    assert ratio != 1
+    for factor, clipped in ((1.0, 0), (0.99, 1)):
+        at_end = dataclasses.replace(SMALL, clip_range=factor * (ratio - 1).abs().item())
+        assert at_end.loss(work, batch.plus())[1]["clipped"] == clipped
 
 
 @pytest.mark.parametrize(
@@ -342,16 +357,62 @@ def test_advantages_of_nearly_equal_rewards_are_not_blown_up() -> None:
     assert group_advantages(torch.tensor([1.0] * 99 + [0.0]), 100, 3.0).min() == -3
 
 
-def test_weights_of_steps_by_hand() -> None:
+@pytest.mark.parametrize("noise", ["ancestral", "cps"])
+def test_weights_of_steps_by_hand(noise: Noise) -> None:
     """Noise over the mean's slope in the prediction, which is eps here; 1 on average."""
     policy, times = ToyPolicy(8), torch.tensor([0.8, 0.6, 0.3, 0.0])
     expected = []
     for t, s in ((0.8, 0.6), (0.6, 0.3)):
         (a, b), (c, d) = ((math.cos(x * math.pi / 2), math.sin(x * math.pi / 2)) for x in (t, s))
-        std = 0.5 * d * math.sqrt(1 - (a * d / (c * b)) ** 2)
+        share = (
+            math.sin(math.pi / 4) if noise == "cps" else 0.5 * math.sqrt(1 - (a * d / c / b) ** 2)
+        )
+        std = d * share
         expected.append(std / abs(math.sqrt(d**2 - std**2) - c * b / a))
-    found = step_weights(policy, times, 2, 0.5, "ancestral")
+    found = step_weights(policy, times, 2, 0.5, noise)
     mean = sum(expected) / 2
     assert found.tolist() == pytest.approx([x / mean for x in expected], rel=1e-4)
     equal = dataclasses.replace(SMALL, weighting="equal")
     assert next(iter(equal.batches(toy_work())))["weight"].tolist() == [1.0] * 8
+
+
+# where it is computed, of which a CPU shows nothing
+
+
+def test_weights_of_steps_are_computed_on_the_policys_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy, given = ToyPolicy(8), list[Tensor]()
+
+    def transition(*args: Any) -> tuple[Tensor, Tensor]:
+        given.extend(arg for arg in args if isinstance(arg, Tensor))
+        return torch.ones(2, 1, 1, 1), torch.ones(2)
+
+    policy.device = torch.device("meta")
+    monkeypatch.setattr(policy, "transition", transition)
+    step_weights(policy, torch.tensor([0.8, 0.6, 0.3, 0.0]), 2, 0.5, "ancestral")
+    assert [x.device.type for x in given] == ["meta"] * 4
+
+
+def test_rewards_are_on_the_latents_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = toy_work()
+    monkeypatch.setattr(work.policy, "decode", lambda _: torch.zeros(1, 3, 1, 1))
+    with pytest.raises(RuntimeError, match="meta"):
+        rewarded(work, torch.zeros(1, 2, 1, 1, device="meta"), ["1"])
+
+
+class Begun(Exception):
+    """Drawing has begun."""
+
+
+def test_conditions_are_taken_on_the_policys_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*_: object, **__: object) -> None:
+        raise Begun
+
+    work, rows = toy_work(), list[Tensor]()
+    work.policy.device = torch.device("meta")
+    monkeypatch.setattr(_rollouts, "take", lambda _, index: rows.append(index))
+    monkeypatch.setattr(work.policy, "rollout", begin)
+    with pytest.raises(Begun):
+        draw_groups(work, 0, 4, 2, GUIDED, "ancestral")
+    assert [index.device.type for index in rows] == ["meta"]

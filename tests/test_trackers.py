@@ -80,12 +80,17 @@ def killed(path: Path, options: TrainOptions, after: int, monkeypatch: pytest.Mo
             train_at(path, options)
 
 
-def board(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run: scalar → steps and values."""
+def board_of(run: Run) -> Any:
+    """What TensorBoard reads of a run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     shown = EventAccumulator(str(run.path / "tensorboard"), {"scalars": 0, "images": 0})
-    shown.Reload()
+    return shown.Reload()
+
+
+def board(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run: scalar → steps and values."""
+    shown = board_of(run)
     return {
         name: [(e.step, e.value) for e in shown.Scalars(name)] for name in shown.Tags()["scalars"]
     }

@@ -225,6 +225,9 @@ class Policy(OlderSelves, ABC):
     def release(self, part: str) -> None:
         """Give back the memory of a part, one of `PARTS`; what needs it cannot be called."""
 
+    def move(self, part: str, device: torch.device) -> None:
+        """Take a part, one of `PARTS`, to a device, to make room on another."""
+
     # the same for all
 
     def portion(self, size: Size) -> int:

@@ -189,6 +189,9 @@ class DiffusersPolicy(Policy):
     def release(self, part: str) -> None:
         setattr(self, part, None)
 
+    def move(self, part: str, device: torch.device) -> None:
+        getattr(self, part).to(device)
+
     # text and images
 
     def latent_shape(self, size: Size) -> tuple[int, int, int]:

@@ -162,7 +162,7 @@ class FlowPolicy(DiffusersPolicy):
 
     # drawing
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self, cond: Cond, uncond: Cond, seeds: Sequence[int], sampler: Sampler
     ) -> Float[Tensor, "b c h w"]:

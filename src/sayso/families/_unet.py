@@ -124,7 +124,7 @@ class UNetPolicy(DiffusersPolicy):
         """What the U-Net is told beside noisy latents, timestep and text."""
         return {}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self, cond: Cond, uncond: Cond, seeds: Sequence[int], sampler: Sampler
     ) -> Float[Tensor, "b c h w"]:

@@ -139,14 +139,18 @@ def data_url(study: Study, sample: Sample) -> tuple[str, int]:
         image = study.image(sample)
     except UserError:
         return "", _LARGE_PX // 2
-    buffer = io.BytesIO()
-    if image.width > CRISP_PX:
+    crisp = image.width <= CRISP_PX
+    if not crisp:
         image.thumbnail((_LARGE_PX, _LARGE_PX), Image.Resampling.LANCZOS)
-        image.save(buffer, "WEBP", quality=82)
-    else:
-        image.save(buffer, "WEBP", lossless=True, method=4)
+    return webp_url(image, lossless=crisp), image.width
+
+
+def webp_url(image: Image.Image, *, lossless: bool = False) -> str:
+    """The image as a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=82, lossless=lossless, method=4)
     content = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/webp;base64,{content}", image.width
+    return f"data:image/webp;base64,{content}"
 
 
 def size_bytes(shown: Iterable[Card]) -> int:

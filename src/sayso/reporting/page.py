@@ -13,6 +13,7 @@ from sayso.base.files import JsonObject
 from sayso.reporting import charts, curves, gallery, words
 from sayso.reporting.raters import raters_part
 from sayso.reporting.report_data import ReportData
+from sayso.reporting.sample_strip import sample_strip
 from sayso.reporting.standings import standings_part
 from sayso.reporting.summary import GROUPS, comparison
 from sayso.study.run import PACKAGES
@@ -58,6 +59,7 @@ def render(data: ReportData, summary: dict[str, Any], prompts_shown: int) -> str
         fit_plot=curves.fit_plot(data.fit_run),
         loss_plot=curves.training_plot(data.align_run, "loss", "loss"),
         rate_plot=curves.training_plot(data.align_run, "learning_rate", "learning rate"),
+        strip=sample_strip(data.align_run),
         stages=_stages(data),
         provenance=_provenance(data),
     )

@@ -49,7 +49,12 @@ def _numbers_of_the_set(study: Study, prompts: Sequence[Prompt]) -> dict[str, in
 
 
 def _seeds(study: Study, prompt: Prompt, n: int) -> list[int]:
-    return [int(digest([study.info.seed, prompt.id, k]), 16) % 2**31 for k in range(n)]
+    return [seed_of(study, prompt.id, k) for k in range(n)]
+
+
+def seed_of(study: Study, prompt_id: str, k: int) -> int:
+    """The seed of a prompt's k-th image."""
+    return int(digest([study.info.seed, prompt_id, k]), 16) % 2**31
 
 
 def _record(

@@ -1,6 +1,7 @@
 """What a run of `align` starts from: rows to learn from first, and then the model that learns."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ from sayso.data.rows import TrainingRows
 from sayso.families import PARTS, Policy
 from sayso.families._loading import load_policy
 from sayso.stages._scoring import rewards_of
-from sayso.stages._training_data import Samples, open_rows, refuse_changed_latents
+from sayso.stages._training_data import Samples, drawn_with, open_rows, refuse_changed_latents
 from sayso.study.inputs import samples_by_id
 from sayso.study.study import Study
+from sayso.training.sample_grids import SamplePrompts
 
 ENCODERS = ("text", "vae")
 
@@ -33,6 +35,8 @@ class Wanted(NamedTuple):
     workers: int | None
     leave_out_damaged: bool
     sharding: str
+    shown: Sequence[tuple[str, int]] = ()
+    """Prompts of sample grids, each with its seed."""
 
 
 class Ready(NamedTuple):
@@ -43,6 +47,7 @@ class Ready(NamedTuple):
     rows: TrainingRows
     rewards: list[float]
     images: list[JsonObject]
+    shown: SamplePrompts | None
 
 
 def prepare(
@@ -87,14 +92,35 @@ def prepare(
             workers=wanted.workers,
             leave_out_damaged=wanted.leave_out_damaged,
         )
+        shown = _shown(study, wanted, encoder, rows, accelerator)
     if drawing:
-        return Ready(accelerator, encoder, table, rewards, rows)
-    # what it holds beside lives on only in conditions that are encoded in every step
-    encoder.release("vae")
+        return Ready(accelerator, encoder, table, rewards, rows, shown)
+    _make_room(encoder, table, shown)
+    policy = load_policy(*model, ["network"], network_on)
+    return Ready(accelerator, policy, table, rewards, rows, shown)
+
+
+def _make_room(encoder: Policy, table: TrainingRows, shown: SamplePrompts | None) -> None:
+    """Let go what lives on neither in sample grids nor in conditions encoded in every step."""
+    if shown and shown.decoder:
+        encoder.move("vae", torch.device("cpu"))
+    else:
+        encoder.release("vae")
     if not isinstance(table.conditions, EncodedConditions):
         encoder.release("text")
-    policy = load_policy(*model, ["network"], network_on)
-    return Ready(accelerator, policy, table, rewards, rows)
+
+
+def _shown(
+    study: Study,
+    wanted: Wanted,
+    encoder: Policy,
+    rows: Sequence[JsonObject],
+    accelerator: Accelerator,
+) -> SamplePrompts | None:
+    if not wanted.shown:
+        return None
+    sampler = drawn_with(study, [row["id"] for row in rows])
+    return SamplePrompts.encoded(encoder, wanted.shown, sampler, accelerator)
 
 
 def _network_on(wanted: Wanted, accelerator: Accelerator) -> torch.device:

@@ -197,11 +197,11 @@ def work_of(
         pairs=pair_rows(pairs, ids, texts) if "pairs" in needs else None,
         prompts=tuple(inputs.get("prompts", ())),
         reward=load_reward(study, reward, policy.device) if in_loop else None,
-        sampler=_drawn_with(study, ids),
+        sampler=drawn_with(study, ids),
     )
 
 
-def _drawn_with(study: Study, ids: Sequence[str]) -> Sampler:
+def drawn_with(study: Study, ids: Sequence[str]) -> Sampler:
     """The sampler that the images were drawn with; of several, or none, the study's.
 
     What a network is told of it, and the times of drawing, are those of the images in training.

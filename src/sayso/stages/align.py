@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from sayso.base.contact_sheet import spaced
 from sayso.base.devices import (
     BASE_PRECISIONS,
     QUANTISED,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 RATERS = ("people", "simulated")
 CONDITIONS = ("auto", "table", "encode")
 PRETRAINING = "pre-training images"
+SAMPLE_PROMPTS = 8
+"""How many of the prompts that are trained on a sample grid shows."""
 
 
 @dataclass(frozen=True)
@@ -301,10 +304,22 @@ def _prepare(
     wanted = Wanted(
         f"runs/align-{name}", config.model, config.reward, config.base_precision,
         _n_pretraining(config, aligner), config.conditions, config.workers,
-        config.leave_out_damaged, config.sharding,
+        config.leave_out_damaged, config.sharding, _sample_prompts(study, config, inputs),
     )  # fmt: skip
     accelerator = make_accelerator(config.mixed_precision)
     return prepare(study, aligner, wanted, inputs, accelerator, gathered=gathered)
+
+
+def _sample_prompts(study: Study, config: AlignConfig, inputs: JsonObject) -> list[tuple[str, int]]:
+    """The prompts of sample grids, each with the seed of its first image in the study."""
+    from sayso.stages._drawing_plan import seed_of
+
+    if not config.sample_every:
+        return []
+    ids = {prompt.text: prompt.id for prompt in study.prompts()}
+    trained_on = inputs.get("prompts") or [row["text"] for row in inputs["images"]]
+    texts = config.prompts_of_grids() or spaced([*dict.fromkeys(trained_on)], SAMPLE_PROMPTS)
+    return [(text, seed_of(study, ids.get(text, text), 0)) for text in texts]
 
 
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: "Ready") -> None:
@@ -312,8 +327,9 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
     from sayso.stages._savings import less_memory
     from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
+    from sayso.training.sample_grids import SampleGrids
 
-    accelerator, policy, _, rewards, _ = ready
+    accelerator, policy, rewards = ready.accelerator, ready.policy, ready.rewards
     inputs = run.inputs or {}
     if scores_samples(aligner) and "rewards" not in inputs and accelerator.is_main_process:
         # as they were computed when the run was begun, however caches fare since
@@ -326,8 +342,9 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
         reward=config.reward, seed=_seed(study, config),
     )  # fmt: skip
     rows, saving = config.micro_batch(accelerator.num_processes), less_memory(config)
+    grids = ready.shown and SampleGrids(ready.shown, config.sample_every, rows)
     with enough_memory("--micro-batch-size", rows, saving):
-        result = train(work, aligner, config, run, accelerator)
+        result = train(work, aligner, config, run, accelerator, grids)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
         run.finish(result | facts(work) | identity)

@@ -100,6 +100,15 @@ class Run:
         """Folder of the result's safetensors files."""
         return self.path / "weights"
 
+    def sample_grid(self, step: int) -> Path:
+        """The picture of some prompts drawn after that step of training."""
+        return self.path / "samples" / f"step-{step:06d}.png"
+
+    def sample_grids(self) -> dict[int, Path]:
+        """The pictures that are there, by step."""
+        found = {int(p.stem.partition("-")[2]): p for p in self.path.glob("samples/step-*.png")}
+        return {step: found[step] for step in sorted(found)}
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"

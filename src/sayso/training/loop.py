@@ -22,7 +22,8 @@ from sayso.training.log import Log, logged
 from sayso.training.objective import Part, Term, objective
 from sayso.training.optimizers import make_optimizer
 from sayso.training.options import COMMON, TrainOptions, trackers_of
-from sayso.training.spread import is_sharded, spread
+from sayso.training.sample_grids import SampleGrids
+from sayso.training.spread import Sharded, is_sharded, spread
 from sayso.training.trackers import Trackers
 
 
@@ -40,6 +41,7 @@ def train(
     options: TrainOptions,
     run: Run,
     accelerator: Accelerator,
+    grids: SampleGrids | None = None,
 ) -> dict[str, float | int]:
     """Train the policy's network and leave the averaged weights in `run.weights` and in the policy.
 
@@ -52,6 +54,7 @@ def train(
         options: how long, how fast, in what portions.
         run: where it is written.
         accelerator: device, number format and processes.
+        grids: draws some prompts now and then; it changes nothing of the training.
     Returns: steps, seconds and images per second of this process, first and last mean loss.
     Raises: UserError: if the batch does not divide, or the loss or gradient is not finite; the
         step is named, and the checkpoints before it stay.
@@ -67,9 +70,12 @@ def train(
         loop.trackers.begun(first),
         progress("aligning", options.max_steps, "steps", done=first) as advance,
     ):
+        if not first:
+            loop.sample(grids)
         for batch in batches:
             loop.update(batch)
             advance(1, loop.log.note)
+            loop.sample(grids)
             loop.save_in_time()
         loop.log.flush()
     loop.finish()
@@ -251,6 +257,18 @@ class _Loop:
         with torch.no_grad():
             now = [p.to(mean.device) for p, mean in zip(self.parameters, self.average, strict=True)]
             torch._foreach_lerp_(self.average, now, 1 - decay)
+
+    def sample(self, grids: SampleGrids | None) -> None:
+        """Draw a sample grid if it is time; before a checkpoint, so that none is left out."""
+        if grids is None or self.step % grids.every:
+            return
+        # trackers take steps in order only
+        self.log.read()
+        grids.draw(
+            self.step, self.policy, self.accelerator, self.run, self.trackers,
+            sharded=isinstance(self.spread, Sharded), compiled=self.options.compile,
+        )  # fmt: skip
+        self.log.since = time.perf_counter()
 
     def save_in_time(self) -> None:
         """Write a checkpoint if it is time, and if all of the last rollout has been learned."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal, TypeVar, get_args
 
 from sayso.base.errors import UserError, unknown_name
 from sayso.base.extras import need, need_tracker
 from sayso.base.samplers import TimestepSampling
+from sayso.base.user_files import read_text_lines
 
 Options = TypeVar("Options", bound="TrainOptions")
 
@@ -16,7 +18,15 @@ class TrainOptions:
     """How long, how fast and in which chunks to train."""
 
     portions: ClassVar = frozenset(
-        {"micro_batch_size", "checkpoint_every", "ema_on_cpu", "sharding", "tracker"}
+        {
+            "micro_batch_size",
+            "checkpoint_every",
+            "ema_on_cpu",
+            "sharding",
+            "tracker",
+            "sample_every",
+            "sample_prompts",
+        }
     )
     may_grow: ClassVar = frozenset({"max_steps"})
 
@@ -74,6 +84,12 @@ class TrainOptions:
     tracker: str = ""
     """Where log.jsonl's scalars also go while the run trains: tensorboard, wandb or trackio, or
     several with commas between. tensorboard needs the extra sayso[trackers]."""
+    sample_every: int = 0
+    """Steps between sample grids: a few prompts, drawn from the same noise each time with the
+    current weights, as a picture in the run's folder samples/, and in the trackers; 0 = none."""
+    sample_prompts: str = ""
+    """File with the prompts of the sample grids, one a line; default: eight of the prompts that are
+    trained on."""
 
     def check(self) -> None:
         """Raises: UserError: naming the first option that is out of range."""
@@ -107,7 +123,25 @@ class TrainOptions:
         if self.sharding not in SHARDING:
             raise UserError(f"sharding {self.sharding!r}; choose {', '.join(SHARDING)}")
         trackers_of(self.tracker)
+        self.prompts_of_grids()
         self.micro_batch(processes=1)
+
+    def prompts_of_grids(self) -> list[str]:
+        """The prompts that `sample_prompts` gives for the sample grids; none if it is empty.
+
+        Raises: UserError: if the file cannot be used, or there are to be no grids.
+        """
+        if not self.sample_prompts:
+            return []
+        if not self.sample_every:
+            raise UserError("sample_prompts are for sample grids; give --sample-every too")
+        found = read_text_lines(Path(self.sample_prompts).expanduser())
+        if not 1 <= len(found) <= MOST_PROMPTS:
+            raise UserError(
+                f"{self.sample_prompts} has {len(found)} prompts; give 1 to {MOST_PROMPTS}, one a "
+                "line"
+            )
+        return found
 
     def for_aligner(self: Options, defaults: Mapping[str, float]) -> Options:
         """These options with an aligner's defaults in place of None."""
@@ -213,10 +247,12 @@ def trackers_of(text: str) -> tuple[str, ...]:
 
 SHARDING = ("auto", "none", "full")
 OPTIMIZERS = ("adamw", "adamw8bit")
+MOST_PROMPTS = 64
+"""On a sample grid."""
 TRACKERS = ("tensorboard", "wandb", "trackio")
 COMMON = {"learning_rate": 5e-4, "pretraining_weight": 0.0}
 """What an aligner that says nothing else is trained with, where an option is None."""
 _LEAST = {
     "max_steps": 1, "batch_size": 1, "micro_batch_size": 0, "warmup_steps": 0,
-    "weight_decay": 0, "max_grad_norm": 0, "checkpoint_every": 1,
+    "weight_decay": 0, "max_grad_norm": 0, "checkpoint_every": 1, "sample_every": 0,
 }  # fmt: skip

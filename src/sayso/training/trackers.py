@@ -9,10 +9,13 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from PIL import Image
 
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
@@ -29,11 +32,13 @@ class _Series:
     Attributes:
         series: a random name, so that a run made anew is not taken for the one before it.
         step: the last whose scalars were sent.
+        shown: the last whose picture was sent; −1 = none yet.
     """
 
     tracker: GeneralTracker
     series: str
     step: int
+    shown: int
 
 
 class Trackers:
@@ -99,17 +104,30 @@ class Trackers:
                 scalars = {name: value for name, value in row.items() if name != "step"}
                 series.tracker.log(scalars, step=row["step"])
 
+    def show(self, step: int, picture: Image.Image) -> None:
+        """Send the sample grid of a step; a tracker that has it is left out."""
+        for name, series in self._series.items():
+            if step > series.shown:
+                series.shown = step
+                self._note()
+                _show(name, series.tracker, step, picture)
+
     def _note(self) -> None:
-        own = {n: {"series": s.series, "step": s.step} for n, s in self._series.items()}
+        own = {
+            name: {"series": s.series, "step": s.step, "shown": s.shown}
+            for name, s in self._series.items()
+        }
         self.run.note_tracked({**self.run.tracked, **own})
 
 
 def _begun(run: Run, name: str, noted: JsonObject | None, step: int) -> _Series:
     """The tracker, not yet started, and where its series goes on."""
     series = noted["series"] if noted else secrets.token_hex(4)
-    sent = noted["step"] if noted else 0
+    sent, shown = (noted["step"], noted["shown"]) if noted else (0, -1)
     if name == FORGETS:
+        # of what comes after the last step that was sent it forgets pictures too
         sent = min(sent, step)
+        shown = min(shown, sent)
         own = ("tensorboard", str(run.path)), {"purge_step": sent + 1 if noted else None}
     elif name == "wandb":
         own = (_project(run),), {
@@ -120,7 +138,7 @@ def _begun(run: Run, name: str, noted: JsonObject | None, step: int) -> _Series:
         own = (_project(run),), {"name": f"{run.path.name}-{series}", "resume": "allow"}
     positional, named = own
     tracker: Any = LOGGER_TYPE_TO_CLASS[name]
-    return _Series(tracker(*positional, **named), series, sent)
+    return _Series(tracker(*positional, **named), series, sent, shown)
 
 
 def _project(run: Run) -> str:
@@ -137,3 +155,16 @@ def _store_options(name: str, tracker: GeneralTracker, options: JsonObject) -> N
         tracker.log({"options": f"| option | value |\n|---|---|\n{table}"}, step=0)
     else:
         tracker.store_init_configuration(flat)
+
+
+def _show(name: str, tracker: Any, step: int, picture: Image.Image) -> None:
+    if name == FORGETS:
+        pixels = np.asarray(picture)[None]
+        tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+        # else it is lost with a kill
+        tracker.tracker.flush()
+    elif name == "trackio":
+        image: Any = import_module("trackio").Image
+        tracker.log({"samples": image(picture)}, step=step)
+    else:
+        tracker.log_images({"samples": [picture]}, step=step)
