@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_sayso
 
 import sayso as sayso_package
 from sayso.base.errors import UserError
@@ -137,3 +138,9 @@ def test_unknown_field_in_config_file(tmp_path: Path) -> None:
     config.write_text('{"per_promt": 3}')
     with pytest.raises(UserError, match="did you mean 'per_prompt'"):
         cli.run(["generate", str(tmp_path), "--config", str(config)])
+
+
+def test_loading_a_model_prints_no_advice_for_programmers(finished_demo: Path) -> None:
+    done = run_sayso("generate", finished_demo, "--dry-run")
+    assert done.returncode == 0
+    assert "torchvision" not in done.stderr + done.stdout

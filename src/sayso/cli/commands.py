@@ -121,11 +121,14 @@ DISK_ERRORS = {
     errno.EPERM: "operation not permitted; fix the folder's permissions and run the command again",
 }
 
+ADVICE = {"TRANSFORMERS_VERBOSITY": "error"}
+"""transformers advises at every start to install torchvision, which nothing here needs."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 2."""
-    if is_launched():
-        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    for name, value in (ADVICE | (QUIET if is_launched() else {})).items():
+        os.environ.setdefault(name, value)
     with plain_errors():
         run(sys.argv[1:] if arguments is None else list(arguments))
 
