@@ -207,16 +207,27 @@ def test_text_encoders_that_do_not_fit_are_named(
         plan(random_study(tmp_path), GenerateConfig(forecast_for="24GB"))
 
 
-def test_flux_is_drawn_on_24_gb(tmp_path: Path) -> None:
-    info = StudyInfo(
-        "s", 7, "black-forest-labs/FLUX.1-dev", "tinyworld", "", Sampler(28, 3.5)
-    )  # fmt: skip
-    study = Study.create(tmp_path / "flux", info)
+@pytest.mark.parametrize(
+    ("name", "precision", "weights", "encoding"),
+    [
+        ("black-forest-labs/FLUX.1-dev", "nf4", 6.1, 10.8),
+        ("Qwen/Qwen-Image", "nf4", 10.5, 17.6),
+        ("Tongyi-MAI/Z-Image", "bf16", 12.3, 9.0),
+    ],
+)
+def test_large_models_are_drawn_on_24_gb(
+    tmp_path: Path, name: str, precision: Any, weights: float, encoding: float
+) -> None:
+    """At 512 × 512. Text encoders alone take most of it."""
+    study = Study.create(
+        tmp_path / "large", StudyInfo("s", 7, name, "tinyworld", "", Sampler(28, 3.5))
+    )
     study.write_prompts(random_study(tmp_path).prompts("train"))
-    found = plan(study, GenerateConfig(batch_size=2, base_precision="nf4", forecast_for="24GB"))
-    assert found["memory, in all"] == "10.8 GB of 24.0 GB (24GB)"
-    assert found["memory, encoding prompts"] == "10.8 GB, before the network is loaded"
-    assert found["memory, weights"] == "6.1 GB"
+    config = GenerateConfig(batch_size=1, base_precision=precision, forecast_for="24GB")
+    found = plan(study, config)
+    assert str(found["memory, in all"]).endswith("of 24.0 GB (24GB)")
+    assert found["memory, weights"] == f"{weights} GB"
+    assert found["memory, encoding prompts"] == f"{encoding} GB, before the network is loaded"
 
 
 def test_out_of_memory_names_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
