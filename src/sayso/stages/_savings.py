@@ -46,17 +46,19 @@ def less_memory(config: Any) -> str:
     unused = [
         flag
         for used, flag in (
-            (config.gradient_checkpointing, "--gradient-checkpointing"),
             (config.lora_rank, f"--lora-rank {LORA_RANK}"),
             (config.lora_rank or config.optimizer != "adamw", "--optimizer adamw8bit"),
             (not config.lora_rank or config.base_precision == "nf4", "--base-precision nf4"),
         )
         if not used
     ]
-    if not unused:
-        return ""
-    said = " or ".join(unused)
-    return f"give {said} and another --name; sayso align --dry-run says what that needs"
+    ways = []
+    if not config.gradient_checkpointing:
+        ways.append("run the command again with --gradient-checkpointing to resume")
+    if unused:
+        said = " or ".join(unused)
+        ways.append(f"give {said} and another --name; sayso align --dry-run says what that needs")
+    return ", or ".join(ways)
 
 
 def _whole(config: Any, *, cuda: bool, several: bool) -> Iterator[dict[str, Any]]:
