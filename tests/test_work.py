@@ -104,7 +104,7 @@ SIZES = (Size(32, 32), Size(40, 24), Size(24, 40))
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_rows_of_a_bucket_written_out(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bucket by its number of images, then the images; its size is told the network."""
+    """The bucket by its number of images, then the images; the network is told its size."""
     plain = toy_work(batch_size=6, n_pretraining=2, rank=rank, world=2, sampler=Sampler(3, 4.5))
     natural = plain.data.pretraining
     bucket = torch.tensor([0, 1, 2, 0] * 3)
