@@ -80,6 +80,9 @@ class AlignConfig(TrainOptions):
     adapters stay fp32."""
     pretraining_images: int = 1024
     """Maximum number of pre-training images to use; 625,000 in the paper."""
+    bucket_step: int = 0
+    """Sort pre-training images into aspect-ratio buckets whose sides are multiples of this many
+    pixels, such as 64, instead of cropping all to the size of the samples; 0 = one size."""
     leave_out_damaged: bool = False
     """Train without the pre-training images that cannot be read; they are counted and named."""
     workers: int | None = None
@@ -116,7 +119,12 @@ class AlignConfig(TrainOptions):
             )
         if self.base_precision in QUANTISED:
             need("quantised", f"align --base-precision {self.base_precision}")
-        for name, least in {"lora_rank": 0, "pretraining_images": 1, "workers": 0}.items():
+        for name, least in {
+            "lora_rank": 0,
+            "pretraining_images": 1,
+            "workers": 0,
+            "bucket_step": 0,
+        }.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} {value} is too small; give {least} or more")
@@ -306,6 +314,7 @@ def _prepare(
         f"runs/align-{name}", config.model, config.reward, config.base_precision,
         _n_pretraining(config, aligner), config.conditions, config.workers,
         config.leave_out_damaged, config.sharding, _sample_prompts(study, config, inputs),
+        config.bucket_step,
     )  # fmt: skip
     accelerator = make_accelerator(config.mixed_precision)
     return prepare(study, aligner, wanted, inputs, accelerator, gathered=gathered)
