@@ -34,6 +34,7 @@ from sayso.votes.counted import (
     Standing,
     counts,
     in_words,
+    is_right,
     left_out,
     standing,
     standing_of,
@@ -350,3 +351,18 @@ def replace_config() -> Any:
     from sayso.stages.agreement import AgreementConfig
 
     return AgreementConfig(raters="people", resamples=0, judge="none")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "right"),
+    [
+        ("left", "left", True), ("left", "right", False), ("right", "right", True),
+        ("right", "left", False), ("both_good", "left", False), ("good", "good", True),
+        ("bad", "good", False), ("skip", "good", False), ("tie", "good", False),
+        *((v, side, None) for v in ("tie", "both_bad", "skip") for side in ("left", "right")),
+    ],
+)  # fmt: skip
+def test_who_sees_no_difference_may_well_have_looked(
+    value: str, expected: str, right: bool | None
+) -> None:
+    assert is_right(value, expected) is right

@@ -155,7 +155,7 @@ def test_speed_is_images_over_the_seconds_since_the_last_look(
     [
         (2, "bf16", "try a lower --learning-rate"),
         (2, "no", "try a lower --learning-rate"),
-        (1, "no", "the cause is the model or the aligner's options"),
+        (1, "no", "the cause is the model or .*options: restore or change them, and run again"),
         (1, "bf16", "bf16 is not precise enough: try --mixed-precision no"),
     ],
 )
