@@ -17,6 +17,7 @@ from sayso.families import _loading
 from sayso.families._loading import load_policy
 from sayso.stages import _drawer, _drawing_forecast
 from sayso.stages._footprint import Footprint
+from sayso.stages.evaluate import _refuse_samplers
 from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
@@ -55,6 +56,19 @@ def test_images_of_another_precision_are_drawn_beside(tmp_path: Path) -> None:
     assert whole.shape == half.shape == (6, 4, 16, 16)
     assert not torch.equal(whole, half)
     assert (half - whole).abs().mean() < 0.05 * whole.abs().mean()
+
+
+def test_models_are_compared_at_one_precision(tmp_path: Path) -> None:
+    study = random_study(tmp_path)
+    generate(study, PLAIN)
+    generate(study, BF16)
+    whole, half = study.samples()[:6], study.samples()[6:]
+    with pytest.raises(UserError, match=r"2 different samplers \(base_precision bf16 and fp32\);"):
+        _refuse_samplers({"base": [*whole, *half]}, "test", {})
+    says = r"with different samplers \(base_precision bf16 and fp32\); generate them with the same"
+    with pytest.raises(UserError, match=says):
+        _refuse_samplers({"base": whole, "runs/a": half}, "test", {})
+    _refuse_samplers({"base": half, "runs/a": half}, "test", {})
 
 
 def test_text_encoders_are_gone_when_the_network_comes(
@@ -207,16 +221,27 @@ def test_text_encoders_that_do_not_fit_are_named(
         plan(random_study(tmp_path), GenerateConfig(forecast_for="24GB"))
 
 
-def test_flux_is_drawn_on_24_gb(tmp_path: Path) -> None:
-    info = StudyInfo(
-        "s", 7, "black-forest-labs/FLUX.1-dev", "tinyworld", "", Sampler(28, 3.5)
-    )  # fmt: skip
-    study = Study.create(tmp_path / "flux", info)
+@pytest.mark.parametrize(
+    ("name", "precision", "weights", "encoding"),
+    [
+        ("black-forest-labs/FLUX.1-dev", "nf4", 6.1, 10.8),
+        ("Qwen/Qwen-Image", "nf4", 10.5, 17.6),
+        ("Tongyi-MAI/Z-Image", "bf16", 12.3, 9.0),
+    ],
+)
+def test_large_models_are_drawn_on_24_gb(
+    tmp_path: Path, name: str, precision: Any, weights: float, encoding: float
+) -> None:
+    """At 512 × 512. Text encoders alone take most of it."""
+    study = Study.create(
+        tmp_path / "large", StudyInfo("s", 7, name, "tinyworld", "", Sampler(28, 3.5))
+    )
     study.write_prompts(random_study(tmp_path).prompts("train"))
-    found = plan(study, GenerateConfig(batch_size=2, base_precision="nf4", forecast_for="24GB"))
-    assert found["memory, in all"] == "10.8 GB of 24.0 GB (24GB)"
-    assert found["memory, encoding prompts"] == "10.8 GB, before the network is loaded"
-    assert found["memory, weights"] == "6.1 GB"
+    config = GenerateConfig(batch_size=1, base_precision=precision, forecast_for="24GB")
+    found = plan(study, config)
+    assert str(found["memory, in all"]).endswith("of 24.0 GB (24GB)")
+    assert found["memory, weights"] == f"{weights} GB"
+    assert found["memory, encoding prompts"] == f"{encoding} GB, before the network is loaded"
 
 
 def test_out_of_memory_names_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

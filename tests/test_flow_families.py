@@ -24,6 +24,7 @@ from sayso.base.weights import quiet_libraries
 from sayso.data.conditions import open_conditions
 from sayso.data.rows import make_rows
 from sayso.families import NOISES, Policy, join, log_prob, mean_squared_error
+from sayso.families._loading import family
 from sayso.families._tiny_flow import tiny_flux, tiny_z_image
 from sayso.stages._training_data import work_of
 from sayso.stages.new import NewConfig, new
@@ -392,12 +393,74 @@ def test_new_takes_steps_and_guidance_of_the_pipeline(both: Flow, tmp_path: Path
 
 
 def test_few_step_models_are_refused(tmp_path: Path) -> None:
-    for refused, family, sign in (
+    for refused, name, sign in (
         (tiny_flux(tmp_path / "flux", guidance_embeds=False), "flux", "no guidance_embeds"),
         (tiny_z_image(tmp_path / "z", shift=3.0), "z_image", "shift of Z-Image-Turbo"),
     ):
         with pytest.raises(UserError, match=rf"{sign}.* distilled to draw in few steps.*; give "):
-            load_plugin("family", family, Policy).load(refused, CPU)
+            load_plugin("family", name, Policy).load(refused, CPU)
+
+
+OTHER_TASKS = {
+    "flux": ("FluxFillPipeline", "FluxKontextPipeline", "FluxControlPipeline"),
+    "qwen_image": (
+        "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageLayeredPipeline",
+    ),
+    "z_image": ("ZImageOmniPipeline", "ZImageImg2ImgPipeline"),
+    "sd3": ("StableDiffusion3InpaintPipeline",),
+}  # fmt: skip
+"""Pipelines that need more than a text, by the family whose parts they are made of."""
+
+
+@pytest.mark.parametrize("name", OTHER_TASKS)
+def test_pipelines_for_other_tasks_are_refused(tmp_path: Path, name: str) -> None:
+    index = load_plugin("family", name, Policy).tiny(tmp_path / "m") / "model_index.json"
+    row = json.loads(index.read_text())
+    for wanted in OTHER_TASKS[name]:
+        assert hasattr(diffusers, wanted)
+        index.write_text(json.dumps(row | {"_class_name": wanted}))
+        says = f"is a {wanted}, which does not draw from a text alone; give .*FluxPipeline"
+        with pytest.raises(UserError, match=says):
+            family(index.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "says"),
+    [
+        ("flux", {"in_channels": 24, "out_channels": 16},
+         "takes 24 channels and gives 16: it is for inpainting or editing; give FLUX.1 dev"),
+        ("qwen_image", {"zero_cond_t": True}, "has zero_cond_t: it is for editing or layers; give"),
+        ("qwen_image", {"use_additional_t_cond": True}, "has use_additional_t_cond: it is for edi"),
+        ("qwen_image", {"use_layer3d_rope": True}, "has use_layer3d_rope: it is for editing or l"),
+        ("qwen_image", {"guidance_embeds": True},
+         "has guidance_embeds: it was distilled to draw in few steps, .*; give Qwen-Image"),
+        ("z_image", {"siglip_feat_dim": 8}, "takes images beside the text: it is Omni; give Z-I"),
+    ],
+)  # fmt: skip
+def test_networks_for_other_tasks_are_refused(
+    tmp_path: Path, name: str, config: dict[str, Any], says: str
+) -> None:
+    """Whatever the pipeline is called: a whole network of that kind, under a plain name."""
+    kind = load_plugin("family", name, Policy)
+    folder = kind.tiny(tmp_path / "m")
+    network: Any = kind.load(folder, CPU, parts=("network",)).network
+    made = type(network).from_config({**network.config, **config})
+    shutil.rmtree(folder / "transformer")
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.nan_to_num_().clamp_(-1, 1)  # some are left as they lay in memory
+    made.save_pretrained(folder / "transformer")
+    with pytest.raises(UserError, match=f"transformer {says}"):
+        kind.load(folder, CPU)
+
+
+@pytest.mark.parametrize(
+    "name", ["Z-Image-Turbo", "Qwen-Image-Lightning", "FLUX.1-schnell", "sd3.5-large-turbo"]
+)
+def test_few_step_models_are_known_by_name(tmp_path: Path, name: str) -> None:
+    folder = tiny_flux(tmp_path / name)
+    with pytest.raises(UserError, match=f"is called {name}, with .* in it: it was distilled"):
+        load_plugin("family", "flux", Policy).load(folder, CPU)
 
 
 def test_a_scheduler_without_enough_times_is_refused(both: Flow) -> None:

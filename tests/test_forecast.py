@@ -13,7 +13,9 @@ from studies import random_study
 from sayso.aligners import load_aligner
 from sayso.base.cards import GIB, parse_card
 from sayso.base.errors import UserError
+from sayso.base.plugins import load_plugin
 from sayso.base.types import Sampler, Size
+from sayso.families import Policy
 from sayso.families._loading import family
 from sayso.families._precision import stored_bytes
 from sayso.families._trace import _Counter, trace_step
@@ -78,12 +80,30 @@ def test_a_gpu_computes_norms_in_fp32(folder: Path) -> None:
     assert peaks[0] < peaks[1]
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["qwen_image", "z_image"])
+def test_a_trace_of_what_looks_into_its_masks_counts_right(tmp_path: Path, name: str) -> None:
+    """Networks with texts of different lengths and tables of sines of their own."""
+    kind = load_plugin("family", name, Policy)
+    path = kind.tiny(tmp_path / name)
+    real: Any = kind.load(path, CPU)
+    cond = real.encode_prompts(["a dog", "a cat"])
+    shape = real.latent_shape(SIZE)
+    noisy = torch.randn(2, *shape)
+    sines = [v for m in real.network.modules() for v in vars(m).values() if torch.is_tensor(v)]
+    with _Counter([*real.network.parameters(), *real.network.buffers(), *sines]) as counter:
+        error = real.predict(noisy, torch.rand(2), cond).float() - noisy
+        torch.autograd.backward(error.square().mean())
+    shapes = {key: tuple(value.shape[1:]) for key, value in cond.items()}
+    traced = trace_step(kind.load(path, META), 2, shape, shapes, None, cuda=False, training=True)
+    assert traced.peak == pytest.approx(counter.peak, rel=0.05)
+    assert traced.flops == pytest.approx(counter.flops, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "sdxl", "sd3", "flux", "qwen_image", "z_image"]
+)
 def test_families_are_traced(tmp_path: Path, name: str) -> None:
     """Training and drawing of its tiny model: adapters, checkpointing, a base in 4 bits."""
-    from sayso.base.plugins import load_plugin
-    from sayso.families import Policy
-
     kind = load_plugin("family", name, Policy)
     path = kind.tiny(tmp_path / name)
 

@@ -191,9 +191,10 @@ def test_a_rollouts_first_update_is_the_policy_gradient_on_the_tiny_world(precis
     """
     policy = StableDiffusion.load(paths().pipeline, torch.device("cpu"))
     policy.add_lora(2, 0)
+    rng = torch.Generator().manual_seed(0)
     for name, parameter in policy.trainable().items():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=0.02, generator=rng)
     policy.network.train()
     policy.network = make_accelerator(precision).prepare(policy.network)
     made = toy_work(prompts=("a cat", "two dogs"), sampler=SAMPLER, batch_size=12)
@@ -206,7 +207,7 @@ def test_a_rollouts_first_update_is_the_policy_gradient_on_the_tiny_world(precis
     ours = torch.autograd.grad(loss, [*policy.trainable().values()])
     wanted = (-batch["weight"] * batch["advantage"] * _log_probs(policy, batch)).mean()
     theirs = torch.autograd.grad(wanted, [*policy.trainable().values()])
-    rounding = 1e-3 if precision == "no" else 2e-2
+    rounding = 1e-3 if precision == "no" else 5e-2
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=rounding * b.abs().max().item())
     assert max(g.abs().max() for g in ours) > 0

@@ -71,6 +71,28 @@ def test_a_reviewers_decision_is_the_label_and_not_a_vote() -> None:
     assert len(item_votes.of_ratings([*RATINGS, *decided], prompts)) == len(RATINGS)
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "value", "share", "agreement"),
+    [
+        (0, 0, "skip", None, None),
+        (1, 0, "good", 1.0, None),
+        (0, 1, "bad", 0.0, None),
+        (1, 1, "skip", 0.5, 0.0),
+        (3, 1, "good", 0.75, 0.5),
+        (1, 4, "bad", 0.2, 0.6),
+    ],
+)
+def test_what_counts_come_to_by_hand(
+    good: int, bad: int, value: str, share: float | None, agreement: float | None
+) -> None:
+    counts = labels.RatingCounts(good, bad, skip=2)
+    assert (counts.value, counts.share, counts.agreement) == (value, share, agreement)
+    for decided, label in (("good", 1.0), ("bad", 0.0)):
+        reviewed = replace(counts, decided=decided)
+        assert (reviewed.value, reviewed.share) == (decided, label)
+        assert reviewed.agreement == agreement, "the raters' own"
+
+
 def test_dawid_skene_needs_two_ratings_of_some_image() -> None:
     alone = [a_rating("a", "x", "good"), a_rating("b", "y", "bad"), a_rating("b", "z", "skip")]
     with pytest.raises(UserError, match="no image has ratings by two"):

@@ -1,14 +1,15 @@
 """What the loop takes from aligner, options and processes, and when it saves."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from accelerate import Accelerator
-from loops import OPTIONS, differences, loop_at, run_at
+from loops import ALIGNER, OPTIONS, differences, half, loop_at, run_at, work
 from torch import nn
 
 from sayso.aligners import Aligner, Batch, Work
@@ -19,8 +20,10 @@ from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
 from sayso.testing import toy_rows, toy_work
 from sayso.training import loop as loop_module
-from sayso.training.loop import _ahead, _autocast_format, _Loop, placed
+from sayso.training.loop import _ahead, _autocast_format, _Loop, placed, train
 from sayso.training.options import TrainOptions
+from sayso.training.sample_grids import SampleGrids
+from sayso.training.spread import Sharded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,3 +302,60 @@ def test_micro_batches_of_pairs_and_pretraining_rows(
         assert bool(natural) == bool(batch.pretraining)
         if batch.pretraining:
             assert torch.equal(torch.cat(natural), batch.pretraining["noise"])
+
+
+# sample grids
+
+Watched = tuple[SampleGrids, list[tuple[Any, ...]]]
+"""Grids, and what they were asked for."""
+
+
+@pytest.fixture
+def grids(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Every second step; what is asked of them, and when, in place of pictures."""
+    drawn = list[tuple[Any, ...]]()
+    monkeypatch.setattr(
+        SampleGrids,
+        "draw",
+        lambda _, *given, **named: drawn.append((*given, named, time.perf_counter())),
+    )
+    made = object.__new__(SampleGrids)
+    object.__setattr__(made, "every", 2)
+    return made, drawn
+
+
+def test_a_grid_is_drawn_of_the_policy_as_it_is_spread(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    grids: Watched,
+) -> None:
+    """What was logged goes before it to the trackers, and its seconds are not the training's."""
+    (made, drawn), read = grids, list[int]()
+    for compiled in (False, True):
+        loop = loop_at(tmp_path / str(compiled))
+        loop.options = dataclasses.replace(OPTIONS, compile=compiled)
+        monkeypatch.setattr(loop.log, "read", lambda: read.append(len(drawn)))
+        for sharded in (False, True):
+            if sharded:
+                loop.spread = object.__new__(Sharded)
+            drawn.clear()
+            read.clear()
+            for loop.step in range(5):
+                loop.sample(made)
+                loop.sample(None)
+                assert not drawn or loop.log.since >= drawn[-1][-1]
+            assert read == [0, 1, 2]
+            own = loop.policy, loop.accelerator, loop.run, loop.trackers
+            named = {"sharded": sharded, "compiled": compiled}
+            assert [asked[:-1] for asked in drawn] == [(k, *own, named) for k in (0, 2, 4)]
+
+
+@pytest.mark.parametrize(("done", "expected"), [(0, [0, 2, 4]), (2, [4])])
+def test_a_resumed_run_draws_no_grid_twice(
+    tmp_path: Path, grids: Watched, done: int, expected: list[int]
+) -> None:
+    path, (made, drawn) = tmp_path / "r", grids
+    if done:
+        half(path, done)
+    train(work(), ALIGNER, OPTIONS, run_at(path), make_accelerator("no"), made)
+    assert [asked[0] for asked in drawn] == expected

@@ -4,11 +4,13 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from models import tiny_pipeline
+from safetensors.torch import load_file
 from studies import random_study
 
 from sayso.base.devices import enough_memory, is_out_of_memory
@@ -17,6 +19,7 @@ from sayso.base.types import Size
 from sayso.data.latents import load_latents
 from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families.stable_diffusion import StableDiffusion
+from sayso.stages._savings import less_memory
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.study import Study
@@ -156,12 +159,59 @@ def test_align_names_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=says):
         align(study, config)
     for options, says in (
-        ({"name": "one"}, "give --gradient-checkpointing or --lora-rank 16 or --opt"),
+        ({"name": "one"}, "run the command again with --gradient-checkpointing to resume, or give "
+                          "--lora-rank 16 or --opt"),
         ({"name": "two", "lora_rank": 2, "gradient_checkpointing": True},
          "give --base-precision nf4 and another --name; sayso align"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"out of memory at --micro-batch-size 1; {says}"):
             align(study, dataclasses.replace(config, micro_batch_size=1, **options))
+
+
+def test_several_copies_may_be_cut_into_shards() -> None:
+    config = AlignConfig()
+    again = "run the command again with --gradient-checkpointing or --sharding full to resume, or"
+    assert less_memory(config, copies=True).startswith(again)
+    assert "--sharding" not in less_memory(config)
+    # which shards cannot be
+    eight = dataclasses.replace(config, optimizer="adamw8bit")
+    few = dataclasses.replace(config, lora_rank=2, base_precision="nf4")
+    for kept in (eight, few):
+        assert "--sharding" not in less_memory(kept, copies=True)
+    whole = dataclasses.replace(few, gradient_checkpointing=True)
+    assert not less_memory(whole, copies=True), "nothing is left"
+
+
+def test_a_run_that_ran_out_of_memory_goes_on_with_checkpointing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As advised; the result is that of a run which was never stopped, up to rounding."""
+    from studies import rated_study
+
+    study, real, steps = rated_study(tmp_path), StableDiffusion.predict, list[bool]()
+
+    def narrow(policy: Any, *given: Any) -> torch.Tensor:
+        steps.append(policy.network.is_gradient_checkpointing)
+        if len(steps) > 2 and not steps[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(policy, *given)
+
+    config = AlignConfig(
+        max_steps=4, batch_size=1, pretraining_weight=0.0, aligner="sft", mixed_precision="no",
+        checkpoint_every=1, warmup_steps=0,
+    )  # fmt: skip
+    whole = align(study, dataclasses.replace(config, name="whole"))
+    monkeypatch.setattr(StableDiffusion, "predict", narrow)
+    with pytest.raises(UserError, match="again with --gradient-checkpointing to resume"):
+        align(study, config)
+    assert len(study.find_run("runs/align-sft").history()) < 4
+    run = align(study, dataclasses.replace(config, gradient_checkpointing=True))
+    assert run.config["gradient_checkpointing"]
+    assert steps == [False] * 3 + [True] * 2, "the steps before were not made again"
+    assert [row["step"] for row in run.history()] == [1, 2, 3, 4]
+    ends = [load_file(r.weights / "unet/diffusion_pytorch_model.safetensors") for r in (run, whole)]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
 
 
 def test_elsewhere_it_is_one_line_too(

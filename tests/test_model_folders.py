@@ -102,6 +102,10 @@ LOADS: dict[str, tuple[Change, str]] = {
         saved_in("unet", UNet2DConditionModel, max_shard_size="300KB", variant="fp16"),
         "unet: using the fp16 variant",
     ),
+    "fp16 text encoder in pieces": (
+        saved_in("text_encoder", CLIPTextModel, max_shard_size="20KB", variant="fp16"),
+        "text_encoder: using the fp16 variant",
+    ),
     "variant beside the plain weights": (
         lambda folder: shutil.copy(folder / TEXT, folder / "text_encoder/model.fp16.safetensors"),
         "",

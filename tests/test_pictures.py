@@ -166,7 +166,7 @@ def test_what_cannot_be_shown_is_refused_by_name(name: str, tmp_path: Path):
         decode("row 3", content)
     file = tmp_path / "natural.png"
     file.write_bytes(content)
-    (found,) = decoded([file], Size(16, 16), 0)
+    (found,) = decoded([file], [Size(16, 16)], 0)
     assert isinstance(found, str)
     assert re.search(f"cannot be read: .*{says}", found)
     study = Study.create(tmp_path / "study", StudyInfo("s"))
@@ -187,7 +187,7 @@ def test_every_way_in_reads_the_same(name: str, tmp_path: Path):
     sample = Sample("a", "p", "base", 0, Sampler(), "a.png", "")
     assert decode("row 1", content).tobytes() == wanted
     assert study.image(sample).tobytes() == wanted
-    (square,) = decoded([file], Size(16, 16), 0)
+    (square,) = decoded([file], [Size(16, 16)], 0)
     assert isinstance(square, Image.Image)
     assert np.allclose(square.getpixel((2, 8)), read_picture(content).getpixel((10, 8)), atol=9)
 

@@ -351,7 +351,7 @@ def test_filters(text: str, row: dict[str, object], holds: bool) -> None:
 
 def test_processes_decode_as_one_does(tmp_path: Path) -> None:
     contents = [png(i) if i % 5 else DAMAGED for i in range(60)]
-    alone, others = (list(decoded(contents, SIZE, workers)) for workers in (0, 2))
+    alone, others = (list(decoded(contents, [SIZE], workers)) for workers in (0, 2))
     assert [p if isinstance(p, str) else p.tobytes() for p in alone] == [
         p if isinstance(p, str) else p.tobytes() for p in others
     ]
@@ -366,7 +366,7 @@ def test_pictures_are_read_a_little_ahead_only() -> None:
             taken.append(i)
             yield png(i % 200)
 
-    pictures = decoded(contents(), SIZE, 1)
+    pictures = decoded(contents(), [SIZE], 1)
     next(pictures)
     assert len(taken) < 100
     pictures.close()  # pyright: ignore
@@ -378,7 +378,7 @@ def test_a_killed_process_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         lambda *_: os.kill(os.getpid(), signal.SIGKILL),
     )
     with pytest.raises(UserError, match=r"was killed.*fewer --workers than 2 to resume"):
-        list(decoded([png(1)] * 20, SIZE, 2))
+        list(decoded([png(1)] * 20, [SIZE], 2))
 
 
 # encoding
@@ -515,7 +515,7 @@ import multiprocessing
 from sayso.base.types import Size
 from sayso.data.pretraining_images._decoding import decoded
 
-pictures = decoded(iter(lambda: b"", None), Size(8, 8), 2)
+pictures = decoded(iter(lambda: b"", None), [Size(8, 8)], 2)
 next(pictures)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 while True:

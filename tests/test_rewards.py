@@ -10,12 +10,14 @@ import pytest
 import torch
 from clips import colour_study, rate_all, tiny_clip
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sayso.base.errors import UserError
 from sayso.data.clip import ClipEncoder, to_pixels
 from sayso.rewards import (
     RatedSamples,
     Reward,
+    is_differentiable,
     load_reward,
     load_trainable_reward,
     reward_folders,
@@ -48,6 +50,16 @@ def study(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Study:
     rate_all(study)
     fit(study, FitConfig(), ClipHead(**QUICK))
     return study
+
+
+def own_reward(folder: Path) -> Path:
+    """A file of a user's own, with a reward that says nothing of itself."""
+    own = folder / "own.py"
+    own.write_text(
+        "from dataclasses import dataclass\nfrom sayso.rewards import Reward\n\n\n"
+        "@dataclass\nclass One(Reward):\n    def score(self, images, prompts): ...\n"
+    )
+    return own
 
 
 # formulas
@@ -186,6 +198,34 @@ def test_rewards_are_differentiable_to_the_image(study: Study) -> None:
         assert gained == pytest.approx(float((slope * step).sum()), rel=0.1)
 
 
+def test_a_reward_says_before_it_is_loaded_whether_it_is_differentiable(
+    study: Study, tmp_path: Path
+) -> None:
+    for name in ("clip_score", "clip_head", "runs/fit-clip_head"):
+        assert is_differentiable(study, name)
+    own = own_reward(tmp_path)
+    assert not is_differentiable(study, str(own))
+    with pytest.raises(UserError, match="unknown reward 'no_such'"):
+        is_differentiable(study, "no_such")
+
+
+def test_stored_images_are_scored_on_the_device_of_the_text(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward, seen = load_reward(study, "clip_score"), list[str]()
+    assert isinstance(reward, ClipScore)
+    words = reward.clip.texts(["a red cat"]).to("meta")
+
+    def score(images: Tensor, texts: Tensor) -> Tensor:
+        seen.extend([images.device.type, texts.device.type])
+        return torch.zeros(1)
+
+    monkeypatch.setattr(ClipEncoder, "texts", lambda *_: words)
+    monkeypatch.setattr(reward, "score_embeddings", score)
+    reward.score_samples(study, study.samples()[:1], ["a red cat"])
+    assert seen == ["meta", "meta"]
+
+
 def test_loaded_reward_scores_as_it_did_after_training(study: Study, tmp_path: Path) -> None:
     prompts = {p.id: p.text for p in study.prompts()}
     samples = study.samples()
@@ -244,11 +284,7 @@ def test_a_reward_without_one_score_for_each_image_is_refused(
 
 
 def test_the_folders_that_a_reward_reads(study: Study, clip: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own.py"
-    own.write_text(
-        "from dataclasses import dataclass\nfrom sayso.rewards import Reward\n\n\n"
-        "@dataclass\nclass One(Reward):\n    def score(self, images, prompts): ...\n"
-    )
+    own = own_reward(tmp_path)
     weights = study.find_run("fit-clip_head").weights
     assert reward_folders(study, "clip_score") == [clip]
     assert reward_folders(study, "runs/fit-clip_head") == [clip, weights]

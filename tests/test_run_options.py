@@ -88,7 +88,7 @@ def test_portions_are_no_part_of_a_run(study: Study) -> None:
     begun(study)
     assert study.run("x", "", Config(at_once=1), Plugin()).config["at_once"] == 1
     assert "batch_size" in GenerateConfig.portions
-    assert "micro_batch_size" in AlignConfig.portions
+    assert {"micro_batch_size", "gradient_checkpointing"} <= AlignConfig.portions
 
 
 def test_more_steps_go_on_and_fewer_are_refused(study: Study) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -100,6 +100,13 @@ class Work:
             unit: how many rows share t, noise and dropout and stay together.
             columns: more tensors of b rows, of all processes.
         """
+        if self.n_pretraining and self.data.bucket is not None:
+            alone = replace(self, n_pretraining=0)
+            own = alone.denoising_batch(
+                indices, generator, prompt_dropout=prompt_dropout, unit=unit, **columns
+            )
+            more = self._bucket_batch(generator, len(indices), unit, prompt_dropout)
+            return Batch(own.tensors, more)
         pretraining = self._pretraining_indices(generator)
         drawn = self._draw(len(indices) // unit + len(pretraining), generator, prompt_dropout)
         t, noise, dropped = (x[: len(indices) // unit].repeat_interleave(unit, 0) for x in drawn)
@@ -117,6 +124,8 @@ class Work:
         if not self.n_pretraining:
             return None
         generator = self.generator(step, "pretraining")
+        if self.data.bucket is not None:
+            return self._bucket_batch(generator, self.batch_size, unit, 0.0)
         pretraining, rest = (
             self._pretraining_indices(generator),
             self._pretraining_share(self.batch_size, unit),
@@ -131,6 +140,27 @@ class Work:
         pretraining = self.data.pretraining
         return pretraining[stratified(torch.ones(len(pretraining)), self.n_pretraining, generator)]
 
+    def _bucket_batch(self, generator: torch.Generator, n: int, unit: int, dropout: float) -> Batch:
+        """This process's pre-training rows, all of one bucket, the same in every process.
+
+        A bucket comes with probability in proportion to its images, and then each of these equally
+        often, so every image is as frequent as without buckets.
+
+        Args:
+            n: rows of the aligner, of all processes.
+        """
+        bucket, data = self.data.bucket, self.data
+        assert bucket is not None
+        counts = torch.bincount(bucket, minlength=len(data.sizes)).float()
+        number = int(stratified(counts, 1, generator))
+        alike = data.pretraining[bucket == number]
+        rows = alike[stratified(torch.ones(len(alike)), self.n_pretraining, generator)]
+        sampler = replace(self.sampler, image_size=data.sizes[number])
+        drawn = self._draw(len(rows), generator, dropout, sampler)
+        mine = self._pretraining_share(n, unit)
+        t, noise, dropped = (x[mine] for x in drawn)
+        return self._rows(rows[mine], t, noise, dropped, sampler)
+
     def _pretraining_share(self, n: int, unit: int) -> slice:
         """Which pre-training rows are this process's: those that fill its share of all rows up."""
         share = (n + self.n_pretraining) // self.world
@@ -139,20 +169,29 @@ class Work:
         return slice(start, start + share - (own.stop - own.start))
 
     def _draw(
-        self, b: int, generator: torch.Generator, dropout: float
+        self, b: int, generator: torch.Generator, dropout: float, sampler: Sampler | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        t = self.policy.draw_t(b, generator, self.sampler)
-        noise = torch.randn((b, *self._latent_shape), generator=generator)
+        """t, noise and dropout; of rows of another size than the samples' with its sampler."""
+        t = self.policy.draw_t(b, generator, sampler or self.sampler)
+        shape = self.policy.latent_shape(sampler.image_size) if sampler else self._latent_shape
+        noise = torch.randn((b, *shape), generator=generator)
         return t, noise, torch.rand(b, generator=generator) < dropout
 
     @cached_property
     def _latent_shape(self) -> torch.Size:
         return self.data.latents[torch.tensor([0])].shape[1:]
 
-    def _rows(self, indices: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Batch:
+    def _rows(
+        self,
+        indices: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        dropped: Tensor,
+        sampler: Sampler | None = None,
+    ) -> Batch:
         text = torch.where(dropped, EMPTY, self.data.text[indices])
         latents = self.data.latents[indices].float()
-        cond = self.policy.with_sampler(self.data.cond(text), self.sampler)
+        cond = self.policy.with_sampler(self.data.cond(text), sampler or self.sampler)
         return Batch.of(cond, latents=latents, noise=noise, t=t)
 
     # what models say of a batch

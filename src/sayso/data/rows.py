@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sayso.base.types import Size
 from sayso.data.conditions import Conditions, HeldConditions, encode_texts
 from sayso.data.latents import Joined, Latents
+from sayso.data.pretraining_latents import PretrainingLatents
 from sayso.families import Cond, Policy, move
 
 EMPTY = 0
@@ -22,7 +24,8 @@ class TrainingRows:
     `latents[indices]` are final, scaled latents as stored, read when they are asked for. `text` is
     the row of `cond` that belongs to the image. `label` is what the votes on the image come to, in
     [0, 1], NaN where nobody rated it. `reward` is the learned reward, NaN where there is none. Both
-    are NaN for pre-training images, so that a wrong use shows at once.
+    are NaN for pre-training images, so that a wrong use shows at once. `bucket` has the number in
+    `sizes` of each pre-training image's size; None = all images are of one size.
     """
 
     latents: Latents
@@ -31,6 +34,8 @@ class TrainingRows:
     reward: Tensor
     conditions: Conditions
     n_own: int
+    bucket: Int[Tensor, " n"] | None = None
+    sizes: Sequence[Size] = ()
 
     @property
     def own(self) -> Int[Tensor, " n"]:
@@ -70,6 +75,10 @@ def make_rows(
     everything = [*texts, *captions]
     place = {text: i for i, text in enumerate(dict.fromkeys(["", *everything]))}
     missing = [float("nan")] * len(captions)
+    bucket, sizes = None, tuple[Size, ...]()
+    if pretraining and isinstance(buckets := pretraining[0], PretrainingLatents):
+        bucket = buckets.bucket if len(buckets.sizes) > 1 else None
+        sizes = tuple(buckets.sizes)
     return TrainingRows(
         latents=Joined(latents, pretraining[0]) if pretraining else latents,
         text=torch.tensor([place[text] for text in everything], dtype=torch.long),
@@ -77,4 +86,6 @@ def make_rows(
         reward=torch.tensor([*rewards, *missing]),
         conditions=conditions(policy, list(place)),
         n_own=len(texts),
+        bucket=bucket,
+        sizes=sizes,
     )

@@ -71,8 +71,12 @@ class Shards:
 
     def read(self, name: str, chosen: Int[Tensor, " n"]) -> Tensor:
         """Rows of one of the tensors."""
-        rows = chosen.numpy()
-        shards, places = np.divmod(rows, self._size)
+        return self.read_at(name, chosen, chosen % self._size)
+
+    def read_at(self, name: str, chosen: Int[Tensor, " n"], place: Int[Tensor, " n"]) -> Tensor:
+        """As `read`, of a tensor whose rows are elsewhere in their file: at these places."""
+        rows, places = chosen.numpy(), place.numpy()
+        shards = rows // self._size
         parts = list[tuple[Tensor, Tensor]]()
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)

@@ -202,8 +202,9 @@ def states_of_texts(policy: FlowPolicy, texts: Sequence[str], layer: int) -> Con
         truncation=True, return_tensors="pt",
     ).to(policy.device)  # fmt: skip
     encoder = policy.text["text_encoder"]
-    # without the head that would say the next word
-    out = getattr(encoder, "model", encoder)(**tokens, output_hidden_states=True)
+    # on the meta device nothing can look into a mask; without the head that says the next word
+    given = {**tokens} if policy.device.type != "meta" else {"input_ids": tokens.input_ids}
+    out = getattr(encoder, "model", encoder)(**given, output_hidden_states=True)
     mask = tokens.attention_mask.bool()
     states = out.hidden_states[layer].masked_fill(~mask.unsqueeze(-1), 0.0)
     return {"states": states, "mask": mask}

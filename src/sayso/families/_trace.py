@@ -117,9 +117,10 @@ def _fake(module: nn.Module, mode: FakeTensorMode) -> list[Tensor]:
     """Put tensors without numbers, of the CPU, in place of the meta device's."""
     made: list[Tensor] = []
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
+        # some keep tables of sines as plain attributes
+        for tensors in (part._parameters, part._buffers, vars(part)):
             for name, tensor in tensors.items():
-                if tensor is None:
+                if not isinstance(tensor, Tensor):
                     continue
                 fake: Any = FakeTensor(mode, tensor.detach(), CPU)
                 if isinstance(tensor, nn.Parameter):
@@ -170,12 +171,13 @@ def _kernels(*, norms_in_fp32: bool = False, longest: int = 0) -> Iterator[None]
 
     Args:
         norms_in_fp32: whether norms are computed in fp32.
-        longest: tokens of the longest text, which families with a mask ask for as a number.
+        longest: tokens of the longest text, which families with a mask ask for as numbers.
     """
     with ExitStack() as stack:
         # not by torch's function modes, which are off where checkpointing computes again
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", _attention))
         stack.enter_context(patch.object(Tensor, "__int__", lambda _: longest))
+        stack.enter_context(patch.object(FakeTensor, "tolist", lambda rows: [longest] * len(rows)))
         for name in IN_FP32 if norms_in_fp32 else ():
             stack.enter_context(patch.object(F, name, partial(_in_fp32, getattr(F, name))))
         yield

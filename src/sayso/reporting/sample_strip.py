@@ -6,6 +6,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from sayso.base.contact_sheet import spaced, tiles
+from sayso.base.pictures import UnreadablePicture, read_picture
 from sayso.reporting.gallery import webp_url
 from sayso.study.run import Run
 
@@ -42,9 +43,8 @@ def sample_strip(run: Run | None) -> Strip | None:
 
 def _read(path: Path) -> list[tuple[str, Image.Image]]:
     try:
-        with Image.open(path) as sheet:
-            return tiles(sheet)
-    except (OSError, SyntaxError, ValueError):
+        return tiles(read_picture(path))
+    except (OSError, UnreadablePicture):
         return []
 
 

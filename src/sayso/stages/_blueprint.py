@@ -22,20 +22,14 @@ LIMIT = 0.95
 """Part of a device's memory that may be forecast to be used."""
 
 
-UNTRACED = ("QwenImagePipeline", "ZImagePipeline")
-"""Pipelines whose networks hold tensors that tracing cannot replace."""
-
-
 def unknown(study: Study) -> str:
     """Why nothing can be said of memory and time."""
-    if model_folder(study.info.base_model, "pipeline") is None:
-        return f"not known until {study.info.base_model} is fetched"
-    return "not forecast for this family"
+    return f"not known until {study.info.base_model} is fetched"
 
 
 @contextmanager
 def blueprint(study: Study) -> Iterator[Blueprint | None]:
-    """A block with the base model on the meta device; None if it cannot be traced, see `unknown`.
+    """A block with the base model on the meta device; None if nothing is known of it.
 
     It comes from the model's folder, or if it is not on this machine from the published configs.
     """
@@ -48,9 +42,6 @@ def blueprint(study: Study) -> Iterator[Blueprint | None]:
             yield None
             return
         kind, where = family(folder), folder
-        if kind.pipelines[0] in UNTRACED:
-            yield None
-            return
         yield lambda: kind.load(where, torch.device("meta"))
 
 

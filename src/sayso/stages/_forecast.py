@@ -14,7 +14,7 @@ from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
 from sayso.base.types import Size
 from sayso.data.conditions import LARGEST_TABLE_BYTES, Kept
-from sayso.data.pretraining_images import open_pretraining
+from sayso.data.pretraining_images import bucket_sizes, open_pretraining
 from sayso.families._loading import load_policy
 from sayso.families._precision import KEPT
 from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for, unknown
@@ -123,6 +123,8 @@ def forecast(
             return found | {"disk and memory": unknown(study)}
         card, cuda = device_for(config.forecast_for)
         case = Forecast(study, config, aligner, images, model, card, cuda, n, kept)
+        if n and config.bucket_step:
+            bucket_sizes(case.size, config.bucket_step)
         needs = _fitted(case)
         return found | _disk(case, needs) | _memory(case, needs) | _time(case)
 

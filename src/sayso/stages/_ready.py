@@ -37,6 +37,7 @@ class Wanted(NamedTuple):
     sharding: str
     shown: Sequence[tuple[str, int]] = ()
     """Prompts of sample grids, each with its seed."""
+    bucket_step: int = 0
 
 
 class Ready(NamedTuple):
@@ -87,6 +88,7 @@ def prepare(
             images,
             rewards,
             pretraining_images=wanted.pretraining_images,
+            bucket_step=wanted.bucket_step,
             conditions=inputs.get("conditions", wanted.conditions),
             precision=accelerator.autocast(),
             workers=wanted.workers,

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from sayso.base.devices import QUANTISED
+
 LORA_RANK = 16
 
 
@@ -41,22 +43,32 @@ def fitting(
     return None
 
 
-def less_memory(config: Any) -> str:
-    """What to do where micro-batches of one row are too large."""
+def less_memory(config: Any, *, copies: bool = False) -> str:
+    """What to do where micro-batches of one row are too large.
+
+    Args:
+        config: the options of `align`.
+        copies: whether several processes hold a whole network each.
+    """
     unused = [
         flag
         for used, flag in (
-            (config.gradient_checkpointing, "--gradient-checkpointing"),
             (config.lora_rank, f"--lora-rank {LORA_RANK}"),
             (config.lora_rank or config.optimizer != "adamw", "--optimizer adamw8bit"),
             (not config.lora_rank or config.base_precision == "nf4", "--base-precision nf4"),
         )
         if not used
     ]
-    if not unused:
-        return ""
-    said = " or ".join(unused)
-    return f"give {said} and another --name; sayso align --dry-run says what that needs"
+    ways = []
+    again = ["--gradient-checkpointing"] if not config.gradient_checkpointing else []
+    whole = config.base_precision not in QUANTISED and config.optimizer == "adamw"
+    again += ["--sharding full"] if copies and whole else []
+    if again:
+        ways.append(f"run the command again with {' or '.join(again)} to resume")
+    if unused:
+        said = " or ".join(unused)
+        ways.append(f"give {said} and another --name; sayso align --dry-run says what that needs")
+    return ", or ".join(ways)
 
 
 def _whole(config: Any, *, cuda: bool, several: bool) -> Iterator[dict[str, Any]]:

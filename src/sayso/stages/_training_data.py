@@ -81,6 +81,7 @@ def open_rows(
     rewards: Sequence[float],
     *,
     pretraining_images: int,
+    bucket_step: int = 0,
     conditions: Kept,
     precision: AbstractContextManager[Any],
     workers: int | None = None,
@@ -92,6 +93,7 @@ def open_rows(
         images: the samples, whose latents `generate` stored.
         rewards: of each; NaN if there is none.
         pretraining_images: how many, at most; 0 = none.
+        bucket_step: see `open_pretraining`.
         conditions: where those come from.
         precision: autocast context that pre-training images are encoded in.
         workers: processes that decode those; None = as many as pay.
@@ -104,7 +106,7 @@ def open_rows(
         # of one size with the samples, which may be another than the study's
         size = images.samples[0].sampler.image_size if images.samples else None
         more = encoded_pretraining(
-            study, policy, pretraining_images, precision, size,
+            study, policy, pretraining_images, precision, size, bucket_step=bucket_step,
             workers=_decoders(policy.device) if workers is None else workers,
             leave_out_damaged=leave_out_damaged,
         )  # fmt: skip

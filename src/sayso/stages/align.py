@@ -15,6 +15,7 @@ from sayso.base.devices import (
     is_main_process,
     main_process_first,
     make_accelerator,
+    memory_bytes,
     number_of_processes,
 )
 from sayso.base.errors import UserError, check_seed
@@ -79,6 +80,9 @@ class AlignConfig(TrainOptions):
     adapters stay fp32."""
     pretraining_images: int = 1024
     """Maximum number of pre-training images to use; 625,000 in the paper."""
+    bucket_step: int = 0
+    """Sort pre-training images into aspect-ratio buckets whose sides are multiples of this many
+    pixels, such as 64, instead of cropping all to the size of the samples; 0 = one size."""
     leave_out_damaged: bool = False
     """Train without the pre-training images that cannot be read; they are counted and named."""
     workers: int | None = None
@@ -115,7 +119,12 @@ class AlignConfig(TrainOptions):
             )
         if self.base_precision in QUANTISED:
             need("quantised", f"align --base-precision {self.base_precision}")
-        for name, least in {"lora_rank": 0, "pretraining_images": 1, "workers": 0}.items():
+        for name, least in {
+            "lora_rank": 0,
+            "pretraining_images": 1,
+            "workers": 0,
+            "bucket_step": 0,
+        }.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} {value} is too small; give {least} or more")
@@ -305,6 +314,7 @@ def _prepare(
         f"runs/align-{name}", config.model, config.reward, config.base_precision,
         _n_pretraining(config, aligner), config.conditions, config.workers,
         config.leave_out_damaged, config.sharding, _sample_prompts(study, config, inputs),
+        config.bucket_step,
     )  # fmt: skip
     accelerator = make_accelerator(config.mixed_precision)
     return prepare(study, aligner, wanted, inputs, accelerator, gathered=gathered)
@@ -328,6 +338,7 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
     from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
     from sayso.training.sample_grids import SampleGrids
+    from sayso.training.spread import is_sharded
 
     accelerator, policy, rewards = ready.accelerator, ready.policy, ready.rewards
     inputs = run.inputs or {}
@@ -341,7 +352,10 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
         study, config, aligner, policy, ready.rows, inputs,
         reward=config.reward, seed=_seed(study, config),
     )  # fmt: skip
-    rows, saving = config.micro_batch(accelerator.num_processes), less_memory(config)
+    n, memory = accelerator.num_processes, memory_bytes(accelerator.device)
+    reference = config.uses_reference or "reference" in aligner.required()
+    sharded = n == 1 or is_sharded(config, policy, n, memory, reference=reference)
+    rows, saving = config.micro_batch(n), less_memory(config, copies=not sharded)
     grids = ready.shown and SampleGrids(ready.shown, config.sample_every, rows)
     with enough_memory("--micro-batch-size", rows, saving):
         result = train(work, aligner, config, run, accelerator, grids)

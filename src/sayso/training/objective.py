@@ -69,14 +69,14 @@ def objective(
     L = aligner(rows) + kl_weight · E[distance to the reference] + norm_guard · E[excess norm]
         + pretraining_weight · E over pre-training rows [denoising error]
 
-    What a model predicts for a row is computed once, for pre-training rows together with the
-    others, and shared by all terms.
+    What a model predicts for a row is computed once, for pre-training rows of the same size
+    together with the others, and shared by all terms.
     """
     own, pretraining = part.own, part.pretraining
     terms, total = dict[str, Term](), torch.zeros((), device=work.policy.device)
     if options.uses_reference and len(own):
         work.prediction(own, "reference")
-    if pretraining is not None and _is_shown(own):
+    if pretraining is not None and _is_shown(own) and _alike(own, pretraining):
         predict_together(work.policy, [own, pretraining])
     if len(own):
         loss, scalars = aligner.loss(work, own)
@@ -93,6 +93,12 @@ def objective(
 def _is_shown(batch: Batch) -> bool:
     """Whether the rows are there and say what the network is shown."""
     return bool(len(batch)) and ("noisy" in batch or "latents" in batch) and "t" in batch
+
+
+def _alike(own: Batch, pretraining: Batch) -> bool:
+    """Whether the rows are of one size, so that one pass can take both."""
+    latents = own["noisy"] if "noisy" in own else own["latents"]
+    return latents.shape[1:] == pretraining["latents"].shape[1:]
 
 
 def _near(

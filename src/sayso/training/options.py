@@ -22,6 +22,7 @@ class TrainOptions:
             "micro_batch_size",
             "checkpoint_every",
             "ema_on_cpu",
+            "gradient_checkpointing",
             "sharding",
             "tracker",
             "sample_every",

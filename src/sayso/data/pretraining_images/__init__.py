@@ -1,5 +1,6 @@
 """Pre-training images with captions, as the base model learned from, whatever keeps them."""
 
+from sayso.data.pretraining_images._buckets import bucket_sizes
 from sayso.data.pretraining_images._contract import (
     HELDOUT_SHARE,
     Damaged,
@@ -17,6 +18,7 @@ __all__ = [
     "Part",
     "PretrainingSet",
     "Ranges",
+    "bucket_sizes",
     "is_held_out",
     "open_pretraining",
     "whole",

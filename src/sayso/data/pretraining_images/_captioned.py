@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sayso.base.types import Size, digest
+from sayso.data.pretraining_images._buckets import recorded
 from sayso.data.pretraining_images._contract import Damaged, Part, PretrainingSet, Ranges
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Row(NamedTuple):
 class Captioned(PretrainingSet):
     """Rows in a fixed order; a set says which there are and where their pictures are."""
 
-    size: Size
+    sizes: Sequence[Size]
 
     @property
     @abstractmethod
@@ -54,14 +55,14 @@ class Captioned(PretrainingSet):
 
     def train_identity(self, n: int) -> str:
         rows = [[self.row_identity(row), row.text] for row in self.rows("train", n)[:n]]
-        return digest([self.size.recorded, *rows])
+        return digest([recorded(self.sizes), *rows])
 
     def train_count(self, n: int) -> int:
         return min(n, len(self.rows("train", n)))
 
     def images_identity(self, start: int, stop: int) -> str:
         rows = self.rows("train", stop)[start:stop]
-        return digest([self.size.recorded, *map(self.row_identity, rows)])
+        return digest([recorded(self.sizes), *map(self.row_identity, rows)])
 
     def _captions(self, part: Part, n: int) -> list[str]:
         return [row.text for row in self.rows(part, n)[:n]]
@@ -73,7 +74,7 @@ class Captioned(PretrainingSet):
 
         every = self.rows(part, max((stop for _, stop in ranges), default=0))
         rows = [row for start, stop in ranges for row in every[start:stop]]
-        pictures = decoded(map(self.content, rows), self.size, workers)
+        pictures = decoded(map(self.content, rows), self.sizes, workers)
         for row, picture in zip(rows, pictures, strict=True):
             damaged = isinstance(picture, str)
             yield Damaged(self.shown(row), picture, self.advice) if damaged else picture

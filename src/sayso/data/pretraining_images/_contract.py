@@ -37,8 +37,8 @@ class Damaged(NamedTuple):
 class PretrainingSet(ABC):
     """Captioned images in two disjoint parts, each in a fixed order: n + 1 begin with the same n.
 
-    All images are RGB, of the size given when the set was opened. They are read or made
-    one by one, as they are asked for.
+    All images are RGB, of the size given when the set was opened, or of one of its buckets. They
+    are read or made one by one, as they are asked for.
     """
 
     def train_captions(self, n: int) -> list[str]:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from sayso.base.errors import UserError
 from sayso.base.pictures import UnreadablePicture, read_picture
 from sayso.base.types import Size
+from sayso.data.pretraining_images._buckets import nearest
 
 PORTION = 8
 """Pictures that a process is given at a time."""
@@ -39,20 +40,22 @@ Content = Path | Span | bytes
 """Where a picture is, or what it is."""
 
 
-def decoded(contents: Iterable[Content], size: Size, workers: int) -> Iterator[Image.Image | str]:
+def decoded(
+    contents: Iterable[Content], sizes: Sequence[Size], workers: int
+) -> Iterator[Image.Image | str]:
     """Each picture, its middle as `fitted` takes it, or why it cannot be read; in their order.
 
     Args:
         contents: taken one by one, a little ahead of what is used.
-        size: what they are brought to.
+        sizes: what they are brought to, each to the one whose shape is nearest.
         workers: processes that decode; 0 = this one.
     Raises: UserError: if one of the processes was killed.
     """
     if not workers:
-        yield from (_decode(content, size) for content in contents)
+        yield from (_decode(content, sizes) for content in contents)
         return
     try:
-        yield from _by_others(iter(contents), size, workers)
+        yield from _by_others(iter(contents), sizes, workers)
     except BrokenProcessPool:
         raise UserError(
             "a process that decodes pre-training images was killed, perhaps because memory ran "
@@ -61,13 +64,13 @@ def decoded(contents: Iterable[Content], size: Size, workers: int) -> Iterator[I
 
 
 def _by_others(
-    contents: Iterator[Content], size: Size, workers: int
+    contents: Iterator[Content], sizes: Sequence[Size], workers: int
 ) -> Iterator[Image.Image | str]:
     waiting = deque[Future[list[Image.Image | str]]]()
     pool = ProcessPoolExecutor(workers, _context(), _begin)
     try:
         while portion := list(islice(contents, PORTION)):
-            waiting.append(pool.submit(_decode_all, portion, size))
+            waiting.append(pool.submit(_decode_all, portion, sizes))
             if len(waiting) > AHEAD * workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -94,13 +97,14 @@ def _begin() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _decode_all(contents: list[Content], size: Size) -> list[Image.Image | str]:
-    return [_decode(content, size) for content in contents]
+def _decode_all(contents: list[Content], sizes: Sequence[Size]) -> list[Image.Image | str]:
+    return [_decode(content, sizes) for content in contents]
 
 
-def _decode(content: Content, size: Size) -> Image.Image | str:
+def _decode(content: Content, sizes: Sequence[Size]) -> Image.Image | str:
     try:
-        return fitted(read_picture(_part(content) if isinstance(content, Span) else content), size)
+        picture = read_picture(_part(content) if isinstance(content, Span) else content)
+        return fitted(picture, nearest(Size(*picture.size), sizes))
     except FileNotFoundError:
         return "is missing"
     except (UnreadablePicture, OSError) as reason:

@@ -30,7 +30,7 @@ class Folder(Captioned):
     metadata: str
     captions: tuple[tuple[str, str], ...]
     heldout_names: frozenset[str]
-    size: Size
+    sizes: Sequence[Size]
     left_out: str = ""
 
     @property
@@ -66,7 +66,9 @@ class Folder(Captioned):
         }
 
 
-def open_folders(path: Path, size: Size, columns: Columns, rule: HeldOut) -> list[Folder]:
+def open_folders(
+    path: Path, sizes: Sequence[Size], columns: Columns, rule: HeldOut
+) -> list[Folder]:
     """The folder's pictures, by the study's own rule of what is held out, then by the other.
 
     Raises: UserError: if the metadata are missing, empty or wrong.
@@ -80,7 +82,7 @@ def open_folders(path: Path, size: Size, columns: Columns, rule: HeldOut) -> lis
     by_name = sorted({name for name, _ in captions}, key=digest)
     cut = max(1, round(len(by_name) * HELDOUT_SHARE))
     found, earlier = (
-        Folder(path, metadata.name, captions, frozenset(names), size, left_out)
+        Folder(path, metadata.name, captions, frozenset(names), sizes, left_out)
         for names in (filter(is_held_out, by_name), by_name[:cut])
     )
     return [found] if rule == "by name" else [earlier, found]

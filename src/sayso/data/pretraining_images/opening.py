@@ -9,6 +9,7 @@ from sayso.base.errors import UserError, unknown_name
 from sayso.base.progress import console
 from sayso.base.types import Size, digest
 from sayso.base.worlds import find_world, or_world
+from sayso.data.pretraining_images._buckets import bucket_sizes
 from sayso.data.pretraining_images._captioned import Captioned
 from sayso.data.pretraining_images._columns import Columns
 from sayso.data.pretraining_images._contract import PretrainingSet
@@ -48,11 +49,15 @@ def source_name(given: str) -> str:
     )
 
 
-def open_pretraining(study: Study, size: Size | None = None) -> PretrainingSet:
+def open_pretraining(
+    study: Study, size: Size | None = None, bucket_step: int = 0
+) -> PretrainingSet:
     """The study's pre-training images: a world's, a folder's, or those of shards or a dataset.
 
     Args:
         size: what they are brought to; None = the size of the study's images.
+        bucket_step: of the sizes beside it for images of other shapes, in pixels; 0 = none. The
+            scenes of a world are of one shape.
     Raises: UserError: if the study has none, or what it names is missing, empty or lacks a column.
         A missing or damaged image raises when it is read.
     """
@@ -65,7 +70,8 @@ def open_pretraining(study: Study, size: Size | None = None) -> PretrainingSet:
             "or turn off what needs them"
         )
     texts = [p.text for p in study.prompts("fidelity")] if study.has_prompts else []
-    found = _opened(study, source, size)
+    sizes = bucket_sizes(size, bucket_step) if bucket_step else (size,)
+    found = _opened(study, source, sizes)
     # one begins with the other, so both may have the captions: the study's own rule comes first
     for images in found:
         if images.heldout_captions(len(texts)) == texts:
@@ -77,7 +83,7 @@ def open_pretraining(study: Study, size: Size | None = None) -> PretrainingSet:
     return found[-1]
 
 
-def _opened(study: Study, source: str, size: Size) -> Sequence[Captioned]:
+def _opened(study: Study, source: str, sizes: Sequence[Size]) -> Sequence[Captioned]:
     """The images by the study's rule of what is held out, and by the other that it may have had."""
     info, path = study.info, Path(source)
     conditions = parse_filter(info.pretraining_filter)
@@ -88,9 +94,9 @@ def _opened(study: Study, source: str, size: Size) -> Sequence[Captioned]:
     for folder in (path / split, path) if split else (path,):
         if any((folder / name).is_file() for name in METADATA):
             _refuse_split(source, split if folder == path else "")
-            return open_folders(folder, size, columns, info.held_out)
+            return open_folders(folder, sizes, columns, info.held_out)
     packs = _packs(study, source, split, columns)
-    return [Packs(packs, size, columns, study.cache / "pretraining/index", source)]
+    return [Packs(packs, sizes, columns, study.cache / "pretraining/index", source)]
 
 
 def _packs(study: Study, source: str, split: str, columns: Columns) -> Sequence[Pack]:

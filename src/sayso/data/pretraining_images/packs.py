@@ -91,16 +91,21 @@ class Packs(Captioned):
     """
 
     def __init__(
-        self, packs: Sequence[Pack], size: Size, columns: Columns, index: Path, where: str
+        self,
+        packs: Sequence[Pack],
+        sizes: Sequence[Size],
+        columns: Columns,
+        index: Path,
+        where: str,
     ) -> None:
         """Args:
         packs: in order.
-        size: what pictures are brought to.
+        sizes: what pictures are brought to.
         columns: which to read and which rows to take.
         index: folder where it is kept what the packs hold.
         where: what messages call all of them.
         """
-        self.packs, self.size, self.columns = packs, size, columns
+        self.packs, self.sizes, self.columns = packs, sizes, columns
         self._index, self._where = index, where
         self._tally, self._looked_through = columns.tally(), 0
         self._parts: dict[Part, list[Row]] = {"train": [], "heldout": []}
