@@ -17,6 +17,7 @@ from sayso.families import _loading
 from sayso.families._loading import load_policy
 from sayso.stages import _drawer, _drawing_forecast
 from sayso.stages._footprint import Footprint
+from sayso.stages.evaluate import _refuse_samplers
 from sayso.stages.generate import GenerateConfig, generate, plan
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
@@ -55,6 +56,19 @@ def test_images_of_another_precision_are_drawn_beside(tmp_path: Path) -> None:
     assert whole.shape == half.shape == (6, 4, 16, 16)
     assert not torch.equal(whole, half)
     assert (half - whole).abs().mean() < 0.05 * whole.abs().mean()
+
+
+def test_models_are_compared_at_one_precision(tmp_path: Path) -> None:
+    study = random_study(tmp_path)
+    generate(study, PLAIN)
+    generate(study, BF16)
+    whole, half = study.samples()[:6], study.samples()[6:]
+    with pytest.raises(UserError, match=r"2 different samplers \(base_precision bf16 and fp32\);"):
+        _refuse_samplers({"base": [*whole, *half]}, "test", {})
+    says = r"with different samplers \(base_precision bf16 and fp32\); generate them with the same"
+    with pytest.raises(UserError, match=says):
+        _refuse_samplers({"base": whole, "runs/a": half}, "test", {})
+    _refuse_samplers({"base": half, "runs/a": half}, "test", {})
 
 
 def test_text_encoders_are_gone_when_the_network_comes(

@@ -19,6 +19,7 @@ from sayso.base.types import Size
 from sayso.data.latents import load_latents
 from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.families.stable_diffusion import StableDiffusion
+from sayso.stages._savings import less_memory
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.study import Study
@@ -165,6 +166,20 @@ def test_align_names_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"out of memory at --micro-batch-size 1; {says}"):
             align(study, dataclasses.replace(config, micro_batch_size=1, **options))
+
+
+def test_several_copies_may_be_cut_into_shards() -> None:
+    config = AlignConfig()
+    again = "run the command again with --gradient-checkpointing or --sharding full to resume, or"
+    assert less_memory(config, copies=True).startswith(again)
+    assert "--sharding" not in less_memory(config)
+    # which shards cannot be
+    eight = dataclasses.replace(config, optimizer="adamw8bit")
+    few = dataclasses.replace(config, lora_rank=2, base_precision="nf4")
+    for kept in (eight, few):
+        assert "--sharding" not in less_memory(kept, copies=True)
+    whole = dataclasses.replace(few, gradient_checkpointing=True)
+    assert not less_memory(whole, copies=True), "nothing is left"
 
 
 def test_a_run_that_ran_out_of_memory_goes_on_with_checkpointing(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from sayso.base.devices import QUANTISED
+
 LORA_RANK = 16
 
 
@@ -41,8 +43,13 @@ def fitting(
     return None
 
 
-def less_memory(config: Any) -> str:
-    """What to do where micro-batches of one row are too large."""
+def less_memory(config: Any, *, copies: bool = False) -> str:
+    """What to do where micro-batches of one row are too large.
+
+    Args:
+        config: the options of `align`.
+        copies: whether several processes hold a whole network each.
+    """
     unused = [
         flag
         for used, flag in (
@@ -53,8 +60,11 @@ def less_memory(config: Any) -> str:
         if not used
     ]
     ways = []
-    if not config.gradient_checkpointing:
-        ways.append("run the command again with --gradient-checkpointing to resume")
+    again = ["--gradient-checkpointing"] if not config.gradient_checkpointing else []
+    whole = config.base_precision not in QUANTISED and config.optimizer == "adamw"
+    again += ["--sharding full"] if copies and whole else []
+    if again:
+        ways.append(f"run the command again with {' or '.join(again)} to resume")
     if unused:
         said = " or ".join(unused)
         ways.append(f"give {said} and another --name; sayso align --dry-run says what that needs")

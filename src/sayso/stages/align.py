@@ -15,6 +15,7 @@ from sayso.base.devices import (
     is_main_process,
     main_process_first,
     make_accelerator,
+    memory_bytes,
     number_of_processes,
 )
 from sayso.base.errors import UserError, check_seed
@@ -337,6 +338,7 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
     from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
     from sayso.training.sample_grids import SampleGrids
+    from sayso.training.spread import is_sharded
 
     accelerator, policy, rewards = ready.accelerator, ready.policy, ready.rewards
     inputs = run.inputs or {}
@@ -350,7 +352,10 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
         study, config, aligner, policy, ready.rows, inputs,
         reward=config.reward, seed=_seed(study, config),
     )  # fmt: skip
-    rows, saving = config.micro_batch(accelerator.num_processes), less_memory(config)
+    n, memory = accelerator.num_processes, memory_bytes(accelerator.device)
+    reference = config.uses_reference or "reference" in aligner.required()
+    sharded = n == 1 or is_sharded(config, policy, n, memory, reference=reference)
+    rows, saving = config.micro_batch(n), less_memory(config, copies=not sharded)
     grids = ready.shown and SampleGrids(ready.shown, config.sample_every, rows)
     with enough_memory("--micro-batch-size", rows, saving):
         result = train(work, aligner, config, run, accelerator, grids)

@@ -3,8 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,17 +234,25 @@ def _refuse_samplers(
         kinds = {s.sampler for s in part}
         if len(kinds) > 1:
             raise UserError(
-                f"the images of {name} were generated with {len(kinds)} different samplers; an "
-                "evaluation needs exactly one: use a study for each, or delete the lines of the "
-                "others in samples.jsonl"
+                f"the images of {name} were generated with {len(kinds)} different samplers "
+                f"({_differences(kinds)}); an evaluation needs exactly one: use a study for "
+                "each, or delete the lines of the others in samples.jsonl"
             )
     first, *others = parts
     for name in others:
-        if parts[name][0].sampler != parts[first][0].sampler:
+        both = {parts[name][0].sampler, parts[first][0].sampler}
+        if len(both) > 1:
             raise UserError(
-                f"the images of {first} and of {name} were generated with different samplers; "
-                "generate them with the same one"
+                f"the images of {first} and of {name} were generated with different samplers "
+                f"({_differences(both)}); generate them with the same one"
             )
+
+
+def _differences(samplers: Collection[Sampler]) -> str:
+    """The fields in which samplers differ, with their values."""
+    values = {f.name: {str(getattr(s, f.name)) for s in samplers} for f in fields(Sampler)}
+    said = {name: sorted(found) for name, found in values.items() if len(found) > 1}
+    return "; ".join(f"{name} {' and '.join(found)}" for name, found in said.items())
 
 
 def _refuse_unpaired(base: Sequence[Sample], aligned: Sequence[Sample], model: str) -> None:
