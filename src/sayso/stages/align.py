@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sayso.base.contact_sheet import spaced
 from sayso.base.devices import (
     BASE_PRECISIONS,
     QUANTISED,
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
 RATERS = ("people", "simulated")
 CONDITIONS = ("auto", "table", "encode")
 PRETRAINING = "pre-training images"
-SAMPLE_PROMPTS = 8
-"""How many of the prompts that are trained on a sample grid shows."""
 
 
 @dataclass(frozen=True)
@@ -309,27 +306,16 @@ def _prepare(
 ) -> "Ready":
     """See `prepare`."""
     from sayso.stages._ready import Wanted, prepare
+    from sayso.stages._sample_prompts import sample_prompts
 
     wanted = Wanted(
         f"runs/align-{name}", config.model, config.reward, config.base_precision,
         _n_pretraining(config, aligner), config.conditions, config.workers,
-        config.leave_out_damaged, config.sharding, _sample_prompts(study, config, inputs),
+        config.leave_out_damaged, config.sharding, sample_prompts(study, config, inputs),
         config.bucket_step,
     )  # fmt: skip
     accelerator = make_accelerator(config.mixed_precision)
     return prepare(study, aligner, wanted, inputs, accelerator, gathered=gathered)
-
-
-def _sample_prompts(study: Study, config: AlignConfig, inputs: JsonObject) -> list[tuple[str, int]]:
-    """The prompts of sample grids, each with the seed of its first image in the study."""
-    from sayso.stages._drawing_plan import seed_of
-
-    if not config.sample_every:
-        return []
-    ids = {prompt.text: prompt.id for prompt in study.prompts()}
-    trained_on = inputs.get("prompts") or [row["text"] for row in inputs["images"]]
-    texts = config.prompts_of_grids() or spaced([*dict.fromkeys(trained_on)], SAMPLE_PROMPTS)
-    return [(text, seed_of(study, ids.get(text, text), 0)) for text in texts]
 
 
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: "Ready") -> None:
