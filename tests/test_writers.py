@@ -112,7 +112,8 @@ def test_a_first_writer_that_fails_leaves_nothing_and_the_next_begins(store: Sto
         store.wait_for(1)
         after = store.start(put(6))
         store.wait_for(2)
-    assert first.result() == [5]
+    # its commit may be seen with the next one
+    assert first.result()[0] == 5
     with pytest.raises(KeyError):
         failing.result()
     assert after.result() == [5, 6]
