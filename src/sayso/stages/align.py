@@ -10,11 +10,9 @@ from sayso.base.devices import (
     QUANTISED,
     BasePrecision,
     MixedPrecision,
-    enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
-    memory_bytes,
     number_of_processes,
 )
 from sayso.base.errors import UserError, check_seed
@@ -320,11 +318,10 @@ def _prepare(
 
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: "Ready") -> None:
     from sayso.stages._ready import scores_samples
-    from sayso.stages._savings import less_memory
+    from sayso.stages._savings import enough_to_train
     from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
     from sayso.training.sample_grids import SampleGrids
-    from sayso.training.spread import is_sharded
 
     accelerator, policy, rewards = ready.accelerator, ready.policy, ready.rewards
     inputs = run.inputs or {}
@@ -338,12 +335,9 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
         study, config, aligner, policy, ready.rows, inputs,
         reward=config.reward, seed=_seed(study, config),
     )  # fmt: skip
-    n, memory = accelerator.num_processes, memory_bytes(accelerator.device)
-    reference = config.uses_reference or "reference" in aligner.required()
-    sharded = n == 1 or is_sharded(config, policy, n, memory, reference=reference)
-    rows, saving = config.micro_batch(n), less_memory(config, copies=not sharded)
+    rows = config.micro_batch(accelerator.num_processes)
     grids = ready.shown and SampleGrids(ready.shown, config.sample_every, rows)
-    with enough_memory("--micro-batch-size", rows, saving):
+    with enough_to_train(config, policy, aligner, accelerator):
         result = train(work, aligner, config, run, accelerator, grids)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}
