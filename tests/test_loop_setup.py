@@ -359,3 +359,18 @@ def test_a_resumed_run_draws_no_grid_twice(
         half(path, done)
     train(work(), ALIGNER, OPTIONS, run_at(path), make_accelerator("no"), made)
     assert [asked[0] for asked in drawn] == expected
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_progress_begins_where_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    path, shown, plain = tmp_path / "r", list[tuple[Any, Any]](), loop_module.progress
+    monkeypatch.setattr(
+        loop_module, "progress",
+        lambda *given, **named: shown.append((given, named)) or plain(*given, **named),
+    )  # fmt: skip
+    if done:
+        half(path, done)
+    train(work(), ALIGNER, OPTIONS, run_at(path), make_accelerator("no"))
+    assert shown == [(("aligning", 5, "steps"), {"done": done})]

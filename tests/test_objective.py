@@ -21,6 +21,7 @@ from sayso.testing import ToyPolicy, toy_rows, toy_work
 from sayso.training.loop import _Loop, placed, train
 from sayso.training.objective import (
     Part,
+    _alike,
     _is_shown,
     norm_excess,
     objective,
@@ -133,6 +134,24 @@ def test_rows_are_predicted_together_if_they_say_what_is_shown(
     names: set[str], rows: int, is_shown: bool
 ) -> None:
     assert _is_shown(Batch({name: torch.zeros(rows) for name in names})) is is_shown
+
+
+@pytest.mark.parametrize(
+    ("own", "natural", "alike"),
+    [
+        ((2, 4, 8, 6), (3, 4, 8, 6), True), ((2, 4, 8, 6), (2, 4, 6, 8), False),
+        ((2, 4, 8, 6), (2, 4, 8, 4), False), ((2, 4, 8, 6), (2, 4, 4, 6), False),
+        ((2, 4, 8, 6), (2, 16, 8, 6), False),
+    ],
+)  # fmt: skip
+def test_only_rows_of_one_size_are_predicted_together(
+    own: tuple[int, ...], natural: tuple[int, ...], alike: bool
+) -> None:
+    more = Batch({"latents": torch.zeros(natural)})
+    assert _alike(Batch({"latents": torch.zeros(own)}), more) is alike
+    # what is shown counts, where it is given
+    shown = Batch({"noisy": torch.zeros(own), "latents": torch.zeros(1, 1, 1, 1)})
+    assert _alike(shown, more) is alike
 
 
 def test_a_prediction_of_0_has_a_slope() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sayso.aligners import Batch, Work, predict_together, stratified
-from sayso.base.types import Sampler, digest
+from sayso.base.types import Sampler, Size, digest
 from sayso.data.rows import EMPTY
 from sayso.testing import ToyPolicy, toy_work
 
@@ -97,6 +97,51 @@ def test_pretraining_rows_of_a_step_written_out(rank: int) -> None:
     by_one = work.pretraining_batch(2)
     assert by_one is not None
     assert torch.equal(by_one["noise"], drawn[1][2 * rank :][:2])
+
+
+SIZES = (Size(32, 32), Size(40, 24), Size(24, 40))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rows_of_a_bucket_written_out(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket by its number of images, then the images; the network is told its size."""
+    plain = toy_work(batch_size=6, n_pretraining=2, rank=rank, world=2, sampler=Sampler(3, 4.5))
+    natural = plain.data.pretraining
+    bucket = torch.tensor([0, 1, 2, 0] * 3)
+    work = dataclasses.replace(
+        plain, data=dataclasses.replace(plain.data, bucket=bucket, sizes=SIZES)
+    )
+
+    def told(cond: dict[str, Tensor], sampler: Sampler) -> dict[str, Tensor]:
+        width = float(sampler.image_size.width + sampler.guidance_scale)
+        return cond | {"width": torch.full((len(cond["number"]),), width)}
+
+    def expect(batch: Batch | None, generator: torch.Generator, dropout: float) -> int:
+        number = int(stratified(torch.tensor([6.0, 3.0, 3.0]), 1, generator))
+        alike = natural[bucket == number]
+        rows = alike[stratified(torch.ones(len(alike)), 2, generator)]
+        drawn, rest = draws(work, generator, 2), slice(0, 0) if rank == 0 else slice(0, 2)
+        assert batch is not None
+        assert_rows(work, batch, rows[rest], tuple(x[rest] for x in drawn), dropout)
+        assert (batch.cond["width"] == SIZES[number].width + 4.5).all()
+        assert len(batch) == 2 * rank
+        return number
+
+    monkeypatch.setattr(work.policy, "with_sampler", told)
+    indices, weight, seen = work.data.own[[3, 1, 4, 0, 5, 2]], torch.arange(6.0), set[int]()
+    mine = slice(0, 4) if rank == 0 else slice(4, 6)
+    for step in range(12):
+        batch = work.denoising_batch(
+            indices, work.generator(step), prompt_dropout=0.5, unit=2, weight=weight
+        )
+        generator = work.generator(step)
+        own = tuple(x.repeat_interleave(2, 0)[mine] for x in draws(work, generator, 3))
+        assert_rows(work, batch, indices[mine], own, 0.5)
+        assert torch.equal(batch["weight"], weight[mine])
+        seen.add(expect(batch.pretraining, generator, 0.5))
+        generator = work.generator(step, "pretraining")
+        expect(work.pretraining_batch(step, 2), generator, 0.0)
+    assert seen == {0, 1, 2}
 
 
 def test_batches_predicted_together_are_predicted_as_alone() -> None:
