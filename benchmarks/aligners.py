@@ -22,6 +22,12 @@ OPTIONS = {
     "--prompt-dropout 0.2",
     "dpo": "--max-steps 90 --beta 50 --learning-rate 2e-4 --warmup-steps 5 --ema-decay 0.95 "
     "--prompt-dropout 0.2",
+    "nft": "--max-steps 90 --beta 1 --learning-rate 2e-4 --warmup-steps 5 --ema-decay 0.95 "
+    "--prompt-dropout 0.2",
+    "kto": "--max-steps 90 --beta 50 --learning-rate 2e-4 --warmup-steps 5 --ema-decay 0.95 "
+    "--prompt-dropout 0.2",
+    "lair": "--max-steps 90 --beta 25 --learning-rate 2e-4 --warmup-steps 5 --ema-decay 0.95 "
+    "--prompt-dropout 0.2",
     "grpo": "--max-steps 104 --images 128 --batch-size 384 --micro-batch-size 64 --warmup-steps 4 "
     "--ema-decay 0.9",
 }

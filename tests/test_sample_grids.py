@@ -10,14 +10,15 @@ import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from loops import ALIGNER, OPTIONS, run_at, work
-from PIL import Image
+from PIL import Image, ImageFont
 from studies import rated_study
 from test_processes import TWO, launched
 from test_trackers import board_of
 from torch import nn
 
 from sayso.aligners.sft import GoodImages
-from sayso.base.contact_sheet import SIDE_PX, contact_sheet, spaced, tiles
+from sayso.base import contact_sheet as contact_sheet_module
+from sayso.base.contact_sheet import SIDE_PX, contact_sheet, lacking, spaced, tiles
 from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
@@ -251,6 +252,42 @@ def test_large_pictures_are_made_smaller(size: tuple[int, int]) -> None:
     width, height = box[2] - box[0], box[3] - box[1]
     assert max(width, height) == SIDE_PX
     assert width == max(1, round(size[0] * SIDE_PX / max(size)))
+
+
+def test_letters_that_pillows_font_lacks_come_from_the_systems(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = contact_sheet_module.font_for("a cat, 3", 13)
+    assert lacking(plain, "a cat, 3") == 0
+    assert lacking(plain, "Bär Öl ä") == 2
+
+    def truetype(name: str, height: int) -> Any:
+        if name == "none.ttf":
+            raise OSError("cannot open resource")
+        return {"worse.ttf": plain, "better.ttf": better}[name]
+
+    better = _Better()
+    monkeypatch.setattr(contact_sheet_module, "FONTS", ("none.ttf", "worse.ttf", "better.ttf"))
+    monkeypatch.setattr(contact_sheet_module.ImageFont, "truetype", truetype)
+    monkeypatch.setattr(contact_sheet_module.ImageFont, "load_default", lambda height: plain)
+    assert contact_sheet_module.font_for("Bär", 13) is better
+    assert contact_sheet_module.font_for("bar", 13) is not better
+
+
+class _Better(ImageFont.ImageFont):
+    """Has every letter."""
+
+    def getmask(self, text: str, *_args: Any, **_named: Any) -> Any:
+        return _Mask(text)
+
+
+class _Mask(bytes):
+    """Each character is another one's."""
+
+    size = (1, 1)
+
+    def __new__(cls, character: str) -> "_Mask":
+        return super().__new__(cls, character.encode())
 
 
 def test_evenly_spaced() -> None:

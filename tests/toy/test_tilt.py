@@ -11,6 +11,9 @@ from torch import Tensor
 from sayso.aligners import Aligner, Work
 from sayso.aligners.dpo import DirectPreference
 from sayso.aligners.grpo import GroupPolicy
+from sayso.aligners.kto import KahnemanTversky
+from sayso.aligners.lair import Listwise
+from sayso.aligners.nft import NegativeAware
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
 from sayso.base.devices import make_accelerator
@@ -27,7 +30,7 @@ from sayso.training.options import TrainOptions
 N = 2000
 SAMPLER = Sampler(num_inference_steps=20)
 OPTIONS = TrainOptions(
-    max_steps=1500,
+    max_steps=750,
     batch_size=256,
     learning_rate=2e-3,
     checkpoint_every=1000,
@@ -63,7 +66,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> ToyPolicy:
     signs = torch.randint(2, (4000, 2, 1, 1), generator=rng) * 2.0 - 1
     points = signs + 0.2 * torch.randn(signs.shape, generator=rng)
     ones, path = torch.ones(4000), tmp_path_factory.mktemp("base") / "run"
-    return tune(ToyPolicy(), GoodImages(prompt_dropout=0.0), points, ones, ones, path)
+    longer = dataclasses.replace(OPTIONS, max_steps=1500)
+    return tune(ToyPolicy(), GoodImages(prompt_dropout=0.0), points, ones, ones, path, longer)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +168,34 @@ def test_beta_and_guard_hold_dpo_back(base: ToyPolicy, own: Tensor, tmp_path: Pa
     guarded = by_pairs(base, own, tmp_path / "g", 1.0, beta=5.0, guard=0.8)
     assert shares(base)[0] < held[0] < free[0]
     assert guarded[0] < free[0] - 0.1
+
+
+def by_labels(base: ToyPolicy, own: Tensor, path: Path, aligner: Aligner, sign: int) -> Tensor:
+    """Ratings of many raters: a share of good for each corner."""
+    labels = (SCORE[corner(own)] / 2 - 0.5) * sign + 0.5
+    short = dataclasses.replace(OPTIONS, max_steps=250, learning_rate=1e-3)
+    return shares(tune(base, aligner, own, labels, labels, path, short))
+
+
+FROM_LABELS = [
+    NegativeAware(prompt_dropout=0.0),
+    KahnemanTversky(prompt_dropout=0.0, beta=20.0, good_share=0.5),
+    Listwise(prompt_dropout=0.0, beta=2.0),
+]
+
+
+@pytest.mark.parametrize("aligner", FROM_LABELS, ids=lambda a: type(a).__name__)
+def test_labels_move_it_and_turned_round_move_it_the_other_way(
+    base: ToyPolicy, own: Tensor, tmp_path: Path, aligner: Aligner
+) -> None:
+    """Corner 0 is good, 3 is bad, 1 and 2 are neither."""
+    before = shares(base)
+    better = by_labels(base, own, tmp_path / "r", aligner, 1) - before
+    worse = by_labels(base, own, tmp_path / "w", aligner, -1) - before
+    assert better[0] > 0.15
+    assert better[3] < -0.1
+    assert worse[3] > 0.15
+    assert worse[0] < -0.1
 
 
 class Corners(Reward):

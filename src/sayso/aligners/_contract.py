@@ -30,7 +30,17 @@ from sayso.base.errors import UserError
 from sayso.base.plugins import load_plugin, refuse_bad_options
 
 NEEDS = frozenset(
-    {"data", "pairs", "reward", "gradient", "rollouts", "reference", "old", "pretraining"}
+    {
+        "data",
+        "pairs",
+        "reward",
+        "gradient",
+        "rollouts",
+        "reference",
+        "old",
+        "weights",
+        "pretraining",
+    }
 )
 
 
@@ -40,7 +50,8 @@ class Aligner(ABC):
     `needs` says what it cannot do without, checked before any model loads: "data" (images rated
     good and bad), "pairs" (preferences), "reward" (a learned or fixed reward), "gradient" (of the
     reward, to the images), "rollouts" (images drawn and rewarded between the updates), "reference"
-    (the frozen start), "old" (an older self of the policy), "pretraining" (pre-training images).
+    (the frozen start), "old" (an older self of the policy), "weights" (batches that depend on the
+    policy as it is when they are made), "pretraining" (pre-training images).
 
     `defaults` are options of the loop that it is used with unless told otherwise, for those that
     are None there: learning_rate and pretraining_weight.

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -13,7 +14,13 @@ _NARROWEST_PX, _GAP_PX, _MARGIN_PX = 160, 12, 16
 _CAPTION_LINES = 3
 _INK, _SOFT, _PAPER, _NOTHING = "#1a1a1a", "#555555", "#ffffff", "#d9d9d9"
 _KEY = "contact-sheet"
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+FONTS = (
+    "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "NotoSans-Regular.ttf", "arial.ttf",
+    "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc",
+    "Hiragino Sans GB.ttc", "malgun.ttf",
+)  # fmt: skip
+"""Fonts that systems have, for letters that Pillow's own lacks."""
 Row = TypeVar("Row")
 Box = tuple[int, int, int, int]
 
@@ -43,7 +50,7 @@ def contact_sheet(
         captions: of each, in as many as three lines.
         title: above all.
     """
-    font, large = ImageFont.load_default(13), ImageFont.load_default(17)
+    font, large = font_for("".join(captions), 13), font_for(title, 17)
     given = next((p.size for p in pictures if p is not None), (SIDE_PX, SIDE_PX))
     size = _shown(given)
     column = max(size[0], _NARROWEST_PX)
@@ -82,6 +89,33 @@ def tiles(sheet: Image.Image) -> list[tuple[str, Image.Image]]:
         return []
 
 
+def font_for(text: str, height: int) -> Font:
+    """Pillow's own font, which has plain Latin letters only, or one of the system that has more.
+
+    Args:
+        height: in pixels.
+    """
+    best = ImageFont.load_default(height)
+    fewest = lacking(best, text)
+    for name in FONTS if fewest else ():
+        with suppress(OSError):
+            font = ImageFont.truetype(name, height)
+            if (n := lacking(font, text)) < fewest:
+                best, fewest = font, n
+    return best
+
+
+def lacking(font: Font, text: str) -> int:
+    """How many different characters of the text the font does not have."""
+    nothing = _drawn(font, "\U0010ffff")
+    return sum(_drawn(font, c) == nothing for c in set(text) if not c.isspace())
+
+
+def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
+    mask: Any = font.getmask(character)
+    return mask.size, bytes(mask)
+
+
 def spaced(rows: Sequence[Row], most: int) -> list[Row]:
     """At most so many of the rows, evenly spaced, the first and the last among them."""
     n = min(len(rows), most)
@@ -105,11 +139,11 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize(size, how)
 
 
-def _height(font: _Font) -> int:
+def _height(font: Font) -> int:
     return int(font.getbbox("Ágjp")[3]) + 3
 
 
-def _wrapped(text: str, font: _Font, width: int) -> list[str]:
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
     """The text in lines of at most that width; what does not fit in them ends in an ellipsis."""
     lines, words = [""], text.split()
     while words:

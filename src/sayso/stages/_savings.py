@@ -1,10 +1,17 @@
 """Options that take less memory, in the order in which they are worth trying."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sayso.base.devices import QUANTISED
+from sayso.base.devices import QUANTISED, enough_memory, memory_bytes
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sayso.aligners import Aligner
+    from sayso.families import Policy
 
 LORA_RANK = 16
 
@@ -41,6 +48,21 @@ def fitting(
                 best = _larger(now, config, needed, memory)
                 return Saved(_flags(config, best), needed(best))
     return None
+
+
+@contextmanager
+def enough_to_train(
+    config: Any, policy: "Policy", aligner: "Aligner", accelerator: "Accelerator"
+) -> Iterator[None]:
+    """A block that trains. Raises: UserError: if memory runs out, with what takes less."""
+    from sayso.training.spread import is_sharded
+
+    n, memory = accelerator.num_processes, memory_bytes(accelerator.device)
+    reference = config.uses_reference or "reference" in aligner.required()
+    copies = n > 1 and not is_sharded(config, policy, n, memory, reference=reference)
+    saving = less_memory(config, copies=copies)
+    with enough_memory("--micro-batch-size", config.micro_batch(n), saving):
+        yield
 
 
 def less_memory(config: Any, *, copies: bool = False) -> str:

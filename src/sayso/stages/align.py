@@ -5,17 +5,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sayso.base.contact_sheet import spaced
 from sayso.base.devices import (
     BASE_PRECISIONS,
     QUANTISED,
     BasePrecision,
     MixedPrecision,
-    enough_memory,
     is_main_process,
     main_process_first,
     make_accelerator,
-    memory_bytes,
     number_of_processes,
 )
 from sayso.base.errors import UserError, check_seed
@@ -49,8 +46,6 @@ if TYPE_CHECKING:
 RATERS = ("people", "simulated")
 CONDITIONS = ("auto", "table", "encode")
 PRETRAINING = "pre-training images"
-SAMPLE_PROMPTS = 8
-"""How many of the prompts that are trained on a sample grid shows."""
 
 
 @dataclass(frozen=True)
@@ -309,36 +304,24 @@ def _prepare(
 ) -> "Ready":
     """See `prepare`."""
     from sayso.stages._ready import Wanted, prepare
+    from sayso.stages._sample_prompts import sample_prompts
 
     wanted = Wanted(
         f"runs/align-{name}", config.model, config.reward, config.base_precision,
         _n_pretraining(config, aligner), config.conditions, config.workers,
-        config.leave_out_damaged, config.sharding, _sample_prompts(study, config, inputs),
+        config.leave_out_damaged, config.sharding, sample_prompts(study, config, inputs),
         config.bucket_step,
     )  # fmt: skip
     accelerator = make_accelerator(config.mixed_precision)
     return prepare(study, aligner, wanted, inputs, accelerator, gathered=gathered)
 
 
-def _sample_prompts(study: Study, config: AlignConfig, inputs: JsonObject) -> list[tuple[str, int]]:
-    """The prompts of sample grids, each with the seed of its first image in the study."""
-    from sayso.stages._drawing_plan import seed_of
-
-    if not config.sample_every:
-        return []
-    ids = {prompt.text: prompt.id for prompt in study.prompts()}
-    trained_on = inputs.get("prompts") or [row["text"] for row in inputs["images"]]
-    texts = config.prompts_of_grids() or spaced([*dict.fromkeys(trained_on)], SAMPLE_PROMPTS)
-    return [(text, seed_of(study, ids.get(text, text), 0)) for text in texts]
-
-
 def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, ready: "Ready") -> None:
     from sayso.stages._ready import scores_samples
-    from sayso.stages._savings import less_memory
+    from sayso.stages._savings import enough_to_train
     from sayso.stages._training_data import facts, work_of
     from sayso.training.loop import train
     from sayso.training.sample_grids import SampleGrids
-    from sayso.training.spread import is_sharded
 
     accelerator, policy, rewards = ready.accelerator, ready.policy, ready.rewards
     inputs = run.inputs or {}
@@ -352,12 +335,9 @@ def _train(study: Study, config: AlignConfig, aligner: "Aligner", run: Run, read
         study, config, aligner, policy, ready.rows, inputs,
         reward=config.reward, seed=_seed(study, config),
     )  # fmt: skip
-    n, memory = accelerator.num_processes, memory_bytes(accelerator.device)
-    reference = config.uses_reference or "reference" in aligner.required()
-    sharded = n == 1 or is_sharded(config, policy, n, memory, reference=reference)
-    rows, saving = config.micro_batch(n), less_memory(config, copies=not sharded)
+    rows = config.micro_batch(accelerator.num_processes)
     grids = ready.shown and SampleGrids(ready.shown, config.sample_every, rows)
-    with enough_memory("--micro-batch-size", rows, saving):
+    with enough_to_train(config, policy, aligner, accelerator):
         result = train(work, aligner, config, run, accelerator, grids)
     if accelerator.is_main_process:
         identity = {"identity": weights_identity(study, run)}

@@ -32,7 +32,7 @@ def check_aligner(kind: type[Aligner], **options: object) -> None:
     aligner = kind(**options)
     assert aligner.required() <= aligner.needs <= NEEDS, f"{kind.__name__} needs unknown things"
     period = aligner.period(8)
-    work = toy_work(max_steps=max(4, 2 * period))
+    work = toy_work(_trained_a_little(), max_steps=max(4, 2 * period))
     batches = list(aligner.batches(work))
     assert len(batches) == work.max_steps, f"{len(batches)} batches for {work.max_steps} steps"
     assert all(len(batch) == 8 for batch in batches), "a batch must have batch_size rows"

@@ -137,11 +137,13 @@ def toy_work(policy: ToyPolicy | None = None, **changes: Any) -> Work:
 
 
 def toy_rows(n_own: int = 24, n_pretraining: int = 12, seed: int = 0) -> TrainingRows:
-    """Points with labels (a third good, a third bad, the rest none) and rewards in (0, 1)."""
+    """Points of three prompts, each with labels (a third good, a third bad, the rest none), and
+    rewards in (0, 1).
+    """
     rng = torch.Generator().manual_seed(seed)
     points = torch.randn(n_own + n_pretraining, 2, 1, 1, generator=rng)
     labels = [(1.0, 0.0, float("nan"))[i % 3] for i in range(n_own)]
     rewards = torch.rand(n_own, generator=rng).mul(0.9).add(0.05).tolist()
-    texts = [str(i % 3) for i in range(n_own)]
+    texts = [str(i // 3 % 3) for i in range(n_own)]
     pretraining = (points[n_own:], ["0"] * n_pretraining)
     return make_rows(ToyPolicy(), (points[:n_own], texts), labels, rewards, pretraining)

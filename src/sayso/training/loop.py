@@ -99,7 +99,7 @@ def _ahead(aligner: Aligner, work: Work) -> Iterator[Batch]:
             pretraining = work.pretraining_batch(step, aligner.unit)
         return Batch(batch.tensors, pretraining).to(work.policy.device)
 
-    after_updates = aligner.required() & {"rollouts", "old"}
+    after_updates = aligner.required() & {"rollouts", "old", "weights"}
     if after_updates or work.policy.device.type == "cpu":
         return map(ready, batches)
     return prefetched(batches, ready)

@@ -1,0 +1,149 @@
+"""Negative-aware fine-tuning: learn towards good images and, within bounds, away from bad ones."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.base.errors import UserError
+
+Score = Literal["label", "reward"]
+FLOOR = 1e-5
+"""Least mean error that a row is divided by."""
+
+
+def contrastive_loss(
+    prediction: Float[Tensor, "b c h w"],
+    old: Float[Tensor, "b c h w"],
+    target: Float[Tensor, "b c h w"],
+    optimality: Float[Tensor, " b"],
+    beta: float,
+) -> Float[Tensor, " b"]:
+    """The error of a model moved as the policy was, and of one moved the opposite way.
+
+    L = [r · |p⁺ − target|² / w⁺ + (1 − r) · |p⁻ − target|² / w⁻] / β, with p± = old ± β · (p − old)
+    and w± the mean absolute difference of p± and target, which has no gradient. At p = old the
+    gradient is that of (2r − 1) times the error. Where r is below 1/2 the policy moves away from
+    the image, but not without bound: if the w± were 1, the best p − old would be
+    (2r − 1)/β · (target − old).
+
+    Args:
+        prediction: the policy's.
+        old: of the model that drew the images, for the same rows.
+        target: what the network should predict.
+        optimality: r, how good each image is, in [0, 1]; 1/2 is neither.
+        beta: β, above 0; larger values stay nearer to old.
+    Returns: loss per row, not reduced.
+    Raises: ValueError: if beta ≤ 0.
+    Source: DiffusionNFT 2025, arXiv 2509.16117, Sec. 3 and its code. There the errors are of the
+        image that velocities point to, t times those here; here they are of what the network
+        predicts, which serves eps and v too.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta {beta} must be above 0")
+    step = beta * (prediction.float() - old.float())
+    towards, away = (_scaled_error(old.float() + sign * step - target.float()) for sign in (1, -1))
+    return (optimality * towards + (1 - optimality) * away) / beta
+
+
+def _scaled_error(off: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    rows = off.flatten(1)
+    size = rows.detach().abs().double().mean(1).clamp(min=FLOOR)
+    return rows.square().mean(1) / size.float()
+
+
+def within_prompts(score: Float[Tensor, " n"], prompt: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Scores as distances from the mean of their prompt, around 1/2 and in [0, 1].
+
+    Prompts whose images are all alike then say nothing.
+
+    Args:
+        score: in [0, 1].
+        prompt: which prompt each image was drawn for.
+    """
+    _, place = prompt.unique(return_inverse=True)
+    n = torch.bincount(place)
+    mean = torch.zeros(len(n)).index_add(0, place, score) / n
+    return 0.5 + (score - mean[place]) / 2
+
+
+@dataclass(frozen=True)
+class NegativeAware(Aligner):
+    """Fine-tune on rated samples: towards the good ones, and by a bounded step from the bad ones.
+
+    The model that drew them is the frozen start, so no images are drawn while training.
+
+    Source: DiffusionNFT 2025, arXiv 2509.16117, in the place of whose group rewards stand labels.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward", "reference"})
+
+    beta: float = 1.0
+    """How near the policy stays to the model that drew the images; smaller values move further. It
+    is a factor of predictions, so it does not change with the image size."""
+    score: Score = "label"
+    """What says how good an image is: label, the share of good among people's ratings; or reward,
+    the learned reward, for images that nobody rated too."""
+    centred: bool = False
+    """Compare each image with the others of its prompt, as the paper does: prompts whose images are
+    all good or all bad then say nothing."""
+    prompt_dropout: float = 0.1
+    """Share of rows trained with the empty prompt, for classifier-free guidance."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < float("inf"):
+            raise UserError(f"beta {self.beta} must be above 0; try 1")
+        if not 0 <= self.prompt_dropout < 1:
+            raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
+
+    def required(self) -> frozenset[str]:
+        return self.needs - {"reward" if self.score == "label" else "data"}
+
+    def batches(self, work: Work) -> Iterator[Batch]:
+        rows, optimality = self.scored_rows(work)
+        alike = torch.ones(len(rows))
+        for step in work.steps:
+            generator = work.generator(step)
+            chosen = stratified(alike, work.batch_size, generator)
+            yield work.denoising_batch(
+                rows[chosen], generator, prompt_dropout=self.prompt_dropout,
+                optimality=optimality[chosen],
+            )  # fmt: skip
+
+    def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        target = work.policy.target(batch["latents"], batch["noise"], batch["t"])
+        drew, r = work.prediction(batch, "reference"), batch["optimality"]
+        loss = contrastive_loss(work.prediction(batch), drew, target, r, self.beta)
+        rise = (work.error(batch) - work.error(batch, "reference")).detach()
+        scalars = {"error": work.error(batch).mean()}
+        for name, chosen in (("rise_good", r > 0.5), ("rise_bad", r < 0.5)):
+            if chosen.any():
+                scalars[name] = rise[chosen].mean()
+        return loss.mean(), scalars
+
+    def scored_rows(self, work: Work) -> tuple[Tensor, Tensor]:
+        """Indices of the samples that take part, and how good they are, in [0, 1].
+
+        Raises: UserError: if none is rated, or a reward is not in [0, 1].
+        """
+        data = work.data
+        score = (data.label if self.score == "label" else data.reward)[: data.n_own]
+        use = (
+            score.isfinite() if self.score == "label" else torch.ones_like(score, dtype=torch.bool)
+        )
+        if not use.any():
+            raise UserError("there are no images to train on: rate some")
+        found = score[use]
+        # NaN is not between them either
+        if not ((found >= 0) & (found <= 1)).all():
+            raise UserError(
+                f"rewards from {found.min():.3g} to {found.max():.3g}, but nft needs them in "
+                "[0, 1]; choose a run of fit"
+            )
+        if self.centred:
+            found = within_prompts(found, data.text[: data.n_own][use])
+        return data.own[use], found
