@@ -81,8 +81,10 @@ class Drawer:
             yield policy, encoded
             for part in ("network", "vae"):
                 policy.release(part)
-            self.accelerator.free_memory()
-            self._next = self._turn(self._load("text")) if self._left else None
+            if self._left:
+                # the accelerator holds the network too
+                self.accelerator.free_memory()
+                self._next = self._turn(self._load("text"))
 
     @property
     def advice(self) -> str:
@@ -92,7 +94,9 @@ class Drawer:
     def _turn(self, encoder: "Policy") -> "tuple[Policy, list[Encoded]]":
         encoded = self._encoded(encoder)
         encoder.release("text")
-        self.accelerator.free_memory()
+        if self.accelerator.device.type != "cpu":
+            # looking for what nothing holds is slow, and a CPU's memory needs none of it
+            self.accelerator.free_memory()
         policy = self._load("network", "vae")
         network = policy.network.eval()
         policy.network = self.accelerator.prepare_model(network, evaluation_mode=True)
