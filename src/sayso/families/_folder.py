@@ -126,8 +126,10 @@ def refuse_strangers(folder: Path, wrong: Mapping[str, bool]) -> None:
 def on_meta(kind: Any, folder: Path) -> Any:
     """A part with the right shapes and no weights, on the meta device; only its config is read.
 
-    Raises: UserError: if the config cannot be used.
+    Raises: UserError: if the config is missing or cannot be used.
     """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json; restore the folder")
     with readable(folder), quiet_libraries(), torch.device("meta"):
         if hasattr(kind, "load_config"):  # diffusers
             return kind.from_config(kind.load_config(folder))
