@@ -245,12 +245,12 @@ def conditions_like(folder: Path) -> dict[str, Any]:
 def random_network(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Policy:
     """A policy of a folder of configs whose network has random weights on the device."""
     kind: Any = family(folder)
-    policy = kind.load(folder, torch.device("meta"), parts=("network",))
-    policy.network = policy.network.to(dtype).to_empty(device=device)
+    policy = kind.load(folder, device, parts=())
+    network = kind.load(folder, torch.device("meta"), parts=("network",)).network
+    policy.network = network.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for tensor in policy.network.parameters():
             tensor.normal_(std=0.02)
-    policy.device = device
     return policy
 
 
