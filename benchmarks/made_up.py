@@ -34,8 +34,7 @@ def make_study(path: Path, images: int, size_px: int = 64) -> Study:
     """A study with records of `images` images of noise; at most `FILES` files lie under them."""
     study = Study.create(path, StudyInfo("benchmark", sampler=SAMPLER))
     study.write_prompts(
-        Prompt(f"p{i}", f"prompt {i} of a benchmark", "count", {}, "train")
-        for i in range(-(-images // PER_PROMPT))
+        Prompt(f"p{i}", f"a {i}", "count", {}, "train") for i in range(-(-images // PER_PROMPT))
     )
     rng = np.random.default_rng(0)
     (path / "images").mkdir(exist_ok=True)
