@@ -37,7 +37,8 @@ grpo = AlignConfig(
     aligner="grpo", reward="clip_score", max_steps=3, batch_size=8, mixed_precision="no"
 )
 align(study, grpo, GroupPolicy(images=8, group_size=4, steps_per_image=1))
-print("processes:", PartialState().num_processes)
+# in one piece, for two processes write to one place
+sys.stdout.write(f"processes: {PartialState().num_processes}\\n")
 """
 
 
@@ -118,7 +119,8 @@ for i, block in enumerate([{blocks}]):
             time.sleep(3)
             made.touch()
         assert made.exists(), "the second came first"
-print("done")
+# in one piece, for both write to one place
+sys.stdout.write("done\\n")
 """
 BY_STAGE = "devices.main_process_first"
 BY_ACCELERATOR = "lambda: devices.make_accelerator('no').local_main_process_first()"
@@ -134,11 +136,12 @@ def test_a_slow_first_process_does_not_end_the_second(blocks: list[str], tmp_pat
 
 LEAVE = """
 import atexit
+import sys
 
 from torch import distributed
 
 # what is registered first runs last
-atexit.register(lambda: print("left:", not distributed.is_initialized()))
+atexit.register(lambda: sys.stdout.write(f"left: {not distributed.is_initialized()}\\n"))
 
 from sayso.base import devices
 
