@@ -1,9 +1,12 @@
-"""A toy's optimisation loop: ready to step, stopped half-way, or run to its end."""
+"""A toy's training: ready to step, stopped half-way, or run to its end; and any, killed."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -70,3 +73,19 @@ def half(path: Path, steps: int = 3) -> _Loop:
     loop.save_checkpoint()
     loop.saver.wait()
     return loop
+
+
+@contextmanager
+def killed_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
+    """A block whose training is interrupted before its update after so many steps."""
+    update = _Loop.update
+
+    def until(loop: Any, batch: Batch) -> None:
+        if loop.step == step:
+            raise KeyboardInterrupt
+        update(loop, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Loop, "update", until)
+        with pytest.raises(KeyboardInterrupt):
+            yield

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import killed_at
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from studies import rated_study
@@ -30,7 +31,6 @@ from sayso.study.run import Run
 from sayso.study.study import Study
 from sayso.testing import ToyPolicy, toy_work
 from sayso.testing.toy import toy_rows
-from sayso.training import loop as training
 
 CPU = torch.device("cpu")
 SQUARE, WIDE, TALL = Size(32, 32), Size(40, 24), Size(24, 40)
@@ -302,17 +302,9 @@ def test_portions_change_nothing(study: Study, one: Run) -> None:
 def test_a_killed_run_ends_in_the_same_bits(
     study: Study, one: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, plain = dataclasses.replace(CONFIG, name="killed"), training._Loop.update
-
-    def update(loop: Any, batch: Any) -> None:
-        if loop.step == 3:
-            raise KeyboardInterrupt
-        plain(loop, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training._Loop, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            align(study, config, GoodImages())
+    config = dataclasses.replace(CONFIG, name="killed")
+    with killed_at(monkeypatch, 3):
+        align(study, config, GoodImages())
     assert largest_difference(align(study, config, GoodImages()), one) == 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from loops import ALIGNER, OPTIONS, run_at, work
+from loops import ALIGNER, OPTIONS, killed_at, run_at, work
 from PIL import Image, ImageFont
 from studies import rated_study
 from test_processes import TWO, launched
@@ -72,17 +72,8 @@ def test_a_killed_run_ends_the_same_grids_and_all(
 ) -> None:
     """Killed after the grid of step 4, which is in no checkpoint; it is drawn again."""
     config = dataclasses.replace(SAMPLED, name="killed")
-    plain = training._Loop.update
-
-    def update(loop: Any, batch: Any) -> None:
-        if loop.step == 4:
-            raise KeyboardInterrupt
-        plain(loop, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training._Loop, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            align(study, config, GoodImages())
+    with killed_at(monkeypatch, 4):
+        align(study, config, GoodImages())
     killed = study.path / "runs" / "align-killed" / "samples" / "step-000004.png"
     killed.unlink()
     run = align(study, config, GoodImages())
@@ -302,21 +293,14 @@ def test_evenly_spaced() -> None:
 
 def test_tensorboard_has_them_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(SAMPLED, name="tracked", tracker="tensorboard")
-    plain = training._Loop.update
-
-    def update(loop: Any, batch: Any) -> None:
-        if loop.step == 4:
-            raise KeyboardInterrupt
-        plain(loop, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training._Loop, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            align(study, config, GoodImages())
+    with killed_at(monkeypatch, 4):
+        align(study, config, GoodImages())
     run = align(study, config, GoodImages())
     shown = board_of(run)
     assert [event.step for event in shown.Images("samples")] == [0, 2, 4]
     assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3, 4, 5]
+    noted = json.loads((run.path / "trackers.json").read_text())
+    assert (noted["tensorboard"]["step"], noted["tensorboard"]["shown"]) == (5, 4)
 
 
 def test_other_trackers_have_them_once_and_in_order(
@@ -373,8 +357,3 @@ def test_a_strip_leaves_out_other_prompts_and_what_is_no_grid(tmp_path: Path) ->
     strip = sample_strip(run)
     assert strip is not None
     assert (strip.prompts, [step for step, _ in strip.rows]) == (["new"], [1, 2])
-
-
-def test_the_record_of_what_was_sent_is_json(study: Study) -> None:
-    noted = json.loads((study.path / "runs" / "align-tracked" / "trackers.json").read_text())
-    assert (noted["tensorboard"]["step"], noted["tensorboard"]["shown"]) == (5, 4)

@@ -2,6 +2,15 @@
 
 from sayso.aligners._batch import Batch
 from sayso.aligners._contract import NEEDS, Aligner, load_aligner
-from sayso.aligners._work import Work, predict_together, stratified
+from sayso.aligners._work import Work, predict_together, prompt_means, stratified
 
-__all__ = ["NEEDS", "Aligner", "Batch", "Work", "load_aligner", "predict_together", "stratified"]
+__all__ = [
+    "NEEDS",
+    "Aligner",
+    "Batch",
+    "Work",
+    "load_aligner",
+    "predict_together",
+    "prompt_means",
+    "stratified",
+]

@@ -245,6 +245,17 @@ def _inputs(policy: Policy, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Ten
     return torch.cat([noisy, noisy]), t.repeat(2), join([batch.uncond, cond])
 
 
+def prompt_means(values: Float[Tensor, " n"], prompt: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """For each image the mean of the values of all images of its prompt.
+
+    Args:
+        prompt: which prompt each image was drawn for.
+    """
+    _, place = prompt.unique(return_inverse=True)
+    n = torch.bincount(place)
+    return (torch.zeros(len(n)).index_add(0, place, values) / n)[place]
+
+
 def stratified(
     weights: Float[Tensor, " n"], count: int, generator: torch.Generator
 ) -> Int[Tensor, " count"]:

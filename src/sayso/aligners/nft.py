@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.aligners import Aligner, Batch, Work, prompt_means, stratified
 from sayso.base.errors import UserError
 
 Score = Literal["label", "reward"]
@@ -65,10 +65,7 @@ def within_prompts(score: Float[Tensor, " n"], prompt: Int[Tensor, " n"]) -> Flo
         score: in [0, 1].
         prompt: which prompt each image was drawn for.
     """
-    _, place = prompt.unique(return_inverse=True)
-    n = torch.bincount(place)
-    mean = torch.zeros(len(n)).index_add(0, place, score) / n
-    return 0.5 + (score - mean[place]) / 2
+    return 0.5 + (score - prompt_means(score, prompt)) / 2
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.aligners import Aligner, Batch, Work, prompt_means, stratified
 from sayso.base.errors import UserError
 from sayso.data.rows import TrainingRows
 
@@ -47,10 +47,7 @@ def even_over_prompts(
         weight: weight per image, ≥ 0.
         prompt: which prompt each image was drawn for.
     """
-    _, place = prompt.unique(return_inverse=True)
-    n = torch.bincount(place)
-    mean = torch.zeros(len(n)).index_add(0, place, weight) / n
-    return weight / mean.clamp(min=LEAST_MEAN)[place] * weight.mean()
+    return weight / prompt_means(weight, prompt).clamp(min=LEAST_MEAN) * weight.mean()
 
 
 @dataclass(frozen=True)
