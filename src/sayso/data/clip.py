@@ -65,7 +65,7 @@ def to_picture(pixels: Float[Tensor, "3 h w"]) -> "Image.Image":
 
     if not pixels.isfinite().all():
         raise UserError(
-            "an image has pixels that are NaN or infinite, so that no picture can be made of it; "
+            "an image has pixels that are NaN or infinite, so that it cannot be scored as a file; "
             "the model that generated it diverged, or the number format is too coarse for it"
         )
     array = (pixels.detach().float().clamp(0, 1) * 255).round().permute(1, 2, 0).cpu().numpy()
