@@ -103,4 +103,4 @@ def test_the_policy_is_left_as_it_was() -> None:
     cond = policy.encode_prompts(["0"])
     with Evaluations(policy, accelerator) as counted, torch.no_grad():
         policy.guided(torch.zeros(1, 2, 1, 1), torch.tensor([0.5]), cond, cond, 2.0)
-    assert counted.total() == 2
+    assert counted.counted() == {"evaluations": 2}

@@ -43,8 +43,11 @@ class Evaluations:
     ) -> None:  # fmt: skip
         del vars(self._policy)["predict"]
 
-    def total(self) -> int | None:
-        """Of all processes, which call this together, since the first step; None if not known."""
+    def counted(self) -> dict[str, int]:
+        """`evaluations` of all processes since the first step; empty if that is not known.
+
+        The processes call it together.
+        """
         own = torch.tensor(self._own, device=self._accelerator.device)
         found: Any = self._accelerator.reduce(own, "sum")
-        return None if self.before is None else self.before + int(found)
+        return {} if self.before is None else {"evaluations": self.before + int(found)}

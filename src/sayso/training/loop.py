@@ -85,8 +85,7 @@ def train(
     seconds = time.perf_counter() - started
     images = (loop.step - first) * options.batch_size
     found = {"steps": loop.step, "seconds": seconds, "images_per_s": images / seconds}
-    spent = loop.evaluations.total()
-    return found | ({} if spent is None else {"evaluations": spent}) | _ends(run)
+    return found | loop.evaluations.counted() | _ends(run)
 
 
 def _ahead(aligner: Aligner, work: Work) -> Iterator[Batch]:
@@ -298,7 +297,7 @@ class _Loop:
             "step": self.step,
             "scaler": scaler.state_dict() if scaler else None,
             "inputs": self.run.inputs_hash,
-            "evaluations": self.evaluations.total(),
+            **self.evaluations.counted(),
         }
         self.saver.save(state, self.contents())
 
