@@ -1,4 +1,4 @@
-"""Rollouts that an older self draws: whose images they are, how it follows, resuming, two at once."""
+"""Rollouts that an older self draws: whose images they are, how it follows, resuming."""
 
 import dataclasses
 from pathlib import Path

@@ -217,7 +217,7 @@ class Work:
         return self.policy.target(batch["latents"], batch["noise"], batch["t"])
 
     def norm(self, batch: Batch) -> Float[Tensor, ""]:
-        """How large predictions are against what should be predicted: a mean of ratios, for the log.
+        """How large predictions are against their targets: a mean of ratios, for the log.
 
         A model predicts a mean, so it is below 1. In the first step it is that of the frozen start;
         above it images become over-saturated and over-sharp.
