@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
 WORKERS ?= 3
 
-.PHONY: demo test test-avx2 test-mutants test-quantised check format test-kill test-scale bench-rating bench-intervals bench bench-gpu bench-real-size bench-demo bench-aligners recipe docs clean
+.PHONY: demo test test-avx2 test-mutants test-quantised check format test-faults test-kill test-scale bench-rating bench-intervals bench bench-gpu bench-real-size bench-demo bench-aligners recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -39,6 +39,9 @@ test-mutants: $(INSTALLED)  ## faults planted in the method's core: which does n
 test-quantised: $(INSTALLED)  ## 4 and 8 bits: frozen weights and AdamW's moments, through bitsandbytes
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quantised]"
 	$(BIN)/python -m pytest tests/test_quantised.py
+
+test-faults: $(INSTALLED)  ## 200 damaged files: every repeat ends in the same bits, or in one line
+	$(BIN)/python -m pytest tests/test_faults.py --faults 100 --timeout 3600
 
 test-kill: $(INSTALLED)  ## the demo killed 20 times, processes of a launch 40, the rating app 1,000 (PostgreSQL 200)
 	$(BIN)/python -m pytest tests/kill/test_kill.py --kills 20 --timeout 3600

@@ -28,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--launch-kills", type=int, default=2, help="how often a process of a launch is killed"
     )
     parser.addoption(
+        "--faults",
+        type=int,
+        default=40,
+        help="how many files of a study are damaged, in each state",
+    )
+    parser.addoption(
         "--scale-rows", type=int, default=0, help="samples and captions of the test of scale"
     )
 

@@ -1,4 +1,7 @@
-"""Two hundred damages: every repeat ends in the same bits, or in one line and exit code 2."""
+"""Damaged files: every repeat ends in the same bits, or in one line and exit code 2.
+
+`make test-faults` damages two hundred files; the everyday suite fewer, one of each kind at least.
+"""
 
 import json
 import random
@@ -16,7 +19,6 @@ from sayso.stages import _drawing
 from sayso.study.study import Study
 from sayso.training import loop as train
 
-CASES_EACH = 100
 SHORT = "--mixed-precision no"
 ALIGN = f"align --lora-rank 1 --max-steps 4 --checkpoint-every 1 --batch-size 4 {SHORT}"
 DRAW = f"generate --prompts test --per-prompt 2 --batch-size 2 {SHORT}"
@@ -163,12 +165,13 @@ def damage(path: Path, chance: random.Random) -> str:
     return f"cut to {cut} bytes"
 
 
-def cases(study: Path, seed: int) -> Iterator[tuple[Path, random.Random]]:
+def cases(study: Path, n_cases: int, seed: int) -> Iterator[tuple[Path, random.Random]]:
     chance = random.Random(seed)
     files = victims(study)
     # every kind of file is hit, and often the few that there is one of
     kinds = sorted({kind(study, path) for path in files})
-    for n in range(CASES_EACH):
+    assert n_cases >= len(kinds), "one of each kind"
+    for n in range(n_cases):
         yield chance.choice([p for p in files if kind(study, p) == kinds[n % len(kinds)]]), chance
 
 
@@ -181,13 +184,19 @@ def kind(study: Path, path: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["half", "finished"])
 def test_every_repeat_ends_in_the_same_bits_or_in_one_line(
-    state: str, half: Path, finished: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    state: str,
+    half: Path,
+    finished: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    n_cases = request.config.getoption("--faults")
     source = {"half": half, "finished": finished}[state]
     expected = content(finished / "study")
     ends = {"same": 0, "refused": 0}
     wrong = []
-    for victim, chance in cases(source / "study", seed=8):
+    for victim, chance in cases(source / "study", n_cases, seed=8):
         shutil.rmtree(folder)
         shutil.copytree(source, folder)
         name = victim.relative_to(source)
@@ -210,4 +219,4 @@ def test_every_repeat_ends_in_the_same_bits_or_in_one_line(
                 wrong.append(f"{case}: differs in {sorted(differ)[:4]}")
             ends["same"] += 1
     assert not wrong, "\n".join(wrong)
-    assert min(ends.values()) > CASES_EACH // 10, ends
+    assert min(ends.values()) > n_cases // 10, ends

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -131,7 +132,7 @@ def _arguments_class(name: str, parts: dict[str, Any], titles: dict[str, str]) -
     flat += [
         (
             key,
-            Annotated[type(flags), tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=titles[key])],
+            Annotated[type(flags), tyro.conf.OmitArgPrefixes, _titled(titles[key], flags)],
             dataclasses.field(default_factory=lambda v=flags: v),
         )
         for key, flags in ((key, _with_help(value)) for key, value in parts.items())
@@ -141,6 +142,14 @@ def _arguments_class(name: str, parts: dict[str, Any], titles: dict[str, str]) -
     return dataclasses.make_dataclass(f"{name.capitalize()}Arguments", flat, frozen=True)
 
 
+def _titled(title: str, part: Any) -> Any:
+    """The box of a part: its title, and what the class says of itself.
+
+    tyro would find that text too, but reads the source for it anew each time.
+    """
+    return tyro.conf.arg(name=title, help=docstring_parser.parse(part.__doc__).description or "")
+
+
 def _with_help(part: Any) -> Any:
     """The part as an object of a subclass whose fields carry their help for a terminal.
 
@@ -148,11 +157,7 @@ def _with_help(part: Any) -> Any:
     """
     kind = type(part)
     hints = typing.get_type_hints(kind, include_extras=True)
-    told = {
-        doc.arg_name: " ".join((doc.description or "").split())
-        for base in reversed(kind.__mro__[:-1])
-        for doc in docstring_parser.parse_from_object(base).params
-    }
+    told = _field_docs(kind)
     fields = []
     for field in dataclasses.fields(kind):
         value = getattr(part, field.name)
@@ -162,6 +167,16 @@ def _with_help(part: Any) -> Any:
     flags = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=frozen)
     flags.__doc__ = kind.__doc__
     return flags()
+
+
+@cache
+def _field_docs(kind: type) -> dict[str, str]:
+    """What the source says under each field, on one line."""
+    return {
+        doc.arg_name: " ".join((doc.description or "").split())
+        for base in reversed(kind.__mro__[:-1])
+        for doc in docstring_parser.parse_from_object(base).params
+    }
 
 
 def _shown(text: str | None, default: Any) -> tuple[Any, ...]:
