@@ -220,8 +220,8 @@ def test_training_takes_the_labels_asked_for(tmp_path: Path) -> None:
     study = voted.make_study(tmp_path / "s", prompts=12)
     voted.add_ratings(study)
     simulated = study.feedback.kind_in_use()
-    share = samples_of(study, "base", "share", simulated=simulated).labels
-    estimate = samples_of(study, "base", "dawid-skene", simulated=simulated).labels
+    share = samples_of(study, ["base"], "share", simulated=simulated).labels
+    estimate = samples_of(study, ["base"], "dawid-skene", simulated=simulated).labels
     assert len(share) == len(estimate) == 6 * 8
     assert {round(y, 3) for y in share if y == y} <= {0.0, 0.333, 0.5, 0.667, 1.0}
     assert all(0 < y < 1 for y in estimate if y == y)

@@ -23,6 +23,7 @@ from accelerate import PartialState
 
 from sayso.aligners.dpo import DirectPreference
 from sayso.aligners.grpo import GroupPolicy
+from sayso.aligners.nft import NegativeAware
 from sayso.aligners.sft import GoodImages
 from sayso.stages.align import AlignConfig, align
 from sayso.stages.generate import GenerateConfig, generate
@@ -34,10 +35,15 @@ generate(study, GenerateConfig(prompts="seen", per_prompt=9, batch_size=4, mixed
 align(study, config, GoodImages())
 dpo = AlignConfig(aligner="dpo", max_steps=3, batch_size=8, mixed_precision="no", kl_weight=0.1)
 align(study, dpo, DirectPreference())
-grpo = AlignConfig(
-    aligner="grpo", reward="clip_score", max_steps=3, batch_size=8, mixed_precision="no"
+online = {"reward": "clip_score", "max_steps": 3, "batch_size": 8, "mixed_precision": "no"}
+align(
+    study, AlignConfig(aligner="grpo", **online),
+    GroupPolicy(images=8, group_size=4, steps_per_image=1),
 )
-align(study, grpo, GroupPolicy(images=8, group_size=4, steps_per_image=1))
+align(
+    study, AlignConfig(aligner="nft", **online),
+    NegativeAware(score="rollouts", images=8, group_size=4, times_per_image=1),
+)
 # in one piece, for two processes write to one place
 sys.stdout.write(f"processes: {PartialState().num_processes}\\n")
 """
@@ -73,7 +79,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     drawn = [study.samples("base")[-9:] for study in (first, second)]
     torch.testing.assert_close(load_latents(first, drawn[0]), load_latents(second, drawn[1]))
     before = load_file(tmp_path / "model/unet/diffusion_pytorch_model.safetensors")
-    for aligner, apart in (("sft", 1e-3), ("dpo", 0.02), ("grpo", 0.02)):
+    for aligner, apart in (("sft", 1e-3), ("dpo", 0.02), ("grpo", 0.02), ("nft", 0.02)):
         same_training(first, second, before, f"runs/align-{aligner}", apart)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,8 @@ def test_own_grammar(tmp_path: Path):
 
 def test_stage_writes_once_and_refuses_other_prompts(study: Study):
     run = write_prompts(study, PromptsConfig(fidelity=4))
-    assert run.result == {"train": 160, "seen": 32, "unseen": 32, "fidelity": 4}
+    expected = {"train": 160, "validation": 0, "seen": 32, "unseen": 32, "fidelity": 4}
+    assert run.result == expected
     before = (study.path / "prompts.jsonl").read_bytes()
     write_prompts(study, PromptsConfig(fidelity=4))
     with pytest.raises(UserError, match="already has prompts"):
@@ -194,8 +196,48 @@ def test_stage_writes_once_and_refuses_other_prompts(study: Study):
 
 def test_stage_with_numbers(study: Study):
     run = write_prompts(study, PromptsConfig(train=24, test=16, fidelity=0))
-    assert run.result == {"train": 24, "seen": 8, "unseen": 8, "fidelity": 0}
+    assert run.result == {"train": 24, "validation": 0, "seen": 8, "unseen": 8, "fidelity": 0}
     assert {p.category for p in study.prompts("train")} == set(CATEGORIES)
+
+
+def test_validation_prompts_are_of_seen_objects_and_of_no_other_split(study: Study):
+    run = write_prompts(study, PromptsConfig(train=100, validation=40, test=64, fidelity=0))
+    assert run.result["validation"] == 40
+    found = study.prompts("validation")
+    # the small groups give what training leaves them
+    assert Counter(p.category for p in found)["combination"] >= 10
+    assert {p.category for p in found} == set(CATEGORIES)
+    seen = set(load_grammar("tinyworld").seen_objects)
+    assert {p.slots["object"] for p in found} <= seen
+    others = [p.text for p in study.prompts() if p.split != "validation"]
+    assert not {p.text for p in found} & set(others)
+    assert [p for p in study.prompts("test") if p.split not in ("seen", "unseen")] == []
+
+
+def test_without_validation_prompts_the_others_are_as_they_were():
+    """And with them the test prompts too are other ones, but never fewer."""
+    grammar = load_grammar("tinyworld")
+    sizes = share_out(grammar, train=100, seen=16, unseen=16)
+    bare = {split: sizes[split] for split in ("train", "seen", "unseen")}
+    assert make_prompts(grammar, sizes, 3) == make_prompts(grammar, bare, 3)
+    with_some = make_prompts(grammar, share_out(grammar, 100, 16, 16, 20), 3)
+    assert Counter(p.split for p in with_some) == {
+        "train": 100, "validation": 20, "seen": 16, "unseen": 16,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"validation": -1}, "validation -1 is not allowed"),
+        ({"validation": 100_000}, "100000 validation prompts requested"),
+        ({"validation": 4, "file": "mine.txt"}, "--validation chooses from a prompt set"),
+    ],
+)
+def test_bad_numbers_of_validation_prompts(study: Study, options: dict[str, Any], says: str):
+    with pytest.raises(UserError, match=says):
+        write_prompts(study, PromptsConfig(fidelity=0, **options))
+    assert not study.has_prompts
 
 
 def test_own_text_file(study: Study, tmp_path: Path):

@@ -46,7 +46,8 @@ def test_checkpoints_come_when_asked_and_hold_what_a_resumed_run_needs(
     train_at(tmp_path / "five")
     train_at(tmp_path / "four", dataclasses.replace(OPTIONS, max_steps=4))
     assert [state["step"] for state in saved] == [2, 4, 2]
-    assert saved[0] == {"step": 2, "scaler": None, "inputs": ""}
+    # eight rows a step, forward and backward
+    assert saved[0] == {"step": 2, "scaler": None, "inputs": "", "evaluations": 2 * 8 * 3}
 
 
 def test_a_resumed_run_measures_its_own_speed(tmp_path: Path) -> None:

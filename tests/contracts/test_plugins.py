@@ -1,6 +1,7 @@
 """Every aligner and family found on disk keeps its contract."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +11,18 @@ from sayso.base.types import Size
 from sayso.families import Policy
 from sayso.testing import check_aligner, check_family
 
+ROLLOUT = {"images": 8, "group_size": 4}
+OTHERWISE: list[tuple[str, dict[str, Any]]] = [
+    ("nft", {"score": "rollouts", "times_per_image": 2, **ROLLOUT}),
+]
+"""Options with which an aligner makes other rows, or has another loss."""
 
-@pytest.mark.parametrize("name", plugin_names("aligner"))
-def test_aligner(name: str) -> None:
-    check_aligner(load_aligner(name))
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in plugin_names("aligner")), *OTHERWISE]
+)
+def test_aligner(name: str, options: dict[str, Any]) -> None:
+    check_aligner(load_aligner(name), **options)
 
 
 @pytest.mark.parametrize("name", plugin_names("family"))

@@ -1,82 +1,22 @@
 """Points in the plane whose reward-tilted distribution is known: the aligner must move to it."""
 
-import copy
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from heaps import OPTIONS, REWARD, corner, shares, tune
 from torch import Tensor
 
-from sayso.aligners import Aligner, Work
+from sayso.aligners import Aligner
 from sayso.aligners.dpo import DirectPreference
-from sayso.aligners.grpo import GroupPolicy
 from sayso.aligners.kto import KahnemanTversky
 from sayso.aligners.lair import Listwise
 from sayso.aligners.nft import NegativeAware
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
-from sayso.base.devices import make_accelerator
-from sayso.base.types import Sampler
 from sayso.data.pairs import Pairs
-from sayso.data.rows import make_rows
-from sayso.rewards import Reward
-from sayso.study.run import open_run
-from sayso.study.run_options import asked
 from sayso.testing import ToyPolicy
-from sayso.training.loop import train
-from sayso.training.options import TrainOptions
-
-N = 2000
-SAMPLER = Sampler(num_inference_steps=20)
-OPTIONS = TrainOptions(
-    max_steps=750,
-    batch_size=256,
-    learning_rate=2e-3,
-    checkpoint_every=1000,
-    pretraining_weight=0.0,
-)
-
-
-def corner(points: Tensor) -> Tensor:
-    """Number of the quadrant, 0 … 3."""
-    return (points[:, 0, 0, 0] > 0).long() + 2 * (points[:, 1, 0, 0] > 0).long()
-
-
-def shares(policy: ToyPolicy) -> Tensor:
-    cond = policy.encode_prompts(["0"] * N)
-    return corner(policy.sample(cond, cond, range(N), SAMPLER)).bincount(minlength=4) / N
-
-
-def tune(
-    policy: ToyPolicy, aligner: Aligner, points: Tensor, rewards: Tensor, labels: Tensor,
-    path: Path, options: TrainOptions = OPTIONS, **more: object,
-) -> ToyPolicy:  # fmt: skip
-    tuned = copy.deepcopy(policy)
-    rows = make_rows(tuned, (points, ["0"] * len(points)), labels.tolist(), rewards.tolist())
-    work = Work(tuned, rows, options.batch_size, options.max_steps, seed=0, **more)
-    train(work, aligner, options, open_run(path, asked({}), 0), make_accelerator("no"))
-    return tuned
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> ToyPolicy:
-    """A model of four equal heaps of points, one in each corner; trained by the same loop."""
-    rng = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, (4000, 2, 1, 1), generator=rng) * 2.0 - 1
-    points = signs + 0.2 * torch.randn(signs.shape, generator=rng)
-    ones, path = torch.ones(4000), tmp_path_factory.mktemp("base") / "run"
-    longer = dataclasses.replace(OPTIONS, max_steps=1500)
-    return tune(ToyPolicy(), GoodImages(prompt_dropout=0.0), points, ones, ones, path, longer)
-
-
-@pytest.fixture(scope="module")
-def own(base: ToyPolicy) -> Tensor:
-    cond = base.encode_prompts(["0"] * N)
-    return base.sample(cond, cond, range(10_000, 10_000 + N), SAMPLER)
-
-
-REWARD = torch.tensor([0.9, 0.3, 0.3, 0.1])
 
 
 def rwr(**options: object) -> RewardWeighted:
@@ -196,34 +136,3 @@ def test_labels_move_it_and_turned_round_move_it_the_other_way(
     assert better[3] < -0.1
     assert worse[3] > 0.15
     assert worse[0] < -0.1
-
-
-class Corners(Reward):
-    def __init__(self, sign: float) -> None:
-        self.values = 0.5 + sign * (REWARD - 0.5)
-
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.values[corner(images[:, :2] * 4 - 2)]
-
-
-def by_rollouts(base: ToyPolicy, own: Tensor, path: Path, sign: float, **loop: float) -> Tensor:
-    options = dataclasses.replace(OPTIONS, max_steps=100, learning_rate=1e-3, **loop)
-    aligner = GroupPolicy(images=128, steps_per_image=8, clip_range=1e-2)
-    alike, more = torch.ones(len(own)), {"prompts": ("0",), "reward": Corners(sign)}
-    sampler = Sampler(20, guidance_scale=1.0)
-    tuned = tune(base, aligner, own, alike, alike, path, options, sampler=sampler, **more)
-    return shares(tuned)
-
-
-def test_grpo_moves_to_the_best_corner(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
-    """Without a pull to the start the tilt has no end, and the best corner takes all."""
-    assert by_rollouts(base, own, tmp_path / "r", 1.0)[0] > 0.9
-
-
-def test_grpo_with_a_wrong_sign_leaves_it(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
-    assert by_rollouts(base, own, tmp_path / "r", -1.0)[0] < 0.05
-
-
-def test_kl_weight_keeps_near_the_start(base: ToyPolicy, own: Tensor, tmp_path: Path) -> None:
-    kept = by_rollouts(base, own, tmp_path / "r", 1.0, kl_weight=3.0)
-    assert shares(base)[0] < kept[0] < 0.6

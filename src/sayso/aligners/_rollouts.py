@@ -1,6 +1,7 @@
 """Images drawn by the policy between its updates, their rewards, and what these say of them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,77 @@ def group_advantages(
     return (centred / rewards.std().clamp(min=1e-6)).clamp(-longest, longest)
 
 
+class Plan(NamedTuple):
+    """n images to draw, in groups of a prompt: the same in every process.
+
+    `prompt` says which of `texts`, whose conditions are the rows of `cond`, an image is drawn for.
+    `uncond` has one row.
+    """
+
+    texts: list[str]
+    prompt: Int[Tensor, " n"]
+    seeds: list[int]
+    cond: Cond
+    uncond: Cond
+
+    def texts_of(self, rows: slice) -> list[str]:
+        """The text of each of some images."""
+        return [self.texts[i] for i in self.prompt[rows]]
+
+
+def planned(work: Work, step: int, images: int, group_size: int, sampler: Sampler) -> Plan:
+    """Groups of images of randomly chosen prompts; these and seeds come from the step's generator.
+
+    Raises: UserError: if the processes cannot share the images evenly.
+    """
+    if images % work.world:
+        raise UserError(f"images {images} are not a multiple of {work.world} processes; change one")
+    generator = work.generator(step, "rollout")
+    chosen = stratified(torch.ones(len(work.prompts)), images // group_size, generator)
+    order: list[int] = chosen[torch.randperm(len(chosen), generator=generator)].tolist()
+    seeds: list[int] = torch.randint(2**31, (images,), generator=generator).tolist()
+    texts = [work.prompts[i] for i in order]
+    prompt = torch.arange(len(texts)).repeat_interleave(group_size)
+    with torch.no_grad():
+        cond, uncond = (
+            work.policy.encode_prompts(some) for some in (texts, [sampler.negative_prompt])
+        )
+    return Plan(texts, prompt, seeds, cond, uncond)
+
+
+class Images(NamedTuple):
+    """n images in groups, the same in every process, on the CPU; `plan` says of what."""
+
+    latents: Float[Tensor, "n c h w"]
+    reward: Float[Tensor, " n"]
+    plan: Plan
+
+
+def draw_images(
+    work: Work, step: int, images: int, group_size: int, older: str | None = None
+) -> Images:
+    """Draw groups of images as the study draws, and reward them.
+
+    Each process draws its share; all get all.
+
+    Args:
+        older: the older self that draws them; None = the policy as it is now.
+    Raises: UserError: if a reward is not finite.
+    """
+    plan, policy = planned(work, step, images, group_size, work.sampler), work.policy
+    with torch.no_grad(), policy.old(older) if older else nullcontext():
+        latents = torch.cat([
+            policy.sample(
+                take(plan.cond, plan.prompt[rows].to(policy.device)), plan.uncond,
+                plan.seeds[rows], work.sampler,
+            )
+            for rows in _portions(work.share(images), work.micro_batch)
+        ])  # fmt: skip
+    reward = rewarded(work, latents, plan.texts_of(work.share(images)))
+    latents, reward = (work.gather(part.contiguous()).cpu() for part in (latents.float(), reward))
+    return Images(latents, reward, plan)
+
+
 class Drawn(NamedTuple):
     """n images in groups, the same in every process, on the CPU.
 
@@ -53,34 +125,26 @@ def draw_groups(
     work: Work, step: int, images: int, group_size: int, sampler: Sampler, form: Noise,
     noisy_steps: int | None = None,
 ) -> Drawn:  # fmt: skip
-    """Draw groups of images of randomly chosen prompts, and reward them.
+    """Draw groups of images, keep the way that each took, and reward them.
 
-    Each process draws its share; all get all. Prompts and seeds come from the step's generator.
+    Each process draws its share; all get all.
 
     Raises: UserError: if a reward is not finite.
     """
-    generator = work.generator(step, "rollout")
-    chosen = stratified(torch.ones(len(work.prompts)), images // group_size, generator)
-    order: list[int] = chosen[torch.randperm(len(chosen), generator=generator)].tolist()
-    seeds: list[int] = torch.randint(2**31, (images,), generator=generator).tolist()
-    texts = [work.prompts[i] for i in order]
-    prompt = torch.arange(len(texts)).repeat_interleave(group_size)
-    with torch.no_grad():
-        cond, uncond = (
-            work.policy.with_sampler(work.policy.encode_prompts(some), sampler)
-            for some in (texts, [sampler.negative_prompt])
-        )
-    mine = work.share(images)
+    plan = planned(work, step, images, group_size, sampler)
     made = [
-        _drawn(work, cond, uncond, prompt[rows], texts, seeds[rows], sampler, form, noisy_steps)
-        for rows in _portions(mine, work.micro_batch)
+        _drawn(work, plan, rows, sampler, form, noisy_steps)
+        for rows in _portions(work.share(images), work.micro_batch)
     ]
     way, log_prob, reward = (
         work.gather(torch.cat([part[i] for part in made]).contiguous()).cpu() for i in range(3)
     )
-    conds = (move(part, torch.device("cpu")) for part in (cond, uncond))
+    conds = (
+        move(work.policy.with_sampler(part, sampler), torch.device("cpu"))
+        for part in (plan.cond, plan.uncond)
+    )
     times = work.policy.grid(sampler)
-    return Drawn(way.transpose(0, 1), times, log_prob.T, reward, prompt, *conds)
+    return Drawn(way.transpose(0, 1), times, log_prob.T, reward, plan.prompt, *conds)
 
 
 def _portions(rows: slice, size: int) -> list[slice]:
@@ -88,21 +152,19 @@ def _portions(rows: slice, size: int) -> list[slice]:
 
 
 def _drawn(
-    work: Work, cond: Cond, uncond: Cond, prompt: Tensor, texts: Sequence[str],
-    seeds: Sequence[int], sampler: Sampler, form: Noise, noisy_steps: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    work: Work, plan: Plan, rows: slice, sampler: Sampler, form: Noise, noisy_steps: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Way, log-probabilities and rewards of some images, a row each."""
     policy = work.policy
     rollout = policy.rollout(
-        take(cond, prompt.to(policy.device)),
-        uncond,
-        seeds,
+        take(plan.cond, plan.prompt[rows].to(policy.device)),
+        plan.uncond,
+        plan.seeds[rows],
         sampler,
         form=form,
         noisy_steps=noisy_steps,
     )
-    which: list[int] = prompt.tolist()
-    rewards = rewarded(work, rollout.latents, [texts[i] for i in which])
+    rewards = rewarded(work, rollout.latents, plan.texts_of(rows))
     return rollout.way.transpose(0, 1), rollout.log_prob.T, rewards
 
 

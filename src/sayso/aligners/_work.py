@@ -13,7 +13,7 @@ from sayso.aligners._batch import Batch
 from sayso.base.types import Sampler, digest
 from sayso.data.pairs import Pairs
 from sayso.data.rows import EMPTY, TrainingRows
-from sayso.families import Policy, join, mean_squared_error
+from sayso.families import Policy, join, mean_squared_error, root_mean_square
 from sayso.rewards import Reward
 
 
@@ -210,8 +210,22 @@ class Work:
 
     def error(self, batch: Batch, model: str = "policy") -> Float[Tensor, " b"]:
         """Mean squared error of a model's prediction for each row of `denoising_batch`, in fp32."""
-        target = self.policy.target(batch["latents"], batch["noise"], batch["t"])
-        return mean_squared_error(self.prediction(batch, model), target)
+        return mean_squared_error(self.prediction(batch, model), self.target(batch))
+
+    def target(self, batch: Batch) -> Float[Tensor, "b c h w"]:
+        """What should be predicted for the rows of `denoising_batch`."""
+        return self.policy.target(batch["latents"], batch["noise"], batch["t"])
+
+    def norm(self, batch: Batch) -> Float[Tensor, ""]:
+        """How large predictions are against their targets: a mean of ratios, for the log.
+
+        A model predicts a mean, so it is below 1. In the first step it is that of the frozen start;
+        above it images become over-saturated and over-sharp.
+        """
+        ours, wanted = (
+            root_mean_square(x.detach()) for x in (self.prediction(batch), self.target(batch))
+        )
+        return (ours / wanted).mean()
 
     def _as(self, model: str) -> AbstractContextManager[None]:
         if model == "policy":

@@ -1,7 +1,6 @@
 """Policy gradient on the steps of drawing: DDPO, with advantages within groups of a prompt."""
 
 import math
-from bisect import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
@@ -10,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Work
+from sayso.aligners import Batch, Work
+from sayso.aligners._online import Online, refuse_not_positive
 from sayso.aligners._rollouts import (
     draw_groups,
     group_advantages,
@@ -44,7 +44,7 @@ def clipped_policy_loss(
 
 
 @dataclass(frozen=True)
-class GroupPolicy(Aligner):
+class GroupPolicy(Online):
     """Generate images, score them, and make the steps that led to a prompt's better images more
     likely.
 
@@ -55,11 +55,6 @@ class GroupPolicy(Aligner):
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "rollouts"})
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 1e-4}
 
-    images: int = 128
-    """Images per rollout, over all processes; updates then use all of them before the next
-    rollout."""
-    group_size: int = 8
-    """Images per prompt, which are compared with each other."""
     steps_per_image: int = 3
     """Sampling steps of each image to learn from, chosen at random for each image among those with
     noise. The last step never has noise."""
@@ -72,8 +67,6 @@ class GroupPolicy(Aligner):
     clip_range: float = 1e-4
     """How much more or less likely a step may become until the next rollout. It applies to the mean
     log-probability over the latents."""
-    advantage_clip: float = 5.0
-    """Limit on advantages, in standard deviations; larger ones are cut to it."""
     eta: float = 1.0
     """Strength of the fresh noise in a sampling step, above 0: without noise, nothing new is
     tried."""
@@ -82,40 +75,18 @@ class GroupPolicy(Aligner):
     papers, for flow models only."""
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "group_size": 2,
-            "steps_per_image": 1,
-            "images": self.group_size,
-        }.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
+        super().__post_init__()
         if not 0 < self.window <= 1:
             raise UserError(f"window {self.window} is not in (0, 1]; try 0.5")
-        for name in ("clip_range", "advantage_clip", "eta"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"{name} {getattr(self, name)} must be above 0")
+        refuse_not_positive(self, "clip_range", "eta")
         if self.noise not in NOISES:
             raise UserError(f"noise {self.noise!r}; choose {', '.join(NOISES)}")
         if self.weighting not in get_args(Weighting):
             raise UserError(f"weighting {self.weighting!r}; choose noise or equal")
-        if self.images % self.group_size:
-            near = self.images // self.group_size * self.group_size
-            raise UserError(
-                f"images {self.images} is not a multiple of group_size {self.group_size}; give "
-                f"--images {near} or {near + self.group_size}"
-            )
 
-    def period(self, batch_size: int) -> int:
-        rows = self.images * self.steps_per_image
-        if rows % batch_size:
-            fitting = [n for n in range(1, rows + 1) if rows % n == 0]
-            near = fitting[bisect(fitting, batch_size) - 1 :][:2]
-            raise UserError(
-                f"a rollout has {rows} rows (images {self.images} × steps_per_image "
-                f"{self.steps_per_image}), which do not make whole batches of {batch_size}; use "
-                f"batches of {' or '.join(map(str, near))}"
-            )
-        return rows // batch_size
+    @property
+    def rows_per_image(self) -> tuple[str, int]:
+        return "steps_per_image", self.steps_per_image
 
     def batches(self, work: Work) -> Iterator[Batch]:
         period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
@@ -171,9 +142,5 @@ class GroupPolicy(Aligner):
             raise UserError(
                 f"noise {self.noise} is for flow models, and {work.policy.name} is not one; "
                 f"choose {' or '.join(VARIANCE_PRESERVING)}"
-            )
-        if self.images % work.world:
-            raise UserError(
-                f"images {self.images} are not a multiple of {work.world} processes; change one"
             )
         return noisy

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.aligners._scores import Score, needs_of, scores
 from sayso.base.errors import UserError
-
-Score = Literal["label", "reward"]
 
 
 def list_advantages(scores: Float[Tensor, "n k"], temperature: float) -> Float[Tensor, "n k"]:
@@ -79,6 +78,8 @@ class Listwise(Aligner):
         for name, advice in {"beta": 500, "temperature": 0.5}.items():
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} {getattr(self, name)} must be above 0; try {advice}")
+        if self.score not in get_args(Score):
+            raise UserError(f"score {self.score!r}; choose label or reward")
         if self.list_size < 2:
             raise UserError(f"list_size {self.list_size} is too small; give 2 or more")
         if not 0 <= self.prompt_dropout < 1:
@@ -89,11 +90,10 @@ class Listwise(Aligner):
         return self.list_size
 
     def required(self) -> frozenset[str]:
-        return self.needs - {"reward" if self.score == "label" else "data"}
+        return needs_of(self.score) | {"reference"}
 
     def batches(self, work: Work) -> Iterator[Batch]:
-        data = work.data
-        score = (data.label if self.score == "label" else data.reward)[: data.n_own]
+        data, score = work.data, scores(work.data, self.score)
         lists = self._lists(data.text[: data.n_own], score)
         alike = torch.ones(len(lists))
         for step in work.steps:

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Work, prompt_means, stratified
+from sayso.aligners import Batch, Work, prompt_means, stratified
+from sayso.aligners._online import OLD, Online, denoising_rollouts, refuse_not_positive
+from sayso.aligners._scores import needs_of, scores
 from sayso.base.errors import UserError
 
-Score = Literal["label", "reward"]
+Source = Literal["label", "reward", "rollouts"]
 FLOOR = 1e-5
 """Least mean error that a row is divided by."""
 
@@ -68,39 +70,73 @@ def within_prompts(score: Float[Tensor, " n"], prompt: Int[Tensor, " n"]) -> Flo
     return 0.5 + (score - prompt_means(score, prompt)) / 2
 
 
+def optimality_of(advantage: Float[Tensor, " n"], longest: float) -> Float[Tensor, " n"]:
+    """Advantages in ± longest as r in [0, 1]: 1/2 + A / (2 · longest).
+
+    Source: DiffusionNFT 2025, arXiv 2509.16117, Sec. 3; its longest, A_max, is 5.
+    """
+    return (0.5 + advantage / (2 * longest)).clamp(0, 1)
+
+
 @dataclass(frozen=True)
-class NegativeAware(Aligner):
-    """Fine-tune on rated samples: towards the good ones, and by a bounded step from the bad ones.
+class NegativeAware(Online):
+    """Learn towards good images and, by a bounded step, away from bad ones: of the samples, or of
+    images that are drawn while training.
 
-    The model that drew them is the frozen start, so no images are drawn while training.
-
-    Source: DiffusionNFT 2025, arXiv 2509.16117, in the place of whose group rewards stand labels.
+    Source: DiffusionNFT 2025, arXiv 2509.16117, which draws images and rewards them; on samples,
+        labels or rewards stand in place of these, and the frozen start in that of the older self.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward", "reference"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward", "reference", "rollouts", "old"})
 
     beta: float = 1.0
     """How near the policy stays to the model that drew the images; smaller values move further. It
     is a factor of predictions, so it does not change with the image size."""
-    score: Score = "label"
-    """What says how good an image is: label, the share of good among people's ratings; or reward,
-    the learned reward, for images that nobody rated too."""
+    score: Source = "label"
+    """What says how good an image is: label, the share of good among people's ratings; reward, the
+    learned reward, for images that nobody rated too; or rollouts, the reward of images drawn while
+    training, in place of the samples."""
     centred: bool = False
-    """Compare each image with the others of its prompt, as the paper does: prompts whose images are
-    all good or all bad then say nothing."""
+    """Compare each sample with the others of its prompt, as is always done with rollouts: prompts
+    whose images are all good or all bad then say nothing."""
+    times_per_image: int = 4
+    """With rollouts: rows of each image, each at a time and with noise of its own."""
+    old_decay: float = 0.5
+    """With rollouts: how slowly the older self that draws them follows the policy. At each it keeps
+    step / 1000 of itself, or this where that is more; 0 = the policy itself draws."""
     prompt_dropout: float = 0.1
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < float("inf"):
-            raise UserError(f"beta {self.beta} must be above 0; try 1")
+        super().__post_init__()
+        refuse_not_positive(self, "beta")
+        if self.score not in get_args(Source):
+            raise UserError(f"score {self.score!r}; choose {', '.join(get_args(Source))}")
+        if not 0 <= self.old_decay < 1:
+            raise UserError(f"old_decay {self.old_decay} is not in [0, 1); try 0.5")
         if not 0 <= self.prompt_dropout < 1:
             raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
 
+    @property
+    def rows_per_image(self) -> tuple[str, int]:
+        return "times_per_image", self.times_per_image
+
     def required(self) -> frozenset[str]:
-        return self.needs - {"reward" if self.score == "label" else "data"}
+        if self.score == "rollouts":
+            return frozenset({"reward", "rollouts", "old"})
+        return needs_of(self.score) | {"reference"}
+
+    def period(self, batch_size: int) -> int:
+        return super().period(batch_size) if self.score == "rollouts" else 1
 
     def batches(self, work: Work) -> Iterator[Batch]:
+        return self._of_rollouts(work) if self.score == "rollouts" else self._of_samples(work)
+
+    def _of_rollouts(self, work: Work) -> Iterator[Batch]:
+        for batch in denoising_rollouts(work, self, self.old_decay, self.prompt_dropout):
+            yield batch.plus(optimality=optimality_of(batch["advantage"], self.advantage_clip))
+
+    def _of_samples(self, work: Work) -> Iterator[Batch]:
         rows, optimality = self.scored_rows(work)
         alike = torch.ones(len(rows))
         for step in work.steps:
@@ -112,11 +148,14 @@ class NegativeAware(Aligner):
             )  # fmt: skip
 
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        target = work.policy.target(batch["latents"], batch["noise"], batch["t"])
-        drew, r = work.prediction(batch, "reference"), batch["optimality"]
-        loss = contrastive_loss(work.prediction(batch), drew, target, r, self.beta)
-        rise = (work.error(batch) - work.error(batch, "reference")).detach()
-        scalars = {"error": work.error(batch).mean()}
+        drew, r = OLD if self.score == "rollouts" else "reference", batch["optimality"]
+        loss = contrastive_loss(
+            work.prediction(batch), work.prediction(batch, drew), work.target(batch), r, self.beta
+        )
+        rise = (work.error(batch) - work.error(batch, drew)).detach()
+        scalars = {"error": work.error(batch).mean(), "norm": work.norm(batch)}
+        if "reward" in batch:
+            scalars["reward"] = batch["reward"].mean()
         for name, chosen in (("rise_good", r > 0.5), ("rise_bad", r < 0.5)):
             if chosen.any():
                 scalars[name] = rise[chosen].mean()
@@ -127,8 +166,8 @@ class NegativeAware(Aligner):
 
         Raises: UserError: if none is rated, or a reward is not in [0, 1].
         """
-        data = work.data
-        score = (data.label if self.score == "label" else data.reward)[: data.n_own]
+        assert self.score != "rollouts"
+        data, score = work.data, scores(work.data, self.score)
         use = (
             score.isfinite() if self.score == "label" else torch.ones_like(score, dtype=torch.bool)
         )

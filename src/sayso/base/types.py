@@ -8,14 +8,14 @@ from typing import Literal, NamedTuple, get_args
 
 from sayso.base.devices import BasePrecision
 
-Split = Literal["train", "seen", "unseen", "fidelity"]
+Split = Literal["train", "validation", "seen", "unseen", "fidelity"]
 Value = Literal["good", "bad", "skip"]
 Question = Literal["alignment", "fidelity"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 Choice = Literal["left", "right", "tie", "both_good", "both_bad", "skip"]
 Outcome = Literal["left", "right", "tie", "skip"]
 
-SPLITS: tuple[Split, ...] = ("train", "seen", "unseen", "fidelity")
+SPLITS: tuple[Split, ...] = get_args(Split)
 CATEGORIES = ("count", "colour", "background", "combination")
 """The paper's four prompt groups, in its order. A user's own prompts may name any category."""
 

@@ -9,6 +9,7 @@ from sayso.families._schedule import (
     Noise,
     log_prob,
     mean_squared_error,
+    root_mean_square,
 )
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "log_prob",
     "mean_squared_error",
     "move",
+    "root_mean_square",
     "take",
 ]

@@ -173,3 +173,9 @@ def mean_squared_error(
 ) -> Float[Tensor, " b"]:
     """Squared error averaged over all but the batch, in fp32: diffusers' `F.mse_loss` per row."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
+
+
+def root_mean_square(x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b"]:
+    """How large the numbers of each row are, in fp32; its gradient is finite at 0 too."""
+    # the root of 0 has an infinite slope
+    return x.float().square().flatten(1).mean(1).clamp(min=1e-12).sqrt()

@@ -16,7 +16,7 @@ from sayso.base.worlds import DEFAULT, find_world, world_names
 
 Slots = dict[str, str | int]
 Sizes = Mapping[str, Mapping[str, int]]
-"""Prompts wanted: split ("train", "seen", "unseen") → group → number."""
+"""Prompts wanted: split ("train", "validation", "seen", "unseen") → group → number."""
 
 ASKED: Mapping[str, tuple[str, ...]] = {
     "count": ("object", "count"),
@@ -28,6 +28,8 @@ ASKED: Mapping[str, tuple[str, ...]] = {
 
 TRAIN_SHARES = (0.235, 0.126, 0.087, 0.552)
 """The paper's shares of images by group (count 6,480 of 27,528, …); our shares of train prompts."""
+
+TESTS: tuple[Split, ...] = ("seen", "unseen")
 
 IMAGES_PER_PROMPT = 4
 """Images drawn for a prompt where its set does not say."""
@@ -152,25 +154,33 @@ def images_per_prompt(set_name: str, category: str) -> int:
 def capacity(grammar: Grammar, category: str, split: str) -> int:
     """How many different prompts of a group there are for a split.
 
-    Seen test prompts may take a third of those with seen objects; train prompts get the rest.
+    Seen test prompts may take a third of those with seen objects, and so may validation prompts;
+    train prompts get the rest.
     """
     objects = grammar.unseen_objects if split == "unseen" else grammar.seen_objects
     total = int(np.prod([len(grammar.values(s, objects)) for s in ASKED[category]]))
-    return total // 3 if split == "seen" else total
+    return total // 3 if split in ("seen", "validation") else total
 
 
-def share_out(grammar: Grammar, train: int, seen: int, unseen: int) -> Sizes:
-    """Divide totals over the four groups: train by the paper's shares, tests evenly.
+def share_out(grammar: Grammar, train: int, seen: int, unseen: int, validation: int = 0) -> Sizes:
+    """Divide totals over the four groups: train by the paper's shares, the others evenly.
 
     What a small group cannot give goes to the groups that can, the combinations first.
 
     Raises: UserError: if there are not that many different prompts.
     """
+    evenly = (0.25,) * 4
     tests = {
-        "seen": _share(grammar, "seen", seen, (0.25,) * 4, {}),
-        "unseen": _share(grammar, "unseen", unseen, (0.25,) * 4, {}),
+        "seen": _share(grammar, "seen", seen, evenly, {}),
+        "unseen": _share(grammar, "unseen", unseen, evenly, {}),
     }
-    return {"train": _share(grammar, "train", train, TRAIN_SHARES, tests["seen"]), **tests}
+    chosen_on = _share(grammar, "validation", validation, evenly, tests["seen"])
+    taken = {c: tests["seen"][c] + chosen_on[c] for c in CATEGORIES}
+    return {
+        "train": _share(grammar, "train", train, TRAIN_SHARES, taken),
+        "validation": chosen_on,
+        **tests,
+    }
 
 
 def _share(
@@ -192,7 +202,8 @@ def _share(
 def make_prompts(grammar: Grammar, sizes: Sizes, seed: int = 0) -> list[Prompt]:
     """Choose prompts: balanced over all values of all slots, no text twice, seeded.
 
-    The test prompts are chosen first, so their number decides which texts training may use.
+    Test and validation prompts are chosen first, so their number decides which texts training may
+    use.
 
     Args:
         sizes: how many per split and group, as `share_out` or a set's own `sizes` says.
@@ -200,15 +211,18 @@ def make_prompts(grammar: Grammar, sizes: Sizes, seed: int = 0) -> list[Prompt]:
     Raises: UserError: if a group has fewer different prompts than asked.
     """
     rng = np.random.default_rng([seed, 1])
-    chosen: dict[str, list[Prompt]] = {"train": [], "seen": [], "unseen": []}
+    chosen: dict[str, list[Prompt]] = {split: [] for split in ("train", "validation", *TESTS)}
     for category in CATEGORIES:
         used: set[str] = set()
-        for split in ("seen", "unseen", "train"):
-            wanted = sizes[split].get(category, 0)
+        for split in (*TESTS, "validation", "train"):
+            wanted = sizes.get(split, {}).get(category, 0)
+            # as before there were such prompts
+            if split == "validation" and not wanted:
+                continue
             found = _choose(grammar, category, split, wanted, used, rng)
             used.update(p.text for p in found)
             chosen[split] += found
-    return [*chosen["train"], *chosen["seen"], *chosen["unseen"]]
+    return [prompt for prompts in chosen.values() for prompt in prompts]
 
 
 def _choose(

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -31,24 +31,32 @@ CAPTIONS_AT_ONCE = 1024
 
 
 class Samples(NamedTuple):
-    """The model's images for "train" prompts, their texts, and what the votes on them come to."""
+    """Images for "train" prompts, their texts, and what the votes on them come to."""
 
     samples: list[Sample]
     texts: list[str]
     labels: list[float]
 
 
-def samples_of(study: Study, model: str, method: LabelMethod, *, simulated: bool) -> Samples:
-    """The images of the model for "train" prompts; a label is NaN where nobody rated the image.
+def samples_of(
+    study: Study, models: Sequence[str], method: LabelMethod, *, simulated: bool
+) -> Samples:
+    """The images of the models for "train" prompts; a label is NaN where nobody rated the image.
 
     Args:
-        model: its canonical name.
+        models: their canonical names; the images are in this order.
         method: what several raters' votes of an image come to.
         simulated: whose votes count.
-    Raises: UserError: if there are none, or they have no latents.
+    Raises: UserError: if a model has none, or they have no latents.
     """
     texts = {prompt.id: prompt.text for prompt in study.prompts("train")}
-    samples = [s for s in study.samples(model) if s.prompt_id in texts]
+    samples = [s for model in models for s in _samples_of(study, model, texts)]
+    labels = labels_of(study, samples, method, simulated=simulated)
+    return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
+
+
+def _samples_of(study: Study, model: str, prompts: Container[str]) -> list[Sample]:
+    samples = [s for s in study.samples(model) if s.prompt_id in prompts]
     if not samples:
         raise UserError(
             f"there are no images of {model!r} for train prompts; make some with: "
@@ -61,8 +69,7 @@ def samples_of(study: Study, model: str, method: LabelMethod, *, simulated: bool
             "align trains on; they can only be used to train a reward: choose a --model whose "
             "images were made here by sayso generate"
         )
-    labels = labels_of(study, samples, method, simulated=simulated)
-    return Samples(samples, [texts[s.prompt_id] for s in samples], labels)
+    return samples
 
 
 def labels_of(

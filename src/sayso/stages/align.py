@@ -22,7 +22,7 @@ from sayso.base.plugins import is_plugin
 from sayso.base.progress import console
 from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
-from sayso.study.identity import canonical_config, weights_identity
+from sayso.study.identity import canonical_config, models_in, weights_identity
 from sayso.study.inputs import (
     fitted_to,
     refuse_changed,
@@ -61,7 +61,10 @@ class AlignConfig(TrainOptions):
     reward: str = "runs/fit-clip_head"
     """The reward to maximise: a run of fit, or an untrained reward such as clip_score."""
     model: str = "base"
-    """The model to start from, on whose images it trains: base, or an earlier run of align."""
+    """The model to start from: base, or an earlier run of align."""
+    samples_of: str = ""
+    """Models on whose images it trains, with commas between, such as base,runs/align-rwr for a
+    second round on old and new ratings; default: the model to start from."""
     labels: LabelMethod | Literal["auto"] = "auto"
     """How the ratings of an image become its label: share, majority or dawid-skene (see sayso fit
     --help); auto: as for the reward, or share if the reward is not a run of fit."""
@@ -174,7 +177,7 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     aligner = aligner or load_aligner(config.aligner)()
     config = config.for_aligner(aligner.defaults)
     check_options(config, aligner, number_of_processes())
-    say(study, [config.model])
+    say(study, _drawn_by(config))
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     begun = study.begun("align", name)
     config = _with_labels(study, config, aligner, begun)
@@ -236,7 +239,8 @@ def _gather(study: Study, config: AlignConfig, aligner: "Aligner") -> JsonObject
     images, needs = _images(study, config, aligner), aligner.required()
     simulated = _kind(study, config) == "simulated"
     pairs = pairs_among(study, images, simulated=simulated) if "pairs" in needs else []
-    check_needs(study, config, aligner, config.model, config.reward, images.labels, len(pairs))
+    drawn_by = ",".join(_drawn_by(config))
+    check_needs(study, config, aligner, drawn_by, config.reward, images.labels, len(pairs))
     from sayso.data.latents import SampleLatents
 
     latents = SampleLatents(study, images.samples).digests() if images.samples else []
@@ -363,10 +367,20 @@ def _images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":
 
     needs = aligner.required()
     if "rollouts" in needs and not needs & {"data", "pairs"}:
+        if config.samples_of:
+            raise UserError(
+                f"aligner {config.aligner} generates the images that it learns from; omit "
+                "--samples-of"
+            )
         return Samples([], [], [])
     method = "share" if config.labels == "auto" else config.labels
     simulated = _kind(study, config) == "simulated"
-    return samples_of(study, config.model, method, simulated=simulated)
+    return samples_of(study, _drawn_by(config), method, simulated=simulated)
+
+
+def _drawn_by(config: AlignConfig) -> list[str]:
+    """The models whose images are learned from."""
+    return models_in(config.samples_of) or [config.model]
 
 
 def _planned_images(study: Study, config: AlignConfig, aligner: "Aligner") -> "Samples":

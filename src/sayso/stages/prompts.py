@@ -18,6 +18,8 @@ from sayso.study.run_options import asked, continued
 from sayso.study.study import Study
 
 FIDELITY = 256
+OWN_SPLITS = ("train", "validation", "seen", "unseen")
+"""Those that prompts of one's own may be of."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ class PromptsConfig:
     the study's world."""
     file: str = ""
     """Your own prompts instead of a set: a .txt file with one prompt per line, or a .jsonl file
-    with text and optionally category, slots and split (train, seen, unseen)."""
+    with text and optionally category, slots and split (train, validation, seen, unseen)."""
     train: int | None = None
     """Number of prompts for rating and training; default: the set's own."""
     test: int | None = None
     """Number of test prompts, half with objects that occur in training and half with objects that
     never do; default: the set's own. With a .txt file: lines held out for testing."""
+    validation: int = 0
+    """Number of prompts with objects that occur in training, neither trained nor tested on: to
+    choose options on."""
     fidelity: int | None = None
     """Number of captions of held-out pre-training images, for measuring fidelity; default: 256, or
     0 if the study has no pre-training images."""
@@ -102,14 +107,22 @@ def _own(study: Study, config: PromptsConfig) -> list[Prompt]:
 def _sizes(config: PromptsConfig) -> Sizes:
     """The set's own numbers of prompts, each replaced where an option says otherwise."""
     grammar = load_grammar(config.set)
-    if grammar.sizes and config.train is None and config.test is None:
+    if config.validation < 0:
+        raise UserError(f"validation {config.validation} is not allowed; give 0 or more")
+    if grammar.sizes and config.train is None and config.test is None and not config.validation:
         return grammar.sizes
     own = {
         split: sum(grammar.sizes.get(split, {}).values()) for split in ("train", "seen", "unseen")
     }
     train = own["train"] if config.train is None else config.train
     test = own["seen"] + own["unseen"] if config.test is None else config.test
-    return share_out(grammar, train=train, seen=test - test // 2, unseen=test // 2)
+    return share_out(
+        grammar,
+        train=train,
+        seen=test - test // 2,
+        unseen=test // 2,
+        validation=config.validation,
+    )
 
 
 def _captions(study: Study, config: PromptsConfig) -> list[Prompt]:
@@ -156,8 +169,9 @@ def _from_file(path: Path, config: PromptsConfig, seed: int) -> list[Prompt]:
             f"prompt file {path} is neither .txt nor .jsonl; give a .txt file with one prompt per "
             'line, or a .jsonl file with one JSON object per line, such as {"text": "two cats"}'
         )
-    if config.train is not None:
-        raise UserError("--train chooses from a prompt set; omit it with --file")
+    for name, given in {"train": config.train is not None, "validation": config.validation}.items():
+        if given:
+            raise UserError(f"--{name} chooses from a prompt set; omit it with --file")
     if config.test is not None and suffix == ".jsonl":
         raise UserError("--test is for .txt files; in a .jsonl file, give each line its split")
     found = _jsonl(path) if suffix == ".jsonl" else _text(path, config.test or 0, seed)
@@ -192,8 +206,8 @@ def _row(where: str, row: JsonObject) -> Prompt:
     if not isinstance(category, str) or not category:
         raise UserError(f"{where} has category {category!r}; give a word")
     split = row.get("split", "train")
-    if split not in ("train", "seen", "unseen"):
-        raise UserError(f"{where} has split {split!r}; choose one of train, seen, unseen")
+    if split not in OWN_SPLITS:
+        raise UserError(f"{where} has split {split!r}; choose one of {', '.join(OWN_SPLITS)}")
     return make_prompt(" ".join(text.split()), split, category, _slots(where, row.get("slots", {})))
 
 

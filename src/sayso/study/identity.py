@@ -138,8 +138,30 @@ def _selection_meant(study: ReadableStudy, short: str) -> str:
     return found[0]
 
 
+def models_in(names: str) -> list[str]:
+    """The models of a list with commas between; none of an empty one."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _canonical_models(study: ReadableStudy, names: str) -> str:
+    """A list of models in canonical form.
+
+    Raises: UserError: if a model is named twice, or one is a selection, whose images are another's.
+    """
+    found = [canonical_model(study, name) for name in models_in(names)]
+    for name in found:
+        if found.count(name) > 1:
+            raise UserError(f"{name} is named twice in {names}; name every model once")
+        if "@" in name:
+            raise UserError(
+                f"{name} is a selection among images of {name.partition('@')[0]}; name that model"
+            )
+    return ",".join(found)
+
+
 FORMS: dict[str, Callable[[ReadableStudy, str], str]] = {
     **dict.fromkeys(("model", "left", "right", "best_of"), canonical_model),
+    "samples_of": _canonical_models,
     "reward": canonical_reward,
     **dict.fromkeys(("aligner", "judge"), lambda _, name: canonical_plugin(name)),
 }

@@ -10,7 +10,7 @@ from sayso.base.records import from_row, sampler_from_row
 from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT
 
-PromptChoice = Literal["train", "seen", "unseen", "test", "fidelity", "all"]
+PromptChoice = Literal["train", "validation", "seen", "unseen", "test", "fidelity", "all"]
 """How stages name a part of the prompts; "test" is seen and unseen together."""
 
 HeldOut = Literal["first tenth", "by name"]

@@ -32,15 +32,19 @@ def check_aligner(kind: type[Aligner], **options: object) -> None:
     aligner = kind(**options)
     assert aligner.required() <= aligner.needs <= NEEDS, f"{kind.__name__} needs unknown things"
     period = aligner.period(8)
-    work = toy_work(_trained_a_little(), max_steps=max(4, 2 * period))
-    batches = list(aligner.batches(work))
-    assert len(batches) == work.max_steps, f"{len(batches)} batches for {work.max_steps} steps"
+    steps, later = max(4, 2 * period), max(2, period)
+
+    def batches_from(start: int) -> list[Batch]:
+        work = toy_work(_trained_a_little(), max_steps=steps, start_step=start)
+        return list(aligner.batches(work))
+
+    batches = batches_from(0)
+    assert len(batches) == steps, f"{len(batches)} batches for {steps} steps"
     assert all(len(batch) == 8 for batch in batches), "a batch must have batch_size rows"
-    _assert_same(batches, list(aligner.batches(work)), "the same seed must repeat")
-    later = dataclasses.replace(work, start_step=max(2, period))
-    resumed = list(aligner.batches(later))
-    _assert_same(batches[max(2, period) :], resumed, "resuming must continue the batches")
-    _assert_same(batches, _of_two_processes(aligner, work), "two processes must make what one does")
+    _assert_same(batches, batches_from(0), "the same seed must repeat")
+    _assert_same(batches[later:], batches_from(later), "resuming must continue the batches")
+    together = _of_two_processes(aligner, toy_work(_trained_a_little(), max_steps=steps))
+    _assert_same(batches, together, "two processes must make what one does")
     _check_cutting(aligner, batches[0])
 
 

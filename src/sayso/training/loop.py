@@ -18,6 +18,7 @@ from sayso.base.progress import console, progress
 from sayso.data.prefetch import prefetched
 from sayso.study.run import Run
 from sayso.training import checkpoint
+from sayso.training.evaluations import Evaluations
 from sayso.training.log import Log, logged
 from sayso.training.objective import Part, Term, objective
 from sayso.training.optimizers import make_optimizer
@@ -55,7 +56,8 @@ def train(
         run: where it is written.
         accelerator: device, number format and processes.
         grids: draws some prompts now and then; it changes nothing of the training.
-    Returns: steps, seconds and images per second of this process, first and last mean loss.
+    Returns: steps, seconds and images per second of this process, first and last mean loss, and
+        network evaluations of all processes (see `Evaluations`).
     Raises: UserError: if the batch does not divide, or the loss or gradient is not finite; the
         step is named, and the checkpoints before it stay.
     """
@@ -67,6 +69,7 @@ def train(
     batches = _ahead(aligner, replace(work, start_step=first))
     with (
         loop.saver,
+        loop.evaluations,
         loop.trackers.begun(first),
         progress("aligning", options.max_steps, "steps", done=first) as advance,
     ):
@@ -81,7 +84,8 @@ def train(
     loop.finish()
     seconds = time.perf_counter() - started
     images = (loop.step - first) * options.batch_size
-    return {"steps": loop.step, "seconds": seconds, "images_per_s": images / seconds} | _ends(run)
+    found = {"steps": loop.step, "seconds": seconds, "images_per_s": images / seconds}
+    return found | loop.evaluations.counted() | _ends(run)
 
 
 def _ahead(aligner: Aligner, work: Work) -> Iterator[Batch]:
@@ -165,6 +169,7 @@ class _Loop:
         self.optimizer = make_optimizer(self.parameters, learning_rate_at(0, options), options)
         self.prepared: Any = acc.prepare(self.optimizer)
         self.saver = checkpoint.Saver(run)
+        self.evaluations = Evaluations(policy, acc)
         self.trackers = Trackers(run, acc, trackers_of(options.tracker))
         self.log = Log(run, acc, self.saver.wait, self.trackers)
 
@@ -189,6 +194,8 @@ class _Loop:
                 f"{self.run.name} has a checkpoint of step {self.step}, beyond --max-steps "
                 f"{self.options.max_steps}; give more, or choose another --name"
             )
+        # checkpoints of earlier versions do not say it
+        self.evaluations.before = state.get("evaluations")
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -290,6 +297,7 @@ class _Loop:
             "step": self.step,
             "scaler": scaler.state_dict() if scaler else None,
             "inputs": self.run.inputs_hash,
+            **self.evaluations.counted(),
         }
         self.saver.save(state, self.contents())
 

@@ -35,7 +35,8 @@ def check_needs(
 
     Args:
         options: of the loop, with the aligner's defaults.
-        model, reward: their canonical names.
+        model: canonical names of the models that drew the samples, with commas between.
+        reward: its canonical name.
         labels: of the samples, NaN where nobody rated.
         pairs: how many preferences there are.
     Raises: UserError: naming what is missing and how to come by it.

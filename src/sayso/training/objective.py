@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, predict_together
-from sayso.families import mean_squared_error
+from sayso.families import mean_squared_error, root_mean_square
 from sayso.training.options import TrainOptions
 
 
@@ -30,13 +30,8 @@ def norm_excess(
     Source: NormGuard 2026, arXiv 2606.27771, with the mean in place of the sum, so that a weight
     means the same at every size of image.
     """
-    ours, theirs = (_root_mean_square(x) for x in (prediction, reference))
+    ours, theirs = (root_mean_square(x) for x in (prediction, reference))
     return (ours - theirs).clamp(min=0)
-
-
-def _root_mean_square(x: Tensor) -> Tensor:
-    # the root of 0 has an infinite slope
-    return x.float().square().flatten(1).mean(1).clamp(min=1e-12).sqrt()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""Rewards of images that the toy draws while it trains: the heaps of better ones must grow."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from heaps import OPTIONS, Corners, heaps, shares, tune
+from torch import Tensor
+
+from sayso.aligners._online import Online
+from sayso.aligners.grpo import GroupPolicy
+from sayso.aligners.nft import NegativeAware
+from sayso.base.types import Sampler
+from sayso.families import Kind
+from sayso.testing import ToyPolicy
+
+GRPO = GroupPolicy(images=128, steps_per_image=8, clip_range=1e-2)
+NFT = NegativeAware(score="rollouts", images=128, beta=0.3, prompt_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def started(base: ToyPolicy, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, ToyPolicy]:
+    """A model of each kind; those of v and of velocities are roughly trained."""
+    more: list[Kind] = ["v", "velocity"]
+    made = {kind: heaps(tmp_path_factory.mktemp(kind) / "run", kind, 400) for kind in more}
+    return {"eps": base, **made}
+
+
+def by_rollouts(
+    base: ToyPolicy, path: Path, aligner: Online, sign: float = 1.0, **loop: float
+) -> Tensor:
+    options = dataclasses.replace(OPTIONS, **{"max_steps": 100, "learning_rate": 1e-3, **loop})
+    alike, more = torch.ones(1), {"prompts": ("0",), "reward": Corners(sign)}
+    sampler, nothing = Sampler(20, guidance_scale=1.0), torch.zeros(1, 2, 1, 1)
+    return shares(
+        tune(base, aligner, nothing, alike, alike, path, options, sampler=sampler, **more)
+    )
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "velocity"])
+@pytest.mark.parametrize("aligner", [GRPO, NFT], ids=lambda a: type(a).__name__)
+def test_the_best_corner_takes_all(
+    started: dict[Kind, ToyPolicy], tmp_path: Path, aligner: Online, kind: Kind
+) -> None:
+    """Without a pull to the start the tilt has no end."""
+    assert by_rollouts(started[kind], tmp_path / "r", aligner)[0] > 0.9
+
+
+@pytest.mark.parametrize("aligner", [GRPO, NFT], ids=lambda a: type(a).__name__)
+def test_with_a_wrong_sign_it_is_left(base: ToyPolicy, tmp_path: Path, aligner: Online) -> None:
+    assert by_rollouts(base, tmp_path / "r", aligner, -1.0)[0] < 0.05
+
+
+def test_kl_weight_keeps_near_the_start(base: ToyPolicy, tmp_path: Path) -> None:
+    kept = by_rollouts(base, tmp_path / "r", GRPO, kl_weight=3.0)
+    assert shares(base)[0] < kept[0] < 0.6
