@@ -336,7 +336,7 @@ def test_unknown_reward_names_the_nearest(study: Study) -> None:
     with pytest.raises(UserError, match="unknown reward 'prompts'"):
         load_reward(study, "prompts")
     with pytest.raises(
-        UserError, match="must be trained first: run sayso fit .* --reward clip_head"
+        UserError, match=r"must be trained first: run sayso fit .* --reward clip_head"
     ):
         load_reward(study, "clip_head")
     with pytest.raises(UserError, match="did you mean 'clip_head'"):
