@@ -82,7 +82,7 @@ def _of_block(name: str, where: str, rest: str, tensor: Tensor) -> dict[str, Ten
 
 
 @dataclass(frozen=True)
-class Letterbox:
+class _Letterbox:
     """A whole picture in a square: the longest side resized, the rest black, then normalised.
 
     As the authors do it, on floats; what bicubic resizing overshoots is clipped, which they do not.
@@ -204,7 +204,7 @@ class Hps(PretrainedReward, ClipReward):
     ) -> None:
         """Load its own CLIP."""
         assert weights is not None, "sayso reward has written them"
-        self.clip = ClipEncoder.of_reward(weights, device, Letterbox)
+        self.clip = ClipEncoder.of_reward(weights, device, _Letterbox)
 
     def score_embeddings(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"]
