@@ -14,12 +14,12 @@ from PIL import Image
 
 
 def brightness(image: Image.Image, prompt: str) -> float:
-    """What the server answers: the mean of all pixels in [0, 1], and 1 for 100 letters."""
+    """What the server responds: the mean of all pixels in [0, 1], and 1 for 100 letters."""
     return float(np.asarray(image).mean() / 255 + len(prompt) / 100)
 
 
 class RewardServer(ThreadingHTTPServer):
-    """Answers at `url` with `answer(picture, prompt)`, or as `status`, `content`, `wait_s` say."""
+    """Responds at `url` with `brightness`, or as `status`, `content`, `wait_s` say."""
 
     daemon_threads = True
 
@@ -39,11 +39,11 @@ class _Handler(BaseHTTPRequestHandler):
         image = Image.open(io.BytesIO(base64.b64decode(asked["image"])))
         assert image.format == "PNG"
         score = brightness(image, asked["prompt"])
-        answer = self.server.content or json.dumps({"score": score, "model": self.server.model})
+        body = self.server.content or json.dumps({"score": score, "model": self.server.model})
         time.sleep(self.server.wait_s)
         self.send_response(self.server.status)
         self.end_headers()
-        self.wfile.write(answer.encode())
+        self.wfile.write(body.encode())
 
     def log_message(self, *_: object) -> None:
         """Nothing."""

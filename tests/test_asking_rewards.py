@@ -68,7 +68,7 @@ def test_probability_of_yes_by_hand() -> None:
 
 
 @pytest.mark.parametrize("against", ["no", "all"])
-def test_vlm_yes_is_the_models_own_answer(
+def test_vlm_yes_is_the_models_own_word(
     study: Study, pictures: list[Image.Image], tmp_path: Path, against: str
 ) -> None:
     """The tokens written by hand, the model called with them, and a softmax of the last row."""
@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_asked_is_refused(study: Study, tmp_path: Path) -
 # a server
 
 
-def test_remote_is_what_the_server_answers(
+def test_remote_is_what_the_server_responds(
     study: Study, server: RewardServer, pictures: list[Image.Image]
 ) -> None:
     reward = load_reward(study, add(study, "remote", "works", "--url", server.url))
@@ -155,17 +155,17 @@ def test_another_model_behind_the_same_address_is_refused(
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "content",
     ["", "<html>busy</html>", "NaN", "Infinity", "null", "true", '"3"', "[1]", '{"score": null}',
      '{"reward": 1}', '{"score": -Infinity}', '{"score": 1, "model": 2}', "1 2", "\ufffd"],
 )  # fmt: skip
 def test_what_is_no_number_ends_the_command(
-    study: Study, server: RewardServer, answer: str, pictures: list[Image.Image]
+    study: Study, server: RewardServer, content: str, pictures: list[Image.Image]
 ) -> None:
     reward = Remote(url=server.url)
     reward._model = "bright-1"
-    server.content = answer or " "
-    with pytest.raises(UserError, match=r"answered .*, which is not a number, or {\"score\""):
+    server.content = content or " "
+    with pytest.raises(UserError, match=r"responded .*, which is not a number, or {\"score\""):
         reward.score(next(stacked(pictures)), TEXTS)
 
 
@@ -189,27 +189,27 @@ def test_a_server_that_fails_ends_the_command_in_one_line(
     assert "timeout_s 0.0 is not allowed" in refused("--url", server.url, "--timeout-s", 0)
     assert "parallel 0 is not from 1" in refused("--url", server.url, "--parallel", 0)
     server.status = 500
-    assert f"{server.url} answered 500 Internal Server Error" in refused("--url", server.url)
+    assert f"{server.url} responded 500 Internal Server Error" in refused("--url", server.url)
     server.status, server.wait_s = 200, 0.5
     slow = refused("--url", server.url, "--timeout-s", 0.1)
-    assert "did not answer within 0.1 s" in slow
+    assert "did not respond within 0.1 s" in slow
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{nobody.getsockname()[1]}/"
     assert re.search("cannot be reached .*; start the server", refused("--url", dead))
 
 
-def test_a_broken_answer_is_no_score(study: Study) -> None:
+def test_a_broken_response_is_no_score(study: Study) -> None:
     """A server that hangs up, and one that speaks no HTTP."""
-    for answer in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n3", b"hello\r\n"):
+    for content in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n3", b"hello\r\n"):
         with socket.create_server(("127.0.0.1", 0)) as listening:
             reward = Remote(url=f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout_s=5.0)
 
-            def reply(answer: bytes = answer, listening: socket.socket = listening) -> None:
+            def reply(content: bytes = content, listening: socket.socket = listening) -> None:
                 talking, _ = listening.accept()
                 with talking:
                     talking.recv(1 << 16)
-                    talking.sendall(answer)
+                    talking.sendall(content)
 
             with ThreadPoolExecutor(1) as threads:
                 threads.submit(reply)

@@ -26,7 +26,7 @@ from sayso.study.study import Study
 WANTED = 'a number, or {"score": a number, "model": "what computes it"}'
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
     score: float
     model: str
 
@@ -35,8 +35,8 @@ class _Answer(NamedTuple):
 class Remote(PretrainedReward):
     """Asks a server over HTTP for the score of each image; whatever is no number ends the command.
 
-    The server gets POST with JSON {"prompt": text, "image": a PNG in base64} and answers a number,
-    or {"score": number, "model": text}. The text should change whenever scores do: it is recorded
+    The server gets POST with JSON {"prompt": text, "image": a PNG in base64} and responds with a
+    number, or {"score": number, "model": text}. The text should change whenever scores do: it is recorded
     when the reward is added, and another one is refused later.
     """
 
@@ -45,7 +45,7 @@ class Remote(PretrainedReward):
     url: str = ""
     """Address of the server, such as http://127.0.0.1:8000/score."""
     timeout_s: float = 60.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for a response."""
     parallel: int = 4
     """Images sent at the same time."""
 
@@ -61,11 +61,11 @@ class Remote(PretrainedReward):
         return {}
 
     def convert(self, found: Mapping[str, Path], folder: Path) -> None:  # noqa: ARG002
-        """Ask about a grey image, and record which model answers."""
+        """Ask about a grey image, and record which model scores."""
         if not self.url:
             raise UserError("reward remote needs the address of its server: give --url")
-        answer = self._ask(torch.full((3, 64, 64), 0.5), "a photo")
-        files.write_json(folder / "remote.json", {"model": answer.model})
+        response = self._ask(torch.full((3, 64, 64), 0.5), "a photo")
+        files.write_json(folder / "remote.json", {"model": response.model})
 
     def prepare(
         self,
@@ -73,7 +73,7 @@ class Remote(PretrainedReward):
         device: torch.device | str,  # noqa: ARG002 (the server has its own)
         weights: Path | None = None,
     ) -> None:
-        """Read which model has to answer."""
+        """Read which model has to score."""
         assert weights is not None, "sayso reward has written it"
         self._model: str = files.read_json(weights / "remote.json")["model"]
 
@@ -82,20 +82,20 @@ class Remote(PretrainedReward):
     ) -> Float[Tensor, " b"]:
         """The server's score of each image, RGB in [0, 1], rounded to 8 bits.
 
-        Raises: UserError: if the server cannot be reached in time, answers an error, another model
+        Raises: UserError: if the server does not respond in time, or with an error, another model
             or anything but a finite number.
         """
         with ThreadPoolExecutor(self.parallel) as threads:
-            answers = list(threads.map(self._ask, images, prompts))
-        for answer in answers:
-            if answer.model != self._model:
+            responses = list(threads.map(self._ask, images, prompts))
+        for response in responses:
+            if response.model != self._model:
                 raise UserError(
-                    f"{self.url} scores with model {answer.model!r}, but the reward was added with "
-                    f"{self._model!r}; start that model, or add the reward under another --name"
+                    f"{self.url} scores with model {response.model!r}, but the reward was added "
+                    f"with {self._model!r}; start that model, or add the reward under another --name"
                 )
-        return torch.tensor([a.score for a in answers], device=images.device)
+        return torch.tensor([r.score for r in responses], device=images.device)
 
-    def _ask(self, image: Float[Tensor, "3 h w"], prompt: str) -> _Answer:
+    def _ask(self, image: Float[Tensor, "3 h w"], prompt: str) -> _Response:
         file = io.BytesIO()
         to_picture(image).save(file, "PNG")
         body = {"prompt": prompt, "image": base64.b64encode(file.getvalue()).decode()}
@@ -103,12 +103,12 @@ class Remote(PretrainedReward):
             self.url, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
-                # a number of bytes to read would take an answer cut short for a whole one
-                content = answer.read()
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+                # a number of bytes to read would take a response cut short for a whole one
+                content = response.read()
         except urllib.error.HTTPError as error:
             raise UserError(
-                f"{self.url} answered {error.code} {error.reason}; look at the server's log"
+                f"{self.url} responded {error.code} {error.reason}; look at the server's log"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise self._unreached(error) from None
@@ -118,13 +118,13 @@ class Remote(PretrainedReward):
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, TimeoutError):
             return UserError(
-                f"{self.url} did not answer within {self.timeout_s:g} s; look whether it works, or "
-                "add the reward with a larger --timeout-s"
+                f"{self.url} did not respond within {self.timeout_s:g} s; look whether it works, "
+                "or add the reward with a larger --timeout-s"
             )
         said = str(reason) or type(reason).__name__
         return UserError(f"{self.url} cannot be reached ({said}); start the server")
 
-    def _read(self, content: bytes) -> _Answer:
+    def _read(self, content: bytes) -> _Response:
         try:
             found: Any = json.loads(content)
         except ValueError:
@@ -134,5 +134,5 @@ class Remote(PretrainedReward):
         number = isinstance(score, int | float) and not isinstance(score, bool)
         if not number or not math.isfinite(score) or not isinstance(model, str):
             said = content[:80].decode(errors="replace")
-            raise UserError(f"{self.url} answered {said!r}, which is not {WANTED}")
-        return _Answer(float(score), model)
+            raise UserError(f"{self.url} responded {said!r}, which is not {WANTED}")
+        return _Response(float(score), model)

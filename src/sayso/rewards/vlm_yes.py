@@ -18,13 +18,13 @@ from sayso.rewards import PretrainedReward
 from sayso.study.study import Study
 
 WORDS = {"yes": ("Yes", " Yes", "yes", " yes"), "no": ("No", " No", "no", " no")}
-"""Ways in which an answer may begin; those count that are one token of the model."""
+"""Ways in which a reply may begin; those count that are one token of the model."""
 
 
 def probability_of_yes(
     logits: Float[Tensor, "b v"], yes: Sequence[int], no: Sequence[int], against: str
 ) -> Float[Tensor, " b"]:
-    """P(yes) of the first token of an answer.
+    """P(yes) of the first token of a reply.
 
     Args:
         logits: of the first token.
@@ -87,7 +87,7 @@ class VlmYes(PretrainedReward):
         with readable(weights, "give the folder of a model that reads images and text"):
             self._processor: Any = AutoProcessor.from_pretrained(weights)
         if not getattr(self._processor, "chat_template", None):
-            raise UserError(f"{weights} has no chat template; give a model that is tuned to answer")
+            raise UserError(f"{weights} has no chat template; give a model that is tuned for chat")
         self._yes, self._no = (self._tokens(weights, meaning) for meaning in WORDS)
         dtype = torch.float32 if self.number_format == "fp32" else None
         model = load_part(AutoModelForImageTextToText, weights, "", dtype)
@@ -97,7 +97,7 @@ class VlmYes(PretrainedReward):
         self._last_alone = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
     def _tokens(self, folder: Path, meaning: str) -> list[int]:
-        """The tokens with which an answer of this meaning may begin.
+        """The tokens with which a reply of this meaning may begin.
 
         Raises: UserError: if the model has none.
         """
