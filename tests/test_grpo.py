@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sayso.aligners import Batch, Work
+from sayso.aligners._policy_loss import clipped_policy_loss
 from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps, step_weights
-from sayso.aligners.grpo import GroupPolicy, clipped_policy_loss
+from sayso.aligners.grpo import GroupPolicy
 from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler

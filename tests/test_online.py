@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sayso.aligners._online import Online, denoising_rollouts
 from sayso.aligners._rollouts import draw_images, group_advantages
+from sayso.aligners.awm import AdvantageWeighted
 from sayso.aligners.lair import Listwise
 from sayso.aligners.nft import NegativeAware, optimality_of
 from sayso.base.devices import make_accelerator
@@ -23,7 +24,10 @@ from sayso.training.options import TrainOptions
 
 SMALL = NegativeAware(score="rollouts", images=8, group_size=4, times_per_image=2)
 """A rollout is 16 rows: two updates of 8."""
-RUNS = [SMALL]
+RUNS = [
+    SMALL,
+    AdvantageWeighted(images=8, group_size=4, times_per_image=2, groups=True),
+]
 
 
 def apart() -> ToyPolicy:

@@ -2,7 +2,7 @@
 
 from sayso.aligners._batch import Batch
 from sayso.aligners._contract import NEEDS, Aligner, load_aligner
-from sayso.aligners._work import Work, predict_together, prompt_means, stratified
+from sayso.aligners._work import Work, means_of, predict_together, prompt_means, stratified
 
 __all__ = [
     "NEEDS",
@@ -10,6 +10,7 @@ __all__ = [
     "Batch",
     "Work",
     "load_aligner",
+    "means_of",
     "predict_together",
     "prompt_means",
     "stratified",

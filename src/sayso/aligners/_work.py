@@ -259,6 +259,11 @@ def _inputs(policy: Policy, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Ten
     return torch.cat([noisy, noisy]), t.repeat(2), join([batch.uncond, cond])
 
 
+def means_of(values: Float[Tensor, " b"], **rows: Tensor) -> dict[str, Tensor]:
+    """The mean of the values of the rows of each name, of those that there are; for the log."""
+    return {name: values[some].mean() for name, some in rows.items() if some.any()}
+
+
 def prompt_means(values: Float[Tensor, " n"], prompt: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """For each image the mean of the values of all images of its prompt.
 

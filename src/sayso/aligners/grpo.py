@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Batch, Work
 from sayso.aligners._online import Online, refuse_not_positive
+from sayso.aligners._policy_loss import clipped_policy_loss
 from sayso.aligners._rollouts import (
     draw_groups,
     group_advantages,
@@ -23,24 +23,6 @@ from sayso.base.types import Sampler
 from sayso.families import NOISES, VARIANCE_PRESERVING, Noise, log_prob
 
 Weighting = Literal["noise", "equal"]
-
-
-def clipped_policy_loss(
-    ratio: Float[Tensor, " b"], advantage: Float[Tensor, " b"], clip_range: float
-) -> Float[Tensor, " b"]:
-    """The loss whose gradient makes steps of better images likelier, and stops at the clip.
-
-    L = max(−A·ρ, −A·clip(ρ, 1 − c, 1 + c)): a step that became likelier (or less likely) by more
-    than c, in the direction that its advantage asks for, has no gradient; in the other it has.
-
-    Args:
-        ratio: ρ, probability of the step under the policy over that when it was drawn.
-        advantage: A, above 0 for images better than the others of their prompt.
-        clip_range: c, > 0.
-    Source: Schulman et al. 2017, arXiv 1707.06347, Eq. 7; Black et al. 2023, arXiv 2305.13301.
-    """
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return torch.maximum(-advantage * ratio, -advantage * clipped)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.aligners import Aligner, Batch, Work, means_of, stratified
 from sayso.base.errors import UserError
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
@@ -102,10 +102,8 @@ class KahnemanTversky(Aligner):
         gain = work.error(batch, "reference") - work.error(batch)
         loss = kto_loss(gain, batch["point"], batch["sign"], self.beta, self.utility)
         scalars = {"error": work.error(batch).mean(), "point": batch["point"].mean()}
-        for name, chosen in (("gain_good", batch["sign"] > 0), ("gain_bad", batch["sign"] < 0)):
-            if chosen.any():
-                scalars[name] = gain[chosen].mean()
-        return loss.mean(), scalars
+        sign = batch["sign"]
+        return loss.mean(), scalars | means_of(gain, gain_good=sign > 0, gain_bad=sign < 0)
 
     @torch.no_grad()
     def _point(self, work: Work, batch: Batch) -> Tensor:

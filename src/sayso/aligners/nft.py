@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sayso.aligners import Batch, Work, prompt_means, stratified
+from sayso.aligners import Batch, Work, means_of, prompt_means, stratified
 from sayso.aligners._online import OLD, Online, denoising_rollouts, refuse_not_positive
 from sayso.aligners._scores import needs_of, scores
 from sayso.base.errors import UserError
@@ -156,10 +156,7 @@ class NegativeAware(Online):
         scalars = {"error": work.error(batch).mean(), "norm": work.norm(batch)}
         if "reward" in batch:
             scalars["reward"] = batch["reward"].mean()
-        for name, chosen in (("rise_good", r > 0.5), ("rise_bad", r < 0.5)):
-            if chosen.any():
-                scalars[name] = rise[chosen].mean()
-        return loss.mean(), scalars
+        return loss.mean(), scalars | means_of(rise, rise_good=r > 0.5, rise_bad=r < 0.5)
 
     def scored_rows(self, work: Work) -> tuple[Tensor, Tensor]:
         """Indices of the samples that take part, and how good they are, in [0, 1].

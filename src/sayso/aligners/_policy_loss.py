@@ -1,0 +1,23 @@
+"""Losses that make what earned a better reward likelier, and stop before it goes too far."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def clipped_policy_loss(
+    ratio: Float[Tensor, " b"], advantage: Float[Tensor, " b"], clip_range: float
+) -> Float[Tensor, " b"]:
+    """The loss whose gradient makes what led to better images likelier, and stops at the clip.
+
+    L = max(−A·ρ, −A·clip(ρ, 1 − c, 1 + c)): what became likelier (or less likely) by more than c,
+    in the direction that its advantage asks for, has no gradient; in the other it has.
+
+    Args:
+        ratio: ρ, probability under the policy over that when it was drawn.
+        advantage: A, above 0 for images better than the others of their prompt.
+        clip_range: c, > 0.
+    Source: Schulman et al. 2017, arXiv 1707.06347, Eq. 7; Black et al. 2023, arXiv 2305.13301.
+    """
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.maximum(-advantage * ratio, -advantage * clipped)
