@@ -13,7 +13,7 @@ RESAMPLES = 2000
 
 
 def mean_over_seeds(
-    values: Sequence[Shaped[ndarray, " p"]],
+    values: Sequence[Shaped[ndarray, " _"]],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,

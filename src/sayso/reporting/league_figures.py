@@ -9,7 +9,7 @@ from sayso.reporting.league_tables import finished
 
 SHOWN_N = (4, 16, 64)
 """Best of n, as lines to compare with."""
-Point = tuple[float, Mapping[str, Any]]
+Point = tuple[int | float, Mapping[str, Any]]
 
 
 def draw(results: JsonObject, folder: Path) -> dict[str, Path]:

@@ -32,20 +32,20 @@ def points(part: Row | None) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _signed(value: float) -> str:
+def _signed(value: int | float) -> str:
     whole = round(value)
     return f"+{whole}" if whole > 0 else f"−{-whole}" if whole < 0 else "0"
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def number(value: int | float | None, digits: int = 2) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def thousands(value: float | None) -> str:
+def thousands(value: int | float | None) -> str:
     return NOTHING if value is None else f"{value / 1000:.1f}k"
 
 
-def small(value: float | None) -> str:
+def small(value: int | float | None) -> str:
     return NOTHING if value is None else f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.4f}"
 
 

@@ -10,7 +10,7 @@ from sayso.base.files import JsonObject
 @dataclass(frozen=True)
 class LeagueConfig:
     """Compare all aligners on the tiny world: the same ratings, the same budget of network
-    evaluations, options chosen on validation prompts, one judgement on test prompts."""
+    evaluations, options chosen on validation prompts, judged once on test prompts."""
 
     quick: bool = False
     """One seed and a small budget: about an hour on 2 cores."""
@@ -101,7 +101,7 @@ SIZES: Mapping[str, Size] = {
         Size(
             "smoke", budget=720, trials=2, train=12, train_images=4, validation=4,
             validation_images=1, test=4, set_size=1, pool=2, fidelity=0, seeds=1, batch_size=16,
-            fit="--max-epochs 2",
+            fit="--max-epochs 2", earlier=(0.5,),
         ),
     )
 }  # fmt: skip

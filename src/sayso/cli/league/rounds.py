@@ -17,7 +17,7 @@ def train_in_rounds(ground: Ground, cell: Cell) -> tuple[Trained, int]:
         used.
     Raises: UserError: if a part does not pay for its images and a step.
     """
-    trial, part, drawn = cell.trials[0], ground.size.budget / cell.rounds, 0
+    trial, part, drawn = cell.trials[0], ground.size.budget // cell.rounds, 0
     start, models, done = Start(), ["base"], list[Trained]()
     for n in range(cell.rounds):
         if n:

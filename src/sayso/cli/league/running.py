@@ -175,7 +175,7 @@ def _trained(ground: Ground, cell: Cell) -> dict[str, Any]:
 
 def _earlier(ground: Ground, cell: Cell, trial: str, share: float) -> dict[str, Any]:
     """The chosen options with a part of the budget: another point of the curve."""
-    trained = train(ground, cell, trial, ground.size.budget * share)
+    trained = train(ground, cell, trial, int(ground.size.budget * share))
     scores = judging.tested(ground, trained.run)
     distance = judging.distance_to_base(ground, trained.run)
     return {**asdict(trained), "share": share, "distance": distance, "scores": scores}

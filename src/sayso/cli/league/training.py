@@ -51,7 +51,7 @@ class Plan:
     terms: dict[str, float]
 
 
-def steps_within(budget: float, cost: int, period: int) -> int:
+def steps_within(budget: int, cost: int, period: int) -> int:
     """How many steps a budget allows, in whole periods, one at least.
 
     Args:
@@ -62,9 +62,9 @@ def steps_within(budget: float, cost: int, period: int) -> int:
     """
     if budget < cost:
         raise UserError(
-            f"{budget:.0f} network evaluations are left, and the first {period} steps need {cost}"
+            f"{budget} network evaluations are left, and the first {period} steps need {cost}"
         )
-    return int(budget // cost) * period
+    return budget // cost * period
 
 
 def plan_of(ground: Ground, cell: Cell, trial: str, start: Start | None = None) -> Plan:
@@ -88,15 +88,19 @@ def plan_of(ground: Ground, cell: Cell, trial: str, start: Start | None = None) 
     return Plan(f"{line} {given}", parsed.options.period(own), draws, config.batch_size, terms)
 
 
-def cost_of_a_period(ground: Ground, plan: Plan) -> int:
-    """What one period asks of the network: measured, in a run as short as that."""
+def cost_of_a_period(ground: Ground, cell: Cell) -> int:
+    """What one period asks of the network: measured, in a run as short as that.
+
+    The option sets of a cell differ in nothing that changes it, nor does the start.
+    """
+    plan = plan_of(ground, cell, cell.trials[0])
     name = f"probe-{digest([plan.line, ground.identity], 8)}"
     run = _align(ground, plan.line, name, plan.period)
     return int(run.result["evaluations"])
 
 
 def train(
-    ground: Ground, cell: Cell, trial: str, budget: float, start: Start | None = None,
+    ground: Ground, cell: Cell, trial: str, budget: int, start: Start | None = None,
     drawn: int = 0,
 ) -> Trained:  # fmt: skip
     """Train a cell with one of its option sets.
@@ -107,7 +111,7 @@ def train(
     Raises: UserError: as `align`, or if the budget does not suffice for a step.
     """
     plan = plan_of(ground, cell, trial, start)
-    cost = cost_of_a_period(ground, plan)
+    cost = cost_of_a_period(ground, cell)
     steps = steps_within(budget - drawn, cost, plan.period)
     name = f"{cell.slug}-{digest([plan.line, steps, ground.identity], 8)}"
     run = _align(ground, plan.line, name, steps)
