@@ -120,6 +120,7 @@ def training(
         "one block in full": 2 * FP32 * _largest_block(network) if way.sharded else 0,
         "text encoders": text_bytes if way.encoding or drawing else 0,
         "autoencoder": vae_bytes if drawing else 0,
+        "decoding with a gradient": _decoding(blueprint, way, size) if "gradient" in needs else 0,
         "libraries": _runtime(cuda=way.cuda),
     }
     return Footprint(
@@ -129,6 +130,17 @@ def training(
         average,
         trained + moments + average,
     )
+
+
+def _decoding(blueprint: Blueprint, way: Way, size: Size) -> int:
+    """Bytes of activations while a gradient goes through the decoder, a few images at a time."""
+    policy: Any = blueprint()
+    if way.options.gradient_checkpointing:
+        policy.checkpoint_decoder()
+    policy.vae.requires_grad_(False)
+    rows = min(way.options.micro_batch(way.processes), policy.portion(size))
+    latents = (rows, *policy.latent_shape(size))
+    return trace_decoding(policy.vae, policy.vae_decode, latents, gradient=True).peak
 
 
 def drawing(
