@@ -2,12 +2,14 @@
 
 import importlib.util
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from sayso.base.plugins import plugin_names
+from sayso.base.plugins import load_plugin, plugin_names
 from sayso.cli.commands import COMMANDS
+from sayso.rewards import Reward
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -22,6 +24,11 @@ def command_lines(text: str) -> list[list[str]]:
     joined = text.replace("\\\n", " ")
     lines = re.findall(r"^\s*(?:\$ |.*-m )?sayso (\w+.*)$", joined, flags=re.MULTILINE)
     return [line.split("#")[0].split() for line in lines]
+
+
+def options_of_rewards() -> str:
+    kinds = [load_plugin("reward", name, Reward) for name in plugin_names("reward")]
+    return " ".join(f"--{f.name.replace('_', '-')}" for kind in kinds for f in fields(kind))
 
 
 def test_command_reference_is_current() -> None:
@@ -39,6 +46,7 @@ def test_documented_commands_and_flags_exist(page: Path) -> None:
     sections = commands.split("## sayso ")
     helps = {section.split()[0]: section for section in sections[1:]}
     helps |= {name: helps[name] + judges for name in ("agreement", "evaluate")}
+    helps["reward"] += options_of_rewards()
     for words in command_lines(page.read_text()):
         assert words[0] in COMMANDS, f"{page.name}: sayso {words[0]}"
         for flag in (w.split("=")[0] for w in words if w.startswith("--")):

@@ -127,20 +127,20 @@ def under_a_limit(mebibytes: int, *arguments: object) -> subprocess.CompletedPro
 def test_generate_goes_on_with_a_smaller_batch(tmp_path: Path) -> None:
     study = random_study(tmp_path)
     command = (
-        "generate", study.path, "--per-prompt", 6, "--image-size", SIZE, "--guidance-scale", 1,
+        "generate", study.path, "--per-prompt", 4, "--image-size", SIZE, "--guidance-scale", 1,
         "--num-inference-steps", 1, "--mixed-precision", "no",
     )  # fmt: skip
-    done = under_a_limit(600, *command, "--batch-size", 18)
+    done = under_a_limit(400, *command, "--batch-size", 12)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith(
-        "sayso: error: out of memory at --batch-size 18; run the command again with"
+        "sayso: error: out of memory at --batch-size 12; run the command again with"
     )
-    assert "--batch-size 9 to resume" in line
+    assert "--batch-size 6 to resume" in line
     assert "Traceback" not in done.stderr
-    done = under_a_limit(600, *command, "--batch-size", 1)
+    done = under_a_limit(400, *command, "--batch-size", 1)
     assert done.returncode == 0, done.stderr
-    assert len(study.samples()) == 18
+    assert len(study.samples()) == 12
 
 
 def test_align_names_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sayso.base.types import Comparison, Preference, Prompt, Rating, Sample, Sampler
     from sayso.families import Policy
     from sayso.judges import Judge, Verdict
-    from sayso.rewards import ClipReward, Reward, TrainableReward
+    from sayso.rewards import ClipReward, PretrainedReward, Reward, TrainableReward
     from sayso.stages.agreement import AgreementConfig, agreement
     from sayso.stages.align import AlignConfig, align
     from sayso.stages.evaluate import EvaluateConfig, evaluate
@@ -28,16 +28,18 @@ if TYPE_CHECKING:
     from sayso.stages.prompts import PromptsConfig, write_prompts
     from sayso.stages.rate import RateConfig, rate
     from sayso.stages.report import ReportConfig, report
+    from sayso.stages.reward import RewardConfig, add_reward
     from sayso.study.run import Run
     from sayso.study.study import Study
 
 __all__ = [
     "AgreementConfig", "AlignConfig", "Aligner", "Batch", "ClipReward", "Comparison",
     "EvaluateConfig", "ExportConfig", "FitConfig", "GenerateConfig", "ImportConfig", "Judge",
-    "NewConfig", "Policy", "Preference", "Prompt", "PromptsConfig", "RateConfig", "Rating",
-    "ReportConfig", "Reward", "Run", "Sample", "Sampler", "Study", "TrainableReward", "UserError",
-    "Verdict", "Work", "agreement", "align", "evaluate", "export", "fit", "generate",
-    "import_table", "new", "rate", "report", "write_prompts",
+    "NewConfig", "Policy", "Preference", "PretrainedReward", "Prompt", "PromptsConfig",
+    "RateConfig", "Rating", "ReportConfig", "Reward", "RewardConfig", "Run", "Sample", "Sampler",
+    "Study", "TrainableReward", "UserError", "Verdict", "Work", "add_reward", "agreement", "align",
+    "evaluate", "export", "fit", "generate", "import_table", "new", "rate", "report",
+    "write_prompts",
 ]  # fmt: skip
 
 _HOMES = {
@@ -46,7 +48,7 @@ _HOMES = {
     "base.types": ("Comparison", "Preference", "Prompt", "Rating", "Sample", "Sampler"),
     "families": ("Policy",),
     "judges": ("Judge", "Verdict"),
-    "rewards": ("ClipReward", "Reward", "TrainableReward"),
+    "rewards": ("ClipReward", "PretrainedReward", "Reward", "TrainableReward"),
     "stages.agreement": ("AgreementConfig", "agreement"),
     "stages.align": ("AlignConfig", "align"),
     "stages.evaluate": ("EvaluateConfig", "evaluate"),
@@ -58,6 +60,7 @@ _HOMES = {
     "stages.prompts": ("PromptsConfig", "write_prompts"),
     "stages.rate": ("RateConfig", "rate"),
     "stages.report": ("ReportConfig", "report"),
+    "stages.reward": ("RewardConfig", "add_reward"),
     "study.run": ("Run",),
     "study.study": ("Study",),
 }

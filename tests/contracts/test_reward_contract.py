@@ -1,5 +1,8 @@
-"""Every reward found on disk keeps its contract, trained first where it learns."""
+"""Every reward found on disk keeps its contract, trained or added first where it must be."""
 
+from pathlib import Path
+
+import published
 import pytest
 import torch
 from clips import colour_study, rate_all, tiny_clip
@@ -21,9 +24,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 @pytest.mark.parametrize("name", plugin_names("reward"))
-def test_reward(name: str, study: Study) -> None:
-    trainable = issubclass(load_plugin("reward", name, Reward), TrainableReward)
-    run = fit(study, FitConfig(reward=name)).name if trainable else name
+def test_reward(name: str, study: Study, tmp_path: Path) -> None:
+    run = name
+    if issubclass(load_plugin("reward", name, Reward), TrainableReward):
+        run = fit(study, FitConfig(reward=name)).name
+    elif name in published.GIVEN:
+        run = published.add(study, name, tmp_path)
     samples = study.samples()[:5]
     texts = {p.id: p.text for p in study.prompts()}
     images = torch.stack([to_pixels(study.image(s)) for s in samples])

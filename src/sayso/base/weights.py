@@ -1,6 +1,7 @@
 """Weights as they lie on disk: whole, under their own names and finite, or refused in one line."""
 
 import logging
+import pickle
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ two are the plain weights rounded, the third holds weights that were not average
 _VARIANT = re.compile(
     r"(?:diffusion_pytorch_)?model(?:\.(?P<a>\w+)(?:-\d+-of-\d+)?|-\d+-of-\d+\.(?P<b>\w+))\.safetensors"
 )
+
+ANOTHER_FILE = "give the file that its authors published"
 
 TOKENIZER_FILES = (
     ("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",),
@@ -205,6 +208,35 @@ def read_tensors(file: Path, advice: str = "restore it") -> dict[str, Tensor]:
         tensors = load_file(file)
     refuse_not_finite(file, tensors, advice)
     return tensors
+
+
+def read_checkpoint(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint as its authors published it: safetensors, or a pickle.
+
+    A pickle is read with `weights_only`, so that it cannot run code. Where the tensors lie under
+    one of the keys "state_dict" and "model", they are taken from there.
+
+    Raises: UserError: if the file is missing or damaged, holds anything but tensors by name, or a
+        number is not finite.
+    """
+    refuse_pointer(file)
+    if file.suffix == ".safetensors":
+        return read_tensors(file, ANOTHER_FILE)
+    try:
+        with readable(file, ANOTHER_FILE):
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError):
+        raise UserError(
+            f"{file} is a pickle with more than tensors in it, which could run code, or no pickle "
+            f"at all; {ANOTHER_FILE}"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise UserError(f"{file} does not hold tensors by name; {ANOTHER_FILE}")
+    refuse_not_finite(file, found, ANOTHER_FILE)
+    return dict(found)
 
 
 def put(

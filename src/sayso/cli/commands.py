@@ -60,6 +60,14 @@ COMMANDS = {
         "reward",
         "train",
     ),
+    "reward": Command(
+        "add a reward that others trained",
+        "sayso.stages.reward",
+        "add_reward",
+        "RewardConfig",
+        "reward",
+        "train",
+    ),
     "align": Command(
         "fine-tune the model",
         "sayso.stages.align",

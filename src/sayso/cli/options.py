@@ -103,9 +103,9 @@ def _plugin_class(plugin: str, name: str) -> type | None:
 
         return load_aligner(name)
     if plugin == "reward":
-        from sayso.rewards import load_trainable_reward
+        from sayso.rewards import load_reward_class
 
-        return load_trainable_reward(name)
+        return load_reward_class(name)
     from sayso.judges import load_judge
 
     return None if name in ("auto", "none") else load_judge(name)

@@ -1,6 +1,7 @@
 """CLIP as a feature extractor, and embeddings kept in the study."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from sayso.base.errors import UserError
 from sayso.base.finite import refuse_not_finite
 from sayso.base.hashes import folder_digest
 from sayso.base.pictures import to_rgb
-from sayso.base.progress import progress
+from sayso.base.progress import console, progress
 from sayso.base.types import Sample, digest
 from sayso.base.weights import load_part, load_tokenizer
 from sayso.base.worlds import find_world, or_world
@@ -55,6 +56,22 @@ def to_pixels(image: "Image.Image") -> Float[Tensor, "3 h w"]:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
+def to_picture(pixels: Float[Tensor, "3 h w"]) -> "Image.Image":
+    """RGB in [0, 1], which is clipped, as a picture of 8 bits a channel.
+
+    Raises: UserError: if a number is not finite.
+    """
+    from PIL import Image
+
+    if not pixels.isfinite().all():
+        raise UserError(
+            "an image has pixels that are NaN or infinite, so that it cannot be scored as a file; "
+            "the model that generated it diverged, or the number format is too coarse for it"
+        )
+    array = (pixels.detach().float().clamp(0, 1) * 255).round().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array.astype(np.uint8))
+
+
 def stacked(
     pictures: "Iterable[Image.Image]", most: int = 64
 ) -> Iterator[Float[Tensor, "b 3 h w"]]:
@@ -74,12 +91,19 @@ class ClipEncoder:
     """A frozen transformers `CLIPModel` with its tokenizer and preprocessing; see `load`."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, preprocessing: Preprocessing, content_hash: str
+        self,
+        model: Any,
+        tokenizer: Any,
+        preprocessing: Callable[[Tensor], Tensor],
+        content_hash: str,
+        *,
+        cuts_texts: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.hash = content_hash
+        self.cuts_texts = cuts_texts
         self._texts: dict[str, Tensor] = {}
 
     @classmethod
@@ -94,6 +118,31 @@ class ClipEncoder:
         model, tokenizer = _load_model(folder)
         _refuse_other_size(folder, preprocessing, model.config.vision_config.image_size)
         return cls(model.to(device), tokenizer, preprocessing, folder_digest(folder))
+
+    @classmethod
+    def of_reward(
+        cls,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        preprocessing: Callable[[Tensor], Tensor] | None = None,
+    ) -> "ClipEncoder":
+        """The CLIP of a reward that others trained, called as they call it; float32.
+
+        Texts are cut where the model ends, which is said, and pictures are rounded to 8 bits before
+        and after they are resized, unless they ask for gradients.
+
+        Args:
+            folder: in transformers' layout.
+            preprocessing: what makes pixels of pictures, if it is not as the folder's file says.
+        Raises: UserError: as `load`.
+        """
+        model, tokenizer = _load_model(folder)
+        if preprocessing is None:
+            preprocessing = replace(read_preprocessing(folder), rounds=True)
+            _refuse_other_size(folder, preprocessing, model.config.vision_config.image_size)
+        # embeddings of the same weights that are not rounded are others
+        content = digest([folder_digest(folder), repr(preprocessing)])
+        return cls(model.to(device), tokenizer, preprocessing, content, cuts_texts=True)
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +190,7 @@ class ClipEncoder:
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if missing:
             self.check_texts(missing)
+            self._say_cut(missing)
             self._texts |= self._embed(missing)
         return torch.stack([self._texts[text] for text in texts])
 
@@ -148,7 +198,7 @@ class ClipEncoder:
         """Raise UserError naming the first text that the tokenizer would cut or not understand."""
         end = self.tokenizer.eos_token_id
         for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
-            if len(ids) > self.max_tokens:
+            if len(ids) > self.max_tokens and not self.cuts_texts:
                 raise UserError(
                     f"prompt {text!r} has {len(ids)} tokens, but CLIP reads at most "
                     f"{self.max_tokens}; shorten it"
@@ -158,6 +208,14 @@ class ClipEncoder:
                 raise UserError(
                     f"prompt {text!r} has a word that CLIP's tokenizer does not know; rephrase it"
                 )
+
+    def _say_cut(self, texts: list[str]) -> None:
+        lengths = map(len, self.tokenizer(texts)["input_ids"]) if self.cuts_texts else ()
+        if cut := sum(length > self.max_tokens for length in lengths):
+            console.print(
+                f"{cut} of {len(texts)} prompts have more than the {self.max_tokens} tokens that "
+                "the reward reads; it reads their beginning, as its authors' code does"
+            )
 
     def _embed(self, texts: list[str]) -> dict[str, Tensor]:
         """Embed in batches of one shape, so that a text's company cannot change its last bits."""
@@ -176,7 +234,7 @@ class ClipEncoder:
     def _embed_rows(self, texts: list[str], length: int) -> Tensor:
         rows = texts + texts[-1:] * (TEXT_ROWS - len(texts))
         tokens = self.tokenizer(
-            rows, padding="max_length", max_length=length, return_tensors="pt"
+            rows, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).to(self.device)
         with self._full_precision():
             vectors = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
@@ -223,6 +281,8 @@ def _download(name: str) -> Path:
 def _load_model(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, CLIPModel
 
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json; give a model's folder")
     kind = files.read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise UserError(f"{folder} holds a {kind!r} model; give the folder of a CLIPModel")

@@ -21,7 +21,8 @@ class Preprocessing:
     """What a CLIP folder's preprocessor file asks for, as tensor operations.
 
     `size_px` is the shortest edge (int) or height and width; None leaves the picture's size. The
-    same steps as transformers' image processor, on floats: without its rounding to 8 bits.
+    same steps as transformers' image processor, on floats: without its rounding to 8 bits, unless
+    `rounds` asks for it and the pictures do not ask for gradients, which would be 0.
     """
 
     size_px: int | tuple[int, int] | None
@@ -30,10 +31,11 @@ class Preprocessing:
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    rounds: bool = False
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Resize, crop and normalise pictures in [0, 1]; differentiable."""
-        images = self._cropped(self._resized(images)) * self.scale
+        images = self._cropped(self._resized(self._rounded(images))) * self.scale
         mean, std = (images.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (images - mean) / std
 
@@ -41,8 +43,18 @@ class Preprocessing:
         size = _output_size(self.size_px, images.shape[-2], images.shape[-1])
         if size == tuple(images.shape[-2:]):
             return images
-        small = F.interpolate(images, size, mode=self.mode, antialias=True, align_corners=False)
-        return small.clamp(0, 1)
+        # Pillow resizes the rows first, and rounds before it turns to the columns
+        steps = ((images.shape[-2], size[1]), size) if self._in_8_bits(images) else (size,)
+        for step in steps:
+            images = F.interpolate(images, step, mode=self.mode, antialias=True)
+            images = self._rounded(images.clamp(0, 1))
+        return images
+
+    def _rounded(self, images: Tensor) -> Tensor:
+        return (images * 255).round() / 255 if self._in_8_bits(images) else images
+
+    def _in_8_bits(self, images: Tensor) -> bool:
+        return self.rounds and not images.requires_grad
 
     def _cropped(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -27,7 +27,7 @@ class RewardJudge(Judge):
     """
 
     judge_reward: str = ""
-    """The reward: a run of fit, or a reward plug-in such as clip_score."""
+    """The reward: a run of fit or reward, or a reward that needs neither, such as clip_score."""
     threshold: float = 0.5
     """The prompt is true if the score is at least this. 0.5 suits rewards that are probabilities,
     such as clip_head; CLIP similarities are lower, mostly between 0.2 and 0.35."""

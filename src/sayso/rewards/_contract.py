@@ -1,22 +1,19 @@
-"""Reward: what training maximises. Its base classes, and how one is found by name."""
+"""Reward: what training maximises. Its base classes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sayso.base.errors import UserError, quoted, unknown_name
-from sayso.base.plugins import is_plugin, load_plugin, plugin_names, refuse_bad_options
+from sayso.base.errors import UserError
 from sayso.base.types import Prompt, Sample
-from sayso.data.clip import ClipEncoder, embed_samples, embed_together, resolve_clip, stacked
-from sayso.study.identity import canonical_run
-from sayso.study.inputs import refuse_edited
+from sayso.data.clip import ClipEncoder, embed_samples, embed_together, stacked
 from sayso.study.run import Run
 from sayso.study.study import Study
 
@@ -30,10 +27,14 @@ class Reward(ABC):
 
     A plug-in is one file with one subclass, a dataclass whose fields are its options. `range`
     bounds the scores. `differentiable` promises that gradients pass from `score` to the images.
+    `licence` and `source` are of weights that others trained: an SPDX identifier, and who published
+    them where; "" if there are none.
     """
 
     differentiable: ClassVar[bool] = False
     range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
+    licence: ClassVar[str] = ""
+    source: ClassVar[str] = ""
 
     def prepare(  # noqa: B027 (a reward may have nothing to load)
         self, study: Study, device: torch.device | str, weights: Path | None = None
@@ -43,7 +44,7 @@ class Reward(ABC):
         Args:
             study: names the CLIP to use.
             device: where `score` computes and where its result lies.
-            weights: folder that `fit` wrote; None if there was no fit.
+            weights: folder that `fit` or `add_reward` wrote; None if neither did.
         """
 
     @abstractmethod
@@ -164,74 +165,27 @@ class TrainableReward(Reward):
         """
 
 
-def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> Reward:
-    """The reward called `name`, ready to score: a finished run of `fit`, or a plug-in.
+class PretrainedReward(Reward):
+    """A reward that others trained, whose published weights the stage `reward` adds to a study.
 
-    Raises: UserError: if there is no such run or plug-in, the run is not finished, one's own file
-        was edited since its fit, or the plug-in has to be trained first.
+    `convert` writes them once, as safetensors and under the names of transformers; `prepare` reads
+    them there and refuses whatever is missing, unexpected or not finite.
     """
-    if not is_plugin("reward", name):
-        return _load_fitted(_fit_run(study, name), study, device)
-    kind: type[Any] = load_plugin("reward", name, Reward)
-    refuse_bad_options("reward", kind)
-    if issubclass(kind, TrainableReward):
-        raise UserError(
-            f"reward {name!r} must be trained first: run sayso fit --reward {quoted(name)}, then "
-            f"give runs/fit-{Path(name).stem}"
-        )
-    reward = kind()
-    reward.prepare(study, device)
-    return reward
 
+    def places(self) -> Mapping[str, str | None]:
+        """What the reward is made of → where that is published.
 
-def reward_folders(study: Study, name: str) -> list[Path]:
-    """The folders of the weights that `load_reward` reads: CLIP's, and those of the fit if any."""
-    if is_plugin("reward", name):
-        plugin, runs = name, []
-    else:
-        run = _fit_run(study, name)
-        plugin, runs = run.config["reward"], [run.weights]
-    uses_clip = issubclass(load_plugin("reward", plugin, Reward), ClipReward)
-    return [resolve_clip(study.info.clip_model), *runs] if uses_clip else runs
+        "" where it has to be given, None where it may be left out. The names are among `weights`,
+        `tokenizer` and `clip`, the options of the stage.
+        """
+        return {"weights": ""}
 
+    @abstractmethod
+    def convert(self, found: Mapping[str, Path], folder: Path) -> None:
+        """Write to the empty `folder` all that `prepare` reads.
 
-def is_differentiable(study: Study, name: str) -> bool:
-    """Whether gradients pass through the reward called `name`, without loading it."""
-    plugin = name if is_plugin("reward", name) else _fit_run(study, name).config["reward"]
-    return load_plugin("reward", plugin, Reward).differentiable
-
-
-def load_trainable_reward(name: str) -> type[TrainableReward]:
-    """The class of the reward plug-in `name` that the stage `fit` can train.
-
-    Raises: UserError: if there is none, or the plug-in needs no training.
-    """
-    found = load_plugin("reward", name, Reward)
-    refuse_bad_options("reward", found)
-    if not issubclass(found, TrainableReward):
-        able = [p for p in plugin_names("reward") if _is_trainable(p)]
-        raise UserError(f"reward {name!r} needs no training; fit one of {', '.join(able)}")
-    return found
-
-
-def _is_trainable(plugin: str) -> bool:
-    return issubclass(load_plugin("reward", plugin, Reward), TrainableReward)
-
-
-def _fit_run(study: Study, name: str) -> Run:
-    fits = [run.name for run in study.runs("fit")]
-    full_name = canonical_run(study, name)
-    if full_name not in fits:
-        fixed = [p for p in plugin_names("reward") if not _is_trainable(p)]
-        raise unknown_name("reward", name, [*fits, *fixed])
-    return study.find_run(full_name)
-
-
-def _load_fitted(run: Run, study: Study, device: torch.device | str) -> Reward:
-    if not run.finished:
-        raise UserError(f"{run.name} is not finished; run the sayso fit that made it again")
-    config = run.config
-    refuse_edited(run, "reward", config["reward"])
-    reward = load_trainable_reward(config["reward"])(**config["options"])
-    reward.prepare(study, device, run.weights)
-    return reward
+        Args:
+            found: each of `places` on this machine, a file or a folder.
+        Raises: UserError: if it is not what its authors published: a weight is missing, unexpected
+            or of another shape (the first ones are named), or not finite.
+        """

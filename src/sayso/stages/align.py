@@ -59,7 +59,8 @@ class AlignConfig(TrainOptions):
     name: str = ""
     """Name of the run; default: the aligner's."""
     reward: str = "runs/fit-clip_head"
-    """The reward to maximise: a run of fit, or an untrained reward such as clip_score."""
+    """The reward to maximise: a run of fit or reward, or a reward that needs neither, such as
+    clip_score."""
     model: str = "base"
     """The model to start from: base, or an earlier run of align."""
     samples_of: str = ""

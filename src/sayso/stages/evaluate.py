@@ -39,7 +39,8 @@ class EvaluateConfig:
     name: str = ""
     """Name of the run; default: the model's."""
     reward: str = "runs/fit-clip_head"
-    """The learned reward: a run of fit, or a reward plug-in; empty = no reward."""
+    """The reward to measure: a run of fit or reward, or a reward that needs neither; empty = no
+    reward."""
     judge: str = "auto"
     """Who says whether a prompt is true of an image: people (who rated the test images), reward (a
     reward with a threshold), another judge plug-in, or your own, such as ./mine.py. auto: the judge

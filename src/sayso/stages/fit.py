@@ -95,7 +95,8 @@ def fit(
 
     config = canonical_config(study, config or FitConfig())
     trackers_of(config.tracker)
-    reward = reward or load_trainable_reward(config.reward)()
+    kind = load_trainable_reward(config.reward)
+    reward = reward or kind()
     begun = study.begun("fit", _run_name(config))
     known = begun and (begun.finished or begun.inputs)
     collected = None if known else _collected(study, config)
@@ -214,6 +215,9 @@ def _in_todays_words(row: JsonObject) -> JsonObject:
 
 def plan(study: Study, config: FitConfig) -> dict[str, object]:
     """How many ratings, images and prompts there are, and how many of them are held out."""
+    from sayso.rewards import load_trainable_reward
+
+    load_trainable_reward(config.reward)
     data = collect(study, config)
     heldout = _heldout(study, config, data)
     return _counts(data, heldout)

@@ -59,7 +59,8 @@ class GenerateConfig:
     """Select the best `per_prompt` of this many images per prompt by reward. They become the images
     of <model>@best-<per_prompt>-of-<n>-by-<reward>, or <model>@best-of-<n> for short; 0 = off."""
     reward: str = ""
-    """The reward that selects the best: a run of fit such as runs/fit-clip_head."""
+    """The reward that selects the best: a run of fit or reward, such as runs/fit-clip_head, or a
+    reward that needs neither, such as clip_score."""
     name: str = ""
     """Name of the run; default: <model>-<prompts>."""
     batch_size: int = 64

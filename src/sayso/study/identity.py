@@ -52,7 +52,7 @@ def canonical_plugin(name: str) -> str:
 
 
 def canonical_reward(study: ReadableStudy, name: str) -> str:
-    """A run of fit as `runs/<run>`, a plug-in as `canonical_plugin`; "" stays."""
+    """A run of fit or reward as `runs/<run>`, a plug-in as `canonical_plugin`; "" stays."""
     if not name or is_plugin("reward", name):
         return canonical_plugin(name)
     return canonical_run(study, name)
@@ -244,8 +244,10 @@ def model_identity(study: ReadableStudy, model: str) -> str:
     selection = parse_selection(model)
     if selection:
         reward = _reward_of(selection.reward)
-        own = [selection.reward, clip_identity(study)]
-        chosen_by = reward_identity(study, reward) if reward else digest(own)
+        if reward:
+            chosen_by = reward_identity(study, reward)
+        else:
+            chosen_by = digest([selection.reward, clip_identity(study)])
         drawn = model_identity(study, selection.model)
         return digest([drawn, chosen_by, selection.kept, selection.n])
     if model == "base":
@@ -277,8 +279,8 @@ def clip_identity(study: ReadableStudy) -> str:
 def reward_identity(study: ReadableStudy, reward: str) -> str:
     """A hash of all that decides a reward's scores, 16 hex digits.
 
-    Of a run of fit: of its weights and options, of one's own source, and of the CLIP; of a plug-in:
-    of its name or own source, and of the CLIP.
+    Of a run of fit or reward: of its weights and options, of one's own source, and of the CLIP if
+    it sees through the study's; of a plug-in: of its name or own source, and of the CLIP.
 
     Args:
         reward: its canonical name.
@@ -291,15 +293,21 @@ def reward_identity(study: ReadableStudy, reward: str) -> str:
         return digest([source or reward, clip_identity(study)])
     run = _run(study, reward)
     if not run.finished:
-        raise UserError(f"{run.name} is not finished; run the sayso fit that made it again")
-    return fitted_identity(study, run)
+        stage = run.path.name.partition("-")[0]
+        raise UserError(f"{run.name} is not finished; run the sayso {stage} that made it again")
+    return fitted_identity(study, run, reads_clip=run.result.get("reads_clip", True))
 
 
-def fitted_identity(study: ReadableStudy, run: Run) -> str:
-    """The identity of the reward that a run of fit has written the weights of."""
+def fitted_identity(study: ReadableStudy, run: Run, *, reads_clip: bool = True) -> str:
+    """The identity of the reward that a run of fit or reward has written the weights of.
+
+    Args:
+        reads_clip: whether it sees through the study's CLIP.
+    """
     plugin = run.config.get("reward", "clip_head")
     source = plugin_digest("reward", plugin) or plugin
-    return digest([source, run.config.get("options"), _weights(run), clip_identity(study)])
+    clip = [clip_identity(study)] if reads_clip else []
+    return digest([source, run.config.get("options"), _weights(run), *clip])
 
 
 def _reward_of(short: str) -> str:

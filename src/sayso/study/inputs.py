@@ -117,8 +117,8 @@ def source_of_plugin(kind: Kind, name: str) -> dict[str, str]:
 
 
 def fitted_to(study: Study, reward: str) -> dict[str, str]:
-    """Labels and raters that a run of fit learned from; empty if there is no such run."""
+    """Labels and raters that a run of fit learned from; empty if it is no such run."""
     run = Run(study.path / "runs" / Path(reward).name)
-    if not run.finished:
+    if not run.finished or not run.path.name.startswith("fit-"):
         return {}
     return {"labels": run.config.get("labels", "share"), "raters": run.result["raters"]}

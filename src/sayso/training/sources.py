@@ -18,8 +18,12 @@ def source_of_model(study: Study, model: str) -> dict[str, str]:
 
 def source_of_reward(study: Study, reward: str) -> dict[str, str]:
     """The reward and its identity; a CLIP that is not on this machine is fetched."""
-    source_of_clip(study)
-    return {f"reward {reward}": reward_identity(study, reward)}
+    try:
+        found = reward_identity(study, reward)
+    except NotHereError:
+        source_of_clip(study)
+        found = reward_identity(study, reward)
+    return {f"reward {reward}": found}
 
 
 def source_of_clip(study: Study) -> dict[str, str]:

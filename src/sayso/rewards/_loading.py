@@ -1,0 +1,113 @@
+"""A reward by its name: a plug-in as it is, or a run of `fit` or `reward` that made one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sayso.base.errors import UserError, quoted, unknown_name
+from sayso.base.plugins import is_plugin, load_plugin, plugin_names, refuse_bad_options
+from sayso.data.clip import resolve_clip
+from sayso.rewards._contract import ClipReward, PretrainedReward, Reward, TrainableReward
+from sayso.study.identity import canonical_run
+from sayso.study.inputs import refuse_edited
+from sayso.study.run import Run
+from sayso.study.study import Study
+
+MAKERS = ("fit", "reward")
+"""Stages whose runs are rewards."""
+
+
+def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> Reward:
+    """The reward called `name`, ready to score: a finished run of fit or reward, or a plug-in.
+
+    Raises: UserError: if there is no such run or plug-in, the run is not finished, one's own file
+        was edited since, or the plug-in has to be trained or added first.
+    """
+    if not is_plugin("reward", name):
+        return _load_made(_run(study, name), study, device)
+    kind: type[Any] = load_plugin("reward", name, Reward)
+    refuse_bad_options("reward", kind)
+    if stage := _stage_of(kind):
+        done = {"fit": "trained", "reward": "added to the study"}[stage]
+        raise UserError(
+            f"reward {name!r} must be {done} first: run sayso {stage} {quoted(study.path)} "
+            f"--reward {quoted(name)}, then give runs/{stage}-{Path(name).stem}"
+        )
+    reward = kind()
+    reward.prepare(study, device)
+    return reward
+
+
+def _stage_of(kind: type[Reward]) -> str:
+    """The stage that a reward needs before it can score; "" for none."""
+    if issubclass(kind, TrainableReward):
+        return "fit"
+    return "reward" if issubclass(kind, PretrainedReward) else ""
+
+
+def reward_folders(study: Study, name: str) -> list[Path]:
+    """The folders of the weights that `load_reward` reads: CLIP's, and those of the run if any."""
+    runs = [] if is_plugin("reward", name) else [_run(study, name).weights]
+    uses_clip = reads_clip(load_plugin("reward", _plugin(study, name), Reward))
+    return [resolve_clip(study.info.clip_model), *runs] if uses_clip else runs
+
+
+def reads_clip(kind: type[Reward]) -> bool:
+    """Whether the rewards of this class see through the study's CLIP."""
+    return issubclass(kind, ClipReward) and not issubclass(kind, PretrainedReward)
+
+
+def is_differentiable(study: Study, name: str) -> bool:
+    """Whether gradients pass through the reward called `name`, without loading it."""
+    return load_plugin("reward", _plugin(study, name), Reward).differentiable
+
+
+def _plugin(study: Study, name: str) -> str:
+    return name if is_plugin("reward", name) else _run(study, name).config["reward"]
+
+
+def load_trainable_reward(name: str) -> type[TrainableReward]:
+    """The class of the reward plug-in `name` that the stage `fit` can train.
+
+    Raises: UserError: if there is none, or the plug-in needs no training.
+    """
+    found = load_reward_class(name)
+    if not issubclass(found, TrainableReward):
+        able = [p for p in plugin_names("reward") if _is_trainable(p)]
+        raise UserError(f"reward {name!r} needs no training; fit one of {', '.join(able)}")
+    return found
+
+
+def load_reward_class(name: str) -> type[Reward]:
+    """The class of the reward plug-in `name`, whose fields are its options.
+
+    Raises: UserError: if there is none, or its fields cannot be options.
+    """
+    found = load_plugin("reward", name, Reward)
+    refuse_bad_options("reward", found)
+    return found
+
+
+def _is_trainable(plugin: str) -> bool:
+    return issubclass(load_plugin("reward", plugin, Reward), TrainableReward)
+
+
+def _run(study: Study, name: str) -> Run:
+    runs = [run.name for stage in MAKERS for run in study.runs(stage)]
+    full_name = canonical_run(study, name)
+    if full_name not in runs:
+        fixed = [p for p in plugin_names("reward") if not _is_trainable(p)]
+        raise unknown_name("reward", name, [*runs, *fixed])
+    return study.find_run(full_name)
+
+
+def _load_made(run: Run, study: Study, device: torch.device | str) -> Reward:
+    if not run.finished:
+        stage = run.path.name.partition("-")[0]
+        raise UserError(f"{run.name} is not finished; run the sayso {stage} that made it again")
+    config = run.config
+    refuse_edited(run, "reward", config["reward"])
+    reward = load_reward_class(config["reward"])(**config["options"])
+    reward.prepare(study, device, run.weights)
+    return reward

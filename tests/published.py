@@ -1,0 +1,62 @@
+"""Rewards as their authors publish them, but tiny and random: files for `sayso reward`."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from clips import WIDTH, tiny_clip
+from torch import nn
+
+from sayso.cli import commands as cli
+from sayso.study.study import Study
+
+
+@dataclass
+class Given:
+    """What a command line gives to add a reward: the paths of its parts, and its options."""
+
+    parts: dict[str, Path] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def flags(self) -> list[str]:
+        pairs = {**self.parts, **self.options}
+        return [word for name, value in pairs.items() for word in (f"--{name}", str(value))]
+
+
+def pickscore(folder: Path) -> Given:
+    return Given({"weights": tiny_clip(folder / "pickscore", seed=1)})
+
+
+def aesthetic_layers() -> nn.Sequential:
+    """The five layers of v2 where the authors have them, dropouts between, of random weights."""
+    torch.manual_seed(2)
+    widths = (WIDTH, 20, 12, 8, 4, 1)
+    linear = [nn.Linear(a, b) for a, b in pairwise(widths)]
+    layers = nn.Sequential(
+        linear[0], nn.Dropout(0.2), linear[1], nn.Dropout(0.2), linear[2], nn.Dropout(0.1),
+        linear[3], linear[4],
+    )  # fmt: skip
+    return layers.eval()
+
+
+def aesthetic(folder: Path) -> Given:
+    file = folder / "aesthetic.pth"
+    torch.save({f"layers.{k}": v for k, v in aesthetic_layers().state_dict().items()}, file)
+    return Given({"weights": file, "clip": tiny_clip(folder / "clip-of-aesthetic", seed=3)})
+
+
+def jpeg(folder: Path) -> Given:
+    return Given(options={"prefer": "large", "quality": "90"})
+
+
+GIVEN = {"pickscore": pickscore, "aesthetic": aesthetic, "jpeg": jpeg}
+"""Name of a reward → what makes its files in a folder."""
+
+
+def add(study: Study, name: str, folder: Path) -> str:
+    """Publish the reward in the folder, add it to the study by the command line; the run's name."""
+    folder.mkdir(exist_ok=True)
+    cli.run(["reward", str(study.path), "--reward", name, *GIVEN[name](folder).flags])
+    return f"runs/reward-{name}"
