@@ -80,8 +80,7 @@ def shapes_of(policy: Policy, text: str) -> dict[str, tuple[int, ...]]:
 
 
 def training(
-    blueprint: Blueprint, way: Way, aligner: Aligner, size: Size,
-    cond: dict[str, tuple[int, ...]],
+    blueprint: Blueprint, way: Way, aligner: Aligner, size: Size, cond: dict[str, tuple[int, ...]]
 ) -> Footprint:  # fmt: skip
     """What training takes.
 
