@@ -1,15 +1,23 @@
 """Rewards as their authors publish them, but tiny and random: files for `sayso reward`."""
 
+import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from clips import WIDTH, tiny_clip
+from clips import LETTERS, WIDTH, tiny_clip
+from own_blip import AuthorsImageReward
+from own_clip import OpenClip
 from torch import nn
+from transformers import BertTokenizer
 
 from sayso.cli import commands as cli
 from sayso.study.study import Study
+
+BERT_WORDS = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS),
+]  # fmt: skip
 
 
 @dataclass
@@ -47,11 +55,44 @@ def aesthetic(folder: Path) -> Given:
     return Given({"weights": file, "clip": tiny_clip(folder / "clip-of-aesthetic", seed=3)})
 
 
+def hps(folder: Path) -> Given:
+    """A pickle with what its authors' has beside the weights, and CLIP's tokenizer apart."""
+    torch.manual_seed(4)
+    words = tiny_clip(folder / "words-of-hps", seed=5)
+    vocabulary = json.loads((words / "vocab.json").read_text())
+    file = folder / "hps.pt"
+    model = OpenClip(vocabulary=len(vocabulary))
+    torch.save({"epoch": 3, "state_dict": model.state_dict()}, file)
+    options = dict.fromkeys(("vision-heads", "text-heads"), "2")
+    options |= {"vision-layers": "2", "text-layers": "1", "version": "2.0"}
+    return Given({"weights": file, "tokenizer": words}, options)
+
+
+def image_reward(folder: Path) -> Given:
+    """The authors' state dict, with what no score uses, and BERT's tokenizer."""
+    torch.manual_seed(6)
+    file, words = folder / "ImageReward.pt", folder / "words-of-image-reward"
+    words.mkdir(parents=True)
+    (words / "vocab.txt").write_text("\n".join(BERT_WORDS) + "\n")
+    BertTokenizer(str(words / "vocab.txt")).save_pretrained(words)
+    tensors = AuthorsImageReward(vocabulary=len(BERT_WORDS) + 2).state_dict()
+    tensors["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
+    torch.save(tensors, file)
+    options = {"vision-heads": "2", "vision-layers": "2", "text-heads": "2", "text-layers": "2"}
+    return Given({"weights": file, "tokenizer": words}, options)
+
+
 def jpeg(folder: Path) -> Given:
     return Given(options={"prefer": "large", "quality": "90"})
 
 
-GIVEN = {"pickscore": pickscore, "aesthetic": aesthetic, "jpeg": jpeg}
+GIVEN = {
+    "pickscore": pickscore,
+    "aesthetic": aesthetic,
+    "hps": hps,
+    "image_reward": image_reward,
+    "jpeg": jpeg,
+}
 """Name of a reward → what makes its files in a folder."""
 
 

@@ -11,7 +11,8 @@ MODEL = ("config.json", "*.safetensors", "*.safetensors.index.json")
 """Files of a model's folder in transformers' layout that hold the model; no pickle."""
 PROCESSOR = (
     "tokenizer*", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json",
-    "added_tokens.json", "preprocessor_config.json", "processor_config.json", "chat_template*",
+    "added_tokens.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "chat_template*",
 )  # fmt: skip
 """Those that hold what is made of texts and pictures for it."""
 _IN_HUB = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>\w[\w./+-]*))?")

@@ -124,7 +124,7 @@ class ClipEncoder:
         cls,
         folder: Path,
         device: torch.device | str = "cpu",
-        preprocessing: Callable[[Tensor], Tensor] | None = None,
+        preprocessing: Callable[[int], Callable[[Tensor], Tensor]] | None = None,
     ) -> "ClipEncoder":
         """The CLIP of a reward that others trained, called as they call it; float32.
 
@@ -133,16 +133,20 @@ class ClipEncoder:
 
         Args:
             folder: in transformers' layout.
-            preprocessing: what makes pixels of pictures, if it is not as the folder's file says.
+            preprocessing: what makes pixels of pictures, made from the side in pixels that the
+                model reads; None = as the folder's file says.
         Raises: UserError: as `load`.
         """
         model, tokenizer = _load_model(folder)
+        side = model.config.vision_config.image_size
         if preprocessing is None:
-            preprocessing = replace(read_preprocessing(folder), rounds=True)
-            _refuse_other_size(folder, preprocessing, model.config.vision_config.image_size)
+            pixels_of = replace(read_preprocessing(folder), rounds=True)
+            _refuse_other_size(folder, pixels_of, side)
+        else:
+            pixels_of = preprocessing(side)
         # embeddings of the same weights that are not rounded are others
-        content = digest([folder_digest(folder), repr(preprocessing)])
-        return cls(model.to(device), tokenizer, preprocessing, content, cuts_texts=True)
+        content = digest([folder_digest(folder), repr(pixels_of)])
+        return cls(model.to(device), tokenizer, pixels_of, content, cuts_texts=True)
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +194,8 @@ class ClipEncoder:
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if missing:
             self.check_texts(missing)
-            self._say_cut(missing)
+            if self.cuts_texts:
+                say_cut(self.tokenizer, missing, self.max_tokens)
             self._texts |= self._embed(missing)
         return torch.stack([self._texts[text] for text in texts])
 
@@ -208,14 +213,6 @@ class ClipEncoder:
                 raise UserError(
                     f"prompt {text!r} has a word that CLIP's tokenizer does not know; rephrase it"
                 )
-
-    def _say_cut(self, texts: list[str]) -> None:
-        lengths = map(len, self.tokenizer(texts)["input_ids"]) if self.cuts_texts else ()
-        if cut := sum(length > self.max_tokens for length in lengths):
-            console.print(
-                f"{cut} of {len(texts)} prompts have more than the {self.max_tokens} tokens that "
-                "the reward reads; it reads their beginning, as its authors' code does"
-            )
 
     def _embed(self, texts: list[str]) -> dict[str, Tensor]:
         """Embed in batches of one shape, so that a text's company cannot change its last bits."""
@@ -244,6 +241,19 @@ class ClipEncoder:
     def _full_precision(self) -> torch.autocast:
         """Kept embeddings must not depend on whose autocast they were first asked for in."""
         return torch.autocast(self.device.type, enabled=False)
+
+
+def say_cut(tokenizer: Any, texts: Sequence[str], most: int) -> None:
+    """Say how many of the texts a reward that others trained reads only the beginning of.
+
+    Args:
+        most: tokens that it reads.
+    """
+    if cut := sum(len(ids) > most for ids in tokenizer(list(texts))["input_ids"]):
+        console.print(
+            f"{cut} of {len(texts)} prompts have more than the {most} tokens that the reward "
+            "reads; only their beginning counts, as in its authors' code"
+        )
 
 
 def resolve_clip(name_or_path: str) -> Path:
