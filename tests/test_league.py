@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def killed_when(path: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A league killed in the middle of a cell and resumed, and what each part of it did."""
     folder = tmp_path_factory.mktemp("league") / "l"
     killed_when(Path("seed-0/runs/align-sft-*/result.json"), folder)
@@ -51,7 +50,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
         plain = cli.run
         patched.setattr(cli, "run", lambda words: (lines.append(" ".join(words)), plain(words))[1])
         league(folder, CONFIG)
-    yield {"folder": folder, "before": before, "times": times, "lines": lines}
+    return {"folder": folder, "before": before, "times": times, "lines": lines}
 
 
 def test_what_was_finished_is_not_run_again(played: dict[str, Any]) -> None:
