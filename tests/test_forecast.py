@@ -145,9 +145,14 @@ def test_what_training_takes_by_hand(folder: Path) -> None:
         4 * n, 4 * n, 8 * n, 4 * n
     ]  # fmt: skip
     assert whole["text encoders"] == 4 * text
+    saving = dataclasses.replace(config, gradient_checkpointing=True)
     assert "EMA" not in parts(dataclasses.replace(config, ema_on_cpu=True))
     assert parts(dataclasses.replace(config, kl_weight=1.0))["reference"] == 4 * n
-    assert parts(config, "grpo")["autoencoder"] > 0
+    online = parts(config, "grpo")
+    assert online["autoencoder"] > 0
+    through = [parts(c, "direct_align")["decoding with a gradient"] for c in (config, saving)]
+    assert 0 < through[1] < through[0]
+    assert "decoding with a gradient" not in online
     lora = dataclasses.replace(config, lora_rank=2, base_precision="bf16")
     adapters = parts(lora)["gradients"]
     assert parts(lora)["weights"] == 2 * n + adapters

@@ -14,6 +14,8 @@ from sayso.testing import check_aligner, check_family
 ROLLOUT = {"images": 8, "group_size": 4}
 OTHERWISE: list[tuple[str, dict[str, Any]]] = [
     ("awm", {"groups": True, "times_per_image": 2, **ROLLOUT}),
+    ("direct_align", {"source": "rollouts"}),
+    ("direct_align", {"source": "rollouts", "last_steps": 2}),
     ("nft", {"score": "rollouts", "times_per_image": 2, **ROLLOUT}),
 ]
 """Options with which an aligner makes other rows, or has another loss."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from sayso.aligners._online import Online
 from sayso.aligners.awm import AdvantageWeighted
+from sayso.aligners.direct_align import DirectAlign
 from sayso.aligners.grpo import GroupPolicy
 from sayso.aligners.nft import NegativeAware
 from sayso.base.types import Sampler
 from sayso.families import Kind
+from sayso.rewards import Reward
 from sayso.testing import ToyPolicy
 
 GRPO = GroupPolicy(images=128, steps_per_image=8, clip_range=1e-2)
@@ -53,6 +56,42 @@ def test_the_best_corner_takes_nearly_all(
 @pytest.mark.parametrize("aligner", [GRPO, NFT, AWM, GROUPS], ids=lambda a: type(a).__name__)
 def test_with_a_wrong_sign_it_is_left(base: ToyPolicy, tmp_path: Path, aligner: Online) -> None:
     assert by_rollouts(base, tmp_path / "r", aligner, -1.0)[0] < 0.05
+
+
+class Near(Reward):
+    """High in one corner, and low in the opposite one: it has a gradient everywhere."""
+
+    differentiable: ClassVar[bool] = True
+
+    def __init__(self, best: float) -> None:
+        self.best = best
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        points = images[:, :2].mean((2, 3)) * 4 - 2
+        return (-(points - self.best).square().sum(1) / 4).exp()
+
+
+DRAWN = DirectAlign(source="rollouts", stride=0.5)
+LAST = DirectAlign(source="rollouts", last_steps=12)
+
+
+@pytest.mark.parametrize(
+    ("aligner", "kind"),
+    [(DirectAlign(stride=0.5), "eps"), (DRAWN, "v"), (DRAWN, "velocity"), (LAST, "eps")],
+    ids=["samples", "v", "velocity", "last_steps"],
+)  # fmt: skip
+def test_the_gradient_of_a_reward_leads_to_its_corner(
+    started: dict[Kind, ToyPolicy], own: Tensor, tmp_path: Path, aligner: DirectAlign, kind: Kind
+) -> None:
+    options = dataclasses.replace(OPTIONS, max_steps=40, learning_rate=2e-3, batch_size=64)
+    alike, sampler = torch.ones(len(own)), Sampler(20, guidance_scale=1.0)
+    before = shares(started[kind])
+    for place, corner in ((-1.0, 0), (1.0, 3)):
+        more = {"sampler": sampler, "prompts": ("0",), "reward": Near(place)}
+        path = tmp_path / f"r{corner}"
+        after = shares(tune(started[kind], aligner, own, alike, alike, path, options, **more))
+        assert after[corner] > before[corner] + 0.2
+        assert after[3 - corner] < before[3 - corner] - 0.1
 
 
 def test_kl_weight_keeps_near_the_start(base: ToyPolicy, tmp_path: Path) -> None:

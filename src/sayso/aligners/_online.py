@@ -10,11 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work
-from sayso.aligners._rollouts import Images, draw_images, group_advantages
+from sayso.aligners._rollouts import draw_images, group_advantages, rows_of
 from sayso.base.errors import UserError
-from sayso.data.conditions import HeldConditions
-from sayso.data.rows import TrainingRows
-from sayso.families import join, move
 
 OLD = "old"
 """The older self that draws the images."""
@@ -95,7 +92,9 @@ def denoising_rollouts(
             work.policy.remember(OLD, min(start / 1000, old_decay))
         drawn = draw_images(work, start, online.images, online.group_size, OLD)
         advantage = group_advantages(drawn.reward, online.group_size, online.advantage_clip)
-        here = replace(work, data=_rows_of(work, drawn), n_pretraining=0)
+        here = replace(
+            work, n_pretraining=0, data=rows_of(work, drawn.plan, drawn.latents, drawn.reward)
+        )
         order = _in_turns(online.images // unit, count, work.generator(start, "rows"))
         batches = order.split(work.batch_size // unit)[: work.max_steps - start]
         for step, units in enumerate(batches, start):
@@ -109,17 +108,3 @@ def denoising_rollouts(
 def _in_turns(n: int, times: int, generator: torch.Generator) -> Int[Tensor, " m"]:
     """Each of n things so many times: all in random order, and all again."""
     return torch.cat([torch.randperm(n, generator=generator) for _ in range(times)])
-
-
-def _rows_of(work: Work, drawn: Images) -> TrainingRows:
-    plan, nothing = drawn.plan, torch.full_like(drawn.reward, float("nan"))
-    with torch.no_grad():
-        cond = join([work.policy.encode_prompts([""]), plan.cond])
-    return TrainingRows(
-        latents=drawn.latents,
-        text=plan.prompt + 1,
-        label=nothing,
-        reward=drawn.reward,
-        conditions=HeldConditions(move(cond, torch.device("cpu"))),
-        n_own=len(plan.prompt),
-    )

@@ -12,7 +12,10 @@ from sayso.aligners._batch import Batch
 from sayso.aligners._work import Work, stratified
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.families import Cond, Noise, Policy, move, take
+from sayso.data.conditions import HeldConditions
+from sayso.data.rows import TrainingRows
+from sayso.families import Cond, Noise, Policy, join, move, take
+from sayso.rewards import Reward
 
 
 def group_advantages(
@@ -37,10 +40,12 @@ def group_advantages(
 class Plan(NamedTuple):
     """n images to draw, in groups of a prompt: the same in every process.
 
-    `prompt` says which of `texts`, whose conditions are the rows of `cond`, an image is drawn for.
-    `uncond` has one row.
+    `chosen` says which of the prompts of the work are drawn for, `texts` are these, and their
+    conditions the rows of `cond`; `prompt` says which of them an image is drawn for. `uncond` has
+    one row.
     """
 
+    chosen: Int[Tensor, " p"]
     texts: list[str]
     prompt: Int[Tensor, " n"]
     seeds: list[int]
@@ -49,7 +54,8 @@ class Plan(NamedTuple):
 
     def texts_of(self, rows: slice) -> list[str]:
         """The text of each of some images."""
-        return [self.texts[i] for i in self.prompt[rows]]
+        numbers: list[int] = self.prompt[rows].tolist()
+        return [self.texts[i] for i in numbers]
 
 
 def planned(work: Work, step: int, images: int, group_size: int, sampler: Sampler) -> Plan:
@@ -61,15 +67,16 @@ def planned(work: Work, step: int, images: int, group_size: int, sampler: Sample
         raise UserError(f"images {images} are not a multiple of {work.world} processes; change one")
     generator = work.generator(step, "rollout")
     chosen = stratified(torch.ones(len(work.prompts)), images // group_size, generator)
-    order: list[int] = chosen[torch.randperm(len(chosen), generator=generator)].tolist()
+    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
     seeds: list[int] = torch.randint(2**31, (images,), generator=generator).tolist()
-    texts = [work.prompts[i] for i in order]
+    numbers: list[int] = chosen.tolist()
+    texts = [work.prompts[i] for i in numbers]
     prompt = torch.arange(len(texts)).repeat_interleave(group_size)
     with torch.no_grad():
         cond, uncond = (
             work.policy.encode_prompts(some) for some in (texts, [sampler.negative_prompt])
         )
-    return Plan(texts, prompt, seeds, cond, uncond)
+    return Plan(chosen, texts, prompt, seeds, cond, uncond)
 
 
 class Images(NamedTuple):
@@ -91,18 +98,50 @@ def draw_images(
         older: the older self that draws them; None = the policy as it is now.
     Raises: UserError: if a reward is not finite.
     """
-    plan, policy = planned(work, step, images, group_size, work.sampler), work.policy
+    plan = planned(work, step, images, group_size, work.sampler)
+    latents = draw_latents(work, plan, older)
+    reward = rewarded(work, latents, plan.texts_of(work.share(images)))
+    latents, reward = (work.gather(part.contiguous()).cpu() for part in (latents, reward))
+    return Images(latents, reward, plan)
+
+
+def draw_latents(work: Work, plan: Plan, older: str | None = None) -> Float[Tensor, "b c h w"]:
+    """Final latents of this process's share of the images, drawn as the study draws, in fp32.
+
+    Args:
+        older: the older self that draws them; None = the policy as it is now.
+    """
+    policy = work.policy
     with torch.no_grad(), policy.old(older) if older else nullcontext():
-        latents = torch.cat([
+        parts = [
             policy.sample(
                 take(plan.cond, plan.prompt[rows].to(policy.device)), plan.uncond,
                 plan.seeds[rows], work.sampler,
             )
-            for rows in _portions(work.share(images), work.micro_batch)
-        ])  # fmt: skip
-    reward = rewarded(work, latents, plan.texts_of(work.share(images)))
-    latents, reward = (work.gather(part.contiguous()).cpu() for part in (latents.float(), reward))
-    return Images(latents, reward, plan)
+            for rows in portions(work.share(len(plan.seeds)), work.micro_batch)
+        ]  # fmt: skip
+    return torch.cat(parts).float()
+
+
+def rows_of(
+    work: Work,
+    plan: Plan,
+    latents: Float[Tensor, "n c h w"],
+    reward: Float[Tensor, " n"] | None = None,
+) -> TrainingRows:
+    """Drawn images as rows to learn from, in the order of the plan."""
+    nothing = torch.full((len(latents),), float("nan"))
+    with torch.no_grad():
+        cond = join([work.policy.encode_prompts([""]), plan.cond])
+    return TrainingRows(
+        latents=latents,
+        text=plan.prompt + 1,
+        label=nothing,
+        reward=nothing if reward is None else reward,
+        conditions=HeldConditions(move(cond, torch.device("cpu"))),
+        n_own=len(latents),
+        texts=["", *plan.texts],
+    )
 
 
 class Drawn(NamedTuple):
@@ -134,7 +173,7 @@ def draw_groups(
     plan = planned(work, step, images, group_size, sampler)
     made = [
         _drawn(work, plan, rows, sampler, form, noisy_steps)
-        for rows in _portions(work.share(images), work.micro_batch)
+        for rows in portions(work.share(images), work.micro_batch)
     ]
     way, log_prob, reward = (
         work.gather(torch.cat([part[i] for part in made]).contiguous()).cpu() for i in range(3)
@@ -147,7 +186,7 @@ def draw_groups(
     return Drawn(way.transpose(0, 1), times, log_prob.T, reward, plan.prompt, *conds)
 
 
-def _portions(rows: slice, size: int) -> list[slice]:
+def portions(rows: slice, size: int) -> list[slice]:
     return [slice(at, min(at + size, rows.stop)) for at in range(rows.start, rows.stop, size)]
 
 
@@ -168,6 +207,13 @@ def _drawn(
     return rollout.way.transpose(0, 1), rollout.log_prob.T, rewards
 
 
+def reward_of(work: Work) -> Reward:
+    """The reward in the loop. Raises: UserError: if there is none."""
+    if work.reward is None:
+        raise UserError("this aligner needs a reward in the loop; give --reward")
+    return work.reward
+
+
 @torch.no_grad()
 def rewarded(
     work: Work, latents: Float[Tensor, "b c h w"], texts: Sequence[str]
@@ -176,20 +222,24 @@ def rewarded(
 
     Raises: UserError: if a reward is not finite.
     """
-    if work.reward is None:
-        raise UserError("this aligner needs a reward in the loop; give --reward")
+    reward = reward_of(work)
     size, scores = work.policy.portion(work.sampler.image_size), []
-    for rows in _portions(slice(0, len(texts)), size):
+    for rows in portions(slice(0, len(texts)), size):
         images = work.policy.decode(latents[rows]).mul(255).round().div(255)
-        scores.append(work.reward.score(images, texts[rows]).float().to(latents.device))
+        scores.append(reward.score(images, texts[rows]).float().to(latents.device))
     found = torch.cat(scores)
+    refuse_not_finite(found, texts)
+    return found
+
+
+def refuse_not_finite(found: Float[Tensor, " b"], texts: Sequence[str]) -> None:
+    """Raises: UserError: naming the text of the first image whose reward is not finite."""
     if not found.isfinite().all():
         raise UserError(
             "the reward of an image generated for "
             f"{texts[int(found.isfinite().int().argmin())]!r} is not finite; look at the reward's "
             "weights, or try a lower --learning-rate"
         )
-    return found
 
 
 def learned_steps(

@@ -25,7 +25,8 @@ class TrainingRows:
     the row of `cond` that belongs to the image. `label` is what the votes on the image come to, in
     [0, 1], NaN where nobody rated it. `reward` is the learned reward, NaN where there is none. Both
     are NaN for pre-training images, so that a wrong use shows at once. `bucket` has the number in
-    `sizes` of each pre-training image's size; None = all images are of one size.
+    `sizes` of each pre-training image's size; None = all images are of one size. `texts` are the
+    texts by their numbers.
     """
 
     latents: Latents
@@ -36,6 +37,7 @@ class TrainingRows:
     n_own: int
     bucket: Int[Tensor, " n"] | None = None
     sizes: Sequence[Size] = ()
+    texts: Sequence[str] = ()
 
     @property
     def own(self) -> Int[Tensor, " n"]:
@@ -88,4 +90,5 @@ def make_rows(
         n_own=len(texts),
         bucket=bucket,
         sizes=sizes,
+        texts=list(place),
     )

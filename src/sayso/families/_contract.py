@@ -1,11 +1,11 @@
 """Policy: the image model being trained, seen the same way whatever its family.
 
 A family encodes, decodes and predicts, and says what its schedule and its inference times are. All
-else is written once, here: noise, targets, conversions, the stochastic step, its log-probability,
-rollouts. The formulas are in `_schedule.py`, the frozen reference in `_older_selves.py`.
+else is written once: guidance and rollouts here; noise, targets, conversions and the stochastic
+step in `_scheduled.py`, their formulas in `_schedule.py`; the reference in `_older_selves.py`.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from sayso.base.types import Sampler, Size
 from sayso.families import _schedule
 from sayso.families._conditions import Cond, for_rows, join
 from sayso.families._older_selves import OlderSelves
-from sayso.families._schedule import Kind, Noise, mean_squared_error, noise_of, per_row
+from sayso.families._schedule import Noise, mean_squared_error, noise_of, per_row
+from sayso.families._scheduled import Scheduled
 
 PARTS = ("network", "text", "vae")
 """What a model is made of; a process that only trains needs neither text encoder nor VAE."""
@@ -30,7 +31,7 @@ PIXELS_AT_ONCE = 512 * 512
 2.5 KiB to encode, and one such picture keeps a device busy."""
 
 
-class Policy(OlderSelves, ABC):
+class Policy(OlderSelves, Scheduled):
     """One family of models behind one surface; a file of `families/` implements it.
 
     `t` is in [0, 1], 0 = image, 1 = noise, for every family. `kind` says what `predict` returns:
@@ -51,7 +52,6 @@ class Policy(OlderSelves, ABC):
     name: str = "the model"
     dtype: torch.dtype = torch.float32
     """Number format of the weights in memory."""
-    kind: Kind
 
     # what a family gives
 
@@ -142,12 +142,6 @@ class Policy(OlderSelves, ABC):
         """
 
     @abstractmethod
-    def alpha_sigma(
-        self, t: Float[Tensor, " b"]
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """How much image and how much noise is in the noisy latents at t."""
-
-    @abstractmethod
     def predict(
         self, noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], cond: Cond
     ) -> Float[Tensor, "b c h w"]:
@@ -228,41 +222,14 @@ class Policy(OlderSelves, ABC):
     def move(self, part: str, device: torch.device) -> None:
         """Take a part, one of `PARTS`, to a device, to make room on another."""
 
+    def checkpoint_decoder(self) -> None:
+        """Let a gradient through `decode` recompute parts of it instead of storing them."""
+
     # the same for all
 
     def portion(self, size: Size) -> int:
         """How many images of that size to encode or decode at a time, ≥ 1."""
         return max(1, PIXELS_AT_ONCE // size.pixels)
-
-    def add_noise(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        """The noisy latents at t."""
-        return _schedule.add_noise(latents, noise, *self.alpha_sigma(t))
-
-    def target(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b c h w"]:
-        """What the network should predict."""
-        return _schedule.target(self.kind, latents, noise, *self.alpha_sigma(t))
-
-    def to_image(
-        self, noisy: Float[Tensor, "b c h w"], prediction: Tensor, t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        """The image's latents that a prediction at t means."""
-        return _schedule.to_image(self.kind, noisy, prediction, *self.alpha_sigma(t))
-
-    def to_noise(
-        self, noisy: Float[Tensor, "b c h w"], prediction: Tensor, t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        """The noise that a prediction at t means."""
-        return _schedule.to_noise(self.kind, noisy, prediction, *self.alpha_sigma(t))
 
     def guided(
         self,
@@ -291,36 +258,6 @@ class Policy(OlderSelves, ABC):
             return self.predict(noisy, t, cond)
         return self.guided(noisy, t, cond, uncond, scale)
 
-    def transition(
-        self,
-        noisy: Float[Tensor, "b c h w"],
-        prediction: Float[Tensor, "b c h w"],
-        t: Float[Tensor, " b"],
-        s: Float[Tensor, " b"],
-        eta: float,
-        form: Noise = "ancestral",
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        """Mean and standard deviation of the latents at s < t, in fp32.
-
-        At s = 0 it is the image itself: nothing is left of the noise.
-
-        Args:
-            noisy: latents at t.
-            prediction: the network's at t, with guidance if any.
-            t, s: times, s < t.
-            eta: strength of the fresh noise, ≥ 0; 0 = none.
-            form: see `_schedule.step_noise`.
-        """
-        noisy, prediction = noisy.float(), prediction.float()
-        now, (alpha, sigma) = self.alpha_sigma(t), self.alpha_sigma(s)
-        end = s <= 0
-        alpha = alpha.masked_fill(end, 1.0)
-        std, kept = _schedule.step_noise(form, eta, now, (alpha, sigma), t - s)
-        std, kept = std.masked_fill(end, 0.0), kept.masked_fill(end, 0.0)
-        image = _schedule.to_image(self.kind, noisy, prediction, *now)
-        noise = _schedule.to_noise(self.kind, noisy, prediction, *now)
-        return per_row(alpha, noisy) * image + per_row(kept, noisy) * noise, std
-
     @torch.no_grad()
     def rollout(
         self,
@@ -331,6 +268,7 @@ class Policy(OlderSelves, ABC):
         *,
         form: Noise = "ancestral",
         noisy_steps: int | None = None,
+        steps: int | None = None,
     ) -> "Rollout":
         """Draw an image for each seed by `transition`, and keep the way that it took.
 
@@ -345,6 +283,7 @@ class Policy(OlderSelves, ABC):
             form: see `_schedule.step_noise`.
             noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`, and
                 the others are DDIM's; None = all but the last, which never has noise.
+            steps: how many steps to make, from the first; None = all, to the image.
         """
         cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -352,8 +291,12 @@ class Policy(OlderSelves, ABC):
         x, times = noise_of(generators, shape, self.device), self.grid(sampler).to(self.device)
         without, way, log_probs = for_rows(uncond, b), [x], []
         noisy = len(times) - 2 if noisy_steps is None else noisy_steps
-        for k, (t, s) in enumerate(zip(times[:-1].split(1), times[1:].split(1), strict=True)):
-            t, s, eta = t.expand(b), s.expand(b), sampler.eta if k < noisy else 0.0
+        for k in range(len(times) - 1 if steps is None else steps):
+            t, s, eta = (
+                times[k].expand(b),
+                times[k + 1].expand(b),
+                sampler.eta if k < noisy else 0.0,
+            )
             prediction = self.under(sampler, x, t, cond, without)
             mean, std = self.transition(x, prediction, t, s, eta, form)
             x = mean
@@ -361,7 +304,7 @@ class Policy(OlderSelves, ABC):
                 x = mean + per_row(std, mean) * noise_of(generators, shape, self.device)
             log_probs.append(_schedule.log_prob(x, mean, std))
             way.append(x)
-        return Rollout(x, torch.stack(way), times, torch.stack(log_probs))
+        return Rollout(x, torch.stack(way), times[: len(way)], torch.stack(log_probs))
 
     def denoising_error(
         self,

@@ -248,6 +248,10 @@ class DiffusersPolicy(Policy):
         # clamping alone would make white of infinity
         return torch.where(images.isfinite(), images.clamp(0, 1), torch.nan)
 
+    def checkpoint_decoder(self) -> None:
+        if self.vae._supports_gradient_checkpointing:
+            self.vae.enable_gradient_checkpointing()
+
     @contextmanager
     def _vae_precision(self) -> Iterator[None]:
         """Autocast as it is, but fp32 for an autoencoder that overflows in fp16."""

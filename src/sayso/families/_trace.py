@@ -81,18 +81,29 @@ def trace_step(
 
 
 def trace_decoding(
-    vae: nn.Module, decode: Callable[[Tensor], Tensor], latents: tuple[int, ...]
+    vae: nn.Module,
+    decode: Callable[[Tensor], Tensor],
+    latents: tuple[int, ...],
+    *,
+    gradient: bool = False,
 ) -> Trace:
-    """Trace the decoding of latents [b, c, h, w], without gradients, in the weights' own format.
+    """Trace the decoding of latents [b, c, h, w] in the weights' own format.
 
     Args:
         vae: on the meta device; of no use afterwards.
         decode: calls it.
+        gradient: whether a gradient goes back to the latents.
     """
     mode = FakeTensorMode()
     faked = _fake(vae, mode)
-    with mode, torch.no_grad():
-        return _traced(lambda: decode(torch.empty(latents)), faked, None, _kernels())
+    with mode, torch.set_grad_enabled(gradient):
+
+        def run() -> None:
+            images = decode(torch.empty(latents, requires_grad=gradient))
+            if gradient:
+                torch.autograd.backward(images.sum())
+
+        return _traced(run, faked, None, _kernels())
 
 
 def _traced(

@@ -36,8 +36,8 @@ class Remote(PretrainedReward):
     """Asks a server over HTTP for the score of each image; whatever is no number ends the command.
 
     The server gets POST with JSON {"prompt": text, "image": a PNG in base64} and responds with a
-    number, or {"score": number, "model": text}. The text should change whenever scores do: it is recorded
-    when the reward is added, and another one is refused later.
+    number, or {"score": number, "model": text}. The text should change whenever scores do: it is
+    recorded when the reward is added, and another one is refused later.
     """
 
     differentiable: ClassVar[bool] = False
@@ -90,8 +90,9 @@ class Remote(PretrainedReward):
         for response in responses:
             if response.model != self._model:
                 raise UserError(
-                    f"{self.url} scores with model {response.model!r}, but the reward was added "
-                    f"with {self._model!r}; start that model, or add the reward under another --name"
+                    f"{self.url} scores with model {response.model!r}, but the reward was "
+                    f"added with {self._model!r}; start that model, or add the reward under "
+                    "another --name"
                 )
         return torch.tensor([r.score for r in responses], device=images.device)
 

@@ -80,8 +80,7 @@ def shapes_of(policy: Policy, text: str) -> dict[str, tuple[int, ...]]:
 
 
 def training(
-    blueprint: Blueprint, way: Way, aligner: Aligner, size: Size,
-    cond: dict[str, tuple[int, ...]],
+    blueprint: Blueprint, way: Way, aligner: Aligner, size: Size, cond: dict[str, tuple[int, ...]]
 ) -> Footprint:  # fmt: skip
     """What training takes.
 
@@ -120,6 +119,7 @@ def training(
         "one block in full": 2 * FP32 * _largest_block(network) if way.sharded else 0,
         "text encoders": text_bytes if way.encoding or drawing else 0,
         "autoencoder": vae_bytes if drawing else 0,
+        "decoding with a gradient": _decoding(blueprint, way, size) if "gradient" in needs else 0,
         "libraries": _runtime(cuda=way.cuda),
     }
     return Footprint(
@@ -129,6 +129,17 @@ def training(
         average,
         trained + moments + average,
     )
+
+
+def _decoding(blueprint: Blueprint, way: Way, size: Size) -> int:
+    """Bytes of activations while a gradient goes through the decoder, a few images at a time."""
+    policy: Any = blueprint()
+    if way.options.gradient_checkpointing:
+        policy.checkpoint_decoder()
+    policy.vae.requires_grad_(False)
+    rows = min(way.options.micro_batch(way.processes), policy.portion(size))
+    latents = (rows, *policy.latent_shape(size))
+    return trace_decoding(policy.vae, policy.vae_decode, latents, gradient=True).peak
 
 
 def drawing(

@@ -134,7 +134,7 @@ def _network_on(wanted: Wanted, accelerator: Accelerator) -> torch.device:
 def scores_samples(aligner: Aligner) -> bool:
     """Whether the samples' reward is needed before training, and not that of images to come."""
     needs = aligner.required()
-    return "reward" in needs and "rollouts" not in needs
+    return "reward" in needs and not needs & {"rollouts", "gradient"}
 
 
 def _label(row: JsonObject) -> float:

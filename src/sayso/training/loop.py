@@ -149,6 +149,8 @@ class _Loop:
         policy = self.policy = work.policy
         if options.gradient_checkpointing:
             _enable_checkpointing(policy.network, policy.network_kind)
+            if "gradient" in aligner.required():
+                policy.checkpoint_decoder()
         policy.network.train()
         reference = options.uses_reference or "reference" in aligner.required()
         place = acc.num_processes, memory_bytes(acc.device)
