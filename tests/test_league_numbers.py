@@ -13,11 +13,14 @@ from sayso.base.errors import UserError
 from sayso.base.plugins import plugin_names
 from sayso.cli.league.cells import SWITCHES, TRAINED, Cell, grid, rounds_of, switched
 from sayso.cli.league.config import SIZES, LeagueConfig
+from sayso.cli.league.ground import Ground
 from sayso.cli.league.records import Record, Records, best_cells, why_failed
 from sayso.cli.league.results import results_of
-from sayso.cli.league.training import steps_within
+from sayso.cli.league.training import plan_of, steps_within
 from sayso.metrics.seeds import best_of_n, mean_over_seeds, win_or_lose
 from sayso.reporting import league_tables as tables
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 # statistics
 
@@ -257,3 +260,23 @@ def test_bad_options(options: dict[str, Any], says: str) -> None:
     assert LeagueConfig(quick=True).n_seeds == 1
     assert LeagueConfig().n_seeds == 3
     assert not math.isnan(SIZES["full"].budget)
+
+
+# options
+
+
+@pytest.mark.parametrize("cell", [c for c in TRAINED if c.aligner in plugin_names("aligner")])
+def test_every_trial_and_switch_is_what_align_accepts(cell: Cell, tmp_path: Path) -> None:
+    """And a rollout, if there is one, makes whole batches, with pre-training rows or without."""
+    ground = Ground(Study(tmp_path, StudyInfo("x")), SIZES["quick"], 0, "i", 12)
+    plans = [plan_of(ground, cell, trial) for trial in cell.trials]
+    assert {plan.period for plan in plans} == {plans[0].period}
+    assert len({plan.line for plan in plans}) == len(cell.trials)
+    for term, weight in plans[0].terms.items():
+        other = switched(cell, term, weight, plans[0].batch_size)
+        changed = plan_of(ground, other, cell.trials[0])
+        assert (changed.terms[term] > 0) != (weight > 0)
+        assert changed.period == plans[0].period
+        assert {k: v for k, v in changed.terms.items() if k != term} == {
+            k: v for k, v in plans[0].terms.items() if k != term
+        }
