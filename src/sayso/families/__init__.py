@@ -3,17 +3,18 @@
 from sayso.families._conditions import Cond, for_rows, join, move, take
 from sayso.families._contract import PARTS, Policy, Rollout
 from sayso.families._schedule import (
-    NOISES,
+    LEAST_STD,
     VARIANCE_PRESERVING,
     Kind,
     Noise,
     log_prob,
     mean_squared_error,
     root_mean_square,
+    step_divergence,
 )
 
 __all__ = [
-    "NOISES",
+    "LEAST_STD",
     "PARTS",
     "VARIANCE_PRESERVING",
     "Cond",
@@ -27,5 +28,6 @@ __all__ = [
     "mean_squared_error",
     "move",
     "root_mean_square",
+    "step_divergence",
     "take",
 ]

@@ -7,7 +7,7 @@ sigma have a number per row; all else is [b c h w].
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,6 @@ from sayso.base.samplers import TimestepSampling
 
 Kind = Literal["eps", "v", "velocity"]
 Noise = Literal["ancestral", "cps", "flow_grpo", "dance"]
-NOISES: tuple[Noise, ...] = get_args(Noise)
 VARIANCE_PRESERVING: tuple[Noise, ...] = ("ancestral", "cps")
 LATEST = 1 - 1e-6
 """The latest t that is drawn for training if t is not one of a grid: t = 1 is pure noise."""
@@ -159,6 +158,17 @@ def log_prob(
     s = per_row(std.float().clamp(min=LEAST_STD), value)
     density = -(value.float() - mean.float()).square() / (2 * s.square()) - s.log()
     return density.flatten(1).mean(1) - math.log(2 * math.pi) / 2
+
+
+def step_divergence(
+    mean: Float[Tensor, "b c h w"], other: Float[Tensor, "b c h w"], std: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """KL divergence between two Gaussian steps of one std, averaged over c, h and w, in fp32.
+
+    It is (mean − other)² / (2 std²).
+    """
+    s = per_row(std.float().clamp(min=LEAST_STD), mean)
+    return ((mean.float() - other.float()).square() / (2 * s.square())).flatten(1).mean(1)
 
 
 def noise_of(
