@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo-study
+LEAGUE ?= league
 WORKERS ?= 3
 
-.PHONY: demo test test-avx2 test-mutants test-quantised check format test-faults test-kill test-scale bench-rating bench-intervals bench bench-gpu bench-real-size bench-demo bench-aligners recipe docs clean
+.PHONY: demo test test-avx2 test-mutants test-quantised check format test-faults test-kill test-scale bench-rating bench-intervals bench bench-gpu bench-real-size bench-demo league-quick league recipe docs clean
 
 demo: $(INSTALLED)  ## the whole loop on the embedded tiny world
 	$(BIN)/sayso demo $(DEMO)
@@ -72,8 +73,11 @@ bench-gpu: $(INSTALLED)  ## everything that needs a card, in 8 minutes
 bench-demo: $(INSTALLED)  ## seconds of each part of the demo
 	$(BIN)/python benchmarks/demo.py
 
-bench-aligners: $(INSTALLED)  ## rwr, dpo and grpo on the same ratings: how many images are true to their prompt
-	$(BIN)/python benchmarks/aligners.py
+league-quick: $(INSTALLED)  ## every aligner on the same ratings with the same budget, one seed: about an hour on 2 cores
+	$(BIN)/sayso league $(LEAGUE)-quick --quick
+
+league: $(INSTALLED)  ## the same with three seeds and a larger budget: many hours, in as many sittings as you like
+	$(BIN)/sayso league $(LEAGUE) --write docs/league.md
 
 recipe: $(INSTALLED)  ## the longer tiny-world recipe, up to 45 minutes on 2 cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/lee2023_tiny.sh

@@ -97,3 +97,12 @@ def test_what_cannot_be_learned_from_is_refused(
     with pytest.raises(UserError, match=says):
         align(study, dataclasses.replace(SECOND, name="no", samples_of=models), aligner)
     assert not (study.path / "runs/align-no").exists()
+
+
+def test_a_reward_may_learn_from_some_models_only(study: Study) -> None:
+    from sayso.stages.fit import FitConfig, collect
+
+    assert len(collect(study, FitConfig()).samples) == 18
+    assert len(collect(study, FitConfig(samples_of="base")).samples) == 12
+    with pytest.raises(UserError, match="there are no images of 'runs/align-none'"):
+        collect(study, FitConfig(samples_of="base,runs/align-none"))

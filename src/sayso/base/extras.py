@@ -15,6 +15,7 @@ EXTRAS = {
     "data": ("datasets", "pyarrow", "webdataset"),
     "quantised": ("bitsandbytes",),
     "trackers": ("tensorboard",),
+    "league": ("matplotlib",),
 }  # fmt: skip
 """Optional parts of the package, and the modules that each brings."""
 

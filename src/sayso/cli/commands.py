@@ -116,8 +116,15 @@ COMMANDS = {
         "DemoConfig",
         needs="train",
     ),
+    "league": Command(
+        "compare all aligners on the tiny world",
+        "sayso.cli.league",
+        "league",
+        "LeagueConfig",
+        needs="train",
+    ),
 }
-FOLDER_COMMANDS = ("new", "demo")
+FOLDER_COMMANDS = ("new", "demo", "league")
 """Commands that are given a path, not an existing study."""
 
 DISK_ERRORS = {

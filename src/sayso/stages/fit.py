@@ -14,7 +14,7 @@ from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import Prompt, Sample
 from sayso.study.checks import check_feedback
-from sayso.study.identity import canonical_config, fitted_identity
+from sayso.study.identity import canonical_config, fitted_identity, models_in
 from sayso.study.inputs import (
     picture_digest,
     refuse_changed,
@@ -44,6 +44,8 @@ class FitConfig:
     """The reward to train: clip_head, or your own, such as ./mine.py."""
     name: str = ""
     """Name of the run, runs/fit-NAME; default: the reward's."""
+    samples_of: str = ""
+    """Models whose rated images it learns from, with commas between, such as base; default: all."""
     raters: Literal["auto", "people", "simulated"] = "auto"
     """Whose ratings to use; auto: people's if there are any, otherwise those of simulated raters.
     The two are never mixed."""
@@ -249,15 +251,19 @@ def collect(study: Study, config: FitConfig) -> Data:
     check_method(config.labels)
     check_feedback(study)
     auto = study.feedback.kind_in_use() if config.raters == "auto" else False
-    data = _rows(study, config.labels, simulated=auto or config.raters == "simulated")
+    models = models_in(config.samples_of)
+    data = _rows(study, config.labels, models, simulated=auto or config.raters == "simulated")
     _refuse_one_kind(data)
     return data
 
 
-def _rows(study: Study, method: LabelMethod, *, simulated: bool) -> Data:
+def _rows(study: Study, method: LabelMethod, models: Sequence[str], *, simulated: bool) -> Data:
     counts = study.feedback.counts(simulated)
     prompts = {p.id: p for p in study.prompts()}
-    every = [(s, prompts[s.prompt_id], counts[s.id]) for s in study.samples() if s.id in counts]
+    drawn = [s for s in study.samples() if not models or s.model in models]
+    if missing := sorted(set(models) - {s.model for s in drawn}):
+        raise UserError(f"there are no images of {missing[0]!r}; name models that have some")
+    every = [(s, prompts[s.prompt_id], counts[s.id]) for s in drawn if s.id in counts]
     train = [row for row in every if row[1].split == "train"]
     rated = [(s, p, v) for s, p, v in train if v.share is not None]
     ids = {s.id for s, _, _ in rated}

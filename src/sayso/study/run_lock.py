@@ -12,11 +12,14 @@ NAME = ".lock"
 """The lock's file in the run folder; it stays there and says who held it last."""
 
 
-def lock(folder: Path) -> FileLock:
-    """Take the lock of a run folder; it is held until it is released or this process ends.
+def lock(folder: Path, *, is_run: bool = True) -> FileLock:
+    """Take the lock of a folder; it is held until it is released or this process ends.
 
     Within one process the lock may be taken again.
 
+    Args:
+        folder: of a run, or of something else that one process at a time works on.
+        is_run: which of both, for what is said.
     Raises: UserError: if another process holds it; that process is named.
     """
     path = folder.resolve() / NAME
@@ -24,9 +27,9 @@ def lock(folder: Path) -> FileLock:
     try:
         found.acquire()
     except Timeout:
+        name, other = (f"runs/{folder.name}", "--name") if is_run else (folder, "folder")
         raise UserError(
-            f"runs/{folder.name} is in use by {_holder(path)}; wait until it ends, or choose "
-            "another --name"
+            f"{name} is in use by {_holder(path)}; wait until it ends, or choose another {other}"
         ) from None
     path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     return found
