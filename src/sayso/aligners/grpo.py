@@ -22,6 +22,7 @@ from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.families import (
     LEAST_STD,
+    NOISES,
     VARIANCE_PRESERVING,
     Noise,
     log_prob,
@@ -32,8 +33,13 @@ Weighting = Literal["noise", "equal"]
 Trust = Literal["clip", "dppo"]
 Likelihood = Literal["gaussian", "squared"]
 Scale = Literal["all", "group"]
-CHOICES = {"weighting": Weighting, "noise": Noise, "trust": Trust, "likelihood": Likelihood,
-           "scale": Scale}  # fmt: skip
+CHOICES = {
+    "weighting": get_args(Weighting),
+    "noise": NOISES,
+    "trust": get_args(Trust),
+    "likelihood": get_args(Likelihood),
+    "scale": get_args(Scale),
+}
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,9 @@ class GroupPolicy(Online):
         refuse_not_positive(self, "clip_range", "divergence_limit", "eta")
         if not 0 <= self.step_kl < float("inf"):
             raise UserError(f"step_kl {self.step_kl} must be at least 0; try 0.01")
-        for name, kind in CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                raise UserError(
-                    f"{name} {getattr(self, name)!r}; choose {', '.join(get_args(kind))}"
-                )
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} {getattr(self, name)!r}; choose {', '.join(known)}")
 
     def required(self) -> frozenset[str]:
         return self.needs if self.step_kl else self.needs - {"reference"}

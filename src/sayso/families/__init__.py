@@ -4,6 +4,7 @@ from sayso.families._conditions import Cond, for_rows, join, move, take
 from sayso.families._contract import PARTS, Policy, Rollout
 from sayso.families._schedule import (
     LEAST_STD,
+    NOISES,
     VARIANCE_PRESERVING,
     Kind,
     Noise,
@@ -15,6 +16,7 @@ from sayso.families._schedule import (
 
 __all__ = [
     "LEAST_STD",
+    "NOISES",
     "PARTS",
     "VARIANCE_PRESERVING",
     "Cond",
