@@ -288,37 +288,26 @@ class Policy(OlderSelves, Scheduled):
             starts: seeds of the noise that each row starts from; None = its own.
         """
         cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape, b = self.latent_shape(sampler.image_size), len(seeds)
+        shape, b, generators = self.latent_shape(sampler.image_size), len(seeds), _seeded(seeds)
         times, without = self.grid(sampler).to(self.device), for_rows(uncond, b)
         x = noise_of(generators, shape, self.device)
         if starts is not None:
-            # beside its own, which its generator has given, so that no step has it again
-            others = [torch.Generator().manual_seed(seed) for seed in starts]
-            x = noise_of(others, shape, self.device)
-        way, means, log_probs = [x], list[Tensor](), list[Tensor]()
+            # in place of its own, which its generator has given, so that no step has it again
+            x = noise_of(_seeded(starts), shape, self.device)
+        way, means, log_probs = [x[None]], [x[None][:0]], [x.new_zeros(0, b)]
         noisy = len(times) - 2 if noisy_steps is None else noisy_steps
         for k in range(len(times) - 1 if steps is None else steps):
-            t, s, eta = (
-                times[k].expand(b),
-                times[k + 1].expand(b),
-                sampler.eta if k < noisy else 0.0,
-            )
+            t, s, eta = times[k].expand(b), times[k + 1].expand(b), sampler.eta * (k < noisy)
             prediction = self.under(sampler, x, t, cond, without)
             mean, std = self.transition(x, prediction, t, s, eta, form)
             x = mean
             if eta:
                 x = mean + per_row(std, mean) * noise_of(generators, shape, self.device)
-                means.append(mean)
-            log_probs.append(_schedule.log_prob(x, mean, std))
-            way.append(x)
-        return Rollout(
-            x,
-            torch.stack(way),
-            torch.stack(means) if means else x.new_zeros(0, *x.shape),
-            times[: len(way)],
-            torch.stack(log_probs) if log_probs else x.new_zeros(0, b),
-        )
+                means.append(mean[None])
+            log_probs.append(_schedule.log_prob(x, mean, std)[None])
+            way.append(x[None])
+        whole, added = torch.cat(way), torch.cat(means)
+        return Rollout(x, whole, added, times[: len(way)], torch.cat(log_probs))
 
     def denoising_error(
         self,
@@ -340,6 +329,10 @@ class Policy(OlderSelves, Scheduled):
         from sayso.families._lora import add_adapters
 
         add_adapters(self.network, self.lora_targets, rank, seed)
+
+
+def _seeded(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 class Rollout(NamedTuple):
