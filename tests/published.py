@@ -9,6 +9,8 @@ import torch
 from clips import LETTERS, WIDTH, tiny_clip
 from own_blip import AuthorsImageReward
 from own_clip import OpenClip
+from own_vlm import tiny_vlm
+from reward_server import shared_server
 from torch import nn
 from transformers import BertTokenizer
 
@@ -92,6 +94,8 @@ GIVEN = {
     "hps": hps,
     "image_reward": image_reward,
     "jpeg": jpeg,
+    "remote": lambda _: Given(options={"url": shared_server().url}),
+    "vlm_yes": lambda folder: Given({"weights": tiny_vlm(folder / "vlm")}),
 }
 """Name of a reward → what makes its files in a folder."""
 

@@ -35,6 +35,8 @@ ALLOWED = (
     # a field of every stored vote, in databases, exports and browsers' outboxes, and of the public
     # `Rating`: another name would make the votes of earlier versions unreadable
     "answered_at",
+    # the question that vision-language models are asked in the literature, to the letter
+    "Please answer Yes or No",
 )
 READERS_OF_OLD_NAMES = {
     # columns of the app's tables and a state in them, in databases of earlier versions
