@@ -11,13 +11,18 @@ import pytest
 
 from sayso.base.errors import UserError
 from sayso.base.plugins import plugin_names
+from sayso.cli import commands as cli
+from sayso.cli.league import rounds
 from sayso.cli.league.cells import SWITCHES, TRAINED, Cell, grid, rounds_of, switched
 from sayso.cli.league.config import SIZES, LeagueConfig
+from sayso.cli.league.ground import Ground
 from sayso.cli.league.records import Record, Records, best_cells, why_failed
 from sayso.cli.league.results import results_of
-from sayso.cli.league.training import steps_within
+from sayso.cli.league.training import Start, Trained, plan_of, steps_within
 from sayso.metrics.seeds import best_of_n, mean_over_seeds, win_or_lose
 from sayso.reporting import league_tables as tables
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 
 # statistics
 
@@ -127,8 +132,8 @@ def test_the_best_cells_need_every_seed(tmp_path: Path) -> None:
             state: Any = "failed" if reward is None else "finished"
             facts = {} if reward is None else {"reward": reward}
             records.write(cell.slug, Record(cell.name, seed, "i", state, facts=facts))
-    assert [cell.name for cell in best_cells(records, cells, range(2))] == ["d", "b"]
-    assert [cell.name for cell in best_cells(records, cells, range(1))] == ["c", "b"]
+    assert [cell.name for cell in best_cells(records, cells, range(2), 2)] == ["d", "b"]
+    assert [cell.name for cell in best_cells(records, cells, range(1), 2)] == ["c", "b"]
     assert rounds_of(cells[0], 3).name == "a, 3 rounds"
 
 
@@ -257,3 +262,87 @@ def test_bad_options(options: dict[str, Any], says: str) -> None:
     assert LeagueConfig(quick=True).n_seeds == 1
     assert LeagueConfig().n_seeds == 3
     assert not math.isnan(SIZES["full"].budget)
+
+
+# options
+
+
+@pytest.mark.parametrize("cell", [c for c in TRAINED if c.aligner in plugin_names("aligner")])
+def test_every_trial_and_switch_is_what_align_accepts(cell: Cell, tmp_path: Path) -> None:
+    """And a rollout, if there is one, makes whole batches, with pre-training rows or without."""
+    ground = Ground(Study(tmp_path, StudyInfo("x")), SIZES["quick"], 0, "i", 12)
+    plans = [plan_of(ground, cell, trial) for trial in cell.trials]
+    assert {plan.period for plan in plans} == {plans[0].period}
+    assert len({plan.line for plan in plans}) == len(cell.trials)
+    for term, weight in plans[0].terms.items():
+        other = switched(cell, term, weight, plans[0].batch_size)
+        changed = plan_of(ground, other, cell.trials[0])
+        assert (changed.terms[term] > 0) != (weight > 0)
+        assert changed.period == plans[0].period
+        assert {k: v for k, v in changed.terms.items() if k != term} == {
+            k: v for k, v in plans[0].terms.items() if k != term
+        }
+
+
+def test_a_dry_run_says_what_a_league_would_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["league", "/nowhere", "--quick", "--dry-run"])
+    told = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines())
+    n = len(TRAINED)
+    assert told["cells per seed"] == str(2 + n + 2 * 5)
+    assert told["trainings with the whole budget"] == str(2 * n + 10)
+    assert told["network evaluations of trainings, at most"] == str(round(32_000 * (2.25 * n + 10)))
+    assert told["images, test"] == str(96 * 4 * (2 * n + 10))
+    assert not Path("/nowhere").exists()
+
+
+# rounds
+
+
+def test_rounds_share_the_budget_and_learn_from_all_that_was_rated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ground = Ground(Study(tmp_path, StudyInfo("x")), SIZES["quick"], 0, "i", 12)
+    lines: list[str] = []
+    parts: list[tuple[int, int, Start]] = []
+
+    def trained(
+        _ground: Ground, _cell: Cell, _trial: str, budget: int, start: Start, drawn: int
+    ) -> Trained:
+        parts.append((budget, drawn, start))
+        run = f"runs/align-{len(parts)}"
+        return Trained(run, "--o 1", 5, budget - 100, budget - 90, 2.0)
+
+    monkeypatch.setattr(rounds, "train", trained)
+    monkeypatch.setattr(rounds, "run_line", lines.append)
+    cell = rounds_of(replace(TRAINED[2], trials=("--learning-rate 1e-3",)), 3)
+    last, ratings = rounds.train_in_rounds(ground, cell)
+    part, drawn = 32_000 // 3, 320 * 12
+    assert [(budget, spent) for budget, spent, _ in parts] == [(part, 0), *[(part, drawn)] * 2]
+    starts = [start for _, _, start in parts]
+    assert starts[0] == Start()
+    assert [start.model for start in starts[1:]] == ["runs/align-1", "runs/align-2"]
+    assert starts[2].samples_of == "base,runs/align-1,runs/align-2"
+    assert "--samples-of" not in starts[2].options(draws=True)
+    assert f"--samples-of {starts[2].samples_of}" in starts[2].options(draws=False)
+    # each part has a reward of its own, fitted to the ratings of these models and no others
+    assert len({start.reward for start in starts}) == 3
+    fits = [line for line in lines if line.startswith("fit ")]
+    assert [line.split("--samples-of ")[1].split()[0] for line in fits] == [
+        "base,runs/align-1", "base,runs/align-1,runs/align-2",
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines] == ["generate", "rate", "fit"] * 2
+    assert ratings == 320 * 6 + 2 * 320
+    assert last == Trained("runs/align-3", "--o 1", 15, 3 * (part - 100), 3 * (part - 90), 6.0)
+
+
+def test_a_reason_of_several_seeds_is_said_once(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for seed, state in enumerate(("failed", "failed", "finished")):
+        records.write("base", replace(record("base", [1] * 8), seed=seed))
+        made = record("sft", [1] * 8, reward=0.1, trials=[{"trial": "--x 1", "failed": "no"}])
+        reason = "" if state == "finished" else "no memory"
+        of_seed: Any = {"seed": seed, "state": state, "reason": reason}
+        records.write("sft", replace(made, **of_seed))
+    records.announce([TRAINED[0]])
+    found = tables.unfinished(results_of(tmp_path, LeagueConfig(smoke=True, seeds=3)))
+    assert found == [("sft, seed 0, seed 1", "no memory"), ("sft, --x 1", "no")]

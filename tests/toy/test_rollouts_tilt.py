@@ -20,6 +20,7 @@ from sayso.rewards import Reward
 from sayso.testing import ToyPolicy
 
 GRPO = GroupPolicy(images=128, steps_per_image=8, clip_range=1e-2)
+DPPO = dataclasses.replace(GRPO, trust="dppo", divergence_limit=1e-3)
 AWM = AdvantageWeighted(images=128, old_weight=0.3, prompt_dropout=0.0)
 GROUPS = AdvantageWeighted(images=128, groups=True, beta=2.0, old_weight=0.1, prompt_dropout=0.0)
 NFT = NegativeAware(score="rollouts", images=128, beta=0.3, prompt_dropout=0.0)
@@ -53,7 +54,7 @@ def test_the_best_corner_takes_nearly_all(
     assert by_rollouts(started[kind], tmp_path / "r", aligner)[0] > 0.8
 
 
-@pytest.mark.parametrize("aligner", [GRPO, NFT, AWM, GROUPS], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("aligner", [GRPO, DPPO, NFT, AWM, GROUPS], ids=lambda a: type(a).__name__)
 def test_with_a_wrong_sign_it_is_left(base: ToyPolicy, tmp_path: Path, aligner: Online) -> None:
     assert by_rollouts(base, tmp_path / "r", aligner, -1.0)[0] < 0.05
 

@@ -9,6 +9,7 @@ from sayso.reporting.league_tables import finished
 
 SHOWN_N = (4, 16, 64)
 """Best of n, as lines to compare with."""
+MARKERS = {"offline": "o", "online": "s", "rounds": "^", "switch": "x"}
 Point = tuple[int | float, Mapping[str, Any]]
 
 
@@ -19,7 +20,8 @@ def draw(results: JsonObject, folder: Path) -> dict[str, Path]:
     """
     figures = {
         "Truth against cost": ("truth-cost.png", _against(
-            "evaluations", "network evaluations of the training, in thousands", 1e-3)),
+            "evaluations", "network evaluations of the training, in thousands", 1e-3,
+            kinds=("offline", "online", "rounds"), apart=0.006)),
         "Truth against distance": ("truth-distance.png", _against(
             "distance", "mean squared difference of predictions to the base's", 1.0)),
         "Truth against reward": ("truth-reward.png", _against_reward),
@@ -46,16 +48,27 @@ def _picture(
     figure.savefig(path)
 
 
-def _against(name: str, label: str, unit: float) -> Callable[[Any, JsonObject], None]:
+def _against(
+    name: str, label: str, unit: float, kinds: Sequence[str] = tuple(MARKERS), apart: float = 0.0
+) -> Callable[[Any, JsonObject], None]:
+    """A plot of truth against a number of every cell.
+
+    Args:
+        kinds: which cells are shown.
+        apart: by what share of the number ends are moved from each other, where all are alike.
+    """
+
     def plot(axes: Any, results: JsonObject) -> None:
         base = next((c for c in finished(results) if c["kind"] == "base"), None)
         origin = [(0.0, base["truth"]["all"])] if base else []
-        for style, cell in _styled(results):
+        shown = [(s, c) for s, c in _styled(results) if c["kind"] in kinds]
+        for i, (style, cell) in enumerate(shown):
             # what came of another cell was trained once, so it has no curve
             start = origin if cell["kind"] in ("offline", "online") else []
             known = [(p[name] * unit, p["truth"]) for p in cell.get("curve", ())]
             if name in cell:
-                known.append((cell[name] * unit, cell["truth"]["all"]))
+                moved = 1 + apart * (i - len(shown) / 2)
+                known.append((cell[name] * unit * moved, cell["truth"]["all"]))
             _line(axes, [*start, *known], cell["name"], style)
         _best_of_n(axes, results)
         axes.set_xlabel(label)
@@ -82,9 +95,8 @@ def _against_reward(axes: Any, results: JsonObject) -> None:
 def _styled(results: JsonObject) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
     """The trained cells, each with a colour and a marker of its own."""
     trained = [c for c in finished(results) if c["kind"] not in ("base", "best-of-n")]
-    markers = {"offline": "o", "online": "s", "rounds": "^", "switch": "x"}
     return [
-        ({"color": f"C{i % 10}", "marker": markers[cell["kind"]], "markersize": 5 + 2 * (i // 10)},
+        ({"color": f"C{i % 10}", "marker": MARKERS[cell["kind"]], "markersize": 5 + 2 * (i // 10)},
          cell)
         for i, cell in enumerate(trained)
     ]  # fmt: skip

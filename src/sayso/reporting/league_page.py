@@ -37,7 +37,6 @@ def render(results: JsonObject, figures: Mapping[str, Path]) -> str:
         trials=[(c["name"], c["trials"]) for c in tables.finished(results) if c.get("trials")],
         unfinished=tables.unfinished(results),
         figures={title: _url(path) for title, path in figures.items()},
-        thousands=tables.thousands,
     )
 
 

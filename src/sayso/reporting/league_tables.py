@@ -13,6 +13,8 @@ from sayso.base.files import JsonObject
 START, END = "<!-- league -->", "<!-- /league -->"
 GROUPS = ("seen", "unseen", "count", "colour", "background", "combination")
 NOTHING = "–"
+NAMED = 5
+"""So many cells are named in a sentence; of more their number is told."""
 Row = Mapping[str, Any]
 
 
@@ -89,18 +91,25 @@ def finished(results: JsonObject) -> list[Row]:
 
 
 def unfinished(results: JsonObject) -> list[tuple[str, str]]:
-    """Cells, or seeds of them, that failed or were left out, each with the reason."""
-    found = []
+    """Cells, seeds and trials that failed or were left out, each with the reason, said once."""
+    found = list[tuple[str, str]]()
     for cell in results["cells"]:
+        seeds: dict[str, list[str]] = {}
         for seed, reason in cell.get("reasons", {}).items():
-            whole = cell["state"] != "finished" and len(cell["reasons"]) == 1
-            found.append((cell["name"] if whole else f"{cell['name']}, {seed}", reason))
+            seeds.setdefault(reason, []).append(seed)
+        for reason, failed in seeds.items():
+            whole = cell["state"] != "finished" and len(seeds) == 1
+            found.append((", ".join([cell["name"], *([] if whole else failed)]), reason))
         found += [
-            (f"{cell['name']}, trial {trial['trial']}", trial["failed"])
+            (f"{cell['name']}, {trial['trial']}", trial["failed"])
             for trial in cell.get("trials", ())
             if "failed" in trial
         ]
-    return found
+        found += [
+            (f"{cell['name']}, with {point['share']:.0%} of the budget", point["failed"])
+            for point in cell.get("not_on_curve", ())
+        ]
+    return list(dict.fromkeys(found))
 
 
 def ranked(results: JsonObject, group: str = "all") -> list[Row]:
@@ -177,7 +186,11 @@ def _fidelity(best: Sequence[Row]) -> list[str]:
         return []
     if not worse:
         return ["Raters found none less natural than the base beyond chance."]
-    return [f"Raters found less natural than the base: {_listed(worse)}."]
+    if len(worse) <= NAMED:
+        return [f"Raters found less natural than the base: {_listed(worse)}."]
+    others = [c["name"] for c in known if c["name"] not in worse]
+    told = f"Raters found {len(worse)} of {len(known)} cells less natural than the base"
+    return [f"{told}; not {_listed(others)}." if others else f"{told}."]
 
 
 def _exploits(cell: Row) -> bool:
@@ -192,16 +205,19 @@ def _listed(names: Sequence[str]) -> str:
 # in a terminal, and in Markdown
 
 
-NARROW = ("cell", "true to the prompt", "change", "net alignment", "net fidelity", "distance ratio")
-"""The columns for which a terminal has room."""
-
-
 def terminal(results: JsonObject) -> Table:
-    """The main columns, and below them what failed."""
+    """What a terminal has room for, and below it what failed."""
     caption = "\n".join(f"{name}: {reason}" for name, reason in unfinished(results))
-    table = Table(*NARROW, caption=caption or None, caption_justify="left")
+    table = Table(caption=caption or None, caption_justify="left")
+    table.add_column("cell", overflow="fold")
+    for name in ("true to the prompt", "change", "align", "fidel", "ratio"):
+        table.add_column(name, justify="right", no_wrap=name != "true to the prompt")
     for cell in finished(results):
-        table.add_row(*main_row(cell)[: len(NARROW)])
+        net = cell.get("net") or {}
+        sides = [NOTHING if not n else _signed(100 * n["value"]) for n in
+                 (net.get("alignment"), net.get("fidelity"))]  # fmt: skip
+        name, truth, gain, *_ = main_row(cell)
+        table.add_row(name, truth, gain, *sides, number(cell.get("ratio")))
     return table
 
 
