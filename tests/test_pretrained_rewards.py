@@ -365,3 +365,26 @@ def test_a_reward_that_must_be_added_first_says_how(made: Study) -> None:
         load_reward(made, "pickscore")
     with pytest.raises(UserError, match="did you mean 'runs/reward-pickscore'"):
         load_reward(made, "runs/reward-pikscore")
+
+
+def test_ones_own_reward_is_added_with_other_options(study: Study, tmp_path: Path) -> None:
+    own = tmp_path / "bright.py"
+    text = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text()
+    own.write_text(text.partition("```python\n")[2].partition("```")[0])
+    sayso("reward", study, "--reward", own, "--power", 2)
+    image = stacked(pictures(16, 16))
+    found = load_reward(study, "reward-bright").score(image, TEXTS)
+    torch.testing.assert_close(found, image.mean(dim=(1, 2, 3)) ** 2)
+    before = reward_identity(study, "runs/reward-bright")
+    own.write_text(own.read_text().replace("mean(dim", "amax(dim"))
+    assert reward_identity(study, "runs/reward-bright") != before
+    with pytest.raises(UserError, match="made with another version of"):
+        load_reward(study, "reward-bright")
+    with pytest.raises(UserError, match="made with another version of"):
+        sayso("reward", study, "--reward", own, "--power", 2)
+
+
+def test_fit_refuses_a_reward_that_needs_none(made: Study) -> None:
+    for flags in ([], ["--dry-run"]):
+        with pytest.raises(UserError, match="reward 'jpeg' needs no training; fit one of"):
+            sayso("fit", made, "--reward", "jpeg", *flags)
