@@ -154,7 +154,7 @@ def test_other_options_make_a_cell_another(
     changed = replace(TRAINED[0], trials=("--learning-rate 0.5",))
     monkeypatch.setattr(running, "TRAINED", (changed,))
     monkeypatch.setattr(results, "publish", lambda *_: None)
-    league(folder, replace(CONFIG, only="base"))
+    league(folder, replace(CONFIG, only="best-set"))
     outdated = Records(folder).read("sft", 0)
     assert outdated is not None
     assert outdated.state == "left out"
