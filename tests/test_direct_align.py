@@ -241,7 +241,9 @@ def test_it_trains_through_the_command_line(study: Any, more: list[str]) -> None
         "--max-steps", "3", "--batch-size", "4", "--name", name, "--mixed-precision", "no",
         "--learning-rate", "1e-3", *more,
     ])  # fmt: skip
-    rows = study.find_run(f"runs/align-{name}").history()
+    run = study.find_run(f"runs/align-{name}")
+    assert "rewards" not in run.inputs, "stored images are not scored first"
+    rows = run.history()
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(row["loss"] == pytest.approx(-row["reward"]) for row in rows)
     assert all(row["grad_norm"] > 0 for row in rows)
