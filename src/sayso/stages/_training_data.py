@@ -25,6 +25,7 @@ from sayso.study.identity import base_identity
 from sayso.study.inputs import refuse_other_latents
 from sayso.study.study import Study
 from sayso.training.options import TrainOptions
+from sayso.training.pretraining_rewards import pretraining_rewards
 from sayso.votes.labels import LabelMethod
 
 CAPTIONS_AT_ONCE = 1024
@@ -88,6 +89,7 @@ def open_rows(
     rewards: Sequence[float],
     *,
     pretraining_images: int,
+    rewarded_by: str = "",
     bucket_step: int = 0,
     conditions: Kept,
     precision: AbstractContextManager[Any],
@@ -100,6 +102,7 @@ def open_rows(
         images: the samples, whose latents `generate` stored.
         rewards: of each; NaN if there is none.
         pretraining_images: how many, at most; 0 = none.
+        rewarded_by: reward that they are drawn in proportion to; "" = all equally often.
         bucket_step: see `open_pretraining`.
         conditions: where those come from.
         precision: autocast context that pre-training images are encoded in.
@@ -108,16 +111,22 @@ def open_rows(
     Raises: UserError: if a prompt is too long, or pre-training images cannot be used.
     """
     policy.check_prompts(list(dict.fromkeys(images.texts)))
-    more = None
+    more, share = None, None
     if pretraining_images:
         # of one size with the samples, which may be another than the study's
-        size = images.samples[0].sampler.image_size if images.samples else None
+        sampler = images.samples[0].sampler if images.samples else study.info.sampler
+        size = sampler.image_size
+        decoders = _decoders(policy.device) if workers is None else workers
         more = encoded_pretraining(
             study, policy, pretraining_images, precision, size, bucket_step=bucket_step,
-            workers=_decoders(policy.device) if workers is None else workers,
-            leave_out_damaged=leave_out_damaged,
+            workers=decoders, leave_out_damaged=leave_out_damaged,
         )  # fmt: skip
         _say_cut(policy, more[1])
+        if rewarded_by:
+            scored = pretraining_rewards(
+                study, rewarded_by, pretraining_images, size, policy.device, workers=decoders
+            )
+            share = scored[more[0].rows]
 
     def opened(policy: Policy, texts: Sequence[str]) -> Conditions:
         folder, identity = study.cache / "conditions", base_identity(study)
@@ -127,7 +136,8 @@ def open_rows(
         latents = SampleLatents(study, images.samples)
     else:
         latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size))
-    return make_rows(policy, (latents, images.texts), images.labels, rewards, more, opened)
+    rows = make_rows(policy, (latents, images.texts), images.labels, rewards, more, opened)
+    return replace(rows, pretraining_share=share)
 
 
 def _decoders(device: torch.device) -> int:
