@@ -212,6 +212,13 @@ def test_bad_options_name_themselves(options: dict[str, Any], message: str) -> N
         DirectAlign(**options)
 
 
+def test_all_of_the_steps_may_be_the_last() -> None:
+    work, aligner = toy_work(), DirectAlign(source="rollouts", last_steps=10)
+    batch = next(iter(aligner.batches(work)))
+    assert batch["t"].tolist() == [work.policy.grid(work.sampler)[0].item()] * 8
+    assert aligner.loss(work, batch)[0].isfinite()
+
+
 def test_more_last_steps_than_there_are_steps_are_refused() -> None:
     too_many = DirectAlign(source="rollouts", last_steps=11)
     with pytest.raises(UserError, match="last_steps 11 are more than the 10 of the study's"):

@@ -11,6 +11,7 @@ import pytest
 
 from sayso.base.errors import UserError
 from sayso.base.plugins import plugin_names
+from sayso.cli import commands as cli
 from sayso.cli.league import rounds
 from sayso.cli.league.cells import SWITCHES, TRAINED, Cell, grid, rounds_of, switched
 from sayso.cli.league.config import SIZES, LeagueConfig
@@ -131,8 +132,8 @@ def test_the_best_cells_need_every_seed(tmp_path: Path) -> None:
             state: Any = "failed" if reward is None else "finished"
             facts = {} if reward is None else {"reward": reward}
             records.write(cell.slug, Record(cell.name, seed, "i", state, facts=facts))
-    assert [cell.name for cell in best_cells(records, cells, range(2))] == ["d", "b"]
-    assert [cell.name for cell in best_cells(records, cells, range(1))] == ["c", "b"]
+    assert [cell.name for cell in best_cells(records, cells, range(2), 2)] == ["d", "b"]
+    assert [cell.name for cell in best_cells(records, cells, range(1), 2)] == ["c", "b"]
     assert rounds_of(cells[0], 3).name == "a, 3 rounds"
 
 
@@ -281,6 +282,17 @@ def test_every_trial_and_switch_is_what_align_accepts(cell: Cell, tmp_path: Path
         assert {k: v for k, v in changed.terms.items() if k != term} == {
             k: v for k, v in plans[0].terms.items() if k != term
         }
+
+
+def test_a_dry_run_says_what_a_league_would_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["league", "/nowhere", "--quick", "--dry-run"])
+    told = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines())
+    n = len(TRAINED)
+    assert told["cells per seed"] == str(2 + n + 2 * 5)
+    assert told["trainings with the whole budget"] == str(2 * n + 10)
+    assert told["network evaluations of trainings, at most"] == str(round(32_000 * (2.25 * n + 10)))
+    assert told["images, test"] == str(96 * 4 * (2 * n + 10))
+    assert not Path("/nowhere").exists()
 
 
 # rounds

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import published
@@ -23,6 +24,7 @@ from sayso.base.errors import UserError
 from sayso.cli import commands as cli
 from sayso.data.clip import to_pixels
 from sayso.rewards import Reward, load_reward
+from sayso.stages.generate import GenerateConfig, _on_device
 from sayso.study.identity import reward_identity
 from sayso.study.study import Study
 
@@ -88,7 +90,7 @@ def test_an_added_reward_selects_trains_and_judges(name: str, study: Study) -> N
 
     sayso(
         "align", study, "--aligner", "grpo", "--reward", run, "--max-steps", 1, "--batch-size", 4,
-        "--group-size", 2, "--steps-per-image", 1,
+        "--images", 4, "--group-size", 2, "--steps-per-image", 1, "--micro-batch-size", 4,
     )  # fmt: skip
     tuned = study.find_run("align-grpo")
     assert tuned.inputs is not None
@@ -105,6 +107,8 @@ def test_an_added_reward_selects_trains_and_judges(name: str, study: Study) -> N
     assert result["identities"]["reward"] == reward_identity(study, run)
     assert result["judged"] == f"scored {threshold:g} or more by reward-{name}"
     assert np.isfinite(result["scores"]["aligned"]["reward"]["mean"])
+    sayso("report", study)
+    assert f"reward-{name}" in (study.path / "report.html").read_text()
 
 
 # as the authors compute them
@@ -220,6 +224,35 @@ def test_a_study_whose_clip_is_elsewhere_can_use_a_reward_that_has_its_own(study
     sayso("generate", study, "--per-prompt", 1, "--best-of", 2, "--reward", "reward-pickscore")
 
 
+def test_a_selection_by_a_reward_of_the_same_name_is_made_anew(study: Study) -> None:
+    def chosen() -> set[tuple[str, int]]:
+        sayso("generate", study, "--per-prompt", 1, "--best-of", 2, "--reward", "reward-jpeg")
+        model = "base@best-1-of-2-by-reward-jpeg"
+        return {(sample.prompt_id, sample.seed) for sample in study.samples(model)}
+
+    large, before = chosen(), len(study.runs("generate"))
+    assert chosen() == large
+    assert len(study.runs("generate")) == before
+    shutil.rmtree(study.find_run("reward-jpeg").path)
+    sayso("reward", study, "--reward", "jpeg", "--quality", 90)
+    assert len(large) == len(chosen()) == 3
+    assert not chosen() & large
+    assert len(study.runs("generate")) == before + 1
+
+
+def test_the_reward_that_selects_is_loaded_where_images_were_drawn(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = GenerateConfig(reward="runs/reward-jpeg", best_of=2)
+    reward, asked = load_reward(study, config.reward), list[object]()
+    assert _on_device(study, config, reward) is reward
+    card = SimpleNamespace(device=torch.device("meta"))
+    monkeypatch.setattr("sayso.stages.generate.make_accelerator", lambda _: card)
+    monkeypatch.setattr("sayso.rewards.load_reward", lambda *which: asked.extend(which) or reward)
+    _on_device(study, config, reward)
+    assert asked == [study, config.reward, card.device]
+
+
 def test_files_that_were_replaced_since_are_no_finished_run(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,3 +365,26 @@ def test_a_reward_that_must_be_added_first_says_how(made: Study) -> None:
         load_reward(made, "pickscore")
     with pytest.raises(UserError, match="did you mean 'runs/reward-pickscore'"):
         load_reward(made, "runs/reward-pikscore")
+
+
+def test_ones_own_reward_is_added_with_other_options(study: Study, tmp_path: Path) -> None:
+    own = tmp_path / "bright.py"
+    text = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text()
+    own.write_text(text.partition("```python\n")[2].partition("```")[0])
+    sayso("reward", study, "--reward", own, "--power", 2)
+    image = stacked(pictures(16, 16))
+    found = load_reward(study, "reward-bright").score(image, TEXTS)
+    torch.testing.assert_close(found, image.mean(dim=(1, 2, 3)) ** 2)
+    before = reward_identity(study, "runs/reward-bright")
+    own.write_text(own.read_text().replace("mean(dim", "amax(dim"))
+    assert reward_identity(study, "runs/reward-bright") != before
+    with pytest.raises(UserError, match="made with another version of"):
+        load_reward(study, "reward-bright")
+    with pytest.raises(UserError, match="made with another version of"):
+        sayso("reward", study, "--reward", own, "--power", 2)
+
+
+def test_fit_refuses_a_reward_that_needs_none(made: Study) -> None:
+    for flags in ([], ["--dry-run"]):
+        with pytest.raises(UserError, match="reward 'jpeg' needs no training; fit one of"):
+            sayso("fit", made, "--reward", "jpeg", *flags)

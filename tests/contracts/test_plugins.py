@@ -16,6 +16,7 @@ OTHERWISE: list[tuple[str, dict[str, Any]]] = [
     ("awm", {"groups": True, "times_per_image": 2, **ROLLOUT}),
     ("direct_align", {"source": "rollouts"}),
     ("direct_align", {"source": "rollouts", "last_steps": 2}),
+    ("grpo", {"trust": "dppo", "scale": "group", "steps_per_image": 2, **ROLLOUT}),
     ("nft", {"score": "rollouts", "times_per_image": 2, **ROLLOUT}),
 ]
 """Options with which an aligner makes other rows, or has another loss."""

@@ -1,7 +1,7 @@
 """Losses that make what earned a better reward likelier, and stop before it goes too far."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -21,3 +21,33 @@ def clipped_policy_loss(
     """
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return torch.maximum(-advantage * ratio, -advantage * clipped)
+
+
+def trusted_policy_loss(
+    ratio: Float[Tensor, " b"],
+    advantage: Float[Tensor, " b"],
+    divergence: Float[Tensor, " b"],
+    limit: float,
+) -> Float[Tensor, " b"]:
+    """−A·ρ, and 0 for steps that have gone far enough the way of their advantage.
+
+    That is where the divergence from the step that was drawn is at the limit or above, and ρ > 1
+    with A > 0 or ρ < 1 with A < 0. A step that went the other way has its gradient, however far.
+
+    Args:
+        ratio, advantage: as in `clipped_policy_loss`.
+        divergence: see `step_divergence`, of the policy's step and of that drawn.
+        limit: > 0.
+    Source: Flow-DPPO 2026, arXiv 2606.11025.
+    """
+    return torch.where(went_far(ratio, advantage, divergence, limit), 0.0, -advantage * ratio)
+
+
+def went_far(
+    ratio: Float[Tensor, " b"],
+    advantage: Float[Tensor, " b"],
+    divergence: Float[Tensor, " b"],
+    limit: float,
+) -> Bool[Tensor, " b"]:
+    """Which steps have gone far enough the way of their advantage."""
+    return (divergence >= limit) & (advantage * (ratio - 1) > 0)

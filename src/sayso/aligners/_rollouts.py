@@ -19,7 +19,7 @@ from sayso.rewards import Reward
 
 
 def group_advantages(
-    rewards: Float[Tensor, " n"], group_size: int, longest: float
+    rewards: Float[Tensor, " n"], group_size: int, longest: float, *, within: bool = False
 ) -> Float[Tensor, " n"]:
     """How much better each image is than the others of its prompt, in standard deviations of all.
 
@@ -31,10 +31,12 @@ def group_advantages(
         rewards: of groups of images of one prompt each, one group after the other.
         group_size: images of a group.
         longest: advantages are cut at ± this.
+        within: divide by the standard deviation of each group instead.
     """
     groups = rewards.reshape(-1, group_size)
     centred = (groups - groups.mean(1, keepdim=True)).flatten()
-    return (centred / rewards.std().clamp(min=1e-6)).clamp(-longest, longest)
+    spread = groups.std(1).repeat_interleave(group_size) if within else rewards.std()
+    return (centred / spread.clamp(min=1e-6)).clamp(-longest, longest)
 
 
 class Plan(NamedTuple):
@@ -51,6 +53,7 @@ class Plan(NamedTuple):
     seeds: list[int]
     cond: Cond
     uncond: Cond
+    starts: list[int] | None = None
 
     def texts_of(self, rows: slice) -> list[str]:
         """The text of each of some images."""
@@ -148,7 +151,8 @@ class Drawn(NamedTuple):
     """n images in groups, the same in every process, on the CPU.
 
     `way` has the latents at each of `times`, m of them; `log_prob[k]` is that of the step from
-    `way[k]`. `prompt` says which row of `cond` an image was drawn for; `uncond` has one row.
+    `way[k]`, and `mean[k]`, if kept, what it added fresh noise to. `prompt` says which row of
+    `cond` an image was drawn for; `uncond` has one row.
     """
 
     way: Float[Tensor, "m n c h w"]
@@ -158,32 +162,40 @@ class Drawn(NamedTuple):
     prompt: Int[Tensor, " n"]
     cond: Cond
     uncond: Cond
+    mean: Float[Tensor, "l n c h w"] | None = None
 
 
 def draw_groups(
     work: Work, step: int, images: int, group_size: int, sampler: Sampler, form: Noise,
-    noisy_steps: int | None = None,
+    noisy_steps: int | None = None, *, same_start: bool = False, means: bool = False,
 ) -> Drawn:  # fmt: skip
     """Draw groups of images, keep the way that each took, and reward them.
 
     Each process draws its share; all get all.
 
+    Args:
+        same_start: whether the images of a group start from the same noise.
+        means: whether to keep what each step added fresh noise to.
     Raises: UserError: if a reward is not finite.
     """
     plan = planned(work, step, images, group_size, sampler)
+    if same_start:
+        plan = plan._replace(starts=[plan.seeds[i - i % group_size] for i in range(images)])
     made = [
         _drawn(work, plan, rows, sampler, form, noisy_steps)
         for rows in portions(work.share(images), work.micro_batch)
     ]
-    way, log_prob, reward = (
-        work.gather(torch.cat([part[i] for part in made]).contiguous()).cpu() for i in range(3)
+    way, log_prob, reward, *mean = (
+        work.gather(torch.cat([part[i] for part in made]).contiguous()).cpu()
+        for i in range(4 if means else 3)
     )
     conds = (
         move(work.policy.with_sampler(part, sampler), torch.device("cpu"))
         for part in (plan.cond, plan.uncond)
     )
     times = work.policy.grid(sampler)
-    return Drawn(way.transpose(0, 1), times, log_prob.T, reward, plan.prompt, *conds)
+    kept = mean[0].transpose(0, 1) if mean else None
+    return Drawn(way.transpose(0, 1), times, log_prob.T, reward, plan.prompt, *conds, mean=kept)
 
 
 def portions(rows: slice, size: int) -> list[slice]:
@@ -192,8 +204,8 @@ def portions(rows: slice, size: int) -> list[slice]:
 
 def _drawn(
     work: Work, plan: Plan, rows: slice, sampler: Sampler, form: Noise, noisy_steps: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Way, log-probabilities and rewards of some images, a row each."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Way, log-probabilities, rewards and means of some images, a row each."""
     policy = work.policy
     rollout = policy.rollout(
         take(plan.cond, plan.prompt[rows].to(policy.device)),
@@ -202,9 +214,11 @@ def _drawn(
         sampler,
         form=form,
         noisy_steps=noisy_steps,
+        starts=plan.starts and plan.starts[rows],
     )
     rewards = rewarded(work, rollout.latents, plan.texts_of(rows))
-    return rollout.way.transpose(0, 1), rollout.log_prob.T, rewards
+    way, mean = (steps.transpose(0, 1) for steps in (rollout.way, rollout.mean))
+    return way, rollout.log_prob.T, rewards, mean
 
 
 def reward_of(work: Work) -> Reward:
@@ -276,6 +290,8 @@ def step_batch(
     if scale is not None:
         uncond = take(drawn.uncond, torch.zeros_like(image))
         tensors["guidance"] = torch.full((len(image),), scale)
+    if drawn.mean is not None:
+        tensors["mean"] = drawn.mean[k, image]
     return Batch.of(
         take(drawn.cond, drawn.prompt[image]),
         uncond,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sayso.aligners import Batch, Work
 from sayso.aligners._online import Online, refuse_not_positive
-from sayso.aligners._policy_loss import clipped_policy_loss
+from sayso.aligners._policy_loss import clipped_policy_loss, trusted_policy_loss, went_far
 from sayso.aligners._rollouts import (
     draw_groups,
     group_advantages,
@@ -20,9 +20,26 @@ from sayso.aligners._rollouts import (
 )
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.families import NOISES, VARIANCE_PRESERVING, Noise, log_prob
+from sayso.families import (
+    LEAST_STD,
+    NOISES,
+    VARIANCE_PRESERVING,
+    Noise,
+    log_prob,
+    step_divergence,
+)
 
 Weighting = Literal["noise", "equal"]
+Trust = Literal["clip", "dppo"]
+Likelihood = Literal["gaussian", "squared"]
+Scale = Literal["all", "group"]
+CHOICES = {
+    "weighting": get_args(Weighting),
+    "noise": NOISES,
+    "trust": get_args(Trust),
+    "likelihood": get_args(Likelihood),
+    "scale": get_args(Scale),
+}
 
 
 @dataclass(frozen=True)
@@ -31,10 +48,11 @@ class GroupPolicy(Online):
     likely.
 
     Source: Black et al. 2023, arXiv 2305.13301 (DDPO); advantages in groups: arXiv 2505.05470;
-        noise in some of the steps: arXiv 2507.21802; steps weighted by noise: arXiv 2508.04324.
+        noise in some of the steps: arXiv 2507.21802; steps weighted by noise: arXiv 2508.04324;
+        the divergence to the start: arXiv 2305.16381 (DPOK); trust by divergence: arXiv 2606.11025.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "rollouts"})
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "rollouts", "reference"})
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 1e-4}
 
     steps_per_image: int = 3
@@ -46,9 +64,25 @@ class GroupPolicy(Online):
     weighting: Weighting = "noise"
     """Weight of each sampling step: noise, so that all make the gradient equally noisy, though late
     ones have little noise themselves; or equal, as in DDPO and Flow-GRPO."""
+    trust: Trust = "clip"
+    """What ends a step's learning from a rollout: clip, when it became more or less likely by the
+    clip range; or dppo, when it moved by the divergence limit, in the direction asked for."""
     clip_range: float = 1e-4
     """How much more or less likely a step may become until the next rollout. It applies to the mean
     log-probability over the latents."""
+    divergence_limit: float = 1e-5
+    """With trust dppo: KL divergence from the step that was drawn, averaged over the latents."""
+    step_kl: float = 0.0
+    """Weight of the KL divergence of each step from the frozen start's, averaged over the latents;
+    0 = off."""
+    likelihood: Likelihood = "gaussian"
+    """Of what the ratio is: gaussian, the step's density; or squared, exp(-distance²) from its
+    mean, as in CPS."""
+    scale: Scale = "all"
+    """Advantages are in standard deviations of all rewards of a rollout, or of those of each
+    group, which magnifies differences in groups that are nearly alike."""
+    same_start: bool = False
+    """Let the images of a group start from the same noise, as in DanceGRPO."""
     eta: float = 1.0
     """Strength of the fresh noise in a sampling step, above 0: without noise, nothing new is
     tried."""
@@ -60,11 +94,15 @@ class GroupPolicy(Online):
         super().__post_init__()
         if not 0 < self.window <= 1:
             raise UserError(f"window {self.window} is not in (0, 1]; try 0.5")
-        refuse_not_positive(self, "clip_range", "eta")
-        if self.noise not in NOISES:
-            raise UserError(f"noise {self.noise!r}; choose {', '.join(NOISES)}")
-        if self.weighting not in get_args(Weighting):
-            raise UserError(f"weighting {self.weighting!r}; choose noise or equal")
+        refuse_not_positive(self, "clip_range", "divergence_limit", "eta")
+        if not 0 <= self.step_kl < float("inf"):
+            raise UserError(f"step_kl {self.step_kl} must be at least 0; try 0.01")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} {getattr(self, name)!r}; choose {', '.join(known)}")
+
+    def required(self) -> frozenset[str]:
+        return self.needs if self.step_kl else self.needs - {"reference"}
 
     @property
     def rows_per_image(self) -> tuple[str, int]:
@@ -76,9 +114,12 @@ class GroupPolicy(Online):
         weight = self._weights(work, sampler, noisy_steps)
         for start in work.steps[::period]:
             drawn = draw_groups(
-                work, start, self.images, self.group_size, sampler, self.noise, noisy_steps
+                work, start, self.images, self.group_size, sampler, self.noise, noisy_steps,
+                same_start=self.same_start, means=self.trust == "dppo",
+            )  # fmt: skip
+            advantage = group_advantages(
+                drawn.reward, self.group_size, self.advantage_clip, within=self.scale == "group"
             )
-            advantage = group_advantages(drawn.reward, self.group_size, self.advantage_clip)
             rows = learned_steps(
                 self.images, noisy_steps, self.steps_per_image, work.generator(start, "steps")
             )
@@ -89,16 +130,35 @@ class GroupPolicy(Online):
                 )
 
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        prediction, times = work.prediction(batch), (batch["t"], batch["s"])
-        step = work.policy.transition(batch["noisy"], prediction, *times, self.eta, self.noise)
-        ratio = (log_prob(batch["next"], *step) - batch["log_prob"]).exp()
-        loss = clipped_policy_loss(ratio, batch["advantage"], self.clip_range)
-        outside = ((ratio.detach() - 1).abs() > self.clip_range).float()
-        return (batch["weight"] * loss).mean(), {
+        mean, std = self._step(work, batch, "policy")
+        gained = log_prob(batch["next"], mean, std) - batch["log_prob"]
+        if self.likelihood == "squared":
+            gained = gained * 2 * std.clamp(min=LEAST_STD).square()
+        ratio, advantage, told = gained.exp(), batch["advantage"], dict[str, Tensor]()
+        if self.trust == "clip":
+            loss = clipped_policy_loss(ratio, advantage, self.clip_range)
+            stopped = (ratio.detach() - 1).abs() > self.clip_range
+        else:
+            moved = step_divergence(mean.detach(), batch["mean"], std)
+            loss = trusted_policy_loss(ratio, advantage, moved, self.divergence_limit)
+            stopped = went_far(ratio.detach(), advantage, moved, self.divergence_limit)
+            told["divergence"] = moved.mean()
+        loss = batch["weight"] * loss
+        if self.step_kl:
+            apart = step_divergence(mean, self._step(work, batch, "reference")[0], std)
+            loss = loss + self.step_kl * apart
+            told["step_kl"] = apart.mean()
+        return loss.mean(), {
             "reward": batch["reward"].mean(),
             "ratio": ratio.detach().mean(),
-            "clipped": outside.mean(),
+            "clipped": stopped.float().mean(),
+            **told,
         }
+
+    def _step(self, work: Work, batch: Batch, model: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of a model's steps."""
+        prediction, times = work.prediction(batch, model), (batch["t"], batch["s"])
+        return work.policy.transition(batch["noisy"], prediction, *times, self.eta, self.noise)
 
     def _weights(self, work: Work, sampler: Sampler, noisy_steps: int) -> Tensor:
         """What each noisy step counts."""

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,7 +224,9 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return read_tensors(file, ANOTHER_FILE)
     try:
-        with readable(file, ANOTHER_FILE):
+        with readable(file, ANOTHER_FILE), warnings.catch_warnings():
+            # of the pickle's protocol, before it is refused
+            warnings.simplefilter("ignore", UserWarning)
             found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError):
         raise UserError(

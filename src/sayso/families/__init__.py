@@ -3,6 +3,7 @@
 from sayso.families._conditions import Cond, for_rows, join, move, take
 from sayso.families._contract import PARTS, Policy, Rollout
 from sayso.families._schedule import (
+    LEAST_STD,
     NOISES,
     VARIANCE_PRESERVING,
     Kind,
@@ -10,9 +11,11 @@ from sayso.families._schedule import (
     log_prob,
     mean_squared_error,
     root_mean_square,
+    step_divergence,
 )
 
 __all__ = [
+    "LEAST_STD",
     "NOISES",
     "PARTS",
     "VARIANCE_PRESERVING",
@@ -27,5 +30,6 @@ __all__ = [
     "mean_squared_error",
     "move",
     "root_mean_square",
+    "step_divergence",
     "take",
 ]

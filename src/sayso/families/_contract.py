@@ -269,6 +269,7 @@ class Policy(OlderSelves, Scheduled):
         form: Noise = "ancestral",
         noisy_steps: int | None = None,
         steps: int | None = None,
+        starts: Sequence[int] | None = None,
     ) -> "Rollout":
         """Draw an image for each seed by `transition`, and keep the way that it took.
 
@@ -284,27 +285,29 @@ class Policy(OlderSelves, Scheduled):
             noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`, and
                 the others are DDIM's; None = all but the last, which never has noise.
             steps: how many steps to make, from the first; None = all, to the image.
+            starts: seeds of the noise that each row starts from; None = its own.
         """
         cond, uncond = (self.with_sampler(c, sampler) for c in (cond, uncond))
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape, b = self.latent_shape(sampler.image_size), len(seeds)
-        x, times = noise_of(generators, shape, self.device), self.grid(sampler).to(self.device)
-        without, way, log_probs = for_rows(uncond, b), [x], []
+        shape, b, generators = self.latent_shape(sampler.image_size), len(seeds), _seeded(seeds)
+        times, without = self.grid(sampler).to(self.device), for_rows(uncond, b)
+        x = noise_of(generators, shape, self.device)
+        if starts is not None:
+            # in place of its own, which its generator has given, so that no step has it again
+            x = noise_of(_seeded(starts), shape, self.device)
+        way, means, log_probs = [x[None]], [x[None][:0]], [x.new_zeros(0, b)]
         noisy = len(times) - 2 if noisy_steps is None else noisy_steps
         for k in range(len(times) - 1 if steps is None else steps):
-            t, s, eta = (
-                times[k].expand(b),
-                times[k + 1].expand(b),
-                sampler.eta if k < noisy else 0.0,
-            )
+            t, s, eta = times[k].expand(b), times[k + 1].expand(b), sampler.eta * (k < noisy)
             prediction = self.under(sampler, x, t, cond, without)
             mean, std = self.transition(x, prediction, t, s, eta, form)
             x = mean
             if eta:
                 x = mean + per_row(std, mean) * noise_of(generators, shape, self.device)
-            log_probs.append(_schedule.log_prob(x, mean, std))
-            way.append(x)
-        return Rollout(x, torch.stack(way), times[: len(way)], torch.stack(log_probs))
+                means.append(mean[None])
+            log_probs.append(_schedule.log_prob(x, mean, std)[None])
+            way.append(x[None])
+        whole, added = torch.cat(way), torch.cat(means)
+        return Rollout(x, whole, added, times[: len(way)], torch.cat(log_probs))
 
     def denoising_error(
         self,
@@ -328,15 +331,21 @@ class Policy(OlderSelves, Scheduled):
         add_adapters(self.network, self.lora_targets, rank, seed)
 
 
+def _seeded(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 class Rollout(NamedTuple):
     """Images drawn by `Policy.rollout`, and how: n steps, so n + 1 times.
 
     `way` has the latents at each of `times`, from noise to image; `log_prob[k]` is the
     log-probability of the step from `way[k]` to `way[k + 1]`. That of a step without noise, such
-    as the last, means nothing.
+    as the last, means nothing. `mean[k]` is what such a step adds fresh noise to, for the steps
+    that do.
     """
 
     latents: Float[Tensor, "b c h w"]
     way: Float[Tensor, "m b c h w"]
+    mean: Float[Tensor, "l b c h w"]
     times: Float[Tensor, " m"]
     log_prob: Float[Tensor, "n b"]

@@ -161,6 +161,17 @@ def log_prob(
     return density.flatten(1).mean(1) - math.log(2 * math.pi) / 2
 
 
+def step_divergence(
+    mean: Float[Tensor, "b c h w"], other: Float[Tensor, "b c h w"], std: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """KL divergence between two Gaussian steps of one std, averaged over c, h and w, in fp32.
+
+    It is (mean − other)² / (2 std²).
+    """
+    s = per_row(std.float().clamp(min=LEAST_STD), mean)
+    return ((mean.float() - other.float()).square() / (2 * s.square())).flatten(1).mean(1)
+
+
 def noise_of(
     generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device
 ) -> Tensor:

@@ -105,6 +105,10 @@ def unfinished(results: JsonObject) -> list[tuple[str, str]]:
             for trial in cell.get("trials", ())
             if "failed" in trial
         ]
+        found += [
+            (f"{cell['name']}, with {point['share']:.0%} of the budget", point["failed"])
+            for point in cell.get("not_on_curve", ())
+        ]
     return list(dict.fromkeys(found))
 
 

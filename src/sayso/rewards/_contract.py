@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.base.errors import UserError
+from sayso.base.progress import progress
 from sayso.base.types import Prompt, Sample
 from sayso.data.clip import ClipEncoder, embed_samples, embed_together, stacked
 from sayso.study.run import Run
@@ -91,9 +92,11 @@ class Reward(ABC):
     ) -> Tensor:
         """Scores from pixels; overridden where something cached makes it cheaper."""
         left, scores = iter(texts), []
-        # imported images may have any shape
-        for images in stacked((study.image(sample) for sample in samples), BATCH_SIZE):
-            scores.append(self.score(images, list(islice(left, len(images)))))
+        with progress("scoring images", len(samples)) as advance:
+            # imported images may have any shape
+            for images in stacked((study.image(sample) for sample in samples), BATCH_SIZE):
+                scores.append(self.score(images, list(islice(left, len(images)))))
+                advance(len(images))
         return torch.cat(scores)
 
 

@@ -52,7 +52,7 @@ class Aesthetic(PretrainedReward):
     """
 
     differentiable: ClassVar[bool] = True
-    licence: ClassVar[str] = "apache-2.0"
+    licence: ClassVar[str] = "apache-2.0 (v2) or mit (v1)"
     source: ClassVar[str] = (
         "LAION aesthetic predictor, Schuhmann 2022; v2: "
         "christophschuhmann/improved-aesthetic-predictor (Apache-2.0), v1: "
@@ -112,7 +112,8 @@ class Aesthetic(PretrainedReward):
         return self._score_embeddings(embeddings.to(self._weight.device))
 
     def _score_embeddings(self, images: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        return F.normalize(images, dim=1) @ self._weight + self._bias
+        # no matrix product, which autocast would round
+        return (F.normalize(images, dim=1) * self._weight).sum(1) + self._bias
 
 
 def _layers(file: Path) -> list[tuple[Tensor, Tensor]]:

@@ -187,6 +187,8 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     drawing_s = time.perf_counter() - started
     kept = len(drawings)
     if reward:
+        del drawer  # the reward may need its memory
+        reward = _on_device(study, config, reward)
         model, keep, n = config.drawn_model, config.per_prompt, config.best_of
         kept = keep_best(study, drawings, reward, keep=keep, n=n, model=model, identity=identity)
     run.finish({
@@ -254,6 +256,14 @@ def _chooser(study: Study, config: GenerateConfig, name: str, *, complete: bool)
     from sayso.rewards import load_reward
 
     return load_reward(study, config.reward)
+
+
+def _on_device(study: Study, config: GenerateConfig, reward: "Reward") -> "Reward":
+    """The reward where images are drawn; it was loaded beside the model that drew them."""
+    from sayso.rewards import load_reward
+
+    device = make_accelerator(config.mixed_precision).device
+    return reward if device.type == "cpu" else load_reward(study, config.reward, device)
 
 
 def _drawings(study: Study, config: GenerateConfig, identity: str) -> list[Drawing]:

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
 
+from sayso.cli.league.config import Size
+
 Kind = Literal["base", "best-of-n", "offline", "online", "rounds", "switch"]
 KEPT_UP = "--warmup-steps 5 --ema-decay 0.95 --prompt-dropout 0.2"
 """For trainings of some hundred steps: the average must not lag behind."""
-DRAWN = "--images 64 --group-size 8 --warmup-steps 2 --ema-decay 0.9"
-"""Of each rollout; few images, so that there are many rollouts."""
+DRAWN = "--images {images} --group-size {group} --warmup-steps 2 --ema-decay 0.9"
+"""Of each rollout; the numbers are those of the league's size."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Cell:
             images), online (draws images while it trains), rounds, or switch (one of the loop's own
             terms on or off).
         about: one line for the table's foot.
-        rows: rows of a step if they are not the league's batch size: rollouts must make whole
-            batches.
+        per_image: rows of each image of a rollout, which make a step; 0 = the league's batch size.
+        rows: rows of a step, if they are neither.
         rounds: in how many rounds the budget is spent.
     """
 
@@ -36,8 +38,20 @@ class Cell:
     trials: Sequence[str] = field(default=("",))
     kind: Kind = "offline"
     about: str = ""
+    per_image: int = 0
     rows: int = 0
     rounds: int = 1
+
+    def given(self, size: Size, trial: str) -> str:
+        """The options of a trial in a league of that size."""
+        group = min(8, size.images // 2)
+        third = self.batch_size(size) // 3
+        numbers = {"images": size.images, "group": group, "third": third}
+        return f"{self.options} {trial}".strip().format(**numbers)
+
+    def batch_size(self, size: Size) -> int:
+        """Rows of a step in a league of that size."""
+        return self.rows or self.per_image * size.images or size.batch_size
 
     @property
     def slug(self) -> str:
@@ -92,18 +106,22 @@ TRAINED: tuple[Cell, ...] = (
     Cell(
         "nft, online", "nft", f"--score rollouts --times-per-image 2 {DRAWN}",
         grid(_rates(5e-4, 1e-3), _betas(1.0, 0.3)), "online",
-        "the same on images drawn and rewarded while training", rows=128,
+        "the same on images drawn and rewarded while training", per_image=2,
     ),
     Cell("awm", "awm", f"--times-per-image 2 {DRAWN}",
          grid(_rates(5e-4, 1e-3, 2e-4, 2e-3)), "online",
-         "denoising error times advantage, on images drawn while training", rows=128),
-    Cell("grpo", "grpo", f"--steps-per-image 3 --micro-batch-size 64 {DRAWN}",
+         "denoising error times advantage, on images drawn while training", per_image=2),
+    Cell("grpo", "grpo", f"--steps-per-image 3 --micro-batch-size {{third}} {DRAWN}",
          grid(_rates(5e-4, 1e-3, 2e-4, 2e-3)), "online",
-         "policy gradient on the steps of drawing", rows=192),
+         "policy gradient on the steps of drawing", per_image=3),
     Cell("direct_align", "direct_align", "--warmup-steps 2 --ema-decay 0.95",
          grid(_rates(1e-4, 3e-4, 5e-5, 1e-3)), "online",
          "the gradient of the reward itself, through images recovered in one step"),
 )  # fmt: skip
+
+FOLLOWED = 2
+"""So many of the best cells are run in rounds, and with the loop's own terms switched."""
+ROUNDS = (2, 3)
 
 SWITCHES = {"pretraining_weight": 0.05, "kl_weight": 1.0, "norm_guard": 1.0}
 """The loop's own terms, and the weight each is given where it was off: for kl_weight and norm_guard

@@ -62,6 +62,7 @@ class Size:
         earlier: shares of the budget at which the chosen options are trained too, for the curve.
         seeds: how many, unless told otherwise.
         batch_size: rows of a step.
+        images: of a rollout; few, so that there are many rollouts.
         fit: options of the reward.
     """
 
@@ -79,6 +80,7 @@ class Size:
     seeds: int
     earlier: tuple[float, ...] = (0.25,)
     batch_size: int = 64
+    images: int = 64
     fit: str = "--joining interaction --dropout 0.7 --weight-decay 0.3"
 
     @property
@@ -101,7 +103,7 @@ SIZES: Mapping[str, Size] = {
         Size(
             "smoke", budget=720, trials=2, train=12, train_images=4, validation=4,
             validation_images=1, test=4, set_size=1, pool=2, fidelity=0, seeds=1, batch_size=16,
-            fit="--max-epochs 2", earlier=(0.5,),
+            fit="--max-epochs 2", earlier=(0.5,), images=8,
         ),
     )
 }  # fmt: skip

@@ -91,9 +91,9 @@ class Records:
 
 
 def best_cells(
-    records: Records, cells: Iterable[Cell], seeds: Sequence[int], most: int = 2
+    records: Records, cells: Iterable[Cell], seeds: Sequence[int], most: int
 ) -> list[Cell]:
-    """The best cells by the mean held-out reward on validation prompts, over all seeds.
+    """The `most` best cells by the mean held-out reward on validation prompts, over all seeds.
 
     A cell that is not finished for every seed is not among them.
     """

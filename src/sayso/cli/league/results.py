@@ -52,7 +52,7 @@ def results_of(folder: Path, config: LeagueConfig) -> JsonObject:
     return {
         "size": config.size.plain, "seeds": sorted(there),
         "cells": [_of_base(there), *_best_of(there), *others] if there else others,
-        "best": [cell.name for cell in best_cells(records, cells.TRAINED, seeds)],
+        "best": [cell.name for cell in best_cells(records, cells.TRAINED, seeds, cells.FOLLOWED)],
         "commits": records.commits(),
         "over": "seeds and prompts" if len(there) > 1 else "prompts (one seed)",
     }  # fmt: skip
@@ -127,13 +127,15 @@ def _facts(facts: Sequence[Mapping[str, Any]]) -> JsonObject:
     """Means over seeds of what was noted of each training, and the trials."""
     names = ("evaluations", "forecast", "seconds", "steps", "distance", "ratings", "per_image")
     means = {n: float(np.mean([f[n] for f in facts])) for n in names if all(n in f for f in facts)}
-    earlier = [point for f in facts for point in f.get("earlier", ())]
+    points = [point for f in facts for point in f.get("earlier", ())]
+    earlier = [point for point in points if "failed" not in point]
     shares = sorted({point["share"] for point in earlier})
     return {
         **means, **_fidelity(facts, "aligned"),
         "chosen": sorted({f["trial"] for f in facts if "trial" in f}),
         "options": sorted({f["options"] for f in facts if "options" in f}),
         "trials": [t for f in facts for t in f.get("trials", ())],
+        "not_on_curve": [p for p in points if "failed" in p],
         "curve": [_point([p for p in earlier if p["share"] == share]) for share in shares],
     }  # fmt: skip
 

@@ -15,14 +15,23 @@ from sayso.base.extras import need
 from sayso.base.progress import console
 from sayso.base.types import digest
 from sayso.cli.league import judging
-from sayso.cli.league.cells import BASE, BEST, SWITCHES, TRAINED, Cell, rounds_of, switched
+from sayso.cli.league.cells import (
+    BASE,
+    BEST,
+    FOLLOWED,
+    ROUNDS,
+    SWITCHES,
+    TRAINED,
+    Cell,
+    rounds_of,
+    switched,
+)
 from sayso.cli.league.config import LeagueConfig
 from sayso.cli.league.ground import REWARD, Ground, prepare
 from sayso.cli.league.records import Record, Records, best_cells, why_failed
 from sayso.cli.league.rounds import train_in_rounds
 from sayso.cli.league.training import Trained, plan_of, train
 
-ROUNDS = (2, 3)
 OUTDATED = "its options, or what it learned from, are others now; run it again"
 
 
@@ -44,6 +53,26 @@ def league(folder: Path, config: LeagueConfig) -> None:
     with _claimed(folder, config):
         _League(folder, config).run()
         publish(folder, config)
+
+
+def plan(_folder: Path, config: LeagueConfig) -> dict[str, object]:
+    """What a whole league of this size would do: trainings, images, network evaluations."""
+    config.check()
+    size, seeds, first = config.size, config.n_seeds, len(TRAINED)
+    followers = FOLLOWED * (len(ROUNDS) + len(SWITCHES))
+    trained = first * (size.trials + sum(size.earlier)) + followers
+    images = {
+        "base": size.train * size.train_images + size.test * size.pool,
+        "validation": size.validation * size.validation_images * (first * size.trials + followers),
+        "test": size.test * size.set_size * (first * (1 + len(size.earlier)) + followers),
+        "fidelity": size.fidelity * (1 + first + followers),
+    }
+    return {
+        "cells per seed": 2 + first + followers,
+        "trainings with the whole budget": seeds * (first * size.trials + followers),
+        "network evaluations of trainings, at most": int(seeds * size.budget * trained),
+        **{f"images, {name}": seeds * n for name, n in images.items()},
+    }
 
 
 def _refuse_unknown(config: LeagueConfig) -> None:
@@ -97,7 +126,7 @@ class _League:
             self._once(BEST, ground, partial(_best, ground))
             for cell in TRAINED:
                 self._once(cell, ground, partial(_trained, ground, cell))
-        best = best_cells(self.records, TRAINED, seeds)
+        best = best_cells(self.records, TRAINED, seeds, FOLLOWED)
         followers = [c for cell in best for c in self._followers(self.grounds[0], cell)]
         self.records.announce([*common, *followers])
         for seed in seeds:
@@ -174,10 +203,13 @@ def _trained(ground: Ground, cell: Cell) -> dict[str, Any]:
 
 
 def _earlier(ground: Ground, cell: Cell, trial: str, share: float) -> dict[str, Any]:
-    """The chosen options with a part of the budget: another point of the curve."""
-    trained = train(ground, cell, trial, int(ground.size.budget * share))
-    scores = judging.tested(ground, trained.run)
-    distance = judging.distance_to_base(ground, trained.run)
+    """The chosen options with a part of the budget: another point of the curve, or why not."""
+    try:
+        trained = train(ground, cell, trial, int(ground.size.budget * share))
+        scores = judging.tested(ground, trained.run)
+        distance = judging.distance_to_base(ground, trained.run)
+    except Exception as error:
+        return {"share": share, "failed": why_failed(error)}
     return {**asdict(trained), "share": share, "distance": distance, "scores": scores}
 
 

@@ -70,16 +70,18 @@ def steps_within(budget: int, cost: int, period: int) -> int:
 def plan_of(ground: Ground, cell: Cell, trial: str, start: Start | None = None) -> Plan:
     """What `sayso align` makes of a cell's options.
 
-    Raises: UserError: if this version has no such aligner or option.
+    Raises: UserError: if this version has no such aligner or option, or refuses its value.
     """
     from sayso.cli.options import parse
     from sayso.stages.align import AlignConfig
+    from sayso.training.needs import check_options
 
-    rows = cell.rows or ground.size.batch_size
-    # a rollout of fewer images than the cell's, where a step has fewer rows
-    line = f"--aligner {cell.aligner} --batch-size {rows} {cell.options} {trial}"
+    options, rows = cell.given(ground.size, trial), cell.batch_size(ground.size)
+    line = f"--aligner {cell.aligner} --batch-size {rows} {options}"
     parsed = parse("align", AlignConfig, "aligner", [ground.where, *shlex.split(line)])
     config = parsed.config.for_aligner(parsed.options.defaults)
+    config.check()
+    check_options(config, parsed.options, processes=1)
     own = config.batch_size - config.n_pretraining(parsed.options.unit)
     needs = parsed.options.required()
     draws = "rollouts" in needs and not needs & {"data", "pairs"}
@@ -116,7 +118,7 @@ def train(
     name = f"{cell.slug}-{digest([plan.line, steps, ground.identity], 8)}"
     run = _align(ground, plan.line, name, steps)
     return Trained(
-        run.name, f"{cell.options} {trial}".strip(), steps,
+        run.name, cell.given(ground.size, trial), steps,
         drawn + steps // plan.period * cost, drawn + int(run.result["evaluations"]),
         float(run.result["seconds"]),
     )  # fmt: skip
