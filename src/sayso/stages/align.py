@@ -23,12 +23,7 @@ from sayso.base.progress import console
 from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
 from sayso.study.identity import canonical_config, models_in, weights_identity
-from sayso.study.inputs import (
-    fitted_to,
-    refuse_changed,
-    refuse_edited,
-    source_of_plugin,
-)
+from sayso.study.inputs import fitted_to, refuse_changed, refuse_edited, source_of_plugin
 from sayso.study.run import Run
 from sayso.study.study import Study
 from sayso.training.options import TrainOptions
