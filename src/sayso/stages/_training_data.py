@@ -13,9 +13,9 @@ from sayso.aligners import Aligner, Work
 from sayso.base.errors import UserError, quoted
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
-from sayso.base.types import Sample, Sampler
+from sayso.base.types import Sample, Sampler, Size
 from sayso.data.conditions import Conditions, Kept, open_conditions
-from sayso.data.latents import SampleLatents
+from sayso.data.latents import Latents, SampleLatents
 from sayso.data.pairs import Pair, pair_rows, pairs_of
 from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.data.rows import TrainingRows, make_rows
@@ -37,6 +37,11 @@ class Samples(NamedTuple):
     samples: list[Sample]
     texts: list[str]
     labels: list[float]
+
+    def size(self, study: Study) -> Size:
+        """Of the first image, which may be another than the study's; of none, the study's."""
+        sampler = self.samples[0].sampler if self.samples else study.info.sampler
+        return sampler.image_size
 
 
 def samples_of(
@@ -113,31 +118,30 @@ def open_rows(
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     more, share = None, None
     if pretraining_images:
-        # of one size with the samples, which may be another than the study's
-        sampler = images.samples[0].sampler if images.samples else study.info.sampler
-        size = sampler.image_size
         decoders = _decoders(policy.device) if workers is None else workers
         more = encoded_pretraining(
-            study, policy, pretraining_images, precision, size, bucket_step=bucket_step,
-            workers=decoders, leave_out_damaged=leave_out_damaged,
+            study, policy, pretraining_images, precision, images.size(study),
+            bucket_step=bucket_step, workers=decoders, leave_out_damaged=leave_out_damaged,
         )  # fmt: skip
         _say_cut(policy, more[1])
         if rewarded_by:
-            scored = pretraining_rewards(
-                study, rewarded_by, pretraining_images, size, policy.device, workers=decoders
-            )
-            share = scored[more[0].rows]
+            share = pretraining_rewards(
+                study, rewarded_by, pretraining_images, images.size(study), policy.device, decoders
+            )[more[0].rows]
 
     def opened(policy: Policy, texts: Sequence[str]) -> Conditions:
         folder, identity = study.cache / "conditions", base_identity(study)
         return open_conditions(policy, texts, folder, identity, conditions)
 
-    if images.samples:
-        latents = SampleLatents(study, images.samples)
-    else:
-        latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size))
-    rows = make_rows(policy, (latents, images.texts), images.labels, rewards, more, opened)
+    own = _latents(study, policy, images), images.texts
+    rows = make_rows(policy, own, images.labels, rewards, more, opened)
     return replace(rows, pretraining_share=share)
+
+
+def _latents(study: Study, policy: Policy, images: Samples) -> Latents:
+    if images.samples:
+        return SampleLatents(study, images.samples)
+    return torch.zeros(0, *policy.latent_shape(images.size(study)))
 
 
 def _decoders(device: torch.device) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def pretraining_rewards(
-    study: Study, name: str, n: int, size: Size, device: torch.device, *, workers: int = 0
+    study: Study, name: str, n: int, size: Size, device: torch.device, workers: int = 0
 ) -> Float[Tensor, " n"]:
     """The reward of the first `n` pre-training images, in order; 0 for damaged ones.
 
