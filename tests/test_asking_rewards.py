@@ -96,6 +96,20 @@ def test_vlm_yes_is_the_models_own_word(
     assert study.find_run(run).result["licence"] == "bsd-3-clause"
 
 
+def test_another_chat_template_is_another_reward(study: Study, tmp_path: Path) -> None:
+    folder = tiny_vlm(tmp_path / "vlm", seed=1)
+    run = add(study, "vlm_yes", "template", "--weights", folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace(" so ", " then "))
+    with pytest.raises(UserError, match=r"inputs of runs/reward-template have changed"):
+        add(study, "vlm_yes", "template", "--weights", folder)
+    first, kept = reward_identity(study, run), study.find_run(run).weights
+    (kept / "README.md").write_text("A note.")
+    assert reward_identity(study, run) == first
+    (kept / template.name).write_text(template.read_text())
+    assert reward_identity(study, run) != first
+
+
 def test_a_model_that_cannot_be_asked_is_refused(study: Study, tmp_path: Path) -> None:
     def refused(match: str, *flags: object) -> None:
         with pytest.raises(UserError, match=match):

@@ -106,6 +106,17 @@ def weights_digest(folder: Path) -> str:
     return digest(_rows(folder, (p for p in folder.rglob("*") if p.suffix in PARTS)))
 
 
+def files_digest(folder: Path, patterns: Iterable[str] = ("*",)) -> str:
+    """A hash of all files below `folder` but its README.md, chat templates and the like too.
+
+    Args:
+        patterns: of the files' names; those that match none do not count.
+    """
+    there = (p for p in folder.rglob("*") if p.is_file() and p.name != "README.md")
+    wanted = list(patterns)
+    return digest(_rows(folder, (p for p in there if any(p.match(one) for one in wanted))))
+
+
 def _rows(folder: Path, paths: Iterable[Path]) -> list[list[str]]:
     return [[p.relative_to(folder).as_posix(), file_digest(p)] for p in sorted(paths)]
 

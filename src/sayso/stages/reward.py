@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from sayso.base.errors import UserError, quoted
 from sayso.base.files import new_folder, write_bytes
-from sayso.base.hashes import file_digest, folder_digest
-from sayso.base.hub import PROCESSOR, fetched, full_place
+from sayso.base.hashes import file_digest, files_digest
+from sayso.base.hub import MODEL, PROCESSOR, fetched, full_place
 from sayso.base.progress import console
 from sayso.study.identity import canonical_config, fitted_identity
 from sayso.study.inputs import refuse_changed, refuse_edited, source_of_plugin
@@ -22,6 +22,8 @@ from sayso.study.study import Study
 if TYPE_CHECKING:
     from sayso.rewards import Reward
 
+COPIED = (*MODEL, *PROCESSOR)
+"""Files of a folder that a reward can be made of."""
 PARTS = ("weights", "tokenizer", "clip")
 """Options that say where what a reward is made of lies."""
 
@@ -116,7 +118,9 @@ def _fetched(reward: str, part: str, place: str) -> Path:
 def _sources(places: Mapping[str, str], found: Mapping[str, Path]) -> dict[str, str]:
     """Each part and its place → a digest of what is there."""
     return {
-        f"{part} {places[part]}": file_digest(path) if path.is_file() else folder_digest(path)
+        f"{part} {places[part]}": file_digest(path)
+        if path.is_file()
+        else files_digest(path, COPIED)
         for part, path in found.items()
     }
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
-from sayso.base.hashes import file_digest, folder_digest, weights_digest
+from sayso.base.hashes import file_digest, files_digest, folder_digest, weights_digest
 from sayso.base.plugins import Kind, is_plugin, plugin_names
 from sayso.base.types import digest
 from sayso.base.worlds import find_world
@@ -327,7 +327,8 @@ def _run(study: ReadableStudy, name: str) -> Run:
 def _weights(run: Run) -> str:
     if not run.weights.is_dir():
         raise NotHereError(f"{run.weights} is missing; restore it, or make the run again")
-    return weights_digest(run.weights)
+    added = run.path.name.startswith("reward-")
+    return files_digest(run.weights) if added else weights_digest(run.weights)
 
 
 def _folder_identity(name: str, shipped: Literal["pipeline", "clip"], what: str) -> str:
