@@ -106,6 +106,15 @@ def test_every_aligner_plays_with_as_many_trials_as_any_other() -> None:
     assert grid(["a", "b"], ["1", "2"]) == ("a 1", "a 2", "b 1", "b 2")
 
 
+def test_a_cell_is_what_it_does_and_not_what_it_is_called() -> None:
+    cell, quick = TRAINED[0], SIZES["quick"]
+    same = replace(cell, name="x", about="y", trials=(*cell.trials[:2], "--beta 1"))
+    assert same.identity(quick) == cell.identity(quick)
+    assert same.identity(SIZES["full"]) != cell.identity(SIZES["full"])
+    for change in ({"options": "--o 1"}, {"rows": 3}, {"rounds": 2}, {"trials": cell.trials[1:]}):
+        assert replace(cell, **change).identity(quick) != cell.identity(quick)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("term", SWITCHES)
 def test_a_term_is_switched_to_what_it_was_not(term: str) -> None:
     flag = f"--{term.replace('_', '-')}"
@@ -171,8 +180,8 @@ def folder(tmp_path: Path) -> Path:
         for q, wins in (("alignment", (9, 9, 9, 5)), ("fidelity", (0, 0, 0, 0)))
         for i, win in enumerate(wins)
     ]
-    sft = record("sft", [1, 1, 0, 0, 1, 1, 1, 0], evaluations=30, trial="--learning-rate 1",
-                 reward=0.5, distance=0.1, seconds=2.0)  # fmt: skip
+    sft = record("sft", [1, 1, 0, 0, 1, 1, 1, 0], evaluations=30, forecast=24,
+                 trial="--learning-rate 1", reward=0.5, distance=0.1, seconds=2.0)  # fmt: skip
     records.write("sft", replace(sft, votes=votes))
     records.write("dpo", Record("dpo", 0, "i", "failed", "the loss is not finite"))
     records.announce([*(c for c in TRAINED if c.name in ("sft", "dpo", "kto"))])
@@ -204,6 +213,9 @@ def test_the_tables_say_who_wins_and_what_failed(folder: Path) -> None:
     assert "It is better than best of 2 by the same reward." in told
     assert "Raters found less natural than the base: sft." in told
     assert tables.unfinished(results) == [("dpo", "the loss is not finite")]
+    assert tables.spending(results) == (
+        "The trainings spent 8% of the budget or more, and what was forecast to within 25.0%."
+    )
     text = tables.markdown(results)
     assert "| sft | 62 % (" in text
     assert "- dpo: the loss is not finite" in text

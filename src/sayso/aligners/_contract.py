@@ -82,7 +82,8 @@ class Aligner(ABC):
     def batches(self, work: Work) -> Iterator[Batch]:
         """Yield this process's share of `work.batch_size` rows for each step of `work.steps`.
 
-        The next batch is asked for when the update on the last has been made.
+        The next batch is asked for when the update on the last has been made. A resumed run begins
+        with `work.start_step`: what has to be done between two updates is done before the second.
         """
 
     @abstractmethod

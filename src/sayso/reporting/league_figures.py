@@ -44,7 +44,8 @@ def _picture(
     axes.set_title(title, loc="left", fontsize=12)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path)
 
 

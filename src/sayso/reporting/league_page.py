@@ -29,6 +29,7 @@ def render(results: JsonObject, figures: Mapping[str, Path]) -> str:
         commits=results["commits"],
         headline=tables.headline(results),
         conclusions=tables.conclusions(results),
+        spending=tables.spending(results),
         columns=tables.COLUMNS,
         cells=[(cell, tables.main_row(cell)) for cell in tables.finished(results)],
         best=results["best"],

@@ -202,6 +202,19 @@ def _listed(names: Sequence[str]) -> str:
     return "; ".join(names)
 
 
+def spending(results: JsonObject) -> str:
+    """How far what trainings asked of the network is from what was forecast; "" without any."""
+    known = [c for c in finished(results) if c.get("forecast")]
+    if not known:
+        return ""
+    off = max(abs(c["evaluations"] / c["forecast"] - 1) for c in known)
+    least = min(c["evaluations"] for c in known) / results["size"]["budget"]
+    return (
+        f"The trainings spent {least:.0%} of the budget or more, and what was forecast to within "
+        f"{off:.1%}."
+    )
+
+
 # in a terminal, and in Markdown
 
 
@@ -229,7 +242,7 @@ def markdown(results: JsonObject) -> str:
         f"test prompts in all, budget {size['budget']:,} network evaluations, "
         f"{size['trials']} option sets for each aligner. Intervals are 95 %, over "
         f"{results['over']}. Commit {', '.join(c[:8] for c in results['commits']) or 'unknown'}.",
-        "", *(f"- {said}" for said in conclusions(results)), "",
+        "", *(f"- {said}" for said in [*conclusions(results), spending(results)] if said), "",
         *_table(COLUMNS, [main_row(cell) for cell in finished(results)]), "",
         "Change in points against the base, by group of prompts:", "",
         *_table(("cell", *GROUPS), [group_row(cell) for cell in finished(results)]),

@@ -1,10 +1,11 @@
 """The cells of the league: which aligner, with which options, and which sets of them are tried."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Literal
 
+from sayso.base.files import JsonObject
 from sayso.cli.league.config import Size
 
 Kind = Literal["base", "best-of-n", "offline", "online", "rounds", "switch"]
@@ -52,6 +53,11 @@ class Cell:
     def batch_size(self, size: Size) -> int:
         """Rows of a step in a league of that size."""
         return self.rows or self.per_image * size.images or size.batch_size
+
+    def identity(self, size: Size) -> JsonObject:
+        """All that decides what is done: another name or description is not among it."""
+        known = asdict(self) | {"trials": [*self.trials[: size.trials]]}
+        return {key: value for key, value in known.items() if key not in ("name", "about")}
 
     @property
     def slug(self) -> str:

@@ -101,8 +101,8 @@ SIZES: Mapping[str, Size] = {
             validation_images=2, test=96, set_size=4, pool=16, fidelity=256, seeds=1,
         ),
         Size(
-            "smoke", budget=720, trials=2, train=12, train_images=4, validation=4,
-            validation_images=1, test=4, set_size=1, pool=2, fidelity=0, seeds=1, batch_size=16,
+            "smoke", budget=360, trials=2, train=8, train_images=4, validation=4,
+            validation_images=1, test=4, set_size=1, pool=2, fidelity=0, seeds=1, batch_size=8,
             fit="--max-epochs 2", earlier=(0.5,), images=8,
         ),
     )

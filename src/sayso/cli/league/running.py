@@ -150,10 +150,12 @@ class _League:
         called: str = "",
     ) -> None:  # fmt: skip
         """Run a cell unless its outcome is there, and write that down whatever it is."""
-        identity = digest([asdict(cell), self.size.plain, ground.identity])
+        identity = digest([cell.identity(self.size), self.size.plain, ground.identity])
         known = self.records.read(cell.slug, ground.seed)
         old = known is not None and known.identity != identity
-        if self.config.wanted and not {called, cell.slug} & self.config.wanted:
+        # without the base there is nothing to compare with
+        wanted = self.config.wanted and {*self.config.wanted, BASE.slug}
+        if wanted and not {called, cell.slug} & wanted:
             if known and old:
                 self.records.write(cell.slug, replace(known, state="left out", reason=OUTDATED))
             return
@@ -223,7 +225,10 @@ def _in_rounds(ground: Ground, cell: Cell) -> dict[str, Any]:
 def _outcome(
     outcome: Record, cell: Cell, ground: Ground, run: Callable[[], dict[str, Any]]
 ) -> Record:
-    """`outcome` with what came of the cell, or why nothing did."""
+    """`outcome` with what came of the cell, or why nothing did.
+
+    Raises: whatever the base failed of, for nothing can be said without it.
+    """
     try:
         if cell.aligner:
             plan_of(ground, cell, cell.trials[0])
@@ -233,6 +238,8 @@ def _outcome(
     try:
         return replace(outcome, **run())
     except Exception as error:
+        if cell == BASE:
+            raise
         reason = why_failed(error)
         console.print(f"{cell.name} failed: {reason}", soft_wrap=True)
         return replace(outcome, state="failed", reason=reason)
