@@ -214,7 +214,7 @@ def test_the_tables_say_who_wins_and_what_failed(folder: Path) -> None:
     assert "Raters found less natural than the base: sft." in told
     assert tables.unfinished(results) == [("dpo", "the loss is not finite")]
     assert tables.spending(results) == (
-        "The trainings spent 8% of the budget or more, and what was forecast to within 25.0%."
+        "Every training spent at least 8.3 % of the budget, and what was forecast to within 25.0 %."
     )
     text = tables.markdown(results)
     assert "| sft | 62 % (" in text

@@ -210,8 +210,8 @@ def spending(results: JsonObject) -> str:
     off = max(abs(c["evaluations"] / c["forecast"] - 1) for c in known)
     least = min(c["evaluations"] for c in known) / results["size"]["budget"]
     return (
-        f"The trainings spent {least:.0%} of the budget or more, and what was forecast to within "
-        f"{off:.1%}."
+        f"Every training spent at least {100 * least:.1f} % of the budget, and what was forecast "
+        f"to within {100 * off:.1f} %."
     )
 
 
