@@ -138,23 +138,24 @@ class Work:
         if not self.n_pretraining:
             return torch.zeros(0, dtype=torch.long)
         pretraining = self.data.pretraining
-        return pretraining[stratified(torch.ones(len(pretraining)), self.n_pretraining, generator)]
+        return pretraining[stratified(self.data.shares(), self.n_pretraining, generator)]
 
     def _bucket_batch(self, generator: torch.Generator, n: int, unit: int, dropout: float) -> Batch:
         """This process's pre-training rows, all of one bucket, the same in every process.
 
-        A bucket comes with probability in proportion to its images, and then each of these equally
-        often, so every image is as frequent as without buckets.
+        A bucket comes with probability in proportion to its images, or to what they count, so every
+        image is as frequent as without buckets.
 
         Args:
             n: rows of the aligner, of all processes.
         """
         bucket, data = self.data.bucket, self.data
         assert bucket is not None
-        counts = torch.bincount(bucket, minlength=len(data.sizes)).float()
+        counts = torch.bincount(bucket, data.shares(), minlength=len(data.sizes))
         number = int(stratified(counts, 1, generator))
-        alike = data.pretraining[bucket == number]
-        rows = alike[stratified(torch.ones(len(alike)), self.n_pretraining, generator)]
+        places = (bucket == number).nonzero()[:, 0]
+        chosen = stratified(data.shares(places), self.n_pretraining, generator)
+        rows = data.pretraining[places[chosen]]
         sampler = replace(self.sampler, image_size=data.sizes[number])
         drawn = self._draw(len(rows), generator, dropout, sampler)
         mine = self._pretraining_share(n, unit)

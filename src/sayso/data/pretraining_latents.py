@@ -48,16 +48,16 @@ class PretrainingLatents:
     """
 
     def __init__(self, shards: Shards, rows: Int[Tensor, " n"], sizes: Sequence[Size]) -> None:
-        self._shards, self._rows, self.sizes = shards, rows, sizes
+        self._shards, self.rows, self.sizes = shards, rows, sizes
         self.bucket = torch.zeros(len(rows), dtype=torch.long)
         if len(sizes) > 1:
             self.bucket = shards.read(BUCKET, rows).long()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-        bucket, chosen = self.bucket[rows], self._rows[rows]
+        bucket, chosen = self.bucket[rows], self.rows[rows]
         if len(self.sizes) == 1 or not len(rows):
             return self._shards.read("latents", chosen)
         (number,) = bucket.unique().tolist()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.base.types import Size
@@ -26,7 +26,8 @@ class TrainingRows:
     [0, 1], NaN where nobody rated it. `reward` is the learned reward, NaN where there is none. Both
     are NaN for pre-training images, so that a wrong use shows at once. `bucket` has the number in
     `sizes` of each pre-training image's size; None = all images are of one size. `texts` are the
-    texts by their numbers.
+    texts by their numbers. `pretraining_share` is how often each pre-training image is drawn, in
+    proportion, ≥ 0; None = all equally often.
     """
 
     latents: Latents
@@ -38,6 +39,7 @@ class TrainingRows:
     bucket: Int[Tensor, " n"] | None = None
     sizes: Sequence[Size] = ()
     texts: Sequence[str] = ()
+    pretraining_share: Float[Tensor, " n"] | None = None
 
     @property
     def own(self) -> Int[Tensor, " n"]:
@@ -48,6 +50,17 @@ class TrainingRows:
     def pretraining(self) -> Int[Tensor, " n"]:
         """Indices of the pre-training images."""
         return torch.arange(self.n_own, len(self.text))
+
+    def shares(self, chosen: Int[Tensor, " m"] | None = None) -> Float[Tensor, " m"]:
+        """How often pre-training images are drawn, in proportion; all of them or those chosen.
+
+        Args:
+            chosen: their places among the pre-training images.
+        """
+        share = self.pretraining_share
+        if share is None:
+            share = torch.ones(len(self.pretraining))
+        return share if chosen is None else share[chosen]
 
     def cond(self, text_rows: Int[Tensor, " b"]) -> Cond:
         """Conditions of the texts with these numbers; see `text` and `EMPTY`."""

@@ -38,6 +38,7 @@ class Wanted(NamedTuple):
     shown: Sequence[tuple[str, int]] = ()
     """Prompts of sample grids, each with its seed."""
     bucket_step: int = 0
+    pretraining_draw: str = "uniform"
 
 
 class Ready(NamedTuple):
@@ -88,6 +89,7 @@ def prepare(
             images,
             rewards,
             pretraining_images=wanted.pretraining_images,
+            rewarded_by=wanted.reward if wanted.pretraining_draw == "reward" else "",
             bucket_step=wanted.bucket_step,
             conditions=inputs.get("conditions", wanted.conditions),
             precision=accelerator.autocast(),

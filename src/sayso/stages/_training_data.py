@@ -13,9 +13,9 @@ from sayso.aligners import Aligner, Work
 from sayso.base.errors import UserError, quoted
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
-from sayso.base.types import Sample, Sampler
+from sayso.base.types import Sample, Sampler, Size
 from sayso.data.conditions import Conditions, Kept, open_conditions
-from sayso.data.latents import SampleLatents
+from sayso.data.latents import Latents, SampleLatents
 from sayso.data.pairs import Pair, pair_rows, pairs_of
 from sayso.data.pretraining_latents import encoded_pretraining
 from sayso.data.rows import TrainingRows, make_rows
@@ -25,6 +25,7 @@ from sayso.study.identity import base_identity
 from sayso.study.inputs import refuse_other_latents
 from sayso.study.study import Study
 from sayso.training.options import TrainOptions
+from sayso.training.pretraining_rewards import pretraining_rewards
 from sayso.votes.labels import LabelMethod
 
 CAPTIONS_AT_ONCE = 1024
@@ -36,6 +37,11 @@ class Samples(NamedTuple):
     samples: list[Sample]
     texts: list[str]
     labels: list[float]
+
+    def size(self, study: Study) -> Size:
+        """Of the first image, which may be another than the study's; of none, the study's."""
+        sampler = self.samples[0].sampler if self.samples else study.info.sampler
+        return sampler.image_size
 
 
 def samples_of(
@@ -88,6 +94,7 @@ def open_rows(
     rewards: Sequence[float],
     *,
     pretraining_images: int,
+    rewarded_by: str = "",
     bucket_step: int = 0,
     conditions: Kept,
     precision: AbstractContextManager[Any],
@@ -100,6 +107,7 @@ def open_rows(
         images: the samples, whose latents `generate` stored.
         rewards: of each; NaN if there is none.
         pretraining_images: how many, at most; 0 = none.
+        rewarded_by: reward that they are drawn in proportion to; "" = all equally often.
         bucket_step: see `open_pretraining`.
         conditions: where those come from.
         precision: autocast context that pre-training images are encoded in.
@@ -108,26 +116,32 @@ def open_rows(
     Raises: UserError: if a prompt is too long, or pre-training images cannot be used.
     """
     policy.check_prompts(list(dict.fromkeys(images.texts)))
-    more = None
+    more, share = None, None
     if pretraining_images:
-        # of one size with the samples, which may be another than the study's
-        size = images.samples[0].sampler.image_size if images.samples else None
+        decoders = _decoders(policy.device) if workers is None else workers
         more = encoded_pretraining(
-            study, policy, pretraining_images, precision, size, bucket_step=bucket_step,
-            workers=_decoders(policy.device) if workers is None else workers,
-            leave_out_damaged=leave_out_damaged,
+            study, policy, pretraining_images, precision, images.size(study),
+            bucket_step=bucket_step, workers=decoders, leave_out_damaged=leave_out_damaged,
         )  # fmt: skip
         _say_cut(policy, more[1])
+        if rewarded_by:
+            share = pretraining_rewards(
+                study, rewarded_by, pretraining_images, images.size(study), policy.device, decoders
+            )[more[0].rows]
 
     def opened(policy: Policy, texts: Sequence[str]) -> Conditions:
         folder, identity = study.cache / "conditions", base_identity(study)
         return open_conditions(policy, texts, folder, identity, conditions)
 
+    own = _latents(study, policy, images), images.texts
+    rows = make_rows(policy, own, images.labels, rewards, more, opened)
+    return replace(rows, pretraining_share=share)
+
+
+def _latents(study: Study, policy: Policy, images: Samples) -> Latents:
     if images.samples:
-        latents = SampleLatents(study, images.samples)
-    else:
-        latents = torch.zeros(0, *policy.latent_shape(study.info.sampler.image_size))
-    return make_rows(policy, (latents, images.texts), images.labels, rewards, more, opened)
+        return SampleLatents(study, images.samples)
+    return torch.zeros(0, *policy.latent_shape(images.size(study)))
 
 
 def _decoders(device: torch.device) -> int:

@@ -23,12 +23,7 @@ from sayso.base.progress import console
 from sayso.data.pretraining_images import open_pretraining
 from sayso.study.generations import say
 from sayso.study.identity import canonical_config, models_in, weights_identity
-from sayso.study.inputs import (
-    fitted_to,
-    refuse_changed,
-    refuse_edited,
-    source_of_plugin,
-)
+from sayso.study.inputs import fitted_to, refuse_changed, refuse_edited, source_of_plugin
 from sayso.study.run import Run
 from sayso.study.study import Study
 from sayso.training.options import TrainOptions
@@ -211,7 +206,7 @@ def _with_labels(
     """`config` with the labels and raters of the run that is there, or else of the reward."""
     if begun is not None:
         known = begun.config
-    elif "reward" not in aligner.required() or is_plugin("reward", config.reward):
+    elif "reward" not in config.needs(aligner.required()) or is_plugin("reward", config.reward):
         known = {}
     elif known := fitted_to(study, config.reward):
         told = (
@@ -266,7 +261,7 @@ def _sources(study: Study, config: AlignConfig, aligner: "Aligner") -> dict[str,
 
     found = {"seed": str(_seed(study, config)), **source_of_plugin("aligner", config.aligner)}
     found |= source_of_model(study, config.model)
-    if "reward" in aligner.required():
+    if "reward" in config.needs(aligner.required()):
         found |= source_of_reward(study, config.reward)
     if _n_pretraining(config, aligner):
         identity = open_pretraining(study).train_identity(config.pretraining_images)
@@ -315,7 +310,7 @@ def _prepare(
         f"runs/align-{name}", config.model, config.reward, config.base_precision,
         _n_pretraining(config, aligner), config.conditions, config.workers,
         config.leave_out_damaged, config.sharding, sample_prompts(study, config, inputs),
-        config.bucket_step,
+        config.bucket_step, config.pretraining_draw,
     )  # fmt: skip
     accelerator = make_accelerator(config.mixed_precision)
     return prepare(study, aligner, wanted, inputs, accelerator, gathered=gathered)
@@ -357,7 +352,8 @@ def _note_environment(
     from sayso.study.provenance import computed_on, loaded
 
     if accelerator.is_main_process:
-        rewards = reward_folders(study, config.reward) if "reward" in aligner.required() else []
+        rewarded = "reward" in config.needs(aligner.required())
+        rewards = reward_folders(study, config.reward) if rewarded else []
         folders = [*model_folders(study, config.model), *rewards]
         run.add_environment({**computed_on(accelerator), "loaded": loaded(folders)})
 

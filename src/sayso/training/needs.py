@@ -41,7 +41,7 @@ def check_needs(
         pairs: how many preferences there are.
     Raises: UserError: naming what is missing and how to come by it.
     """
-    needs, name = aligner.required(), type(aligner).__name__
+    needs, name = options.needs(aligner.required()), type(aligner).__name__
     if "data" in needs:
         _check_labels(study, model, name, labels)
     if "pairs" in needs and not pairs:

@@ -1,6 +1,7 @@
 """Options of the optimisation loop, the same for every aligner. No torch: the CLI reads it."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar, get_args
@@ -62,6 +63,10 @@ class TrainOptions:
     value it does not give. Default: 0.15 for rwr, 0 for the others."""
     pretraining_fraction: float = 0.125
     """Share of pre-training images in a batch, if their weight is not 0; 0.5 in the paper."""
+    pretraining_draw: Literal["uniform", "reward"] = "uniform"
+    """How often each pre-training image is trained on: uniform, all equally often, as in the paper;
+    or reward, in proportion to the reward of the image for its own caption, so that images with
+    wrong captions hardly count."""
     kl_weight: float = 0.0
     """Weight of the mean squared difference between the predictions of the model and of its frozen
     start, which keeps the model near it. 0 = off; 1e-4 to 1e-2 are usual."""
@@ -112,6 +117,8 @@ class TrainOptions:
             weight = getattr(self, name)
             if weight is not None and not 0 <= weight < float("inf"):
                 raise UserError(f"{name} {weight} must be at least 0")
+        if self.pretraining_draw not in ("uniform", "reward"):
+            raise UserError(f"pretraining_draw {self.pretraining_draw!r}; choose uniform or reward")
         known = ("auto", *get_args(TimestepSampling))
         if self.timestep_sampling not in known:
             raise UserError(
@@ -158,6 +165,11 @@ class TrainOptions:
     def uses_pretraining(self) -> bool:
         """Whether pre-training images are trained on, given the weight."""
         return bool(self.pretraining_weight) and self.pretraining_fraction > 0
+
+    def needs(self, aligner: AbstractSet[str]) -> AbstractSet[str]:
+        """What a training needs: what the aligner does, and what these options do."""
+        rewarded = self.uses_pretraining and self.pretraining_draw == "reward"
+        return aligner | ({"reward"} if rewarded else set())
 
     def n_pretraining(self, unit: int = 1) -> int:
         """Pre-training rows of a batch: one at least if any, and never all.

@@ -1,0 +1,164 @@
+"""Pre-training images drawn in proportion to the reward for their captions."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loops import killed_at
+from PIL import Image
+from safetensors.torch import load_file
+from studies import rated_study
+
+from sayso.aligners import Work
+from sayso.base.errors import UserError
+from sayso.base.types import Size
+from sayso.data.pretraining_images import is_held_out, open_pretraining
+from sayso.data.rows import TrainingRows
+from sayso.stages import _training_data
+from sayso.stages.align import AlignConfig, align
+from sayso.study.study import Study
+from sayso.testing import toy_work
+from sayso.testing.toy import toy_rows
+from sayso.training import pretraining_rewards as scoring
+from sayso.training.pretraining_rewards import pretraining_rewards
+
+CPU = torch.device("cpu")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CONFIG = AlignConfig(
+    aligner="sft", max_steps=6, batch_size=8, checkpoint_every=2, mixed_precision="no",
+    pretraining_weight=0.5, pretraining_fraction=0.5, pretraining_draw="reward",
+)  # fmt: skip
+BRIGHTNESS = '''
+from dataclasses import dataclass
+from sayso.rewards import Reward
+
+@dataclass
+class Brightness(Reward):
+    """How white an image is, if its caption says so."""
+
+    def score(self, images, prompts):
+        says = images.new_tensor([float("white" in prompt) for prompt in prompts])
+        return images.flatten(1).mean(1) * says - OFFSET
+'''
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Pre-training images of one grey each; of every third the caption is right."""
+    study = rated_study(tmp_path)
+    folder = tmp_path / "natural"
+    folder.mkdir()
+    lines = []
+    for i in range(40):
+        Image.new("RGB", (32, 32), (6 * i, 6 * i, 6 * i)).save(folder / f"{i}.png")
+        text = "a white wall" if i % 3 == 0 else "a dog"
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": text}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    info = study.path / "study.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"pretraining": str(folder)}))
+    (tmp_path / "bright.py").write_text(BRIGHTNESS.replace("OFFSET", "0"))
+    return Study.open(study.path)
+
+
+def bright(study: Study) -> str:
+    return str(study.path.parent / "bright.py")
+
+
+def numbers(study: Study) -> list[int]:
+    """The numbers of the pre-training images, in order."""
+    pictures = open_pretraining(study, Size(32, 32)).train_pictures([(0, 40)])
+    return [picture.getpixel((0, 0))[0] // 6 for picture in pictures]  # pyright: ignore
+
+
+def expected(greys: list[int]) -> list[float]:
+    return [6 * i / 255 * (i % 3 == 0) for i in greys]
+
+
+def test_each_image_is_scored_for_its_own_caption(study: Study) -> None:
+    greys = numbers(study)
+    assert len(greys) == sum(not is_held_out(f"{i}.png") for i in range(40)) > 30
+    found = pretraining_rewards(study, bright(study), 1000, Size(32, 32), CPU)
+    assert found.tolist() == pytest.approx(expected(greys))
+
+
+def test_they_are_scored_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = pretraining_rewards(study, bright(study), 8, Size(32, 32), CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "load_reward", None)
+        again = pretraining_rewards(study, bright(study), 8, Size(32, 32), CPU)
+    assert torch.equal(first, again)
+    # another reward, other captions and other images are other scores
+    Path(bright(study)).write_text(BRIGHTNESS.replace("OFFSET", "-1"))
+    other = pretraining_rewards(study, bright(study), 8, Size(32, 32), CPU)
+    assert other.tolist() == pytest.approx([x + 1 for x in first.tolist()])
+    metadata = study.path.parent / "natural/metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("a dog", "a white dog"))
+    changed = pretraining_rewards(study, bright(study), 8, Size(32, 32), CPU)
+    assert changed.tolist() == pytest.approx([6 * i / 255 + 1 for i in numbers(study)[:8]])
+
+
+@pytest.mark.parametrize("buckets", [None, [0] * 4 + [1] * 8])
+def test_each_is_drawn_in_proportion(buckets: list[int] | None) -> None:
+    share = torch.tensor([0.0, 0.5, 1.0, 0.1] * 3)
+    rows = replace(toy_rows(), pretraining_share=share)
+    if buckets:
+        rows = replace(rows, bucket=torch.tensor(buckets), sizes=[Size(64, 64), Size(72, 56)])
+    work = toy_work(data=rows, n_pretraining=4, max_steps=900)
+    # the toy's latents are points, whatever the size: each is its own
+    points = rows.latents[rows.pretraining][:, 0, 0, 0]
+    drawn = [work.pretraining_batch(step) for step in work.steps]
+    found = torch.cat([batch["latents"][:, 0, 0, 0] for batch in drawn if batch])
+    counts = (found[:, None] == points).sum(0)
+    wanted = len(found) * share / share.sum()
+    assert len(found) == 3600
+    assert counts.tolist() == pytest.approx(wanted.tolist(), rel=0.15)
+
+
+def test_damaged_images_move_no_other(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    greys = numbers(study)
+    bad = greys.index(30)
+    (study.path.parent / "natural/30.png").write_bytes(b"no picture")
+    rows: list[TrainingRows] = []
+
+    class Stop(Exception):
+        """Training would begin."""
+
+    def work_of(*given: Any, **options: Any) -> Work:
+        rows.append(next(x for x in given if isinstance(x, TrainingRows)))
+        raise Stop
+
+    monkeypatch.setattr(_training_data, "work_of", work_of)
+    with pytest.raises(UserError, match=r"30\.png"):
+        align(study, replace(CONFIG, reward=bright(study)))
+    with pytest.raises(Stop):
+        align(study, replace(CONFIG, reward=bright(study), leave_out_damaged=True))
+    share = [x for i, x in enumerate(expected(greys)) if i != bad]
+    assert rows[0].shares().tolist() == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("offset", "says"),
+    [
+        ("0.5", "is -0.5 for a pre-training image"),
+        ("images.flatten(1).mean(1) * says", "is 0 for every pre-training image"),
+        ("float('nan')", "is NaN or infinite for pre-training image 1;"),
+    ],
+)
+def test_rewards_that_cannot_be_shares(study: Study, offset: str, says: str) -> None:
+    Path(bright(study)).write_text(BRIGHTNESS.replace("OFFSET", offset))
+    with pytest.raises(UserError, match=says):
+        pretraining_rewards(study, bright(study), 8, Size(32, 32), CPU)
+
+
+def test_a_killed_run_ends_the_same(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, reward=bright(study))
+    whole = load_file(align(study, replace(config, name="whole")).weights / "unet" / WEIGHTS)
+    with killed_at(monkeypatch, 4):
+        align(study, replace(config, name="cut"))
+    cut = load_file(align(study, replace(config, name="cut")).weights / "unet" / WEIGHTS)
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+    sources = study.find_run("runs/align-cut").inputs["sources"]  # pyright: ignore
+    assert any(key.startswith("reward") for key in sources)
