@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sayso.base import extras
 from sayso.base.errors import UserError
 from sayso.base.plugins import plugin_names
 from sayso.cli import commands as cli
-from sayso.cli.league import rounds
+from sayso.cli.league import league, rounds
 from sayso.cli.league.cells import SWITCHES, TRAINED, Cell, grid, rounds_of, switched
 from sayso.cli.league.config import SIZES, LeagueConfig
 from sayso.cli.league.ground import Ground
@@ -358,3 +359,12 @@ def test_a_reason_of_several_seeds_is_said_once(tmp_path: Path) -> None:
     records.announce([TRAINED[0]])
     found = tables.unfinished(results_of(tmp_path, LeagueConfig(smoke=True, seeds=3)))
     assert found == [("sft, seed 0, seed 1", "no memory"), ("sft, --x 1", "no")]
+
+
+def test_without_matplotlib_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "matplotlib" else name)
+    with pytest.raises(UserError, match=r'league needs matplotlib; .*"sayso\[league\]"'):
+        league(tmp_path / "l", LeagueConfig(smoke=True))
+    assert not (tmp_path / "l").exists()
