@@ -162,3 +162,9 @@ def test_a_killed_run_ends_the_same(study: Study, monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
     sources = study.find_run("runs/align-cut").inputs["sources"]  # pyright: ignore
     assert any(key.startswith("reward") for key in sources)
+
+
+def test_it_is_refused_where_no_pretraining_images_are_trained_on(study: Study) -> None:
+    with pytest.raises(UserError, match="none are trained on; give --pretraining-weight"):
+        align(study, replace(CONFIG, reward=bright(study), pretraining_weight=None))
+    assert not list(study.runs("align"))

@@ -97,7 +97,7 @@ class _Letterbox:
         if not images.requires_grad:
             images = (images * 255).round() / 255
         scale = self.side_px / max(images.shape[-2:])
-        height, width = (round(side * scale) for side in images.shape[-2:])
+        height, width = (max(1, round(side * scale)) for side in images.shape[-2:])
         if scale != 1:
             small = F.interpolate(images, (height, width), mode="bicubic", antialias=True)
             images = small.clamp(0, 1)

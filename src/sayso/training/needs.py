@@ -17,6 +17,11 @@ def check_options(options: TrainOptions, aligner: Aligner, processes: int) -> No
     Raises: UserError: if they cannot.
     """
     options.check_unit(aligner.unit, processes, type(aligner).__name__)
+    if options.pretraining_draw == "reward" and not options.uses_pretraining:
+        raise UserError(
+            "pretraining_draw reward is about pre-training images, and none are trained on; give "
+            "--pretraining-weight too, such as 1"
+        )
     if options.sharding == "full":
         options.check_shares(aligner.unit, processes)
     aligner.period(options.batch_size - options.n_pretraining(aligner.unit))
