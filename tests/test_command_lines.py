@@ -61,6 +61,7 @@ def words_of(line: str) -> list[str]:
         (r"\./mine\.py", "rwr"), (r"\[options\]|…|\.\.\.", ""), (r"\bN\b|\bMB\b", "1"),
         (r"\{\{.*?\}\}", "1"), (r"--prompts 1\b", "--prompts test"),
         (r"^(raters \S+) 1\b", r"\1 add"),
+        (r"^(fit .*--reward) 1\b", r"\1 clip_head"), (r"--reward \./bright\.py", "--reward jpeg"),
     ):  # fmt: skip
         line = re.sub(hint, value, line)
     return shlex.split(line)

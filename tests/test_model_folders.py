@@ -310,7 +310,7 @@ CLIP_REFUSED: dict[str, tuple[Change, str]] = {
     "truncated": (truncated("model.safetensors"), r"cannot be loaded \(.+\)"),
     "LFS pointer": (written("model.safetensors", POINTER), "is a Git LFS pointer"),
     "pickle": (renamed("model.safetensors", "pytorch_model.bin"), "only safetensors"),
-    "no config": (removed("config.json"), r"config\.json is missing"),
+    "no config": (removed("config.json"), r"has no config\.json"),
     "no tokenizer": (
         lambda folder: [removed(name)(folder) for name in ("tokenizer.json", "merges.txt")],
         "has no tokenizer",
