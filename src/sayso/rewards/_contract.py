@@ -171,9 +171,19 @@ class TrainableReward(Reward):
 class PretrainedReward(Reward):
     """A reward that others trained, whose published weights the stage `reward` adds to a study.
 
-    `convert` writes them once, as safetensors and under the names of transformers; `prepare` reads
+    `convert` writes them once, as safetensors and under the names of transformers; `load` reads
     them there and refuses whatever is missing, unexpected or not finite.
     """
+
+    def prepare(
+        self,
+        study: Study,  # noqa: ARG002 (whose CLIP is not used)
+        device: torch.device | str,
+        weights: Path | None = None,
+    ) -> None:
+        """Load what `convert` wrote."""
+        assert weights is not None, "sayso reward has written them"
+        self.load(weights, device)
 
     def places(self) -> Mapping[str, str | None]:
         """What the reward is made of → where that is published.
@@ -185,10 +195,14 @@ class PretrainedReward(Reward):
 
     @abstractmethod
     def convert(self, found: Mapping[str, Path], folder: Path) -> None:
-        """Write to the empty `folder` all that `prepare` reads.
+        """Write to the empty `folder` all that `load` reads.
 
         Args:
             found: each of `places` on this machine, a file or a folder.
         Raises: UserError: if it is not what its authors published: a weight is missing, unexpected
             or of another shape (the first ones are named), or not finite.
         """
+
+    @abstractmethod
+    def load(self, weights: Path, device: torch.device | str) -> None:
+        """Load what scoring needs from the folder that `convert` wrote; called once."""

@@ -70,17 +70,11 @@ class Aesthetic(PretrainedReward):
         copy_files(found["clip"], clip, (*MODEL, *PROCESSOR))
         save_file({"weight": weight, "bias": bias}, folder / "aesthetic.safetensors")
 
-    def prepare(
-        self,
-        study: Study,  # noqa: ARG002 (whose CLIP is not used)
-        device: torch.device | str,
-        weights: Path | None = None,
-    ) -> None:
+    def load(self, weights: Path, device: torch.device | str) -> None:
         """Load its own CLIP and the map.
 
         Raises: UserError: if the map is for embeddings of another width.
         """
-        assert weights is not None, "sayso reward has written them"
         self.clip = ClipEncoder.of_reward(weights / "clip", device)
         tensors = read_tensors(weights / "aesthetic.safetensors")
         self._weight, self._bias = (tensors[k].to(device) for k in ("weight", "bias"))

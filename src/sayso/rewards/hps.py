@@ -24,7 +24,6 @@ from sayso.base.weights import (
 from sayso.data.clip import ClipEncoder
 from sayso.rewards import ClipReward, PretrainedReward
 from sayso.rewards._towers import refuse_bad_heads, refuse_bad_towers
-from sayso.study.study import Study
 
 FILES = {"2.0": "HPS_v2_compressed.pt", "2.1": "HPS_v2.1_compressed.pt"}
 """Version → its file in the hub's repository xswu/HPSv2."""
@@ -196,14 +195,8 @@ class Hps(PretrainedReward, ClipReward):
             projection_dim=common["projection_dim"],
         )
 
-    def prepare(
-        self,
-        study: Study,  # noqa: ARG002 (whose CLIP is not used)
-        device: torch.device | str,
-        weights: Path | None = None,
-    ) -> None:
+    def load(self, weights: Path, device: torch.device | str) -> None:
         """Load its own CLIP."""
-        assert weights is not None, "sayso reward has written them"
         self.clip = ClipEncoder.of_reward(weights, device, _Letterbox)
 
     def score_embeddings(

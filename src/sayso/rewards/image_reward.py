@@ -28,7 +28,6 @@ from sayso.data.clip import say_cut
 from sayso.data.clip_preprocessing import Preprocessing
 from sayso.rewards import PretrainedReward
 from sayso.rewards._towers import refuse_bad_heads, refuse_bad_towers
-from sayso.study.study import Study
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw scores on the authors' training images."""
@@ -184,17 +183,11 @@ class ImageReward(PretrainedReward):
         widths = [tensors[mlp[0]].shape[1], *(len(tensors[name]) for name in mlp)]
         return {"vision": vision, "text": text, "mlp": widths}
 
-    def prepare(
-        self,
-        study: Study,  # noqa: ARG002 (whose CLIP is not used)
-        device: torch.device | str,
-        weights: Path | None = None,
-    ) -> None:
+    def load(self, weights: Path, device: torch.device | str) -> None:
         """Load the network, in float32, and its tokenizer."""
         from transformers import BertTokenizer
         from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-        assert weights is not None, "sayso reward has written them"
         sizes, file = files.read_json(weights / "config.json"), weights / "model.safetensors"
         network = _made(sizes)
         put(network, read_tensors(file), file)

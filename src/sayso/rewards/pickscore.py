@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from sayso.base.hub import MODEL, PROCESSOR, copy_files
 from sayso.data.clip import ClipEncoder
 from sayso.rewards import ClipReward, PretrainedReward
-from sayso.study.study import Study
 
 
 def scaled_cosine(
@@ -48,14 +47,8 @@ class PickScore(PretrainedReward, ClipReward):
         copy_files(found["weights"], folder, MODEL)
         copy_files(found.get("tokenizer", found["weights"]), folder, PROCESSOR)
 
-    def prepare(
-        self,
-        study: Study,  # noqa: ARG002 (whose CLIP is not used)
-        device: torch.device | str,
-        weights: Path | None = None,
-    ) -> None:
+    def load(self, weights: Path, device: torch.device | str) -> None:
         """Load its own CLIP; the study's is not used."""
-        assert weights is not None, "sayso reward has written them"
         self.clip = ClipEncoder.of_reward(weights, device)
 
     def score_embeddings(

@@ -21,7 +21,6 @@ from sayso.base import files
 from sayso.base.errors import UserError
 from sayso.data.clip import to_picture
 from sayso.rewards import PretrainedReward
-from sayso.study.study import Study
 
 WANTED = 'a number, or {"score": a number, "model": "what computes it"}'
 
@@ -67,14 +66,8 @@ class Remote(PretrainedReward):
         response = self._ask(torch.full((3, 64, 64), 0.5), "a photo")
         files.write_json(folder / "remote.json", {"model": response.model})
 
-    def prepare(
-        self,
-        study: Study,  # noqa: ARG002 (whose CLIP is not used)
-        device: torch.device | str,  # noqa: ARG002 (the server has its own)
-        weights: Path | None = None,
-    ) -> None:
+    def load(self, weights: Path, device: torch.device | str) -> None:  # noqa: ARG002 (the server has its own)
         """Read which model has to score."""
-        assert weights is not None, "sayso reward has written it"
         self._model: str = files.read_json(weights / "remote.json")["model"]
 
     def score(

@@ -15,7 +15,6 @@ from sayso.base.hub import MODEL, PROCESSOR, copy_files
 from sayso.base.weights import load_part, readable
 from sayso.data.clip import to_picture
 from sayso.rewards import PretrainedReward
-from sayso.study.study import Study
 
 WORDS = {"yes": ("Yes", " Yes", "yes", " yes"), "no": ("No", " No", "no", " no")}
 """Ways in which a reply may begin; those count that are one token of the model."""
@@ -71,19 +70,13 @@ class VlmYes(PretrainedReward):
         """Copy the model and its processor, in transformers' layout."""
         copy_files(found["weights"], folder, (*MODEL, *PROCESSOR))
 
-    def prepare(
-        self,
-        study: Study,  # noqa: ARG002 (whose CLIP is not used)
-        device: torch.device | str,
-        weights: Path | None = None,
-    ) -> None:
+    def load(self, weights: Path, device: torch.device | str) -> None:
         """Load the model and its processor.
 
         Raises: UserError: if the folder holds no such model, or no token means yes or no.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        assert weights is not None, "sayso reward has written them"
         with readable(weights, "give the folder of a model that reads images and text"):
             self._processor: Any = AutoProcessor.from_pretrained(weights)
         if not getattr(self._processor, "chat_template", None):
