@@ -144,6 +144,7 @@ def test_damaged_images_move_no_other(study: Study, monkeypatch: pytest.MonkeyPa
     [
         ("0.5", "is -0.5 for a pre-training image"),
         ("images.flatten(1).mean(1) * says", "is 0 for every pre-training image"),
+        ("says[:, None]", r"gave scores of shape \[8, 8\] for 8 images"),
         ("float('nan')", "is NaN or infinite for pre-training image 1;"),
     ],
 )

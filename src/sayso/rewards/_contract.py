@@ -1,11 +1,11 @@
 """Reward: what training maximises. Its base classes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,9 @@ from sayso.base.types import Prompt, Sample
 from sayso.data.clip import ClipEncoder, embed_samples, embed_together, stacked
 from sayso.study.run import Run
 from sayso.study.study import Study
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BATCH_SIZE = 64
 """Images scored at a time, at most, when scores are computed from pixels."""
@@ -74,29 +77,55 @@ class Reward(ABC):
             return torch.zeros(0)
         with torch.no_grad():
             scores = self._score_stored(study, samples, texts).float().cpu()
-        if scores.shape != (len(samples),):
+        self._refuse_bad(scores, [f"sample {sample.id}" for sample in samples])
+        return scores
+
+    def score_pictures(
+        self, pictures: "Iterable[Image.Image]", texts: Sequence[str], names: Sequence[str]
+    ) -> Float[Tensor, " n"]:
+        """Score pictures of any sizes against their texts, on the CPU, without gradients.
+
+        Args:
+            names: what a message calls each.
+        Raises: UserError: if there is not one score for each, or a score is not finite (the first
+            picture is named).
+        """
+        with torch.no_grad():
+            scores = self._in_portions(pictures, texts).float().cpu()
+        self._refuse_bad(scores, names)
+        return scores
+
+    def _refuse_bad(self, scores: Tensor, names: Sequence[str]) -> None:
+        if scores.shape != (len(names),):
             raise UserError(
                 f"reward {type(self).__name__} gave scores of shape {list(scores.shape)} for "
-                f"{len(samples)} images; let its score return one number for each"
+                f"{len(names)} images; let its score return one number for each"
             )
-        for sample, finite in zip(samples, scores.isfinite().tolist(), strict=True):
+        for name, finite in zip(names, scores.isfinite().tolist(), strict=True):
             if not finite:
                 raise UserError(
-                    f"reward {type(self).__name__} is NaN or infinite for sample {sample.id}; "
+                    f"reward {type(self).__name__} is NaN or infinite for {name}; "
                     "look at its image and at the reward's weights"
                 )
-        return scores
 
     def _score_stored(
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]
     ) -> Tensor:
         """Scores from pixels; overridden where something cached makes it cheaper."""
-        left, scores = iter(texts), []
         with progress("scoring images", len(samples)) as advance:
             # imported images may have any shape
-            for images in stacked((study.image(sample) for sample in samples), BATCH_SIZE):
-                scores.append(self.score(images, list(islice(left, len(images)))))
-                advance(len(images))
+            return self._in_portions((study.image(s) for s in samples), texts, advance)
+
+    def _in_portions(
+        self,
+        pictures: "Iterable[Image.Image]",
+        texts: Sequence[str],
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> Tensor:
+        left, scores = iter(texts), []
+        for images in stacked(pictures, BATCH_SIZE):
+            scores.append(self.score(images, list(islice(left, len(images)))))
+            advance(len(images))
         return torch.cat(scores)
 
 

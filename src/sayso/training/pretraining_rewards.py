@@ -1,9 +1,8 @@
 """The reward of each pre-training image for its own caption: computed once, kept in the cache."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,8 +11,7 @@ from torch import Tensor
 from sayso.base.errors import UserError
 from sayso.base.finite import number_format
 from sayso.base.types import Size, digest
-from sayso.data.clip import stacked
-from sayso.data.pretraining_images import Damaged, PretrainingSet, Ranges, open_pretraining
+from sayso.data.pretraining_images import Damaged, Ranges, open_pretraining
 from sayso.data.pretraining_latents import IMAGES_A_SHARD
 from sayso.data.shards import make_shards
 from sayso.rewards import ClipReward, Reward, load_reward
@@ -52,7 +50,10 @@ def pretraining_rewards(
         reward = load_reward(study, name, device)
         if isinstance(reward, ClipReward):
             reward.clip.cuts_texts = True
-        yield from _Scoring(reward, images, captions, workers).shards(ranges)
+        pictures = images.train_pictures(ranges, workers)
+        for start, stop in ranges:
+            found = list(islice(pictures, stop - start))
+            yield {"reward": _scores(reward, start, found, captions[start:stop])}
 
     doing = "scoring pre-training images"
     found = make_shards(paths, IMAGES_A_SHARD, len(captions), make, doing)
@@ -73,37 +74,19 @@ def _checked(rewards: Tensor, name: str) -> Tensor:
     return rewards
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    """Scores images for their captions."""
+def _scores(
+    reward: Reward, start: int, found: Sequence["Image.Image | Damaged"], captions: Sequence[str]
+) -> Float[Tensor, " n"]:
+    """The rewards of neighbouring images, 0 for damaged ones.
 
-    reward: Reward
-    images: PretrainingSet
-    captions: Sequence[str]
-    workers: int
-
-    def shards(self, ranges: Ranges) -> Generator[dict[str, Tensor], None, None]:
-        """The rewards of each range."""
-        pictures = self.images.train_pictures(ranges, self.workers)
-        for start, stop in ranges:
-            found = list(islice(pictures, stop - start))
-            whole = [i for i, picture in enumerate(found) if not isinstance(picture, Damaged)]
-            rewards = torch.zeros(stop - start)
-            if whole:
-                rewards[whole] = self._score(start, whole, found)
-            yield {"reward": rewards}
-
-    @torch.no_grad()
-    def _score(self, start: int, whole: Sequence[int], found: Sequence[object]) -> Tensor:
-        texts, scores = (self.captions[start + i] for i in whole), list[Tensor]()
-        pictures = (cast("Image.Image", found[i]) for i in whole)
-        for batch in stacked(pictures):
-            scores.append(self.reward.score(batch, list(islice(texts, len(batch)))).float().cpu())
-        rewards = torch.cat(scores)
-        for i, finite in zip(whole, rewards.isfinite().tolist(), strict=True):
-            if not finite:
-                raise UserError(
-                    f"reward {type(self.reward).__name__} is NaN or infinite for pre-training "
-                    f"image {start + i + 1}; look at the image and at the reward's weights"
-                )
-        return rewards
+    Args:
+        start: number of the first.
+        captions: each image's own.
+    """
+    whole = {i: picture for i, picture in enumerate(found) if not isinstance(picture, Damaged)}
+    rewards = torch.zeros(len(found))
+    if whole:
+        texts = [captions[i] for i in whole]
+        names = [f"pre-training image {start + i + 1}" for i in whole]
+        rewards[list(whole)] = reward.score_pictures(whole.values(), texts, names)
+    return rewards
