@@ -25,7 +25,7 @@ from sayso.data.pretraining_images import (
     bucket_sizes,
     open_pretraining,
 )
-from sayso.data.shards import Shards, make_shards
+from sayso.data.shards import Shards, make_shards, shard_ranges
 from sayso.families import Policy
 from sayso.study.identity import base_identity
 from sayso.study.study import Study
@@ -126,10 +126,11 @@ def _refuse_impossible(policy: Policy, sizes: Sequence[Size], bucket_step: int) 
 
 def _made(study: Study, encoding: "_Encoding", n: int) -> Shards:
     """The shards of the first `n` images; those that are not in the cache are encoded."""
-    starts = range(0, n, IMAGES_A_SHARD)
-    ranges = [(start, min(start + IMAGES_A_SHARD, n)) for start in starts]
     computed = _computed(study, encoding.policy)
-    keys = [digest([encoding.images.images_identity(*pair), *computed]) for pair in ranges]
+    keys = [
+        digest([encoding.images.images_identity(*pair), *computed])
+        for pair in shard_ranges(n, IMAGES_A_SHARD)
+    ]
     paths = [study.cache / f"pretraining/{key}.safetensors" for key in keys]
     return make_shards(paths, IMAGES_A_SHARD, n, encoding.shards, "encoding pre-training images")
 

@@ -103,6 +103,11 @@ Maker = Callable[[Sequence[tuple[int, int]]], Generator[Mapping[str, Tensor], No
 CPU."""
 
 
+def shard_ranges(n: int, size: int) -> list[tuple[int, int]]:
+    """The rows of each shard, from a number up to another; the last may have fewer."""
+    return [(start, min(n, start + size)) for start in range(0, n, size)]
+
+
 def make_shards(paths: Sequence[Path], size: int, n: int, make: Maker, doing: str) -> Shards:
     """Shards of `n` rows; those that are there already, whole and finite, are not made again.
 
@@ -117,7 +122,8 @@ def make_shards(paths: Sequence[Path], size: int, n: int, make: Maker, doing: st
     """
     missing = [i for i, path in enumerate(paths) if not _is_whole(path)]
     if missing:
-        ranges = [(i * size, min(n, (i + 1) * size)) for i in missing]
+        every = shard_ranges(n, size)
+        ranges = [every[i] for i in missing]
         done = n - sum(stop - start for start, stop in ranges)
         with progress(doing, n, "rows", done=done) as advance, closing(make(ranges)) as parts:
             for i, (start, stop), made in zip(missing, ranges, parts, strict=True):

@@ -13,7 +13,7 @@ from sayso.base.finite import number_format
 from sayso.base.types import Size, digest
 from sayso.data.pretraining_images import Damaged, Ranges, open_pretraining
 from sayso.data.pretraining_latents import IMAGES_A_SHARD
-from sayso.data.shards import make_shards
+from sayso.data.shards import make_shards, shard_ranges
 from sayso.rewards import ClipReward, Reward, load_reward
 from sayso.study.study import Study
 from sayso.training.sources import source_of_reward
@@ -39,10 +39,9 @@ def pretraining_rewards(
     images = open_pretraining(study, size)
     captions = images.train_captions(n)
     computed = [number_format(device), device.type, *source_of_reward(study, name).values()]
-    starts = range(0, len(captions), IMAGES_A_SHARD)
-    parts = [(start, min(start + IMAGES_A_SHARD, len(captions))) for start in starts]
     keys = [
-        digest([images.images_identity(*part), captions[slice(*part)], *computed]) for part in parts
+        digest([images.images_identity(start, stop), captions[start:stop], *computed])
+        for start, stop in shard_ranges(len(captions), IMAGES_A_SHARD)
     ]
     paths = [study.cache / f"pretraining/reward/{key}.safetensors" for key in keys]
 
