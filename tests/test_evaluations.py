@@ -18,7 +18,10 @@ from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
 from sayso.base.devices import make_accelerator
 from sayso.base.files import read_json, write_json
-from sayso.base.types import Sampler
+from sayso.base.types import Sampler, Size
+from sayso.families import Policy
+from sayso.families.sd3 import StableDiffusion3
+from sayso.families.stable_diffusion import StableDiffusion
 from sayso.testing import ToyPolicy, toy_work
 from sayso.training.evaluations import Evaluations
 from sayso.training.loop import train
@@ -104,3 +107,21 @@ def test_the_policy_is_left_as_it_was() -> None:
     with Evaluations(policy, accelerator) as counted, torch.no_grad():
         policy.guided(torch.zeros(1, 2, 1, 1), torch.tensor([0.5]), cond, cond, 2.0)
     assert counted.counted() == {"evaluations": 2}
+
+
+@pytest.mark.parametrize("kind", [StableDiffusion, StableDiffusion3])
+def test_images_drawn_count_for_every_kind_of_network(kind: type[Policy], tmp_path: Path) -> None:
+    kind.tiny(tmp_path)
+    policy = kind.load(tmp_path, torch.device("cpu"))
+    sampler = Sampler(num_inference_steps=4, guidance_scale=3.0, image_size=Size(32, 32))
+    cond, uncond = policy.encode_prompts(["a dog", "a cat"]), policy.encode_prompts([""])
+    with Evaluations(policy, make_accelerator("no")) as spent:
+        policy.sample(cond, uncond, [0, 1], sampler)
+        assert spent.counted() == {"evaluations": 2 * 4 * 2}
+        with spent.paused():
+            policy.sample(cond, uncond, [0, 1], sampler)
+        assert spent.counted() == {"evaluations": 2 * 4 * 2}
+        with torch.no_grad():
+            t = torch.full((2,), 0.5)
+            policy.predict(policy.sample(cond, uncond, [0, 1], sampler), t, cond)
+    assert spent.counted() == {"evaluations": 2 * 2 * 4 * 2 + 2}

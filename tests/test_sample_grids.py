@@ -63,6 +63,7 @@ def test_the_training_is_the_same_to_the_bit(study: Study) -> None:
     assert weights(plain) == weights(sampled)
     losses = [[row["loss"] for row in run.history()] for run in (plain, sampled)]
     assert losses[0] == losses[1]
+    assert sampled.result["evaluations"] == plain.result["evaluations"] > 0
     assert [*sampled.sample_grids()] == [0, 2, 4]
     assert not plain.sample_grids()
 

@@ -40,11 +40,14 @@ class Policy(OlderSelves, Scheduled):
     diffusers pipeline classes (`_class_name` in model_index.json) that the family loads,
     `lora_targets` the layers that get adapters. `timestep_sampling` says which times `draw_t`
     draws. `no_guidance` is the guidance scale that is none, `told_guidance` whether the network is
-    told that scale as a number. `name` says which model it is, in messages.
+    told that scale as a number. `name` says which model it is, in messages. `network_call` is the
+    method that all that the network is asked goes through, whose first argument has a row for each
+    answer.
     """
 
     pipelines: tuple[str, ...] = ()
     network_kind: str = "network"
+    network_call: str = "predict"
     lora_targets: tuple[str, ...] = ()
     timestep_sampling: TimestepSampling = "uniform"
     no_guidance: float = 1.0

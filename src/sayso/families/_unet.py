@@ -27,6 +27,7 @@ class UNetPolicy(DiffusersPolicy):
     """A U-Net on an autoencoder's latents that predicts eps or v at trained timesteps."""
 
     network_kind = "U-Net"
+    network_call = "evaluate"
     network_part, network_class = "unet", "UNet2DConditionModel"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     added_inputs: str | None = None

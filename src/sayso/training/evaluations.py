@@ -1,5 +1,7 @@
 """How much a training asks of the network: the measure by which algorithms are given equal work."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +20,7 @@ class Evaluations:
 
     A row counts 1, or 3 if a gradient follows; whether the policy, its reference or an older self
     predicts. With guidance the network is shown every row twice, which counts twice. Sample grids
-    are not counted: they are no part of the training.
+    are not counted (see `paused`): they are no part of the training.
     """
 
     def __init__(self, policy: Policy, accelerator: Accelerator) -> None:
@@ -28,20 +30,27 @@ class Evaluations:
         self._own = 0
 
     def __enter__(self) -> "Evaluations":
-        predict = self._policy.predict
+        ask = getattr(self._policy, self._policy.network_call)
 
         def counted(noisy: Tensor, t: Tensor, cond: Cond) -> Tensor:
-            self._own += len(t) * (WITH_GRADIENT if torch.is_grad_enabled() else FORWARD)
-            return predict(noisy, t, cond)
+            self._own += len(noisy) * (WITH_GRADIENT if torch.is_grad_enabled() else FORWARD)
+            return ask(noisy, t, cond)
 
-        vars(self._policy)["predict"] = counted
+        vars(self._policy)[self._policy.network_call] = counted
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        del vars(self._policy)["predict"]
+        del vars(self._policy)[self._policy.network_call]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose evaluations do not count."""
+        own = self._own
+        yield
+        self._own = own
 
     def counted(self) -> dict[str, int]:
         """`evaluations` of all processes since the first step; empty if that is not known.

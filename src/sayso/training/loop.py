@@ -273,10 +273,11 @@ class _Loop:
             return
         # trackers take steps in order only
         self.log.read()
-        grids.draw(
-            self.step, self.policy, self.accelerator, self.run, self.trackers,
-            sharded=isinstance(self.spread, Sharded), compiled=self.options.compile,
-        )  # fmt: skip
+        with self.evaluations.paused():
+            grids.draw(
+                self.step, self.policy, self.accelerator, self.run, self.trackers,
+                sharded=isinstance(self.spread, Sharded), compiled=self.options.compile,
+            )  # fmt: skip
         self.log.since = time.perf_counter()
 
     def save_in_time(self) -> None:
