@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work
+from sayso.aligners._limits import refuse_not_positive
 from sayso.aligners._rollouts import draw_images, group_advantages, rows_of
 from sayso.base.errors import UserError
 
@@ -62,13 +63,6 @@ class Online(Aligner):
                 f"make whole batches of {batch_size}; use batches of {' or '.join(map(str, near))}"
             )
         return rows // batch_size
-
-
-def refuse_not_positive(aligner: Aligner, *names: str) -> None:
-    """Raises: UserError: naming the first option that is not above 0, or not finite."""
-    for name in names:
-        if not 0 < getattr(aligner, name) < float("inf"):
-            raise UserError(f"{name} {getattr(aligner, name)} must be above 0")
 
 
 def denoising_rollouts(

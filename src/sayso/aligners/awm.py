@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Batch, Work, means_of
-from sayso.aligners._online import OLD, Online, denoising_rollouts, refuse_not_positive
+from sayso.aligners._limits import refuse_not_below_one, refuse_not_positive
+from sayso.aligners._online import OLD, Online, denoising_rollouts
 from sayso.aligners._policy_loss import clipped_policy_loss
 from sayso.base.errors import UserError
 from sayso.families import mean_squared_error
@@ -108,9 +109,7 @@ class AdvantageWeighted(Online):
             )
         if not 0 <= self.old_weight < float("inf"):
             raise UserError(f"old_weight {self.old_weight} must be at least 0; try 1")
-        for name, advice in {"old_decay": 0.3, "prompt_dropout": 0.1}.items():
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is not in [0, 1); try {advice}")
+        refuse_not_below_one(self, old_decay=0.3, prompt_dropout=0.1)
 
     @property
     def rows_per_image(self) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.aligners._limits import refuse_not_below_one
 from sayso.base.errors import UserError
 
 
@@ -81,9 +82,7 @@ class DirectPreference(Aligner):
     def __post_init__(self) -> None:
         if not 0 < self.beta < float("inf"):
             raise UserError(f"beta {self.beta} must be above 0; try 2000")
-        for name in ("guard", "prompt_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is not in [0, 1); try 0.1")
+        refuse_not_below_one(self, guard=0.1, prompt_dropout=0.1)
 
     @property
     def unit(self) -> int:

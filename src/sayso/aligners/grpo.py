@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sayso.aligners import Batch, Work
-from sayso.aligners._online import Online, refuse_not_positive
+from sayso.aligners._limits import refuse_not_positive
+from sayso.aligners._online import Online
 from sayso.aligners._policy_loss import clipped_policy_loss, trusted_policy_loss, went_far
 from sayso.aligners._rollouts import (
     draw_groups,

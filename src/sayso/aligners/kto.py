@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, means_of, stratified
+from sayso.aligners._limits import refuse_not_below_one
 from sayso.base.errors import UserError
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
@@ -72,8 +73,7 @@ class KahnemanTversky(Aligner):
             raise UserError(f"beta {self.beta} must be above 0; try 1000")
         if not 0 < self.good_share < 1:
             raise UserError(f"good_share {self.good_share} is not between 0 and 1; try 0.8")
-        if not 0 <= self.prompt_dropout < 1:
-            raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
+        refuse_not_below_one(self, prompt_dropout=0.1)
 
     def batches(self, work: Work) -> Iterator[Batch]:
         label = work.data.label[: work.data.n_own]

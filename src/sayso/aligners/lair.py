@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.aligners._limits import refuse_not_below_one
 from sayso.aligners._scores import Score, needs_of, scores
 from sayso.base.errors import UserError
 
@@ -82,8 +83,7 @@ class Listwise(Aligner):
             raise UserError(f"score {self.score!r}; choose label or reward")
         if self.list_size < 2:
             raise UserError(f"list_size {self.list_size} is too small; give 2 or more")
-        if not 0 <= self.prompt_dropout < 1:
-            raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
+        refuse_not_below_one(self, prompt_dropout=0.1)
 
     @property
     def unit(self) -> int:

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Batch, Work, means_of, prompt_means, stratified
-from sayso.aligners._online import OLD, Online, denoising_rollouts, refuse_not_positive
+from sayso.aligners._limits import refuse_not_below_one, refuse_not_positive
+from sayso.aligners._online import OLD, Online, denoising_rollouts
 from sayso.aligners._scores import needs_of, scores
 from sayso.base.errors import UserError
 
@@ -112,10 +113,7 @@ class NegativeAware(Online):
         refuse_not_positive(self, "beta")
         if self.score not in get_args(Source):
             raise UserError(f"score {self.score!r}; choose {', '.join(get_args(Source))}")
-        if not 0 <= self.old_decay < 1:
-            raise UserError(f"old_decay {self.old_decay} is not in [0, 1); try 0.5")
-        if not 0 <= self.prompt_dropout < 1:
-            raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
+        refuse_not_below_one(self, old_decay=0.5, prompt_dropout=0.1)
 
     @property
     def rows_per_image(self) -> tuple[str, int]:

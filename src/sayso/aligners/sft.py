@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.aligners._limits import refuse_not_below_one
 from sayso.base.errors import UserError
 
 
@@ -24,8 +25,7 @@ class GoodImages(Aligner):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prompt_dropout < 1:
-            raise UserError(f"prompt_dropout {self.prompt_dropout} is not in [0, 1); try 0.1")
+        refuse_not_below_one(self, prompt_dropout=0.1)
 
     def batches(self, work: Work) -> Iterator[Batch]:
         good = work.data.own[work.data.label[: work.data.n_own] > 0.5]
