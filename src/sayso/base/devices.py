@@ -136,7 +136,12 @@ def memory_bytes(device: "torch.device") -> int:
 def _process() -> "PartialState":
     """This process of a launch; the others wait long while the first encodes and scores."""
     from accelerate import PartialState
+    from torch import distributed
 
+    if distributed.is_available():
+        # imported later, its functions' defaults would hold the group, so that leaving it ends none
+        # of gloo's threads
+        import torch.distributed.nn  # pyright: ignore[reportUnusedImport]  # noqa: F401
     atexit.unregister(_leave_gloo)
     atexit.register(_leave_gloo)
     return PartialState(cpu=_only_cpu(), timeout=PATIENCE)
