@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -177,9 +178,14 @@ def win_tie_lose(votes: Sequence[Sequence[int]], threshold: float = 2 / 3) -> Wi
 def _verdict(votes: Sequence[int], threshold: float) -> int | None:
     if set(votes) - {1, 0, -1}:
         raise ValueError(f"votes {sorted(set(votes))}; allowed are 1, 0 and -1")
-    # the small slack lets 6 of 9 count as two thirds in floating point
-    reached = [v for v in (1, 0, -1) if votes.count(v) >= threshold * len(votes) - 1e-9]
+    reached = [v for v in (1, 0, -1) if is_majority(votes.count(v), len(votes), threshold)]
     return reached[0] if reached else None
+
+
+def is_majority(alike: Any, votes: Any, threshold: float = 2 / 3) -> Any:
+    """Whether so many votes that are alike, among so many, decide; numbers or arrays of them."""
+    # the small slack lets 6 of 9 count as two thirds in floating point
+    return alike >= threshold * votes - 1e-9
 
 
 # how good a reward is

@@ -8,6 +8,7 @@ from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from sayso.base.bootstrap import Interval
+from sayso.metrics.quality import is_majority
 
 RESAMPLES = 2000
 
@@ -72,5 +73,5 @@ def best_of_n(
 
 def win_or_lose(win: int, tie: int, lose: int, threshold: float = 2 / 3) -> int:
     """What the raters of a prompt come to: 1 or −1 if that share agrees on a side, else 0."""
-    enough = threshold * (win + tie + lose) - 1e-9
-    return int(win >= enough) - int(lose >= enough)
+    votes = win + tie + lose
+    return int(is_majority(win, votes, threshold)) - int(is_majority(lose, votes, threshold))

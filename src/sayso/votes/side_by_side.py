@@ -109,8 +109,7 @@ def two_way(votes: Votes, *, seed: int, resamples: int = RESAMPLES) -> dict[str,
 def _shares(counts: ndarray, prompts: ndarray) -> ndarray:
     """The six numbers of `two_way`, from weighted votes [3, p] and weights of prompts [p]."""
     total = counts.sum(0)
-    # the same slack as in win_tie_lose: 6 of 9 are two thirds in floating point
-    reached = (counts >= THRESHOLD * total - 1e-9) & (total > 0)
+    reached = metrics.is_majority(counts, total, THRESHOLD) & (total > 0)
     weight = prompts * (total > 0)
     with np.errstate(invalid="ignore"):
         win, lose, tie = reached @ weight / weight.sum()
