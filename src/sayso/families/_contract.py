@@ -41,8 +41,8 @@ class Policy(OlderSelves, Scheduled):
     `lora_targets` the layers that get adapters. `timestep_sampling` says which times `draw_t`
     draws. `no_guidance` is the guidance scale that is none, `told_guidance` whether the network is
     told that scale as a number. `name` says which model it is, in messages. `network_call` is the
-    method that all that the network is asked goes through, whose first argument has a row for each
-    answer.
+    method that every pass of the network goes through; its first argument has a row for each
+    prediction.
     """
 
     pipelines: tuple[str, ...] = ()

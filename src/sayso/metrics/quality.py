@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -11,6 +10,7 @@ from numpy import ndarray
 from scipy import stats
 
 from sayso.base.bootstrap import Interval
+from sayso.metrics.majority import TWO_THIRDS, is_majority
 
 # shares and paired comparisons
 
@@ -156,7 +156,7 @@ class WinTieLose:
     net: float
 
 
-def win_tie_lose(votes: Sequence[Sequence[int]], threshold: float = 2 / 3) -> WinTieLose:
+def win_tie_lose(votes: Sequence[Sequence[int]], threshold: float = TWO_THIRDS) -> WinTieLose:
     """Count the prompts that one side wins by a clear majority of its raters.
 
     Args:
@@ -178,14 +178,8 @@ def win_tie_lose(votes: Sequence[Sequence[int]], threshold: float = 2 / 3) -> Wi
 def _verdict(votes: Sequence[int], threshold: float) -> int | None:
     if set(votes) - {1, 0, -1}:
         raise ValueError(f"votes {sorted(set(votes))}; allowed are 1, 0 and -1")
-    reached = [v for v in (1, 0, -1) if is_majority(votes.count(v), len(votes), threshold)]
-    return reached[0] if reached else None
-
-
-def is_majority(alike: Any, votes: Any, threshold: float = 2 / 3) -> Any:
-    """Whether so many votes that are alike, among so many, decide; numbers or arrays of them."""
-    # the small slack lets 6 of 9 count as two thirds in floating point
-    return alike >= threshold * votes - 1e-9
+    sides = (v for v in (1, 0, -1) if is_majority(votes.count(v), len(votes), threshold))
+    return next(sides, None)
 
 
 # how good a reward is

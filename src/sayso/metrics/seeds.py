@@ -8,7 +8,7 @@ from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from sayso.base.bootstrap import Interval
-from sayso.metrics.quality import is_majority
+from sayso.metrics.majority import TWO_THIRDS, is_majority
 
 RESAMPLES = 2000
 
@@ -71,7 +71,7 @@ def best_of_n(
     return float(weights @ np.asarray(value, float)[order])
 
 
-def win_or_lose(win: int, tie: int, lose: int, threshold: float = 2 / 3) -> int:
+def win_or_lose(win: int, tie: int, lose: int, threshold: float = TWO_THIRDS) -> int:
     """What the raters of a prompt come to: 1 or −1 if that share agrees on a side, else 0."""
     votes = win + tie + lose
     return int(is_majority(win, votes, threshold)) - int(is_majority(lose, votes, threshold))

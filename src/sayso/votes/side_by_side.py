@@ -10,11 +10,10 @@ from numpy import ndarray
 from sayso.base.bootstrap import centred, draws
 from sayso.base.types import Comparison
 from sayso.metrics import quality as metrics
+from sayso.metrics.majority import TWO_THIRDS, is_majority
 from sayso.votes.agreement import Votes, collect
 from sayso.votes.item_votes import SIDES, ItemVote, Pair, of_comparisons, pair_of, rank
 
-THRESHOLD = 2 / 3
-"""Share of the raters of a prompt that must agree, as in the paper."""
 RESAMPLES = 999
 _VOTE = {"first": 1, "tie": 0, "second": -1}
 
@@ -65,14 +64,14 @@ def _row(
     by_prompt: dict[str, list[int]] = {}
     for vote in item_votes:
         by_prompt.setdefault(vote.prompt, []).append(_VOTE[vote.value])
-    counted = metrics.win_tie_lose(list(by_prompt.values()), THRESHOLD)
+    counted = metrics.win_tie_lose(list(by_prompt.values()), TWO_THIRDS)
     return {
         **pair._asdict(),
         "simulated": comparisons[0].simulated,
         "raters": len({vote.rater for vote in item_votes}),
         "votes": len(item_votes),
         "set_size": max(len(vote.left_ids) for vote in comparisons),
-        "threshold": THRESHOLD,
+        "threshold": TWO_THIRDS,
         **asdict(counted),
         "intervals": two_way(collect(item_votes, SIDES), seed=seed),
     }
@@ -109,7 +108,7 @@ def two_way(votes: Votes, *, seed: int, resamples: int = RESAMPLES) -> dict[str,
 def _shares(counts: ndarray, prompts: ndarray) -> ndarray:
     """The six numbers of `two_way`, from weighted votes [3, p] and weights of prompts [p]."""
     total = counts.sum(0)
-    reached = metrics.is_majority(counts, total, THRESHOLD) & (total > 0)
+    reached = is_majority(counts, total) & (total > 0)
     weight = prompts * (total > 0)
     with np.errstate(invalid="ignore"):
         win, lose, tie = reached @ weight / weight.sum()
