@@ -6,6 +6,7 @@ from itertools import product
 from typing import Literal
 
 from sayso.base.files import JsonObject
+from sayso.cli.demo import TUNE
 from sayso.cli.league.config import Size
 
 Kind = Literal["base", "best-of-n", "offline", "online", "rounds", "switch"]
@@ -93,10 +94,15 @@ TRAINED: tuple[Cell, ...] = (
         about="Lee et al. 2023: every image weighted by the reward, half of a batch pre-training",
     ),
     Cell(
-        "rwr, as in the demo", "rwr",
+        "rwr, as in the demo", "rwr", TUNE, grid(_rates(5e-4, 2e-4, 1e-3, 1e-4)),
+        about="images drawn by reward times label, every prompt alike; half of a batch are "
+        "pre-training images, drawn by reward",
+    ),
+    Cell(
+        "rwr, few captions", "rwr",
         "--draw reward --weight product --even --pretraining-weight 0.05 --prompt-dropout 0.2",
         grid(_rates(5e-4, 2e-4, 1e-3, 1e-4)),
-        about="images drawn by reward times label, every prompt alike",
+        about="the same with an eighth of a batch pre-training images, drawn uniformly",
     ),
     Cell("nft, offline", "nft", KEPT_UP, grid(_rates(5e-4, 1e-3), _betas(1.0, 0.3)),
          about="towards good images and away from bad ones"),
