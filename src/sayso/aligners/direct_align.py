@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, stratified
+from sayso.aligners._limits import refuse_idle
 from sayso.aligners._rollouts import (
     draw_latents,
     planned,
@@ -117,6 +118,8 @@ class DirectAlign(Aligner):
             raise UserError(
                 f"last_steps {self.last_steps} are steps of drawing; give --source rollouts too"
             )
+        if self.last_steps:
+            refuse_idle(self, f"with --last-steps {self.last_steps}", "stride", "most_noise")
 
     def required(self) -> frozenset[str]:
         return self.needs if self.source == "rollouts" else self.needs - {"rollouts"}

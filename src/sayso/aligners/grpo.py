@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sayso.aligners import Batch, Work
-from sayso.aligners._limits import refuse_not_positive
+from sayso.aligners._limits import refuse_idle, refuse_not_positive
 from sayso.aligners._online import Online
 from sayso.aligners._policy_loss import (
     clipped_policy_loss,
@@ -106,6 +106,8 @@ class GroupPolicy(Online):
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} {getattr(self, name)!r}; choose {', '.join(known)}")
+        idle = "divergence_limit" if self.trust == "clip" else "clip_range"
+        refuse_idle(self, f"with --trust {self.trust}", idle)
 
     def required(self) -> frozenset[str]:
         return self.needs if self.step_kl else self.needs - {"reference"}
@@ -173,9 +175,7 @@ class GroupPolicy(Online):
             return torch.ones(noisy_steps)
         times = work.policy.grid(sampler)
         squared = self.likelihood == "squared"
-        return step_weights(
-            work.policy, times, noisy_steps, self.eta, self.noise, squared=squared
-        )
+        return step_weights(work.policy, times, noisy_steps, self.eta, self.noise, squared=squared)
 
     def _check(self, work: Work, sampler: Sampler) -> int:
         """How many steps have noise. Raises: UserError: if they are too few to learn from."""
