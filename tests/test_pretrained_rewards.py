@@ -384,6 +384,26 @@ def test_ones_own_reward_is_added_with_other_options(study: Study, tmp_path: Pat
         sayso("reward", study, "--reward", own, "--power", 2)
 
 
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ("0.5", "reward Odd gave a float for 1 image;"),
+        ("torch.ones(2)", "reward Odd gave scores of shape [2] for 1 image;"),
+        ("torch.ones(1) / 0", "reward Odd is NaN or infinite for a grey image; look at its"),
+    ],
+)
+def test_ones_own_reward_is_tried_before_it_is_added(
+    refusal: Refusal, tmp_path: Path, returned: str, says: str
+) -> None:
+    own = tmp_path / "odd.py"
+    own.write_text(
+        "import torch\nfrom dataclasses import dataclass\nfrom sayso.rewards import Reward\n\n"
+        "@dataclass\nclass Odd(Reward):\n    def score(self, images, prompts):\n"
+        f"        return {returned}\n"
+    )
+    assert says in refusal("--reward", own)
+
+
 def test_fit_refuses_a_reward_that_needs_none(made: Study) -> None:
     for flags in ([], ["--dry-run"]):
         with pytest.raises(UserError, match="reward 'jpeg' needs no training; fit one of"):

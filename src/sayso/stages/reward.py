@@ -154,7 +154,7 @@ def _convert(reward: "Reward", found: Mapping[str, Path], folder: Path) -> None:
 def _try(study: Study, reward: "Reward", found: Mapping[str, Path], folder: Path) -> None:
     """Load what was converted, and score a grey image.
 
-    Raises: UserError: if that fails, or the score is no finite number.
+    Raises: UserError: if that fails, or the score is not one finite number.
     """
     import torch
 
@@ -165,12 +165,10 @@ def _try(study: Study, reward: "Reward", found: Mapping[str, Path], folder: Path
         given = str(found.get("weights", folder))
         raise UserError(str(error).replace(str(folder), given)) from None
     with torch.no_grad():
-        scores = reward.score(torch.full((1, 3, 64, 64), 0.5), ["a photo"])
-    if scores.shape != (1,) or not scores.isfinite().all():
-        raise UserError(
-            f"reward {type(reward).__name__} scores a grey image with {scores.tolist()}; it should "
-            "be one finite number: look at its weights and options"
-        )
+        reward.checked_score(
+            torch.full((1, 3, 64, 64), 0.5), ["a photo"], ["a grey image"],
+            "look at its weights and options",
+        )  # fmt: skip
 
 
 def _finish(study: Study, reward: "Reward", run: Run, started: float) -> None:
