@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_asked_is_refused(study: Study, tmp_path: Path) -
             add(study, "vlm_yes", "refused", *flags)
         assert study.begun("reward", "refused") is None
 
-    refused("needs its weights: give --weights")
+    refused("has no default weights; give --weights")
     refused(r"question 'is it so\?' has no {}", "--weights", tmp_path, "--question", "is it so?")
     refused(
         "cannot be loaded .* give the folder of a model that reads images", "--weights", tmp_path

@@ -162,7 +162,7 @@ def _names(samples: Sequence[Sample]) -> list[str]:
 
 
 class ClipReward(Reward):
-    """A reward that sees image and text only through CLIP, and stored samples through the cache."""
+    """A reward computed from CLIP embeddings alone; those of stored samples are cached."""
 
     clip: ClipEncoder
     """Set by `prepare`."""
