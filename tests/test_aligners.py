@@ -85,7 +85,6 @@ def test_weights_of_samples(options: dict[str, object], expected: dict[int, floa
         ({"unrated": False}, {"data", "reward"}),
         ({"weight": "product"}, {"data", "reward"}),
         ({"weight": "label"}, {"data"}),
-        ({"weight": "label", "unrated": False}, {"data"}),
     ],
 )
 def test_what_is_needed_with_which_options(options: dict, required: set[str]) -> None:

@@ -238,6 +238,26 @@ def test_more_last_steps_than_there_are_steps_are_refused() -> None:
         next(iter(too_many.batches(toy_work())))
 
 
+@pytest.mark.parametrize(
+    ("own", "pretraining", "world", "advice"),
+    [
+        (58, 6, 4, "4 processes cannot share 58 images of an update evenly; give a "
+         "--pretraining-fraction that leaves 56 or 60 of the 64 rows to them, or start"),
+        (7, 1, 4, "fraction that leaves 4 of the 8 rows to them"),
+        (3, 1, 4, "give a larger --batch-size, or start fewer processes"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("last_steps", [0, 1])
+def test_images_that_cannot_be_shared_name_options_that_it_has(
+    own: int, pretraining: int, world: int, advice: str, last_steps: int
+) -> None:
+    work = toy_work(batch_size=own, n_pretraining=pretraining, world=world)
+    aligner = DirectAlign(source="rollouts", last_steps=last_steps)
+    with pytest.raises(UserError, match=advice):
+        next(iter(aligner.batches(work)))
+    assert next(iter(DirectAlign().batches(work))), "of samples, some processes may have one more"
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return rated_study(tmp_path_factory.mktemp("study"))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sayso.aligners import Batch, Work
-from sayso.aligners._policy_loss import clipped_policy_loss
+from sayso.aligners._policy_loss import clipped_policy_loss, was_clipped
 from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps, step_weights
 from sayso.aligners.grpo import GroupPolicy
 from sayso.base.devices import make_accelerator
@@ -59,6 +59,14 @@ def test_clipped_loss_by_hand(ratio: float, advantage: float, loss: float, slope
     assert found.item() == pytest.approx(loss)
     assert rho.grad is not None
     assert rho.grad.item() == pytest.approx(slope)
+    counted = was_clipped(rho.detach(), torch.tensor([advantage]), 0.2)
+    assert counted.tolist() == [slope == 0.0]
+
+
+def test_rows_without_an_advantage_are_not_clipped() -> None:
+    """They have no gradient that the clip could take away."""
+    ratio, none = torch.tensor([0.5, 1.0, 1.5]), torch.zeros(3)
+    assert not was_clipped(ratio, none, 0.2).any()
 
 
 def test_each_image_gives_different_steps() -> None:
@@ -174,6 +182,25 @@ def test_weights_make_every_steps_gradient_equally_noisy(kind: Kind) -> None:
     torch.testing.assert_close(noise, noise[:1].expand(3), rtol=1e-4, atol=0)
     assert found.mean().item() == pytest.approx(1)
     assert kind == "eps" or found[0] > 1 > found[2], "late steps count less"
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "squared"])
+def test_in_the_loss_every_step_is_equally_noisy(likelihood: str) -> None:
+    """The gradient of a row to its prediction is as large as the row's fresh noise, for all."""
+    aligner = dataclasses.replace(SMALL, images=32, likelihood=likelihood, eta=0.5)
+    policy = ToyPolicy(kind="v")
+    work = toy_work(policy, batch_size=64)
+    batch = next(iter(aligner.batches(work)))
+    prediction = work.prediction(batch).detach().requires_grad_()
+    batch.predicted["policy"] = prediction
+    (slopes,) = torch.autograd.grad(aligner.loss(work, batch)[0], prediction)
+    mean, std = policy.transition(
+        batch["noisy"], prediction, batch["t"], batch["s"], aligner.eta, aligner.noise
+    )
+    fresh = (batch["next"] - mean).flatten(1) / std[:, None]
+    loud = slopes.flatten(1).norm(dim=1) / (fresh.norm(dim=1) * batch["advantage"].abs())
+    assert len(batch["t"].unique()) == 5
+    torch.testing.assert_close(loud, loud[:1].expand(64), rtol=1e-2, atol=0)
 
 
 def test_the_loss_counts_steps_by_their_weight() -> None:

@@ -127,10 +127,12 @@ def test_a_term_is_switched_to_what_it_was_not(term: str) -> None:
     assert f"{flag} {SWITCHES[term]:g}" in on.options
 
 
-def test_pretraining_rows_come_beside_the_others() -> None:
+def test_pretraining_rows_come_and_go_beside_the_others() -> None:
     on = switched(TRAINED[0], "pretraining_weight", 0.0, 64)
     share = float(on.options.split("--pretraining-fraction ")[1])
     assert on.rows - round(share * on.rows) == 64
+    assert switched(TRAINED[1], "pretraining_weight", 0.15, 32).rows == 32
+    assert switched(TRAINED[1], "kl_weight", 0.15, 32).rows == TRAINED[1].rows
 
 
 def test_the_best_cells_need_every_seed(tmp_path: Path) -> None:
@@ -288,10 +290,11 @@ def test_every_trial_and_switch_is_what_align_accepts(cell: Cell, tmp_path: Path
     assert {plan.period for plan in plans} == {plans[0].period}
     assert len({plan.line for plan in plans}) == len(cell.trials)
     for term, weight in plans[0].terms.items():
-        other = switched(cell, term, weight, plans[0].batch_size)
+        other = switched(cell, term, weight, plans[0].own)
         changed = plan_of(ground, other, cell.trials[0])
         assert (changed.terms[term] > 0) != (weight > 0)
         assert changed.period == plans[0].period
+        assert changed.own == plans[0].own, "one thing changes, and not how much is learned from"
         assert {k: v for k, v in changed.terms.items() if k != term} == {
             k: v for k, v in plans[0].terms.items() if k != term
         }

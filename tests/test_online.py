@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_the_first_update_of_a_rollout_finds_the_errors_as_they_were(tmp_path: P
 
 
 def test_without_rollouts_nothing_of_them_is_asked_for() -> None:
-    assert (SMALL.period(8), NegativeAware(images=8).period(7)) == (2, 1)
+    assert (SMALL.period(8), NegativeAware().period(7)) == (2, 1)
     with pytest.raises(UserError, match=r"16 rows .* × times_per_image 2\).* batches of 4 or 8"):
         SMALL.period(5)
     assert SMALL.required() == {"reward", "rollouts", "old"}
@@ -171,9 +172,9 @@ def test_without_rollouts_nothing_of_them_is_asked_for() -> None:
     [{"old_decay": 1.0}, {"times_per_image": 0}, {"advantage_clip": 0.0},
      {"group_size": 1}, {"images": 12}],
 )  # fmt: skip
-def test_bad_options_name_themselves(options: dict[str, object]) -> None:
+def test_bad_options_name_themselves(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
-        NegativeAware(**options)
+        NegativeAware(score="rollouts", **options)
 
 
 @pytest.mark.parametrize("kind", [NegativeAware, Listwise])

@@ -1,5 +1,6 @@
 """Learning from images that are drawn and rewarded between the updates."""
 
+import math
 from abc import abstractmethod
 from bisect import bisect
 from collections.abc import Iterator
@@ -64,6 +65,17 @@ class Online(Aligner):
             )
         return rows // batch_size
 
+    def check_shares(self, processes: int) -> None:
+        """Raises: UserError: if the processes cannot share the images of a rollout evenly."""
+        if self.images % processes:
+            whole = math.lcm(self.group_size, processes)
+            below = self.images // whole * whole
+            near = " or ".join(str(n) for n in (below, below + whole) if n)
+            raise UserError(
+                f"{processes} processes cannot share {self.images} images of a rollout evenly; "
+                f"give --images {near}, or start another number of processes"
+            )
+
 
 def denoising_rollouts(
     work: Work, online: Online, old_decay: float, prompt_dropout: float, unit: int = 1
@@ -80,6 +92,7 @@ def denoising_rollouts(
         prompt_dropout: see `Work.denoising_batch`.
         unit: how many images of a group share t and noise and stay together.
     """
+    online.check_shares(work.world)
     period, (_, count) = online.period(work.batch_size), online.rows_per_image
     for start in work.steps[::period]:
         if start:

@@ -23,6 +23,14 @@ def clipped_policy_loss(
     return torch.maximum(-advantage * ratio, -advantage * clipped)
 
 
+def was_clipped(
+    ratio: Float[Tensor, " b"], advantage: Float[Tensor, " b"], clip_range: float
+) -> Bool[Tensor, " b"]:
+    """Which rows have no gradient in `clipped_policy_loss`: beyond the clip as A asks for."""
+    likelier, less_likely = ratio > 1 + clip_range, ratio < 1 - clip_range
+    return torch.where(advantage > 0, likelier, less_likely & (advantage < 0))
+
+
 def trusted_policy_loss(
     ratio: Float[Tensor, " b"],
     advantage: Float[Tensor, " b"],

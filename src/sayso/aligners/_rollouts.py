@@ -14,7 +14,7 @@ from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.data.conditions import HeldConditions
 from sayso.data.rows import TrainingRows
-from sayso.families import Cond, Noise, Policy, join, move, take
+from sayso.families import LEAST_STD, Cond, Noise, Policy, join, move, take
 from sayso.rewards import Reward
 
 
@@ -64,10 +64,9 @@ class Plan(NamedTuple):
 def planned(work: Work, step: int, images: int, group_size: int, sampler: Sampler) -> Plan:
     """Groups of images of randomly chosen prompts; these and seeds come from the step's generator.
 
-    Raises: UserError: if the processes cannot share the images evenly.
+    Args:
+        images: how many, a multiple of the processes.
     """
-    if images % work.world:
-        raise UserError(f"images {images} are not a multiple of {work.world} processes; change one")
     generator = work.generator(step, "rollout")
     chosen = stratified(torch.ones(len(work.prompts)), images // group_size, generator)
     chosen = chosen[torch.randperm(len(chosen), generator=generator)]
@@ -265,19 +264,27 @@ def learned_steps(
 
 
 def step_weights(
-    policy: Policy, times: Float[Tensor, " m"], noisy_steps: int, eta: float, form: Noise
-) -> Float[Tensor, " k"]:
+    policy: Policy, times: Float[Tensor, " m"], noisy_steps: int, eta: float, form: Noise,
+    *, squared: bool = False,
+) -> Float[Tensor, " k"]:  # fmt: skip
     """What each noisy step counts, 1 on average, for all to make the gradient equally noisy.
 
     The gradient of log p is noise · c / std times that of the prediction, where the step's mean
     moves by c with the prediction; the weight is std / |c|. Without it most of the gradient's noise
-    is that of late steps, whose std is small, where the model predicts v or a velocity.
+    is that of late steps, whose std is small, where the model predicts v or a velocity. That of
+    −distance², which is 2 std² · log p, is 2 · noise · c · std, and the weight 1 / (std · |c|).
+
+    Args:
+        squared: whether the likelihood is exp(−distance²) and not the density.
     """
     t, s = times[:noisy_steps].to(policy.device), times[1 : noisy_steps + 1].to(policy.device)
     nothing = torch.zeros(len(t), 1, 1, 1, device=policy.device)
     # the mean is linear in noisy latents and prediction
     slope, std = policy.transition(nothing, nothing + 1, t, s, eta, form)
-    weights = std / slope.flatten().abs()
+    loudness = slope.flatten().abs() * std
+    if not squared:
+        loudness = loudness / std.clamp(min=LEAST_STD).square()
+    weights = 1 / loudness
     return (weights / weights.mean()).cpu()
 
 

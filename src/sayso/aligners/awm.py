@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Batch, Work, means_of
-from sayso.aligners._limits import refuse_not_below_one, refuse_not_positive
+from sayso.aligners._limits import refuse_idle, refuse_not_below_one, refuse_not_positive
 from sayso.aligners._online import OLD, Online, denoising_rollouts
-from sayso.aligners._policy_loss import clipped_policy_loss
+from sayso.aligners._policy_loss import clipped_policy_loss, was_clipped
 from sayso.base.errors import UserError
 from sayso.families import mean_squared_error
 
@@ -107,6 +107,8 @@ class AdvantageWeighted(Online):
             raise UserError(
                 f"weighting {self.weighting!r}; choose {', '.join(get_args(Weighting))}"
             )
+        if not self.groups:
+            refuse_idle(self, "without --groups", "beta")
         if not 0 <= self.old_weight < float("inf"):
             raise UserError(f"old_weight {self.old_weight} must be at least 0; try 1")
         refuse_not_below_one(self, old_decay=0.3, prompt_dropout=0.1)
@@ -145,7 +147,7 @@ class AdvantageWeighted(Online):
             "error": error.mean(),
             "norm": work.norm(batch),
             "ratio": ratio.detach().mean(),
-            "clipped": ((ratio.detach() - 1).abs() > self.clip_range).float().mean(),
+            "clipped": was_clipped(ratio.detach(), advantage, self.clip_range).float().mean(),
             **means_of(rise, rise_good=advantage > 0, rise_bad=advantage < 0),
             **told,
         }

@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from sayso.aligners import Batch, Work
-from sayso.aligners._limits import refuse_not_positive
+from sayso.aligners._limits import refuse_idle, refuse_not_positive
 from sayso.aligners._online import Online
-from sayso.aligners._policy_loss import clipped_policy_loss, trusted_policy_loss, went_far
+from sayso.aligners._policy_loss import (
+    clipped_policy_loss,
+    trusted_policy_loss,
+    was_clipped,
+    went_far,
+)
 from sayso.aligners._rollouts import (
     draw_groups,
     group_advantages,
@@ -101,6 +106,8 @@ class GroupPolicy(Online):
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} {getattr(self, name)!r}; choose {', '.join(known)}")
+        idle = "divergence_limit" if self.trust == "clip" else "clip_range"
+        refuse_idle(self, f"with --trust {self.trust}", idle)
 
     def required(self) -> frozenset[str]:
         return self.needs if self.step_kl else self.needs - {"reference"}
@@ -111,6 +118,7 @@ class GroupPolicy(Online):
 
     def batches(self, work: Work) -> Iterator[Batch]:
         period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
+        self.check_shares(work.world)
         noisy_steps = self._check(work, sampler)
         weight = self._weights(work, sampler, noisy_steps)
         for start in work.steps[::period]:
@@ -138,7 +146,7 @@ class GroupPolicy(Online):
         ratio, advantage, told = gained.exp(), batch["advantage"], dict[str, Tensor]()
         if self.trust == "clip":
             loss = clipped_policy_loss(ratio, advantage, self.clip_range)
-            stopped = (ratio.detach() - 1).abs() > self.clip_range
+            stopped = was_clipped(ratio.detach(), advantage, self.clip_range)
         else:
             moved = step_divergence(mean.detach(), batch["mean"], std)
             loss = trusted_policy_loss(ratio, advantage, moved, self.divergence_limit)
@@ -166,7 +174,8 @@ class GroupPolicy(Online):
         if self.weighting == "equal":
             return torch.ones(noisy_steps)
         times = work.policy.grid(sampler)
-        return step_weights(work.policy, times, noisy_steps, self.eta, self.noise)
+        squared = self.likelihood == "squared"
+        return step_weights(work.policy, times, noisy_steps, self.eta, self.noise, squared=squared)
 
     def _check(self, work: Work, sampler: Sampler) -> int:
         """How many steps have noise. Raises: UserError: if they are too few to learn from."""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Batch, Work, means_of, prompt_means, stratified
-from sayso.aligners._limits import refuse_not_below_one, refuse_not_positive
+from sayso.aligners._limits import refuse_idle, refuse_not_below_one, refuse_not_positive
 from sayso.aligners._online import OLD, Online, denoising_rollouts
 from sayso.aligners._scores import needs_of, scores
 from sayso.base.errors import UserError
@@ -109,10 +109,17 @@ class NegativeAware(Online):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_not_positive(self, "beta")
         if self.score not in get_args(Source):
             raise UserError(f"score {self.score!r}; choose {', '.join(get_args(Source))}")
+        if self.score == "rollouts":
+            refuse_idle(self, "with --score rollouts, which always compares", "centred")
+        else:
+            refuse_idle(
+                self, "without --score rollouts",
+                "images", "group_size", "advantage_clip", "times_per_image", "old_decay",
+            )  # fmt: skip
+        super().__post_init__()
+        refuse_not_positive(self, "beta")
         refuse_not_below_one(self, old_decay=0.5, prompt_dropout=0.1)
 
     @property

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, prompt_means, stratified
-from sayso.aligners._limits import refuse_not_below_one
+from sayso.aligners._limits import refuse_idle, refuse_not_below_one
 from sayso.base.errors import UserError
 from sayso.data.rows import TrainingRows
 
@@ -81,6 +81,8 @@ class RewardWeighted(Aligner):
     paper."""
 
     def __post_init__(self) -> None:
+        if self.weight == "label":
+            refuse_idle(self, "with --weight label, which unrated images lack", "unrated")
         refuse_not_below_one(self, prompt_dropout=0.1)
         if not 0 <= self.reward_threshold < float("inf"):
             raise UserError(f"reward_threshold {self.reward_threshold} must be at least 0")

@@ -142,21 +142,23 @@ def rounds_of(cell: Cell, n: int) -> Cell:
     )  # fmt: skip
 
 
-def switched(cell: Cell, term: str, weight: float, batch_size: int) -> Cell:
+def switched(cell: Cell, term: str, weight: float, own: int) -> Cell:
     """The cell with one of the loop's own terms off if it was on, and on if it was off.
+
+    The aligner's own rows of a step stay as many: pre-training rows come or go beside them.
 
     Args:
         weight: what the cell has, with defaults.
-        batch_size: what the cell has.
+        own: rows of a step that are no pre-training rows.
     """
     now = 0.0 if weight else SWITCHES[term]
     options = f"{cell.options} --{term.replace('_', '-')} {now:g}"
     rows = cell.rows
-    if term == "pretraining_weight" and now:
+    if term == "pretraining_weight":
         # beside the rows of before, an eighth more
-        more = batch_size // 8
-        rows = batch_size + more
-        options += f" --pretraining-fraction {more / rows:.6f}"
+        more = own // 8 if now else 0
+        rows = own + more
+        options += f" --pretraining-fraction {more / rows:.6f}" if more else ""
     word = "off" if weight else f"{now:g}"
     return replace(
         cell, name=f"{cell.name}, {term} {word}", kind="switch", options=options, rows=rows,

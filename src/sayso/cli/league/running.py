@@ -142,7 +142,7 @@ class _League:
         assert record is not None
         chosen = replace(cell, trials=(record.facts["trial"],))
         plan = plan_of(ground, chosen, record.facts["trial"])
-        terms = [switched(chosen, term, plan.terms[term], plan.batch_size) for term in SWITCHES]
+        terms = [switched(chosen, term, plan.terms[term], plan.own) for term in SWITCHES]
         return [*(rounds_of(chosen, n) for n in ROUNDS), *terms]
 
     def _once(

@@ -42,12 +42,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class Plan:
-    """A cell's options taken apart, before anything is trained."""
+    """A cell's options taken apart, before anything is trained.
+
+    `own` are the rows of a step that are no pre-training rows.
+    """
 
     line: str
     period: int
     draws: bool
-    batch_size: int
+    own: int
     terms: dict[str, float]
 
 
@@ -87,7 +90,7 @@ def plan_of(ground: Ground, cell: Cell, trial: str, start: Start | None = None) 
     draws = "rollouts" in needs and not needs & {"data", "pairs"}
     terms = {n: getattr(config, n) for n in ("pretraining_weight", "kl_weight", "norm_guard")}
     given = (start or Start()).options(draws=draws)
-    return Plan(f"{line} {given}", parsed.options.period(own), draws, config.batch_size, terms)
+    return Plan(f"{line} {given}", parsed.options.period(own), draws, own, terms)
 
 
 def cost_of_a_period(ground: Ground, cell: Cell) -> int:
