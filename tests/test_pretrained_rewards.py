@@ -340,7 +340,7 @@ def test_weights_that_are_not_the_models_are_refused(
         (lambda t: {f"net.{k}": v for k, v in t.items()}, "net.layers.0.bias"),
         (lambda t: {k: v for k, v in t.items() if k != "layers.4.bias"}, "layers.4"),
         (lambda t: {k: v for k, v in t.items() if "layers.4" not in k}, "do not fit"),
-        (lambda t: {k: v for k, v in t.items() if "layers.0" not in k}, "embeddings of 20"),
+        (lambda t: {k: v for k, v in t.items() if "layers.0" not in k}, "embeddings of width 20"),
         (lambda t: t | {"layers.0.bias": t["layers.0.bias"] / 0}, "NaN or infinite"),
         (lambda t: {"step": 3}, "does not hold tensors by name"),
         (lambda t: {"model": Path("x")}, "could run code"),
