@@ -46,6 +46,12 @@ FIT = "--joining interaction --dropout 0.7 --weight-decay 0.3"
 THROUGH_APP = "--through-app --raters 20 --careless 1 --overlap 3"
 """Enough raters for the careless one to be found, and for their labels to be better than one's."""
 
+TUNE = (
+    "--draw reward --weight product --even --prompt-dropout 0.2 --pretraining-draw reward "
+    "--pretraining-images 2048 --pretraining-fraction 0.5 --pretraining-weight 1"
+)
+"""How the demo's model is tuned; docs/benchmarks.md has what was tried beside it."""
+
 FULL = Size(
     prompts="--train 320 --test 192 --fidelity 256",
     train_images=6,

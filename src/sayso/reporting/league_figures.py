@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sayso.base.files import JsonObject
+from sayso.reporting.figures import percent, picture
 from sayso.reporting.league_tables import finished
 
 SHOWN_N = (4, 16, 64)
@@ -28,25 +29,9 @@ def draw(results: JsonObject, folder: Path) -> dict[str, Path]:
     }  # fmt: skip
     made = {}
     for title, (name, plot) in figures.items():
-        _picture(results, title, folder / name, plot)
+        picture(title, folder / name, plot, results)
         made[title] = folder / name
     return made
-
-
-def _picture(
-    results: JsonObject, title: str, path: Path, plot: Callable[[Any, JsonObject], None]
-) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 5.2), dpi=150, layout="constrained")
-    axes: Any = figure.subplots()
-    plot(axes, results)
-    axes.set_title(title, loc="left", fontsize=12)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path)
 
 
 def _against(
@@ -73,7 +58,7 @@ def _against(
             _line(axes, [*start, *known], cell["name"], style)
         _best_of_n(axes, results)
         axes.set_xlabel(label)
-        _percent(axes, "true to the prompt")
+        percent(axes, "true to the prompt")
 
     return plot
 
@@ -90,7 +75,7 @@ def _against_reward(axes: Any, results: JsonObject) -> None:
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.set_xlabel("change of the learned reward")
-    _percent(axes, "change of the truth")
+    percent(axes, "change of the truth")
 
 
 def _styled(results: JsonObject) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
@@ -120,10 +105,3 @@ def _best_of_n(axes: Any, results: JsonObject) -> None:
                 xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
                 color="0.35",
             )  # fmt: skip
-
-
-def _percent(axes: Any, label: str) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylabel(label)
