@@ -103,7 +103,9 @@ class NoReward(ToyReward):
 
 def test_a_reward_that_is_not_finite_stops() -> None:
     work = toy_work(reward=NoReward())
-    with pytest.raises(UserError, match=r"reward of an image generated for '\d' is not finite"):
+    with pytest.raises(
+        UserError, match=r"NoReward is NaN or infinite for an image generated for '\d'"
+    ):
         next(iter(SMALL.batches(work)))
 
 

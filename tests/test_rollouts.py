@@ -135,10 +135,33 @@ def test_rewards_are_of_the_images_as_they_would_be_stored(monkeypatch: pytest.M
     levels = [(x + 2) / 4 * 255 for x in latents.flatten().tolist()]
     shown = torch.cat(reward.shown)[:, :2].flatten() * 255
     assert shown.tolist() == pytest.approx([round(level) for level in levels], abs=1e-4)
-    with pytest.raises(UserError, match="of an image generated for 'nan' is not finite"):
+    with pytest.raises(UserError, match=r"Naming is NaN or infinite for an image .* for 'nan'"):
         rewarded(work, latents, ["3", "nan", "inf", "1", "5"])
     with pytest.raises(UserError, match="this aligner needs a reward in the loop"):
         rewarded(toy_work(reward=None), latents, ["3"] * 5)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (torch.tensor(1.0), r"Fixed gave scores of shape \[\] for 2 images"),
+        (torch.ones(2, 1), r"Fixed gave scores of shape \[2, 1\] for 2 images"),
+        (torch.ones(1), r"Fixed gave scores of shape \[1\] for 2 images"),
+        ([1.0, 2.0], "Fixed gave a list for 2 images"),
+        (None, "Fixed gave a NoneType for 2 images"),
+    ],
+)
+def test_a_reward_without_one_score_for_each_image_is_refused(
+    monkeypatch: pytest.MonkeyPatch, returned: Any, says: str
+) -> None:
+    class Fixed(Reward):
+        def score(self, images, prompts):
+            return returned
+
+    work = toy_work(reward=Fixed())
+    monkeypatch.setattr(work.policy, "portion", lambda _: 2)
+    with pytest.raises(UserError, match=says):
+        rewarded(work, torch.zeros(2, 2, 1, 1), ["0", "1"])
 
 
 def numbered() -> Drawn:
@@ -408,8 +431,8 @@ def test_weights_of_steps_are_computed_on_the_policys_device(
 def test_rewards_are_on_the_latents_device(monkeypatch: pytest.MonkeyPatch) -> None:
     work = toy_work()
     monkeypatch.setattr(work.policy, "decode", lambda _: torch.zeros(1, 3, 1, 1))
-    with pytest.raises(RuntimeError, match="meta"):
-        rewarded(work, torch.zeros(1, 2, 1, 1, device="meta"), ["1"])
+    found = rewarded(work, torch.zeros(1, 2, 1, 1, device="meta"), ["1"])
+    assert found.device.type == "meta"
 
 
 class Begun(Exception):

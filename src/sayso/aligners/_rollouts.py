@@ -256,26 +256,25 @@ def rewarded(
 ) -> Float[Tensor, " b"]:
     """The reward of images as they would be stored, with 8 bits a channel.
 
-    Raises: UserError: if a reward is not finite.
+    Raises: UserError: as `score`.
     """
-    reward = reward_of(work)
     size, scores = work.policy.portion(work.sampler.image_size), []
     for rows in portions(slice(0, len(texts)), size):
         images = work.policy.decode(latents[rows]).mul(255).round().div(255)
-        scores.append(reward.score(images, texts[rows]).float().to(latents.device))
-    found = torch.cat(scores)
-    refuse_not_finite(found, texts)
-    return found
+        scores.append(score(work, images, texts[rows]).to(latents.device))
+    return torch.cat(scores)
 
 
-def refuse_not_finite(found: Float[Tensor, " b"], texts: Sequence[str]) -> None:
-    """Raises: UserError: naming the text of the first image whose reward is not finite."""
-    if not found.isfinite().all():
-        raise UserError(
-            "the reward of an image generated for "
-            f"{texts[int(found.isfinite().int().argmin())]!r} is not finite; look at the reward's "
-            "weights, or try a lower --learning-rate"
-        )
+def score(
+    work: Work, images: Float[Tensor, "b 3 H W"], texts: Sequence[str]
+) -> Float[Tensor, " b"]:
+    """The reward of images in the loop, with its gradient if it has one.
+
+    Raises: UserError: if there is not one for each, or one is not finite; its text is named.
+    """
+    names = [f"an image generated for {text!r}" for text in texts]
+    advice = "look at the reward's weights, or try a lower --learning-rate"
+    return reward_of(work).checked_score(images, texts, names, advice)
 
 
 def learned_steps(
