@@ -19,7 +19,10 @@ def brightness(image: Image.Image, prompt: str) -> float:
 
 
 class RewardServer(ThreadingHTTPServer):
-    """Responds at `url` with `brightness`, or as `status`, `content`, `wait_s` say."""
+    """Responds at `url` with `brightness`, or as `status`, `content`, `location`, `wait_s` say.
+
+    `path` is the one that it was asked for last.
+    """
 
     daemon_threads = True
 
@@ -28,6 +31,7 @@ class RewardServer(ThreadingHTTPServer):
         self.status, self.content, self.wait_s = 200, "", 0.0
         self.model = "bright-1"
         self.url = f"http://127.0.0.1:{self.server_port}/score"
+        self.path, self.location = "", ""
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
 
@@ -35,6 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Any
 
     def do_POST(self) -> None:
+        self.server.path = self.path
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         image = Image.open(io.BytesIO(base64.b64decode(asked["image"])))
         assert image.format == "PNG"
@@ -42,6 +47,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.server.content or json.dumps({"score": score, "model": self.server.model})
         time.sleep(self.server.wait_s)
         self.send_response(self.server.status)
+        if self.server.location:
+            self.send_header("Location", self.server.location)
         self.end_headers()
         self.wfile.write(body.encode())
 

@@ -20,7 +20,7 @@ from sayso.base.errors import UserError
 from sayso.cli import commands as cli
 from sayso.data.clip import stacked
 from sayso.rewards import load_reward
-from sayso.rewards.remote import Remote
+from sayso.rewards.remote import Remote, in_ascii
 from sayso.rewards.vlm_yes import probability_of_yes
 from sayso.study.identity import reward_identity
 from sayso.study.info import StudyInfo
@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_asked_is_refused(study: Study, tmp_path: Path) -
             add(study, "vlm_yes", "refused", *flags)
         assert study.begun("reward", "refused") is None
 
-    refused("needs its weights: give --weights")
+    refused("has no default weights; give --weights")
     refused(r"question 'is it so\?' has no {}", "--weights", tmp_path, "--question", "is it so?")
     refused(
         "cannot be loaded .* give the folder of a model that reads images", "--weights", tmp_path
@@ -171,7 +171,9 @@ def test_another_model_behind_the_same_address_is_refused(
 @pytest.mark.parametrize(
     "content",
     ["", "<html>busy</html>", "NaN", "Infinity", "null", "true", '"3"', "[1]", '{"score": null}',
-     '{"reward": 1}', '{"score": -Infinity}', '{"score": 1, "model": 2}', "1 2", "\ufffd"],
+     '{"reward": 1}', '{"score": -Infinity}', '{"score": 1, "model": 2}', "1 2", "\ufffd",
+     "1" + "0" * 400, "-1" + "0" * 5000, "1e39", "[" * 100_000,
+     '{"score": 1, "model": "\\ud800"}'],
 )  # fmt: skip
 def test_what_is_no_number_ends_the_command(
     study: Study, server: RewardServer, content: str, pictures: list[Image.Image]
@@ -181,6 +183,50 @@ def test_what_is_no_number_ends_the_command(
     server.content = content or " "
     with pytest.raises(UserError, match=r"responded .*, which is not a number, or {\"score\""):
         reward.score(next(stacked(pictures)), TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/zwei Äpfel/göd?q=ü", "/zwei%20%C3%84pfel/g%C3%B6d?q=%C3%BC"),
+        ("/a%20b?x=1&y=%C3%BC", "/a%20b?x=1&y=%C3%BC"),
+        ("?q=1", "/?q=1"),
+        ("/score#here", "/score"),
+    ],
+)
+def test_any_letters_may_be_in_the_address(server: RewardServer, path: str, asked: str) -> None:
+    reward = Remote(url=server.url.removesuffix("/score") + path)
+    reward._model = "bright-1"
+    assert reward.score(torch.zeros(1, 3, 8, 8), [""]).tolist() == [0]
+    assert server.path == asked
+    assert in_ascii("http://bücher.example:80/") == "http://xn--bcher-kva.example:80/"
+    assert in_ascii("https://[::1]:8000/score") == "https://[::1]:8000/score"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://[::1/score", "Invalid IPv6 URL"),
+        ("http://[x]/", "does not appear to be an IPv4 or IPv6 address"),
+        ("http://", "it has no host"),
+        ("http:///score", "it has no host"),
+        ("http://127.0.0.1:99999/", "Port out of range"),
+        ("http://127.0.0.1:score/", "Port could not be cast"),
+        ("http://a..b/", "label empty or too long"),
+        (f"http://{'a' * 64}.com/", "label (empty or )?too long"),
+        ("http://me:secret@127.0.0.1/", "it holds a user name"),
+        ("http://127.0.0.1/\udcff", "can't encode"),
+    ],
+)
+def test_a_malformed_address_is_refused(url: str, says: str) -> None:
+    with pytest.raises(UserError, match=rf"url '.*' is not an address \(.*{says}.*; give one such"):
+        Remote(url=url)
+
+
+def test_a_redirection_to_nowhere_ends_the_command(server: RewardServer) -> None:
+    server.status, server.location = 302, "http://[::1/score"
+    with pytest.raises(UserError, match="cannot be reached"):
+        Remote(url=server.url).score(torch.zeros(1, 3, 8, 8), [""])
 
 
 def test_a_server_that_fails_ends_the_command_in_one_line(
@@ -201,6 +247,7 @@ def test_a_server_that_fails_ends_the_command_in_one_line(
     assert "needs the address of its server: give --url" in refused()
     assert "does not begin with http:// or https://" in refused("--url", "file:///etc/passwd")
     assert "timeout_s 0.0 is not allowed" in refused("--url", server.url, "--timeout-s", 0)
+    assert "timeout_s 1e+300 is not" in refused("--url", server.url, "--timeout-s", 1e300)
     assert "parallel 0 is not from 1" in refused("--url", server.url, "--parallel", 0)
     server.status = 500
     assert f"{server.url} responded 500 Internal Server Error" in refused("--url", server.url)

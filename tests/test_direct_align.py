@@ -1,7 +1,7 @@
 """direct_align: recovered images and gradients by hand, the last steps, what it needs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -181,15 +181,28 @@ def test_drawn_images_are_those_of_the_policy_as_it_is() -> None:
     assert not torch.allclose(next(iter(fresh))["latents"], second["latents"], atol=1e-3)
 
 
-class Broken(ToyReward):
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return super().score(images, prompts) * float("nan")
+@pytest.mark.parametrize(
+    ("mends", "says"),
+    [
+        (lambda scores: scores * float("nan"), r"is NaN or infinite for an image .* for '\d'"),
+        (lambda scores: scores[:, None], r"gave scores of shape \[8, 1\] for 8 images"),
+        (lambda scores: scores.mean(), r"gave scores of shape \[\] for 8 images"),
+        (lambda scores: scores.tolist(), "gave a list for 8 images"),
+        (lambda scores: scores.detach(), "says that it is differentiable, but no gradient"),
+        (lambda scores: torch.ones(8, requires_grad=True), "says that it is differentiable"),
+    ],
+)
+def test_a_reward_that_gives_no_gradient_or_no_score_stops(
+    monkeypatch: pytest.MonkeyPatch, mends: Callable[[Tensor], Tensor], says: str
+) -> None:
+    class Broken(ToyReward):
+        def score(self, images, prompts):
+            return mends(super().score(images, prompts))
 
-
-def test_a_reward_that_is_not_finite_stops() -> None:
     work, aligner = toy_work(reward=Broken()), DirectAlign()
+    monkeypatch.setattr(work.policy, "portion", lambda _: 8)
     batch: Batch = next(iter(aligner.batches(work)))
-    with pytest.raises(UserError, match=r"image generated for '\d' is not finite"):
+    with pytest.raises(UserError, match=f"reward Broken {says}"):
         aligner.loss(work, batch)
 
 

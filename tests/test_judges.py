@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic as syn
+import torch
 
 from sayso.base.errors import UserError
 from sayso.base.plugins import plugin_names
@@ -241,6 +242,15 @@ def test_a_reward_judges_by_its_threshold(study: Study, brightness: str) -> None
         assert row["certainty"] == pytest.approx(abs(row["clip"] - 0.3) / reach, abs=1e-5)  # type: ignore[operator]
     assert found.result["judged"].startswith("scored 0.3 or more by brightness.py")
     assert "has that reward's errors" in found.result["caveat"]
+
+
+def test_a_reward_that_gives_no_verdict_is_named(study: Study, brightness: str) -> None:
+    path, judge = Path(brightness), RewardJudge(judge_reward=brightness)
+    path.write_text(path.read_text() + "\n    score = lambda self, images, prompts: images\n")
+    judge.prepare(study)
+    prompts = study.prompts("train")[:2]
+    with pytest.raises(UserError, match=r"gave scores of shape \[2, 3, 8, 8\] for 2 images"):
+        judge.verdicts(torch.zeros(2, 3, 8, 8), prompts)
 
 
 def test_the_reward_may_be_called_by_any_of_its_names(study: Study, made: Path) -> None:

@@ -305,8 +305,11 @@ def test_parts_that_cannot_be_used_are_refused(refusal: Refusal, tmp_path: Path)
     assert f"weights of pickscore '{nowhere}' does not exist" in refusal("--weights", nowhere)
     assert "could not be fetched from the hub" in refusal("--weights", "owner/name")
     assert f"{tmp_path} has no config.json" in refusal("--weights", tmp_path)
-    assert "has no use for --weights" in refusal("--reward", "jpeg", "--weights", tmp_path)
-    assert "needs its weights: give --weights" in refusal("--reward", "aesthetic")
+    said = refusal("--reward", "jpeg", "--weights", tmp_path)
+    assert said.endswith("reward jpeg does not take --weights")
+    said = refusal("--reward", "aesthetic", "--tokenizer", tmp_path)
+    assert said.endswith("does not take --tokenizer; it takes --weights and --clip")
+    assert "has no default weights; give --weights" in refusal("--reward", "aesthetic")
     assert "quality 0 is not from 1 to 100" in refusal("--reward", "jpeg", "--quality", 0)
     assert "is trained on ratings: run sayso fit" in refusal("--reward", "clip_head")
     assert "unknown reward 'pikscore'" in refusal("--reward", "pikscore")
@@ -337,7 +340,7 @@ def test_weights_that_are_not_the_models_are_refused(
         (lambda t: {f"net.{k}": v for k, v in t.items()}, "net.layers.0.bias"),
         (lambda t: {k: v for k, v in t.items() if k != "layers.4.bias"}, "layers.4"),
         (lambda t: {k: v for k, v in t.items() if "layers.4" not in k}, "do not fit"),
-        (lambda t: {k: v for k, v in t.items() if "layers.0" not in k}, "embeddings of 20"),
+        (lambda t: {k: v for k, v in t.items() if "layers.0" not in k}, "embeddings of width 20"),
         (lambda t: t | {"layers.0.bias": t["layers.0.bias"] / 0}, "NaN or infinite"),
         (lambda t: {"step": 3}, "does not hold tensors by name"),
         (lambda t: {"model": Path("x")}, "could run code"),
@@ -382,6 +385,26 @@ def test_ones_own_reward_is_added_with_other_options(study: Study, tmp_path: Pat
         load_reward(study, "reward-bright")
     with pytest.raises(UserError, match="made with another version of"):
         sayso("reward", study, "--reward", own, "--power", 2)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ("0.5", "reward Odd gave a float for 1 image;"),
+        ("torch.ones(2)", "reward Odd gave scores of shape [2] for 1 image;"),
+        ("torch.ones(1) / 0", "reward Odd is NaN or infinite for a grey image; look at its"),
+    ],
+)
+def test_ones_own_reward_is_tried_before_it_is_added(
+    refusal: Refusal, tmp_path: Path, returned: str, says: str
+) -> None:
+    own = tmp_path / "odd.py"
+    own.write_text(
+        "import torch\nfrom dataclasses import dataclass\nfrom sayso.rewards import Reward\n\n"
+        "@dataclass\nclass Odd(Reward):\n    def score(self, images, prompts):\n"
+        f"        return {returned}\n"
+    )
+    assert says in refusal("--reward", own)
 
 
 def test_fit_refuses_a_reward_that_needs_none(made: Study) -> None:

@@ -271,7 +271,7 @@ def test_each_sample_is_scored_with_its_own_text_in_portions(study: Study) -> No
     assert not scores.requires_grad
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 1)])
+@pytest.mark.parametrize("shape", [(3,), (2, 1), ()])
 def test_a_reward_without_one_score_for_each_image_is_refused(
     study: Study, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:

@@ -14,12 +14,13 @@ from sayso.aligners._rollouts import (
     draw_latents,
     planned,
     portions,
-    refuse_not_finite,
     reward_of,
     rows_of,
+    score,
 )
 from sayso.base.errors import UserError
 from sayso.families import take
+from sayso.rewards import Reward
 
 Source = Literal["samples", "rollouts"]
 
@@ -34,21 +35,31 @@ def reward_gradient(
 
     Args:
         limit: an image with a reward above has no gradient; None = none has.
-    Raises: UserError: if a reward is not finite.
+    Raises: UserError: if there is not one reward for each image, one is not finite, or no gradient
+        passes through it.
     """
-    reward, size = reward_of(work), work.policy.portion(work.sampler.image_size)
+    size = work.policy.portion(work.sampler.image_size)
     found, ways = list[Tensor](), list[Tensor]()
     for rows in portions(slice(0, len(texts)), size):
         part = latents[rows].detach().requires_grad_()
-        score = reward.score(work.policy.decode(part), texts[rows]).float().to(part.device)
-        (way,) = torch.autograd.grad(
-            (score if limit is None else score.clamp(max=limit)).sum(), part
+        rewards = score(work, work.policy.decode(part), texts[rows]).to(part.device)
+        limited = rewards if limit is None else rewards.clamp(max=limit)
+        found.append(rewards.detach())
+        ways.append(_gradient(limited, part, reward_of(work)))
+    return torch.cat(found), torch.cat(ways)
+
+
+def _gradient(rewards: Float[Tensor, " b"], latents: Tensor, reward: Reward) -> Tensor:
+    """Raises: UserError: if no gradient passes from the reward to the latents."""
+    way = None
+    if rewards.requires_grad:
+        (way,) = torch.autograd.grad(rewards.sum(), latents, allow_unused=True)
+    if way is None:
+        raise UserError(
+            f"reward {type(reward).__name__} says that it is differentiable, but no gradient "
+            "passes from its score to the images; mend its score, or choose another --reward"
         )
-        found.append(score.detach())
-        ways.append(way)
-    scores = torch.cat(found)
-    refuse_not_finite(scores, texts)
-    return scores, torch.cat(ways)
+    return way
 
 
 def ascent_loss(

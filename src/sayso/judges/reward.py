@@ -82,7 +82,8 @@ class RewardJudge(Judge):
         self, images: "Float[Tensor, 'b 3 h w']", prompts: Sequence[Prompt]
     ) -> list[Verdict]:
         """Score each image against its prompt's text."""
-        scores = self._reward.score(images, [prompt.text for prompt in prompts])
+        names = [f"an image for {prompt.text!r}" for prompt in prompts]
+        scores = self._reward.checked_score(images, [prompt.text for prompt in prompts], names)
         return [self._verdict(score) for score in scores.tolist()]
 
     def judge_samples(

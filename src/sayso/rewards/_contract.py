@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 """Images scored at a time, at most, when scores are computed from pixels."""
+LOOK = "look at its image and at the reward's weights"
+"""What to do about a score that is not finite."""
 
 
 @dataclass
@@ -55,7 +56,29 @@ class Reward(ABC):
     def score(
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
     ) -> Float[Tensor, " b"]:
-        """Score each image, RGB in [0, 1], against its own prompt."""
+        """Score each image, RGB in [0, 1], against its own prompt.
+
+        Called through `checked_score`.
+        """
+
+    def checked_score(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        prompts: Sequence[str],
+        names: Sequence[str],
+        advice: str = LOOK,
+    ) -> Float[Tensor, " b"]:
+        """What `score` returns, in float32, with its gradient if it has one.
+
+        Args:
+            names: what a message calls each image.
+            advice: what to do about a score that is not finite.
+        Raises: UserError: if there is not one score for each, or a score is not finite (the first
+            image is named).
+        """
+        scores = self.score(images, prompts)
+        self._refuse_bad(scores, names, advice)
+        return scores.float()
 
     def prepare_samples(  # noqa: B027 (a reward may keep nothing)
         self, study: Study, samples: Sequence[Sample]
@@ -77,7 +100,7 @@ class Reward(ABC):
             return torch.zeros(0)
         with torch.no_grad():
             scores = self._score_stored(study, samples, texts).float().cpu()
-        self._refuse_bad(scores, [f"sample {sample.id}" for sample in samples])
+        self._refuse_bad(scores, _names(samples))
         return scores
 
     def score_pictures(
@@ -91,22 +114,24 @@ class Reward(ABC):
             picture is named).
         """
         with torch.no_grad():
-            scores = self._in_portions(pictures, texts).float().cpu()
-        self._refuse_bad(scores, names)
-        return scores
+            return self._in_portions(pictures, texts, names).cpu()
 
-    def _refuse_bad(self, scores: Tensor, names: Sequence[str]) -> None:
+    def _refuse_bad(self, scores: object, names: Sequence[str], advice: str = LOOK) -> None:
+        reward = f"reward {type(self).__name__}"
+        images = "1 image" if len(names) == 1 else f"{len(names)} images"
+        if not isinstance(scores, Tensor):
+            raise UserError(
+                f"{reward} gave a {type(scores).__name__} for {images}; let its score return a "
+                "tensor with one number for each"
+            )
         if scores.shape != (len(names),):
             raise UserError(
-                f"reward {type(self).__name__} gave scores of shape {list(scores.shape)} for "
-                f"{len(names)} images; let its score return one number for each"
+                f"{reward} gave scores of shape {list(scores.shape)} for {images}; let its score "
+                "return one number for each"
             )
         for name, finite in zip(names, scores.isfinite().tolist(), strict=True):
             if not finite:
-                raise UserError(
-                    f"reward {type(self).__name__} is NaN or infinite for {name}; "
-                    "look at its image and at the reward's weights"
-                )
+                raise UserError(f"{reward} is NaN or infinite for {name}; {advice}")
 
     def _score_stored(
         self, study: Study, samples: Sequence[Sample], texts: Sequence[str]
@@ -114,23 +139,30 @@ class Reward(ABC):
         """Scores from pixels; overridden where something cached makes it cheaper."""
         with progress("scoring images", len(samples)) as advance:
             # imported images may have any shape
-            return self._in_portions((study.image(s) for s in samples), texts, advance)
+            pictures = (study.image(s) for s in samples)
+            return self._in_portions(pictures, texts, _names(samples), advance)
 
     def _in_portions(
         self,
         pictures: "Iterable[Image.Image]",
         texts: Sequence[str],
+        names: Sequence[str],
         advance: Callable[[int], object] = lambda _: None,
     ) -> Tensor:
-        left, scores = iter(texts), []
+        scores, at = list[Tensor](), 0
         for images in stacked(pictures, BATCH_SIZE):
-            scores.append(self.score(images, list(islice(left, len(images)))))
+            rows = slice(at, at := at + len(images))
+            scores.append(self.checked_score(images, texts[rows], names[rows]))
             advance(len(images))
         return torch.cat(scores)
 
 
+def _names(samples: Sequence[Sample]) -> list[str]:
+    return [f"sample {sample.id}" for sample in samples]
+
+
 class ClipReward(Reward):
-    """A reward that sees image and text only through CLIP, and stored samples through the cache."""
+    """A reward computed from CLIP embeddings alone; those of stored samples are cached."""
 
     clip: ClipEncoder
     """Set by `prepare`."""

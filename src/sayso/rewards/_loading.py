@@ -54,7 +54,7 @@ def reward_folders(study: Study, name: str) -> list[Path]:
 
 
 def reads_clip(kind: type[Reward]) -> bool:
-    """Whether the rewards of this class see through the study's CLIP."""
+    """Whether the rewards of this class use the study's CLIP."""
     return issubclass(kind, ClipReward) and not issubclass(kind, PretrainedReward)
 
 

@@ -80,8 +80,9 @@ class Aesthetic(PretrainedReward):
         self._weight, self._bias = (tensors[k].to(device) for k in ("weight", "bias"))
         if len(self._weight) != self.clip.width:
             raise UserError(
-                f"these aesthetic weights read embeddings of {len(self._weight)} numbers, but the "
-                f"CLIP's have {self.clip.width}; give the --clip that they were trained on"
+                f"the weights expect CLIP embeddings of width {len(self._weight)}, but those of "
+                f"this CLIP model have width {self.clip.width}; give the --clip that the weights "
+                "were trained with"
             )
 
     def score(

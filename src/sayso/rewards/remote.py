@@ -4,7 +4,6 @@ import base64
 import http.client
 import io
 import json
-import math
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from urllib.parse import quote, urlsplit
 
 import torch
 from jaxtyping import Float
@@ -25,9 +25,36 @@ from sayso.rewards import PretrainedReward
 WANTED = 'a number, or {"score": a number, "model": "what computes it"}'
 
 
+LONGEST_WAIT_S = 1e6
+"""Seconds; systems' sockets take at most 24 days."""
+LARGEST = float(torch.finfo(torch.float32).max)
+PLAIN = "%/:?#[]@!$&'()*+,;=~"
+"""What is not encoded in a path and its query."""
+
+
 class _Response(NamedTuple):
     score: float
     model: str
+
+
+def in_ascii(url: str) -> str:
+    """An address as HTTP writes it: other letters percent-encoded, those of the host as IDNA.
+
+    What is percent-encoded already stays as it is.
+
+    Raises: ValueError: if it is malformed, with what is wrong.
+    """
+    parts = urlsplit(url)
+    if parts.username is not None:
+        raise ValueError("it holds a user name, which is not sent")
+    if not parts.hostname:
+        raise ValueError("it has no host")
+    # brackets hold a numerical address
+    literal = f"[{parts.hostname}]" if ":" in parts.hostname else ""
+    host = literal or parts.hostname.encode("idna").decode()
+    port = "" if parts.port is None else f":{parts.port}"
+    rest = parts._replace(scheme="", netloc="", fragment="").geturl()
+    return f"{parts.scheme}://{host}{port}{quote(rest, safe=PLAIN)}"
 
 
 @dataclass
@@ -51,8 +78,18 @@ class Remote(PretrainedReward):
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"url {self.url!r} does not begin with http:// or https://")
-        if not 0 < self.timeout_s < math.inf:
-            raise UserError(f"timeout_s {self.timeout_s} is not allowed; give seconds, such as 60")
+        try:
+            self._address = self.url and in_ascii(self.url)
+        except ValueError as error:
+            raise UserError(
+                f"url {self.url!r} is not an address ({error}); give one such as "
+                "http://127.0.0.1:8000/score"
+            ) from None
+        if not 0 < self.timeout_s <= LONGEST_WAIT_S:
+            raise UserError(
+                f"timeout_s {self.timeout_s} is not allowed; give seconds up to "
+                f"{LONGEST_WAIT_S:,.0f}, such as 60"
+            )
         if not 1 <= self.parallel <= 256:
             raise UserError(f"parallel {self.parallel} is not from 1 to 256; 4 is usual")
 
@@ -94,7 +131,7 @@ class Remote(PretrainedReward):
         to_picture(image).save(file, "PNG")
         body = {"prompt": prompt, "image": base64.b64encode(file.getvalue()).decode()}
         request = urllib.request.Request(
-            self.url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self._address, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
@@ -104,7 +141,8 @@ class Remote(PretrainedReward):
             raise UserError(
                 f"{self.url} responded {error.code} {error.reason}; look at the server's log"
             ) from None
-        except (OSError, http.client.HTTPException) as error:
+        # a ValueError is a malformed address that the server redirects to
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._unreached(error) from None
         return self._read(content)
 
@@ -119,14 +157,25 @@ class Remote(PretrainedReward):
         return UserError(f"{self.url} cannot be reached ({said}); start the server")
 
     def _read(self, content: bytes) -> _Response:
-        try:
-            found: Any = json.loads(content)
-        except ValueError:
-            found = None
-        found = found if isinstance(found, dict) else {"score": found}
-        score, model = found.get("score"), found.get("model", "")
-        number = isinstance(score, int | float) and not isinstance(score, bool)
-        if not number or not math.isfinite(score) or not isinstance(model, str):
+        response = _response(content)
+        if response is None:
             said = content[:80].decode(errors="replace")
             raise UserError(f"{self.url} responded {said!r}, which is not {WANTED}")
-        return _Response(float(score), model)
+        return response
+
+
+def _response(content: bytes) -> _Response | None:
+    """What a server responded; None if it is not what is wanted."""
+    try:
+        found: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    found = found if isinstance(found, dict) else {"score": found}
+    score, model = found.get("score"), found.get("model", "")
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    # scores are kept in float32, and integers may be too large for any float
+    if not number or not -LARGEST <= score <= LARGEST:
+        return None
+    # JSON can hold halves of letters, which no file can
+    whole = isinstance(model, str) and not any("\ud800" <= letter <= "\udfff" for letter in model)
+    return _Response(float(score), model) if whole else None

@@ -33,19 +33,19 @@ class RewardConfig:
     """Which reward to add to the study. The options of the reward follow below."""
 
     reward: str = "pickscore"
-    """The reward: one that needs no fit, or your own, such as ./mine.py."""
+    """The reward: one that `sayso fit` does not train, or a file of your own, such as ./mine.py."""
     name: str = ""
-    """Name of the run, runs/reward-NAME, by which other commands find the reward; default: the
-    reward's."""
+    """Name of the run, runs/reward-NAME, which other commands take as --reward; default: the
+    reward's name."""
     weights: str = ""
-    """Its weights: a file, a folder, or a place on the hub (owner/name or owner/name/file);
-    default: where they were published."""
+    """The reward's weights: a file, a folder or a path on the hub (owner/name or owner/name/file);
+    default: those its authors published."""
     tokenizer: str = ""
-    """Folder or hub id of a tokenizer, for weights that come without one; default: the one that the
-    reward was trained with."""
+    """Folder or hub id of the tokenizer, if the weights do not include one; default: the one that
+    the reward was trained with."""
     clip: str = ""
-    """Folder or hub id of the CLIP that the reward sees through, if its weights come without one;
-    default: the one that it was trained with."""
+    """Folder or hub id of the CLIP model that the reward uses, if the weights do not include one;
+    default: the one that the reward was trained with."""
 
 
 def add_reward(study: Study, config: RewardConfig, reward: "Reward | None" = None) -> Run:
@@ -89,7 +89,7 @@ def add_reward(study: Study, config: RewardConfig, reward: "Reward | None" = Non
         shutil.rmtree(run.weights, ignore_errors=True)
         shutil.move(made, run.weights)
         _finish(study, reward, run, started)
-    console.print(f"{run.name}: give it as --reward or --judge-reward", soft_wrap=True)
+    console.print(f"added {run.name}; use it as --reward or --judge-reward", soft_wrap=True)
     return run
 
 
@@ -103,11 +103,12 @@ def _places(config: RewardConfig, reward: "Reward") -> dict[str, str]:
     published = reward.places() if isinstance(reward, PretrainedReward) else {}
     for part in PARTS:
         if getattr(config, part) and part not in published:
-            flags = " and ".join(f"--{name}" for name in published) or "none of them"
-            raise UserError(f"reward {config.reward} has no use for --{part}; it takes {flags}")
+            flags = " and ".join(f"--{name}" for name in published)
+            instead = f"; it takes {flags}" if flags else ""
+            raise UserError(f"reward {config.reward} does not take --{part}{instead}")
     places = {part: getattr(config, part) or place for part, place in published.items()}
     for part in (part for part, place in places.items() if place == ""):
-        raise UserError(f"reward {config.reward} needs its {part}: give --{part}")
+        raise UserError(f"reward {config.reward} has no default {part}; give --{part}")
     return {part: full_place(place) for part, place in places.items() if place}
 
 
@@ -154,7 +155,7 @@ def _convert(reward: "Reward", found: Mapping[str, Path], folder: Path) -> None:
 def _try(study: Study, reward: "Reward", found: Mapping[str, Path], folder: Path) -> None:
     """Load what was converted, and score a grey image.
 
-    Raises: UserError: if that fails, or the score is no finite number.
+    Raises: UserError: if that fails, or the score is not one finite number.
     """
     import torch
 
@@ -165,12 +166,10 @@ def _try(study: Study, reward: "Reward", found: Mapping[str, Path], folder: Path
         given = str(found.get("weights", folder))
         raise UserError(str(error).replace(str(folder), given)) from None
     with torch.no_grad():
-        scores = reward.score(torch.full((1, 3, 64, 64), 0.5), ["a photo"])
-    if scores.shape != (1,) or not scores.isfinite().all():
-        raise UserError(
-            f"reward {type(reward).__name__} scores a grey image with {scores.tolist()}; it should "
-            "be one finite number: look at its weights and options"
-        )
+        reward.checked_score(
+            torch.full((1, 3, 64, 64), 0.5), ["a photo"], ["a grey image"],
+            "look at its weights and options",
+        )  # fmt: skip
 
 
 def _finish(study: Study, reward: "Reward", run: Run, started: float) -> None:

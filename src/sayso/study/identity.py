@@ -280,7 +280,7 @@ def reward_identity(study: ReadableStudy, reward: str) -> str:
     """A hash of all that decides a reward's scores, 16 hex digits.
 
     Of a run of fit or reward: of its weights and options, of one's own source, and of the CLIP if
-    it sees through the study's; of a plug-in: of its name or own source, and of the CLIP.
+    it uses the study's; of a plug-in: of its name or own source, and of the CLIP.
 
     Args:
         reward: its canonical name.
@@ -302,7 +302,7 @@ def fitted_identity(study: ReadableStudy, run: Run, *, reads_clip: bool = True) 
     """The identity of the reward that a run of fit or reward has written the weights of.
 
     Args:
-        reads_clip: whether it sees through the study's CLIP.
+        reads_clip: whether it uses the study's CLIP.
     """
     plugin = run.config.get("reward", "clip_head")
     source = plugin_digest("reward", plugin) or plugin
