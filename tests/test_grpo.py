@@ -11,7 +11,13 @@ from torch import Tensor
 
 from sayso.aligners import Batch, Work
 from sayso.aligners._policy_loss import clipped_policy_loss, was_clipped
-from sayso.aligners._rollouts import draw_groups, group_advantages, learned_steps, step_weights
+from sayso.aligners._rollouts import (
+    draw_groups,
+    group_advantages,
+    learned_steps,
+    step_weights,
+    window_of,
+)
 from sayso.aligners.grpo import GroupPolicy
 from sayso.base.devices import make_accelerator
 from sayso.base.errors import UserError
@@ -70,7 +76,7 @@ def test_rows_without_an_advantage_are_not_clipped() -> None:
 
 
 def test_each_image_gives_different_steps() -> None:
-    rows = learned_steps(20, 9, 4, torch.Generator().manual_seed(0))
+    rows = learned_steps(20, range(9), 4, torch.Generator().manual_seed(0))
     assert rows.shape == (80, 2)
     assert len({tuple(row) for row in rows.tolist()}) == 80
     assert rows[:, 0].bincount().tolist() == [4] * 20
@@ -118,6 +124,7 @@ def test_forms_for_flow_models_are_refused_for_others() -> None:
         ({"eta": 0.0}, r"eta 0\.0 must be above 0"),
         ({"window": 0.0}, r"window 0\.0 is not in \(0, 1\]"),
         ({"window": math.nan}, "window nan"),
+        ({"window_interval": -1}, "window_interval -1 must be at least 0; try 25"),
         ({"clip_range": math.nan}, "clip_range nan"),
     ],
 )
@@ -156,13 +163,63 @@ def test_only_the_steps_of_the_window_have_noise_and_are_learned_from() -> None:
     assert (
         sorted(batch["t"].unique().tolist()) == work.policy.grid(work.sampler)[[2, 1, 0]].tolist()
     )
-    drawn = draw_groups(work, 0, 8, 4, dataclasses.replace(work.sampler, eta=1.0), "ancestral", 3)
+    drawn = draw_groups(
+        work, 0, 8, 4, dataclasses.replace(work.sampler, eta=1.0), "ancestral", range(3)
+    )
     cond = {"number": drawn.cond["number"][drawn.prompt]}
     for k in range(10):
         t, s = (drawn.times[i].expand(8) for i in (k, k + 1))
         prediction = work.policy.predict(drawn.way[k], t, cond)
         mean, _ = work.policy.transition(drawn.way[k], prediction, t, s, 1.0 if k < 3 else 0.0)
         assert torch.allclose(drawn.way[k + 1], mean, atol=1e-5) == (k >= 3)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "interval", "first"),
+    [(0, 0, 0), (9, 0, 0), (0, 2, 0), (1, 2, 0), (2, 2, 1), (13, 2, 6), (14, 2, 0), (3, 1, 3)],
+)
+def test_the_window_slides_to_the_last_step_with_noise(
+    rollout: int, interval: int, first: int
+) -> None:
+    """Three of ten steps begin at step 0 to 6, for the tenth never has noise."""
+    assert window_of(rollout, 3, 10, interval) == range(first, first + 3)
+
+
+@pytest.mark.parametrize("trust", ["clip", "dppo"])
+def test_each_rollout_has_noise_in_its_window_and_learns_from_that(trust: str) -> None:
+    """And a first update on it finds every step as it was drawn, in the resumed run too."""
+    aligner = GroupPolicy(
+        images=8, group_size=4, steps_per_image=2, window=0.3, window_interval=2, trust=trust
+    )
+    work = toy_work(batch_size=16, max_steps=16)
+    sampler, times = dataclasses.replace(work.sampler, eta=1.0), work.policy.grid(work.sampler)
+    for step, batch in enumerate(aligner.batches(work)):
+        window = window_of(step, 3, 10, 2)
+        assert set(batch["t"].tolist()) == set(times[window.start : window.stop].tolist())
+        weight = step_weights(work.policy, times, window, 1.0, "ancestral")
+        place = (batch["t"][:, None] == times).float().argmax(1)
+        torch.testing.assert_close(batch["weight"], weight[place - window.start])
+        _, told = aligner.loss(work, batch)
+        assert told["ratio"].item() == pytest.approx(1, abs=1e-5)
+        assert told.get("divergence", torch.zeros(())).item() == pytest.approx(0, abs=1e-8)
+        resumed = next(iter(aligner.batches(dataclasses.replace(work, start_step=step))))
+        assert all(torch.equal(batch[name], resumed[name]) for name in batch.tensors)
+    drawn = draw_groups(work, 0, 8, 4, sampler, "ancestral", range(4, 7))
+    cond = {"number": drawn.cond["number"][drawn.prompt]}
+    for k in range(10):
+        t, s = (drawn.times[i].expand(8) for i in (k, k + 1))
+        mean, _ = work.policy.transition(
+            drawn.way[k], work.policy.predict(drawn.way[k], t, cond), t, s, float(4 <= k < 7)
+        )
+        assert torch.allclose(drawn.way[k + 1], mean, atol=1e-5) == (not 4 <= k < 7)
+
+
+def test_a_window_that_cannot_move_is_refused() -> None:
+    wide = GroupPolicy(images=8, group_size=4, window=1.0, window_interval=5)
+    with pytest.raises(UserError, match="window_interval 5 would have no effect, because the wind"):
+        next(iter(wide.batches(toy_work())))
+    narrower = dataclasses.replace(wide, window=0.8, steps_per_image=1)
+    assert next(iter(narrower.batches(toy_work())))
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "velocity"])
@@ -177,7 +234,7 @@ def test_weights_make_every_steps_gradient_equally_noisy(kind: Kind) -> None:
         "v": kept * a - b * s,
         "velocity": (kept * a - b * s) / (a + s),
     }[kind]
-    found = step_weights(policy, times, 3, 0.8, "ancestral")
+    found = step_weights(policy, times, range(3), 0.8, "ancestral")
     noise = found * (moved / std).abs()
     torch.testing.assert_close(noise, noise[:1].expand(3), rtol=1e-4, atol=0)
     assert found.mean().item() == pytest.approx(1)

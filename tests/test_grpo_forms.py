@@ -44,7 +44,15 @@ def work_of(policy: ToyPolicy, batch_size: int) -> Work:
 
 
 def test_the_docs_have_every_form() -> None:
-    assert {"DDPO", "DPOK", "Flow-GRPO", "DanceGRPO", "CPS", "Flow-DPPO"} <= forms().keys()
+    assert {
+        "DDPO",
+        "DPOK",
+        "Flow-GRPO",
+        "DanceGRPO",
+        "CPS",
+        "MixGRPO",
+        "Flow-DPPO",
+    } <= forms().keys()
     assert forms()["DanceGRPO"]["same_start"] is True
     assert forms()["Flow-DPPO"]["divergence_limit"] == 1e-5
 
@@ -118,15 +126,16 @@ def test_advantages_within_groups_by_hand() -> None:
     assert group_advantages(rewards, 2, 5.0)[4:].abs().max() < 0.03
 
 
-@pytest.mark.parametrize("noisy_steps", [3, None])
-def test_the_means_are_what_the_steps_added_noise_to(noisy_steps: int | None) -> None:
+@pytest.mark.parametrize("noisy_steps", [range(3), range(2, 6), None])
+def test_the_means_are_what_the_steps_added_noise_to(noisy_steps: range | None) -> None:
     work = toy_work()
     sampler = dataclasses.replace(work.sampler, eta=0.8)
     drawn = draw_groups(work, 0, 8, 4, sampler, "ancestral", noisy_steps, means=True)
     assert drawn.mean is not None
-    assert len(drawn.mean) == (noisy_steps or 9)
+    noisy = noisy_steps or range(9)
+    assert len(drawn.mean) == len(noisy)
     cond = {"number": drawn.cond["number"][drawn.prompt]}
-    for k, mean in enumerate(drawn.mean):
+    for k, mean in zip(noisy, drawn.mean, strict=True):
         t, s = (drawn.times[i].expand(8) for i in (k, k + 1))
         prediction = work.policy.predict(drawn.way[k], t, cond)
         expected, std = work.policy.transition(drawn.way[k], prediction, t, s, 0.8)

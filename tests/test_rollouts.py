@@ -209,9 +209,9 @@ def test_all_steps_of_a_rollout_are_learned_from_once() -> None:
             first = at - at % 2
             sampler = dataclasses.replace(work.sampler, eta=SMALL.eta)
             # of 10 steps the first half has noise
-            drawn = draw_groups(work, first, 8, 4, sampler, "ancestral", 5)
-            rows = learned_steps(8, 5, 2, work.generator(first, "steps"))
-            weight = step_weights(work.policy, drawn.times, 5, 1.0, "ancestral")
+            drawn = draw_groups(work, first, 8, 4, sampler, "ancestral", range(5))
+            rows = learned_steps(8, range(5), 2, work.generator(first, "steps"))
+            weight = step_weights(work.policy, drawn.times, range(5), 1.0, "ancestral")
             image, k = rows[8 * (at - first) :][:8].unbind(1)
             expected = step_batch(drawn, image, k, None).tensors
             assert batch.tensors.keys() == expected.keys() | {"advantage", "weight"}
@@ -227,7 +227,7 @@ def test_form_eta_noisy_steps_and_cut_are_the_aligners() -> None:
     aligner = dataclasses.replace(SMALL, eta=0.3, noise="cps", advantage_clip=0.5)
     batch = next(iter(aligner.batches(toy_work(policy))))
     asked = {(a["sampler"].eta, a["form"], a["noisy_steps"]) for a in policy.asked}
-    assert asked == {(0.3, "cps", 5)}
+    assert asked == {(0.3, "cps", range(5))}
     assert batch["advantage"].abs().max() == 0.5
 
 
@@ -403,7 +403,7 @@ def test_weights_of_steps_by_hand(noise: Noise, squared: bool) -> None:
         std = d * share
         slope = abs(math.sqrt(d**2 - std**2) - c * b / a)
         expected.append(1 / (std * slope) if squared else std / slope)
-    found = step_weights(policy, times, 2, 0.5, noise, squared=squared)
+    found = step_weights(policy, times, range(2), 0.5, noise, squared=squared)
     mean = sum(expected) / 2
     assert found.tolist() == pytest.approx([x / mean for x in expected], rel=1e-4)
     equal = dataclasses.replace(SMALL, weighting="equal")
@@ -424,7 +424,7 @@ def test_weights_of_steps_are_computed_on_the_policys_device(
 
     policy.device = torch.device("meta")
     monkeypatch.setattr(policy, "transition", transition)
-    step_weights(policy, torch.tensor([0.8, 0.6, 0.3, 0.0]), 2, 0.5, "ancestral")
+    step_weights(policy, torch.tensor([0.8, 0.6, 0.3, 0.0]), range(2), 0.5, "ancestral")
     assert [x.device.type for x in given] == ["meta"] * 4
 
 

@@ -20,7 +20,7 @@ from sayso.rewards import Reward
 from sayso.testing import ToyPolicy
 
 GRPO = GroupPolicy(images=128, steps_per_image=8, clip_range=1e-2)
-DPPO = dataclasses.replace(GRPO, trust="dppo", divergence_limit=1e-3)
+DPPO = GroupPolicy(images=128, steps_per_image=8, trust="dppo", divergence_limit=1e-3)
 AWM = AdvantageWeighted(images=128, old_weight=0.3, prompt_dropout=0.0)
 GROUPS = AdvantageWeighted(images=128, groups=True, beta=2.0, old_weight=0.1, prompt_dropout=0.0)
 NFT = NegativeAware(score="rollouts", images=128, beta=0.3, prompt_dropout=0.0)

@@ -150,8 +150,9 @@ class Drawn(NamedTuple):
     """n images in groups, the same in every process, on the CPU.
 
     `way` has the latents at each of `times`, m of them; `log_prob[k]` is that of the step from
-    `way[k]`, and `mean[k]`, if kept, what it added fresh noise to. `prompt` says which row of
-    `cond` an image was drawn for; `uncond` has one row.
+    `way[k]`, and `mean[k - first]`, if kept, what it added fresh noise to, where `first` is the
+    first step that did. `prompt` says which row of `cond` an image was drawn for; `uncond` has one
+    row.
     """
 
     way: Float[Tensor, "m n c h w"]
@@ -162,17 +163,36 @@ class Drawn(NamedTuple):
     cond: Cond
     uncond: Cond
     mean: Float[Tensor, "l n c h w"] | None = None
+    first: int = 0
+
+
+def window_of(rollout: int, width: int, steps: int, interval: int) -> range:
+    """The sampling steps of a rollout that have noise, a window that slides from the first.
+
+    It moves on by one step every so many rollouts, and begins anew when it has been at the last
+    step that may have noise, the last but one.
+
+    Args:
+        rollout: number of the rollout, from 0.
+        width: steps of the window, below `steps`.
+        steps: of the sampler.
+        interval: rollouts after which it moves; 0 = never.
+    Source: MixGRPO 2025, arXiv 2507.21802; that it begins anew is its code's.
+    """
+    first = rollout // interval % (steps - width) if interval else 0
+    return range(first, first + width)
 
 
 def draw_groups(
     work: Work, step: int, images: int, group_size: int, sampler: Sampler, form: Noise,
-    noisy_steps: int | None = None, *, same_start: bool = False, means: bool = False,
+    noisy_steps: range | None = None, *, same_start: bool = False, means: bool = False,
 ) -> Drawn:  # fmt: skip
     """Draw groups of images, keep the way that each took, and reward them.
 
     Each process draws its share; all get all.
 
     Args:
+        noisy_steps: see `Policy.rollout`.
         same_start: whether the images of a group start from the same noise.
         means: whether to keep what each step added fresh noise to.
     Raises: UserError: if a reward is not finite.
@@ -194,7 +214,10 @@ def draw_groups(
     )
     times = work.policy.grid(sampler)
     kept = mean[0].transpose(0, 1) if mean else None
-    return Drawn(way.transpose(0, 1), times, log_prob.T, reward, plan.prompt, *conds, mean=kept)
+    first = noisy_steps.start if noisy_steps else 0
+    return Drawn(
+        way.transpose(0, 1), times, log_prob.T, reward, plan.prompt, *conds, mean=kept, first=first
+    )
 
 
 def portions(rows: slice, size: int) -> list[slice]:
@@ -202,7 +225,7 @@ def portions(rows: slice, size: int) -> list[slice]:
 
 
 def _drawn(
-    work: Work, plan: Plan, rows: slice, sampler: Sampler, form: Noise, noisy_steps: int | None
+    work: Work, plan: Plan, rows: slice, sampler: Sampler, form: Noise, noisy_steps: range | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Way, log-probabilities, rewards and means of some images, a row each."""
     policy = work.policy
@@ -255,16 +278,17 @@ def score(
 
 
 def learned_steps(
-    images: int, noisy_steps: int, per_image: int, generator: torch.Generator
+    images: int, noisy_steps: range, per_image: int, generator: torch.Generator
 ) -> Int[Tensor, "r 2"]:
     """Rows (image, step of drawing) in random order, `per_image` different steps of each image."""
-    k = torch.rand(images, noisy_steps, generator=generator).argsort(1)[:, :per_image].flatten()
+    order = torch.rand(images, len(noisy_steps), generator=generator).argsort(1)
+    k = noisy_steps.start + order[:, :per_image].flatten()
     image = torch.arange(images).repeat_interleave(per_image)
     return torch.stack([image, k], dim=1)[torch.randperm(len(k), generator=generator)]
 
 
 def step_weights(
-    policy: Policy, times: Float[Tensor, " m"], noisy_steps: int, eta: float, form: Noise,
+    policy: Policy, times: Float[Tensor, " m"], noisy_steps: range, eta: float, form: Noise,
     *, squared: bool = False,
 ) -> Float[Tensor, " k"]:  # fmt: skip
     """What each noisy step counts, 1 on average, for all to make the gradient equally noisy.
@@ -277,7 +301,8 @@ def step_weights(
     Args:
         squared: whether the likelihood is exp(−distance²) and not the density.
     """
-    t, s = times[:noisy_steps].to(policy.device), times[1 : noisy_steps + 1].to(policy.device)
+    first, end = noisy_steps.start, noisy_steps.stop
+    t, s = (x.to(policy.device) for x in (times[first:end], times[first + 1 : end + 1]))
     nothing = torch.zeros(len(t), 1, 1, 1, device=policy.device)
     # the mean is linear in noisy latents and prediction
     slope, std = policy.transition(nothing, nothing + 1, t, s, eta, form)
@@ -297,7 +322,7 @@ def step_batch(
         uncond = take(drawn.uncond, torch.zeros_like(image))
         tensors["guidance"] = torch.full((len(image),), scale)
     if drawn.mean is not None:
-        tensors["mean"] = drawn.mean[k, image]
+        tensors["mean"] = drawn.mean[k - drawn.first, image]
     return Batch.of(
         take(drawn.cond, drawn.prompt[image]),
         uncond,

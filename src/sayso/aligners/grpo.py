@@ -23,6 +23,7 @@ from sayso.aligners._rollouts import (
     learned_steps,
     step_batch,
     step_weights,
+    window_of,
 )
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
@@ -67,6 +68,9 @@ class GroupPolicy(Online):
     window: float = 0.5
     """Share of the sampling steps, from the first, that have fresh noise and are learned from; the
     others have none. Late steps change an image little and make the gradient noisy."""
+    window_interval: int = 0
+    """Rollouts after which the window moves on by one sampling step, and from the end back to the
+    first, as in MixGRPO; 0 = it stays at the first steps."""
     weighting: Weighting = "noise"
     """Weight of each sampling step: noise, so that all make the gradient equally noisy, though late
     ones have little noise themselves; or equal, as in DDPO and Flow-GRPO."""
@@ -100,6 +104,8 @@ class GroupPolicy(Online):
         super().__post_init__()
         if not 0 < self.window <= 1:
             raise UserError(f"window {self.window} is not in (0, 1]; try 0.5")
+        if self.window_interval < 0:
+            raise UserError(f"window_interval {self.window_interval} must be at least 0; try 25")
         refuse_not_positive(self, "clip_range", "divergence_limit", "eta")
         if not 0 <= self.step_kl < float("inf"):
             raise UserError(f"step_kl {self.step_kl} must be at least 0; try 0.01")
@@ -119,9 +125,10 @@ class GroupPolicy(Online):
     def batches(self, work: Work) -> Iterator[Batch]:
         period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
         self.check_shares(work.world)
-        noisy_steps = self._check(work, sampler)
-        weight = self._weights(work, sampler, noisy_steps)
+        width, steps = self._check(work, sampler)
         for start in work.steps[::period]:
+            noisy_steps = window_of(start // period, width, steps, self.window_interval)
+            weight = self._weights(work, sampler, noisy_steps)
             drawn = draw_groups(
                 work, start, self.images, self.group_size, sampler, self.noise, noisy_steps,
                 same_start=self.same_start, means=self.trust == "dppo",
@@ -135,7 +142,7 @@ class GroupPolicy(Online):
             for whole in rows.split(work.batch_size)[: work.max_steps - start]:
                 image, k = whole[work.share(work.batch_size)].unbind(1)
                 yield step_batch(drawn, image, k, work.policy.guidance(sampler)).plus(
-                    advantage=advantage[image], weight=weight[k]
+                    advantage=advantage[image], weight=weight[k - noisy_steps.start]
                 )
 
     def loss(self, work: Work, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -169,16 +176,19 @@ class GroupPolicy(Online):
         prediction, times = work.prediction(batch, model), (batch["t"], batch["s"])
         return work.policy.transition(batch["noisy"], prediction, *times, self.eta, self.noise)
 
-    def _weights(self, work: Work, sampler: Sampler, noisy_steps: int) -> Tensor:
+    def _weights(self, work: Work, sampler: Sampler, noisy_steps: range) -> Tensor:
         """What each noisy step counts."""
         if self.weighting == "equal":
-            return torch.ones(noisy_steps)
+            return torch.ones(len(noisy_steps))
         times = work.policy.grid(sampler)
         squared = self.likelihood == "squared"
         return step_weights(work.policy, times, noisy_steps, self.eta, self.noise, squared=squared)
 
-    def _check(self, work: Work, sampler: Sampler) -> int:
-        """How many steps have noise. Raises: UserError: if they are too few to learn from."""
+    def _check(self, work: Work, sampler: Sampler) -> tuple[int, int]:
+        """How many steps have noise, and how many there are.
+
+        Raises: UserError: if they are too few to learn from, or do not suit the other options.
+        """
         steps = len(work.policy.grid(sampler)) - 1
         # the last one has none, however wide the window
         noisy = min(math.ceil(self.window * steps), steps - 1)
@@ -195,4 +205,9 @@ class GroupPolicy(Online):
                 f"noise {self.noise} is for flow models, and {work.policy.name} is not one; "
                 f"choose {' or '.join(VARIANCE_PRESERVING)}"
             )
-        return noisy
+        if self.window_interval and noisy == steps - 1:
+            raise UserError(
+                f"window_interval {self.window_interval} would have no effect, because the window "
+                f"has all {noisy} steps that can have noise; give a smaller --window, or omit it"
+            )
+        return noisy, steps

@@ -270,7 +270,7 @@ class Policy(OlderSelves, Scheduled):
         sampler: Sampler,
         *,
         form: Noise = "ancestral",
-        noisy_steps: int | None = None,
+        noisy_steps: range | None = None,
         steps: int | None = None,
         starts: Sequence[int] | None = None,
     ) -> "Rollout":
@@ -285,8 +285,8 @@ class Policy(OlderSelves, Scheduled):
             seeds: one per row, ≥ 0.
             sampler: steps, guidance, eta and size.
             form: see `_schedule.step_noise`.
-            noisy_steps: how many steps, from the first, have the fresh noise of `sampler.eta`, and
-                the others are DDIM's; None = all but the last, which never has noise.
+            noisy_steps: which steps have the fresh noise of `sampler.eta`, in a row; the others are
+                DDIM's; None = all but the last, which never has noise.
             steps: how many steps to make, from the first; None = all, to the image.
             starts: seeds of the noise that each row starts from; None = its own.
         """
@@ -298,9 +298,9 @@ class Policy(OlderSelves, Scheduled):
             # in place of its own, which its generator has given, so that no step has it again
             x = noise_of(_seeded(starts), shape, self.device)
         way, means, log_probs = [x[None]], [x[None][:0]], [x.new_zeros(0, b)]
-        noisy = len(times) - 2 if noisy_steps is None else noisy_steps
+        noisy = range(len(times) - 2) if noisy_steps is None else noisy_steps
         for k in range(len(times) - 1 if steps is None else steps):
-            t, s, eta = times[k].expand(b), times[k + 1].expand(b), sampler.eta * (k < noisy)
+            t, s, eta = times[k].expand(b), times[k + 1].expand(b), sampler.eta * (k in noisy)
             prediction = self.under(sampler, x, t, cond, without)
             mean, std = self.transition(x, prediction, t, s, eta, form)
             x = mean
