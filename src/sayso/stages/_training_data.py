@@ -5,6 +5,7 @@ import os
 from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -122,25 +123,24 @@ def open_rows(
         decoders = _decoders(policy.device) if workers is None else workers
         size = images.size(study)
         possible_sizes(policy, size, bucket_step)
-        # first, for encoding takes longer than to find that the reward cannot be used
-        rewarded = rewarded_by and pretraining_rewards(
-            study, rewarded_by, pretraining_images, size, policy.device, decoders,
-            leave_out_damaged=leave_out_damaged,
-        )  # fmt: skip
+        # before encoding, which takes long: the reward may be one that cannot be used
+        asked = (study, rewarded_by, pretraining_images, size, policy.device, decoders)
+        found = rewarded_by and pretraining_rewards(*asked, leave_out_damaged=leave_out_damaged)
         more = encoded_pretraining(
             study, policy, pretraining_images, precision, size,
             bucket_step=bucket_step, workers=decoders, leave_out_damaged=leave_out_damaged,
         )  # fmt: skip
         _say_cut(policy, more[1])
-        share = rewarded[more[0].rows] if isinstance(rewarded, torch.Tensor) else None
-
-    def opened(policy: Policy, texts: Sequence[str]) -> Conditions:
-        folder, identity = study.cache / "conditions", base_identity(study)
-        return open_conditions(policy, texts, folder, identity, conditions)
+        share = None if isinstance(found, str) else found[more[0].rows]
 
     own = _latents(study, policy, images), images.texts
+    opened = partial(_open_conditions, study, conditions)
     rows = make_rows(policy, own, images.labels, rewards, more, opened)
     return replace(rows, pretraining_share=share)
+
+
+def _open_conditions(study: Study, kept: Kept, policy: Policy, texts: Sequence[str]) -> Conditions:
+    return open_conditions(policy, texts, study.cache / "conditions", base_identity(study), kept)
 
 
 def _latents(study: Study, policy: Policy, images: Samples) -> Latents:
