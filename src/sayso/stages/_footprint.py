@@ -13,6 +13,7 @@ from sayso.base.types import Sampler, Size
 from sayso.families import Policy
 from sayso.families._precision import KEPT, stored_bytes
 from sayso.families._trace import Trace, trace_decoding, trace_step
+from sayso.stages._reward_footprint import RewardFootprint
 from sayso.training.optimizers import moment_bytes
 from sayso.training.options import TrainOptions
 
@@ -80,7 +81,8 @@ def shapes_of(policy: Policy, text: str) -> dict[str, tuple[int, ...]]:
 
 
 def training(
-    blueprint: Blueprint, way: Way, aligner: Aligner, size: Size, cond: dict[str, tuple[int, ...]]
+    blueprint: Blueprint, way: Way, aligner: Aligner, size: Size, cond: dict[str, tuple[int, ...]],
+    reward: RewardFootprint | None = None,
 ) -> Footprint:  # fmt: skip
     """What training takes.
 
@@ -90,6 +92,7 @@ def training(
         aligner: what it is trained by; its needs decide what else is kept.
         size: of the images.
         cond: shapes of the conditions of a text as long as any that is trained on.
+        reward: the one that is asked, before or while it trains; None = none is.
     """
     policy, options, needs = blueprint(), way.options, aligner.required()
     text_bytes, vae_bytes = (_bytes(part, way.precision) for part in _encoders(policy))
@@ -122,13 +125,32 @@ def training(
         "decoding with a gradient": _decoding(blueprint, way, size) if "gradient" in needs else 0,
         "libraries": _runtime(cuda=way.cuda),
     }
+    if reward and drawing:
+        images = _decoded_at_once(policy, way, size) if "gradient" in needs else 0
+        parts[reward.part] = reward.weights + reward.backward(images)
     return Footprint(
         _there(parts),
         trace.flops / options.micro_batch(way.processes),
-        text_bytes + vae_bytes + round(_portion(policy, size) * ENCODING) + parts["libraries"],
+        _preparing(policy, options, size, text_bytes + vae_bytes, reward) + parts["libraries"],
         average,
         trained + moments + average,
     )
+
+
+def _preparing(
+    policy: Policy, options: TrainOptions, size: Size, encoders: int, reward: RewardFootprint | None
+) -> int:  # fmt: skip
+    """Bytes while images are encoded or scored, whichever takes more."""
+    encoding = encoders + round(_portion(policy, size) * ENCODING)
+    if reward is None:
+        return encoding
+    # they are there too while pre-training images are scored
+    beside = encoders if options.pretraining_draw == "reward" else 0
+    return max(encoding, reward.weights + beside)
+
+
+def _decoded_at_once(policy: Policy, way: Way, size: Size) -> int:
+    return min(way.options.micro_batch(way.processes), policy.portion(size))
 
 
 def _decoding(blueprint: Blueprint, way: Way, size: Size) -> int:
@@ -137,8 +159,7 @@ def _decoding(blueprint: Blueprint, way: Way, size: Size) -> int:
     if way.options.gradient_checkpointing:
         policy.checkpoint_decoder()
     policy.vae.requires_grad_(False)
-    rows = min(way.options.micro_batch(way.processes), policy.portion(size))
-    latents = (rows, *policy.latent_shape(size))
+    latents = (_decoded_at_once(policy, way, size), *policy.latent_shape(size))
     return trace_decoding(policy.vae, policy.vae_decode, latents, gradient=True).peak
 
 
