@@ -186,9 +186,8 @@ def test_what_training_takes_by_hand(folder: Path) -> None:
 def test_a_gradient_through_a_rewards_clip_is_traced(tmp_path: Path, images: int) -> None:
     clip = tiny_clip(tmp_path / "clip")
     real = ClipEncoder.load(str(clip))
-    pixels = torch.rand(images, 3, 16, 16, requires_grad=True)
-    known = [*real.model.parameters(), *real.model.buffers(), pixels]
-    with _Counter(known) as counter:
+    with _Counter([*real.model.parameters(), *real.model.buffers()]) as counter:
+        pixels = torch.rand(images, 3, 16, 16, requires_grad=True)
         torch.autograd.backward(real._embed_pixels(pixels).sum())
     traced = RewardFootprint("r", 0, clip).backward(images)
     assert traced == pytest.approx(counter.peak, rel=0.1)
@@ -222,20 +221,25 @@ def test_a_reward_is_counted_while_it_is_there(folder: Path, tmp_path: Path) -> 
 def test_what_is_not_known_of_a_reward_is_said(tmp_path: Path) -> None:
     study, own = random_study(tmp_path), tmp_path / "mine.py"
     own.write_text(REWARD_FILE)
-    shown = align_plan(study, AlignConfig(aligner="grpo", reward="clip_score"))
+
+    def planned(**options: Any) -> dict[str, object]:
+        config = AlignConfig(forecast_for="24GB", **options)
+        return align_plan(Study.open(study.path), config)
+
+    shown = planned(aligner="grpo", reward="clip_score")
     clip = ClipEncoder.load("tinyworld").model
     weights = sum(p.numel() for p in clip.parameters()) * 4
     assert shown["memory, reward clip_score"] == decimal(weights)
-    before = align_plan(study, AlignConfig(aligner="sft", reward="clip_score", **DRAW))
+    before = planned(aligner="sft", reward="clip_score", **DRAW)
     assert before["memory, reward clip_score"] == f"{decimal(weights)}, before training"
-    assert not [k for k in align_plan(study, AlignConfig(aligner="sft")) if "reward" in k]
-    said = align_plan(study, AlignConfig(aligner="grpo", reward=str(own)))
+    assert not [k for k in planned(aligner="sft") if "reward" in k]
+    said = planned(aligner="grpo", reward=str(own))
     assert said[f"memory, reward {own}"] == "what it loads is not counted"
-    missing = align_plan(study, AlignConfig(aligner="grpo"))
+    missing = planned(aligner="grpo")
     assert "not counted: " in str(missing["memory, reward runs/fit-clip_head"])
     info = study.path / "study.json"
     info.write_text(info.read_text().replace('"clip_model": "tinyworld"', '"clip_model": "a/b"'))
-    elsewhere = align_plan(Study.open(study.path), AlignConfig(aligner="grpo", reward="clip_score"))
+    elsewhere = planned(aligner="grpo", reward="clip_score")
     said = "not counted: CLIP a/b is not on this machine"
     assert elsewhere["memory, reward clip_score"] == said
 

@@ -153,7 +153,7 @@ def test_a_forecast_counts_the_weights_of_a_reward(made: Study, name: str) -> No
     weights = sum(tensor.nbytes for tensor in held)
     assert reward_footprint(made, run).weights == weights
     assert (weights > 0) == (name not in ("jpeg", "remote"))
-    planned = plan(made, AlignConfig(aligner="grpo", reward=run))
+    planned = plan(made, AlignConfig(aligner="grpo", reward=run, forecast_for="24GB"))
     assert planned.get(f"memory, reward {run}") == (decimal(weights) if weights else None)
 
 
