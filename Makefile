@@ -63,7 +63,7 @@ bench-rating: $(INSTALLED)  ## speed of the rating app: page, load, a large stud
 bench-intervals: $(INSTALLED)  ## do intervals and p-values hold where images of a prompt are alike
 	$(BIN)/python benchmarks/intervals.py
 
-bench-ratings: $(INSTALLED)  ## how much alignment from 250 to 8,600 ratings: 45 minutes of one core for each method
+bench-ratings: $(INSTALLED)  ## how much alignment comes from 250 to 8,600 ratings, ours and the paper's way
 	$(BIN)/python benchmarks/ratings.py $(RECIPE) $(RATINGS)
 
 bench: $(INSTALLED)  ## training step, sampling and reward, each against the everyday way, in turns

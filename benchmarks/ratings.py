@@ -29,12 +29,13 @@ from sayso.base import files
 from sayso.base.errors import UserError, quoted
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
-from sayso.base.types import QUESTIONS, Rating, digest
+from sayso.base.types import QUESTIONS, Rating, Sample, digest
 from sayso.cli.demo import FIT, TUNE
 from sayso.cli.league.ground import run_line
 from sayso.judges import judge_identities, named_judge, world_judge
 from sayso.reporting.report_data import number
 from sayso.reporting.summary import comparison
+from sayso.stages._drawing_plan import seed_of
 from sayso.study.identity import base_identity, clip_identity
 from sayso.study.run import Run
 from sayso.study.sample_records import FILE
@@ -170,24 +171,39 @@ def _identity(study: Study) -> str:
     return digest([
         asdict(replace(study.info, name="", feedback_url="")),
         [prompt.id for prompt in study.prompts()],
-        sorted(sample.id for sample in study.samples("base")),
+        sorted(sample.id for sample in used_images(study)),
         base_identity(study), clip_identity(study),
         judge_identities(study, judge, named_judge(study, judge)),
     ])  # fmt: skip
 
 
+def used_images(study: Study) -> list[Sample]:
+    """The base's images that points use: all of train prompts, of the others as many as compared.
+
+    Those that the study has beside them, such as a pool for best of n, change nothing.
+    """
+    kept = {"seen": SET, "unseen": SET, "fidelity": 1, "validation": 0}
+    seeds = {
+        prompt.id: {seed_of(study, prompt.id, k) for k in range(kept[prompt.split])}
+        for prompt in study.prompts()
+        if prompt.split in kept
+    }
+    return [s for s in study.samples("base") if s.seed in seeds.get(s.prompt_id, {s.seed})]
+
+
 def _linked(source: Study, path: Path, cache: Path) -> Study:
     """A study with the prompts and the base's images of another one, whose files it shares."""
     if not path.exists():
-        samples = source.samples("base")
-        with files.new_folder(path) as folder:
-            study = Study.create(folder, replace(source.info, feedback_url=""))
-            study.write_prompts(source.prompts())
-            for name in dict.fromkeys(name for s in samples for name in (s.path, s.latents)):
-                _link(source.path / name, folder / name)
-            files.append_lines(folder / FILE, map(asdict, samples))
-            cache.mkdir(exist_ok=True)
-            study.cache.symlink_to(cache.resolve())
+        making, samples = path.with_name(f"{path.name}.unfinished"), used_images(source)
+        shutil.rmtree(making, ignore_errors=True)
+        study = Study.create(making, replace(source.info, feedback_url=""))
+        study.write_prompts(source.prompts())
+        for name in dict.fromkeys(name for s in samples for name in (s.path, s.latents)):
+            _link(source.path / name, making / name)
+        files.append_lines(making / FILE, map(asdict, samples))
+        cache.mkdir(exist_ok=True)
+        study.cache.symlink_to(cache.resolve())
+        making.rename(path)
     return Study.open(path)
 
 

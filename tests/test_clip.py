@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel
 
 from sayso.base.errors import UserError
+from sayso.data import clip
 from sayso.data.clip import ClipEncoder, embed_samples, resolve_clip, to_pixels
 from sayso.data.clip_preprocessing import read_preprocessing
 
@@ -127,6 +128,18 @@ def test_texts_do_not_depend_on_their_company(encoder: ClipEncoder, folder: Path
     assert torch.equal(together[0], alone[0])
     many = ClipEncoder.load(str(folder)).texts([f"{n} dogs" for n in range(70)] + ["a dog"])
     assert torch.equal(many[-1], alone[0])
+
+
+def test_a_few_texts_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip, "KEPT_TEXTS", 40)
+    encoder, texts = ClipEncoder.load(str(folder)), [f"{n} dogs" for n in range(100)]
+    expected = ClipEncoder.load(str(folder)).texts(texts[:60:10])
+    assert torch.equal(encoder.texts(texts)[:60:10], expected)
+    assert len(encoder._texts) == 40
+    for n in range(0, 100, 10):
+        encoder.texts(texts[n : n + 10] * 2)
+        assert len(encoder._texts) == 40
+    assert torch.equal(encoder.texts(texts[:60:10]), expected)
 
 
 def test_embeddings_are_fp32_under_anybodys_autocast(folder: Path, encoder: ClipEncoder) -> None:

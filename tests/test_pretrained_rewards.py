@@ -23,7 +23,7 @@ from transformers import CLIPModel, CLIPProcessor
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
 from sayso.data.clip import to_pixels
-from sayso.rewards import Reward, load_reward
+from sayso.rewards import Reward, _contract, load_reward
 from sayso.stages.generate import GenerateConfig, _on_device
 from sayso.study.identity import reward_identity
 from sayso.study.study import Study
@@ -150,9 +150,23 @@ def test_texts_that_are_too_long_are_cut_as_the_authors_do_it(
     )
     with torch.no_grad():
         expected = model(**inputs).logits_per_image.diagonal()
-    found = loaded(made, "pickscore").score(stacked(images), long)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    assert "2 of 2 prompts have more than the 48 tokens" in capsys.readouterr().err
+    reward = loaded(made, "pickscore")
+    torch.testing.assert_close(reward.score(stacked(images), long), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pickscore", "image_reward"])
+def test_it_is_said_once_that_texts_are_cut(
+    made: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    reward = loaded(made, name)
+    texts = ["a red cat", *(f"{'a red cat and ' * 9}{n}" for n in range(3))]
+    for text in texts:
+        reward.checked_score(stacked(pictures(16, 16))[:1], [text], ["it"])
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.count("prompts are longer than reward") == 1
+    monkeypatch.setattr(_contract, "BATCH_SIZE", 1)
+    loaded(made, name).score_samples(made, made.samples()[:4], texts)
+    assert capsys.readouterr().err.count("3 of 4 prompts are longer than reward") == 1
 
 
 def test_aesthetic_is_its_five_layers_in_one(made: Study, tmp_path: Path) -> None:

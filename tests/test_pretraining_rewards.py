@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from clips import tiny_clip
 from loops import killed_at
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,6 +19,7 @@ from sayso.base.errors import UserError
 from sayso.base.types import Size
 from sayso.data.pretraining_images import is_held_out, open_pretraining
 from sayso.data.rows import TrainingRows
+from sayso.rewards import Reward, load_reward
 from sayso.stages import _training_data
 from sayso.stages.align import AlignConfig, align
 from sayso.study.study import Study
@@ -115,6 +118,124 @@ def test_each_is_drawn_in_proportion(buckets: list[int] | None) -> None:
     wanted = len(found) * share / share.sum()
     assert len(found) == 3600
     assert counts.tolist() == pytest.approx(wanted.tolist(), rel=0.15)
+
+
+NEAR = '''
+from dataclasses import dataclass
+from torch.nn import functional as F
+from sayso.rewards import ClipReward
+
+@dataclass
+class Near(ClipReward):
+    """CLIP's cosine, above 0."""
+
+    def score_embeddings(self, images, texts):
+        return 1 + F.cosine_similarity(images, texts, dim=1)
+'''
+LONG = "a very long caption " * 3
+
+
+def near(study: Study) -> str:
+    """A reward on CLIP, with a CLIP that knows small letters alone and at most 48 of them."""
+    info, own = study.path / "study.json", study.path.parent / "near.py"
+    own.write_text(NEAR)
+    clip = str(tiny_clip(study.path.parent / "clip"))
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"clip_model": clip}))
+    return str(own)
+
+
+def recaption(study: Study, captions: dict[int, str]) -> None:
+    metadata = study.path.parent / "natural/metadata.jsonl"
+    rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+    rows = [row | {"text": captions.get(i, row["text"])} for i, row in enumerate(rows)]
+    metadata.write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_a_clip_reward_over_several_shards(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Damaged images, long captions and some that cannot be read, in several shards."""
+    monkeypatch.setattr(scoring, "IMAGES_A_SHARD", 8)
+    monkeypatch.setattr(scoring, "BATCH_SIZE", 3)
+    greys, name = numbers(study), near(study)
+    unread, damaged = [greys[0], greys[13], greys[-1]], greys[5]
+    long = [greys[2], greys[20], greys[-2]]
+    recaption(study, dict.fromkeys(unread, "a café") | dict.fromkeys(long, LONG))
+    (study.path.parent / f"natural/{damaged}.png").write_bytes(b"no picture")
+    study = Study.open(study.path)
+    scored = partial(pretraining_rewards, study, name, 1000, Size(32, 32), CPU)
+    refused = rf"3 of {len(greys)} captions .* does not know, such as 'a café' \(.*--leave-out-dam"
+    for _ in range(2):
+        with pytest.raises(UserError, match=refused):
+            scored()
+        said = capsys.readouterr().err
+        assert said.count(f"3 of {len(greys)} captions of pre-training images are longer") == 1
+        assert "prompts are longer" not in said
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "load_reward", None)
+        found = scored(leave_out_damaged=True)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "such as 'a café'" in said
+    assert said.rstrip().endswith("their images are left out")
+    listed = study.cache / "pretraining/captions-not-read.txt"
+    assert listed.read_text().splitlines() == ["'a café'"] * 3
+    assert len(list(study.cache.glob("pretraining/reward/*"))) == -(-len(greys) // 8)
+    reward: Any = load_reward(study, name)
+    reward.clip.cuts_texts = True
+    texts = open_pretraining(study, Size(32, 32)).train_captions(1000)
+    for grey, text, score in zip(greys, texts, found.tolist(), strict=True):
+        if grey in (*unread, damaged):
+            assert score == 0
+            continue
+        picture = Image.new("RGB", (32, 32), (6 * grey,) * 3)
+        assert score == pytest.approx(reward.score_pictures([picture], [text], [""]).item())
+
+
+def test_a_reward_below_0_is_found_in_the_first_batch(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "BATCH_SIZE", 4)
+    Path(bright(study)).write_text(BRIGHTNESS.replace("OFFSET", "2"))
+    shown = list[int]()
+    scores = Reward.score_pictures
+
+    def score_pictures(self: Reward, *given: Any) -> torch.Tensor:
+        shown.append(len(given[1]))
+        return scores(self, *given)
+
+    monkeypatch.setattr(Reward, "score_pictures", score_pictures)
+    with pytest.raises(UserError, match=r"is -\d.* for a pre-training image"):
+        align(study, replace(CONFIG, reward=bright(study)))
+    assert shown == [4]
+    assert not list(study.cache.glob("pretraining/**/*.safetensors")), "nothing was encoded yet"
+
+
+def test_buckets_that_are_impossible_are_found_before_images_are_scored(study: Study) -> None:
+    with pytest.raises(UserError, match="bucket_step 5 does not divide"):
+        align(study, replace(CONFIG, reward=bright(study), bucket_step=5))
+    assert not list(study.cache.glob("pretraining/reward/*"))
+
+
+@pytest.mark.parametrize("what", ["image", "caption", "reward", "CLIP"])
+def test_a_run_resumes_with_the_same_images_and_reward_alone(
+    study: Study, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    config = replace(CONFIG, reward=near(study), name="cut", pretraining_images=30)
+    natural, grey = study.path.parent / "natural", numbers(study)[0]
+    study = Study.open(study.path)
+    with killed_at(monkeypatch, 4):
+        align(study, config)
+    if what == "image":
+        Image.new("RGB", (32, 32)).save(natural / f"{grey}.png")
+    elif what == "caption":
+        recaption(study, {grey: "another"})
+    elif what == "reward":
+        Path(config.reward).write_text(NEAR.replace("1 +", "2 +"))
+    else:
+        tiny_clip(study.path.parent / "clip", seed=1)
+    named = "pre-training images" if what in ("image", "caption") else "reward .*near.py"
+    with pytest.raises(UserError, match=f"changed since it began: {named}"):
+        align(Study.open(study.path), config)
 
 
 def test_damaged_images_move_no_other(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,17 @@ def test_what_decides_a_point_is_in_its_name(
     assert replace(point).name == point.name
 
 
+def test_a_pool_of_test_images_changes_nothing(
+    played: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    study = Study.open(Path(shutil.copytree(source, tmp_path / "study")))
+    ratings.run_line(f"generate '{study.path}' --prompts test --per-prompt 6")
+    assert len(study.samples("base")) == 40 + 4 * 6
+    ground = prepared(study.path, tmp_path / "work", SIZES, 0)
+    assert len(ground.study.samples("base")) == 40 + 4 * 4
+    assert ground.identity == played["ground"].identity
+
+
 def test_another_seed_draws_other_ratings(source: Path) -> None:
     study = Study.open(source)
     first, again, other = (ratings.ratings_of(study, seed) for seed in (0, 0, 1))

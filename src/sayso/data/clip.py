@@ -25,11 +25,12 @@ from sayso.base.errors import UserError
 from sayso.base.finite import refuse_not_finite
 from sayso.base.hashes import folder_digest
 from sayso.base.pictures import to_rgb
-from sayso.base.progress import console, progress
+from sayso.base.progress import progress
 from sayso.base.types import Sample, digest
 from sayso.base.weights import load_part, load_tokenizer
 from sayso.base.worlds import find_world, or_world
 from sayso.data.clip_preprocessing import Preprocessing, read_preprocessing
+from sayso.data.reading import Read, how_read
 from sayso.study.study import Study
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ a GiB (a picture has 577 tokens, whose widest layer has 4,096 numbers)."""
 STACKED_PIXELS = 64 * 512 * 512
 """Pixels of pictures held as floats at a time, 12 bytes each: 200 MB."""
 
+KEPT_TEXTS = 32_768
+"""Texts whose embeddings are kept in memory: 128 MiB of ViT-H's."""
+
 TEXT_ROWS = 32
-"""Texts embedded at a time, for the same reason."""
+"""Texts embedded at a time, for the same reason as `CHUNK`."""
 
 
 def to_pixels(image: "Image.Image") -> Float[Tensor, "3 h w"]:
@@ -128,7 +132,7 @@ class ClipEncoder:
     ) -> "ClipEncoder":
         """The CLIP of a reward that others trained, called as they call it; float32.
 
-        Texts are cut where the model ends, which is said, and pictures are rounded to 8 bits before
+        Texts are cut where the model ends, and pictures are rounded to 8 bits before
         and after they are resized, unless they ask for gradients.
 
         Args:
@@ -187,32 +191,44 @@ class ClipEncoder:
             return self.model.visual_projection(pooled)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Text embeddings after the projection, not normalised; each text is computed once.
+        """Text embeddings after the projection, not normalised; the latest are kept.
 
         Raises: UserError: if the tokenizer would cut a text or does not know a word of it.
         """
-        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        found = {text: self._texts[text] for text in texts if text in self._texts}
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
             self.check_texts(missing)
-            if self.cuts_texts:
-                say_cut(self.tokenizer, missing, self.max_tokens)
-            self._texts |= self._embed(missing)
-        return torch.stack([self._texts[text] for text in texts])
+            found |= (made := self._embed(missing))
+            self._keep(made)
+        return torch.stack([found[text] for text in texts])
+
+    def _keep(self, made: Mapping[str, Tensor]) -> None:
+        """Keep embeddings of texts; the oldest go where there are too many."""
+        self._texts |= made
+        for text in list(islice(self._texts, max(0, len(self._texts) - KEPT_TEXTS))):
+            del self._texts[text]
+
+    def how_read(self, texts: Sequence[str]) -> list[Read]:
+        """How much of each text CLIP reads; of long ones nothing, unless it cuts them."""
+        # up to its first end token, which also stands for an unknown symbol
+        found = how_read(self.tokenizer, texts, self.max_tokens, self.tokenizer.eos_token_id)
+        return found if self.cuts_texts else [Read.NOT if read else read for read in found]
 
     def check_texts(self, texts: Sequence[str]) -> None:
         """Raise UserError naming the first text that the tokenizer would cut or not understand."""
-        end = self.tokenizer.eos_token_id
-        for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
-            if len(ids) > self.max_tokens and not self.cuts_texts:
+        for text, read in zip(texts, self.how_read(texts), strict=True):
+            if read != Read.NOT:
+                continue
+            n = len(self.tokenizer(text)["input_ids"])
+            if n > self.max_tokens and not self.cuts_texts:
                 raise UserError(
-                    f"prompt {text!r} has {len(ids)} tokens, but CLIP reads at most "
-                    f"{self.max_tokens}; shorten it"
+                    f"prompt {text!r} has {n} tokens, but CLIP reads at most {self.max_tokens}; "
+                    "shorten it"
                 )
-            # CLIP reads a text up to its first end token, which also stands for an unknown symbol
-            if end in ids[:-1]:
-                raise UserError(
-                    f"prompt {text!r} has a word that CLIP's tokenizer does not know; rephrase it"
-                )
+            raise UserError(
+                f"prompt {text!r} has a word that CLIP's tokenizer does not know; rephrase it"
+            )
 
     def _embed(self, texts: list[str]) -> dict[str, Tensor]:
         """Embed in batches of one shape, so that a text's company cannot change its last bits."""
@@ -241,19 +257,6 @@ class ClipEncoder:
     def _full_precision(self) -> torch.autocast:
         """Kept embeddings must not depend on whose autocast they were first asked for in."""
         return torch.autocast(self.device.type, enabled=False)
-
-
-def say_cut(tokenizer: Any, texts: Sequence[str], most: int) -> None:
-    """Say how many of the texts a reward that others trained reads only the beginning of.
-
-    Args:
-        most: tokens that it reads.
-    """
-    if cut := sum(len(ids) > most for ids in tokenizer(list(texts))["input_ids"]):
-        console.print(
-            f"{cut} of {len(texts)} prompts have more than the {most} tokens that the reward "
-            "reads; only their beginning counts, as in its authors' code"
-        )
 
 
 def resolve_clip(name_or_path: str) -> Path:

@@ -98,8 +98,7 @@ def encoded_pretraining(
         finite; once all are encoded, if some are damaged and not left out.
     """
     size = size or study.info.sampler.image_size
-    sizes = bucket_sizes(size, bucket_step) if bucket_step else (size,)
-    _refuse_impossible(policy, sizes, bucket_step)
+    sizes = possible_sizes(policy, size, bucket_step)
     images = open_pretraining(study, size, bucket_step)
     captions = images.train_captions(n)
     if left_out := images.about():
@@ -116,12 +115,18 @@ def encoded_pretraining(
     return PretrainingLatents(shards, rows, sizes), [captions[i] for i in rows.tolist()]
 
 
-def _refuse_impossible(policy: Policy, sizes: Sequence[Size], bucket_step: int) -> None:
-    for size in sizes[1:]:
+def possible_sizes(policy: Policy, size: Size, bucket_step: int) -> Sequence[Size]:
+    """What images are brought to; see `open_pretraining`.
+
+    Raises: UserError: if the buckets do not fit the size or the model.
+    """
+    sizes = bucket_sizes(size, bucket_step) if bucket_step else (size,)
+    for other in sizes[1:]:
         try:
-            policy.latent_shape(size)
+            policy.latent_shape(other)
         except UserError as error:
             raise UserError(f"bucket_step {bucket_step} is not possible: {error}") from None
+    return sizes
 
 
 def _made(study: Study, encoding: "_Encoding", n: int) -> Shards:

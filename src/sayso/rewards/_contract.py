@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.base.errors import UserError
-from sayso.base.progress import progress
+from sayso.base.progress import console, progress
 from sayso.base.types import Prompt, Sample
 from sayso.data.clip import ClipEncoder, embed_samples, embed_together, stacked
+from sayso.data.reading import Read
 from sayso.study.run import Run
 from sayso.study.study import Study
 
@@ -40,6 +41,9 @@ class Reward(ABC):
     range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
     licence: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    # no field, for it is no option
+    has_said_cut = False
+    """Whether it was said that of long prompts only the beginning counts, or somebody else will."""
 
     def prepare(  # noqa: B027 (a reward may have nothing to load)
         self, study: Study, device: torch.device | str, weights: Path | None = None
@@ -61,6 +65,10 @@ class Reward(ABC):
         Called through `checked_score`.
         """
 
+    def how_read(self, prompts: Sequence[str]) -> list[Read]:
+        """How much of each prompt `score` reads; all of it where nothing else is known."""
+        return [Read.WHOLE] * len(prompts)
+
     def checked_score(
         self,
         images: Float[Tensor, "b 3 h w"],
@@ -76,6 +84,7 @@ class Reward(ABC):
         Raises: UserError: if there is not one score for each, or a score is not finite (the first
             image is named).
         """
+        self._say_cut(prompts)
         scores = self.score(images, prompts)
         self._refuse_bad(scores, names, advice)
         return scores.float()
@@ -98,6 +107,7 @@ class Reward(ABC):
         """
         if not samples:
             return torch.zeros(0)
+        self._say_cut(texts, are_all=True)
         with torch.no_grad():
             scores = self._score_stored(study, samples, texts).float().cpu()
         self._refuse_bad(scores, _names(samples))
@@ -115,6 +125,22 @@ class Reward(ABC):
         """
         with torch.no_grad():
             return self._in_portions(pictures, texts, names).cpu()
+
+    def _say_cut(self, prompts: Sequence[str], *, are_all: bool = False) -> None:
+        """Say, once, that of long prompts only the beginning counts.
+
+        Args:
+            are_all: whether there will be no others.
+        """
+        if self.has_said_cut or not (cut := self.how_read(prompts).count(Read.BEGINNING)):
+            return
+        self.has_said_cut = True
+        which = f"{cut} of {len(prompts)}" if are_all else "some"
+        console.print(
+            f"{which} prompts are longer than reward {type(self).__name__} reads; only their "
+            "beginning counts, as in its authors' code",
+            soft_wrap=True,
+        )
 
     def _refuse_bad(self, scores: object, names: Sequence[str], advice: str = LOOK) -> None:
         reward = f"reward {type(self).__name__}"
@@ -175,6 +201,10 @@ class ClipReward(Reward):
     ) -> None:
         """Load the study's CLIP."""
         self.clip = ClipEncoder.load(study.info.clip_model, device)
+
+    def how_read(self, prompts: Sequence[str]) -> list[Read]:
+        """How much of each prompt CLIP reads."""
+        return self.clip.how_read(prompts)
 
     @abstractmethod
     def score_embeddings(

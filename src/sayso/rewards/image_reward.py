@@ -24,8 +24,8 @@ from sayso.base.weights import (
     read_tensors,
     refuse_differences,
 )
-from sayso.data.clip import say_cut
 from sayso.data.clip_preprocessing import Preprocessing
+from sayso.data.reading import Read, how_read
 from sayso.rewards import PretrainedReward
 from sayso.rewards._towers import refuse_bad_heads, refuse_bad_towers
 
@@ -193,12 +193,15 @@ class ImageReward(PretrainedReward):
         put(network, read_tensors(file), file)
         self._network = network.to(device, torch.float32).eval().requires_grad_(False)
         self._tokenizer = load_tokenizer(BertTokenizer, weights)
-        self._known = set[str]()
         side = sizes["vision"]["image_size"]
         self._preprocessing = Preprocessing(
             side, (side, side), "bicubic", 1.0, tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD),
             rounds=True,
         )  # fmt: skip
+
+    def how_read(self, prompts: Sequence[str]) -> list[Read]:
+        """How much of each prompt the network reads."""
+        return how_read(self._tokenizer, prompts, MOST_TOKENS)
 
     def score(
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
@@ -211,9 +214,6 @@ class ImageReward(PretrainedReward):
 
     def _tokens(self, prompts: Sequence[str]) -> Any:
         """The prompts as the authors' code gives them: 35 tokens each, padded or cut."""
-        if new := [text for text in dict.fromkeys(prompts) if text not in self._known]:
-            say_cut(self._tokenizer, new, MOST_TOKENS)
-            self._known.update(new)
         return self._tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=MOST_TOKENS,
             return_tensors="pt",

@@ -5,6 +5,7 @@ import os
 from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from sayso.base.types import Sample, Sampler, Size
 from sayso.data.conditions import Conditions, Kept, open_conditions
 from sayso.data.latents import Latents, SampleLatents
 from sayso.data.pairs import Pair, pair_rows, pairs_of
-from sayso.data.pretraining_latents import encoded_pretraining
+from sayso.data.pretraining_latents import encoded_pretraining, possible_sizes
 from sayso.data.rows import TrainingRows, make_rows
 from sayso.families import Policy
 from sayso.rewards import load_reward
@@ -112,30 +113,34 @@ def open_rows(
         conditions: where those come from.
         precision: autocast context that pre-training images are encoded in.
         workers: processes that decode those; None = as many as pay.
-        leave_out_damaged: whether to go on without those that cannot be read.
+        leave_out_damaged: whether to go on without those that cannot be read, or whose caption the
+            reward cannot read.
     Raises: UserError: if a prompt is too long, or pre-training images cannot be used.
     """
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     more, share = None, None
     if pretraining_images:
         decoders = _decoders(policy.device) if workers is None else workers
+        size = images.size(study)
+        possible_sizes(policy, size, bucket_step)
+        # before encoding, which takes long: the reward may be one that cannot be used
+        asked = (study, rewarded_by, pretraining_images, size, policy.device, decoders)
+        found = rewarded_by and pretraining_rewards(*asked, leave_out_damaged=leave_out_damaged)
         more = encoded_pretraining(
-            study, policy, pretraining_images, precision, images.size(study),
+            study, policy, pretraining_images, precision, size,
             bucket_step=bucket_step, workers=decoders, leave_out_damaged=leave_out_damaged,
         )  # fmt: skip
         _say_cut(policy, more[1])
-        if rewarded_by:
-            share = pretraining_rewards(
-                study, rewarded_by, pretraining_images, images.size(study), policy.device, decoders
-            )[more[0].rows]
-
-    def opened(policy: Policy, texts: Sequence[str]) -> Conditions:
-        folder, identity = study.cache / "conditions", base_identity(study)
-        return open_conditions(policy, texts, folder, identity, conditions)
+        share = None if isinstance(found, str) else found[more[0].rows]
 
     own = _latents(study, policy, images), images.texts
+    opened = partial(_open_conditions, study, conditions)
     rows = make_rows(policy, own, images.labels, rewards, more, opened)
     return replace(rows, pretraining_share=share)
+
+
+def _open_conditions(study: Study, kept: Kept, policy: Policy, texts: Sequence[str]) -> Conditions:
+    return open_conditions(policy, texts, study.cache / "conditions", base_identity(study), kept)
 
 
 def _latents(study: Study, policy: Policy, images: Samples) -> Latents:

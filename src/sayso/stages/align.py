@@ -78,7 +78,8 @@ class AlignConfig(TrainOptions):
     """Sort pre-training images into aspect-ratio buckets whose sides are multiples of this many
     pixels, such as 64, instead of cropping all to the size of the samples; 0 = one size."""
     leave_out_damaged: bool = False
-    """Train without the pre-training images that cannot be read; they are counted and named."""
+    """Train without the pre-training images that cannot be read and, with --pretraining-draw
+    reward, without those whose captions the reward cannot read; they are counted and named."""
     workers: int | None = None
     """Processes that decode pre-training images for the encoder; default: one less than the number
     of processors if a GPU encodes, 0 if a CPU does."""
