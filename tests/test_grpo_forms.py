@@ -96,6 +96,8 @@ def _gradient(policy: ToyPolicy, loss: Tensor) -> Tensor:
         (0.5, 2.0, 0.5, -1.0, -2.0),  # far, but the other way: it can come back
         (0.5, -2.0, 0.5, 0.0, 0.0),
         (1.5, -2.0, 0.5, 3.0, 2.0),
+        (1.0, 2.0, 0.5, -2.0, -2.0),  # no likelier: it may have turned
+        (1.0, -2.0, 0.5, 2.0, 2.0),
     ],
 )
 def test_trust_by_divergence_by_hand(
