@@ -161,6 +161,26 @@ def test_images_of_a_group_may_start_from_one_noise() -> None:
     assert (along < 0.999).all()
 
 
+def test_scale_and_start_are_those_of_the_batches() -> None:
+    """By the rewards and the first latents of every row of a rollout."""
+    policy = ToyPolicy(kind="velocity")
+    work = work_of(policy, 72)
+    whole = dataclasses.replace(SMALL, window=1.0, steps_per_image=9)
+    sampler = dataclasses.replace(work.sampler, eta=1.0)
+    for scale in ("all", "group"):
+        drawn = draw_groups(work, 0, 8, 4, sampler, "ancestral", range(9))
+        within = group_advantages(drawn.reward, 4, 5.0, within=scale == "group")
+        batch = next(iter(dataclasses.replace(whole, scale=scale).batches(work)))
+        found = dict(zip(batch["reward"].tolist(), batch["advantage"].tolist(), strict=True))
+        wanted = dict(zip(drawn.reward.tolist(), within.tolist(), strict=True))
+        assert found == pytest.approx(wanted), scale
+    for same_start, starts in ((False, 8), (True, 2)):
+        batch = next(iter(dataclasses.replace(whole, same_start=same_start).batches(work)))
+        first = batch["noisy"][batch["t"] == batch["t"].max()].flatten(1).tolist()
+        assert len({tuple(row) for row in first}) == starts
+        assert len(first) == 8
+
+
 @pytest.mark.parametrize("kind", ["eps", "v", "velocity"])
 def test_the_divergence_from_the_start_is_part_of_the_loss(kind: Kind) -> None:
     """(dmean/dp)² times the mean squared difference of predictions over 2 std², for each kind."""
