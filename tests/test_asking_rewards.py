@@ -192,6 +192,7 @@ def test_what_is_no_number_ends_the_command(
         ("/a%20b?x=1&y=%C3%BC", "/a%20b?x=1&y=%C3%BC"),
         ("?q=1", "/?q=1"),
         ("/score#here", "/score"),
+        ("/a//b", "/a//b"),
     ],
 )
 def test_any_letters_may_be_in_the_address(server: RewardServer, path: str, asked: str) -> None:
@@ -200,6 +201,7 @@ def test_any_letters_may_be_in_the_address(server: RewardServer, path: str, aske
     assert reward.score(torch.zeros(1, 3, 8, 8), [""]).tolist() == [0]
     assert server.path == asked
     assert in_ascii("http://bücher.example:80/") == "http://xn--bcher-kva.example:80/"
+    assert in_ascii("http://localhost//a") == "http://localhost//a"
     assert in_ascii("https://[::1]:8000/score") == "https://[::1]:8000/score"
 
 

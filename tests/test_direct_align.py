@@ -115,10 +115,30 @@ def test_most_noise_bounds_the_times() -> None:
     assert 0.25 < little.max() <= 0.3
 
 
+def test_images_above_the_limit_are_left_alone_and_counted() -> None:
+    policy = ToyPolicy(kind="velocity")
+    work, free = toy_work(policy), DirectAlign()
+    batch = next(iter(free.batches(work)))
+    noisy = policy.add_noise(batch["latents"], batch["noise"], batch["t"])
+    images = policy.recovered(
+        noisy, work.prediction(batch), batch["noise"], batch["t"], batch["t"] * 0.8
+    )
+    reward = ToyReward().score(policy.decode(images), [""] * 8)
+    limit = float(reward.detach().sort().values[3])
+    _, told = (aligner := dataclasses.replace(free, reward_limit=limit)).loss(work, batch)
+    assert told["at_limit"] == 0.5
+    ours = gradient(policy, aligner.loss(work, batch)[0])
+    wanted = gradient(policy, -reward.clamp(max=limit).mean())
+    torch.testing.assert_close(ours, wanted)
+    assert wanted.abs().max() > 1e-5
+    assert not torch.allclose(ours, gradient(policy, free.loss(work, batch)[0]), atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_the_last_steps_are_drawn_with_a_gradient(scale: float) -> None:
     """Two of ten, with guidance or without; the image is the one that is drawn without any."""
-    policy, sampler = ToyPolicy(), Sampler(10, guidance_scale=scale)
+    # of one untrained for eps the images are white or black, and nothing has a gradient
+    policy, sampler = ToyPolicy(kind="velocity"), Sampler(10, guidance_scale=scale)
     work = toy_work(policy, sampler=sampler)
     aligner = DirectAlign(source="rollouts", last_steps=2)
     batch = next(iter(aligner.batches(work)))
@@ -131,6 +151,7 @@ def test_the_last_steps_are_drawn_with_a_gradient(scale: float) -> None:
     reward = ToyReward().score(policy.decode(x), [""] * 8).mean()
     torch.testing.assert_close(loss, -reward)
     torch.testing.assert_close(gradient(policy, loss), gradient(policy, -reward))
+    assert gradient(policy, loss).abs().max() > 1e-4
     whole = policy.rollout(
         batch.cond, policy.encode_prompts([""]), _seeds(work), dataclasses.replace(sampler, eta=0.0)
     )

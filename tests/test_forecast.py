@@ -6,29 +6,44 @@ from typing import Any
 
 import pytest
 import torch
+from clips import tiny_clip
 from diffusers.models.attention_processor import AttnProcessor2_0
 from models import tiny_pipeline
+from rich.filesize import decimal
 from studies import random_study
+from synthetic import REWARD_FILE
 
 from sayso.aligners import load_aligner
 from sayso.base.cards import GIB, parse_card
 from sayso.base.errors import UserError
 from sayso.base.plugins import load_plugin
 from sayso.base.types import Sampler, Size
+from sayso.data.clip import ClipEncoder
 from sayso.families import Policy
 from sayso.families._loading import family
 from sayso.families._precision import stored_bytes
 from sayso.families._trace import _Counter, trace_step
 from sayso.families.stable_diffusion import StableDiffusion
-from sayso.stages._footprint import Way, drawing, shapes_of, training
+from sayso.stages._footprint import (
+    RUNTIME,
+    Footprint,
+    Way,
+    _encoders,
+    drawing,
+    shapes_of,
+    training,
+)
+from sayso.stages._reward_footprint import RewardFootprint
 from sayso.stages._savings import fitting
 from sayso.stages.align import AlignConfig
+from sayso.stages.align import plan as align_plan
 from sayso.stages.generate import GenerateConfig, plan
 from sayso.study.study import Study
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SIZE = Size(32, 48)
 GROWTH = 1000
+DRAW: dict[str, Any] = {"pretraining_draw": "reward", "pretraining_weight": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +180,68 @@ def test_what_training_takes_by_hand(folder: Path) -> None:
     assert "exchange of gradients" not in sharded
     small = parts(dataclasses.replace(config, micro_batch_size=1))
     assert small["activations"] < whole["activations"]
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_gradient_through_a_rewards_clip_is_traced(tmp_path: Path, images: int) -> None:
+    clip = tiny_clip(tmp_path / "clip")
+    real = ClipEncoder.load(str(clip))
+    with _Counter([*real.model.parameters(), *real.model.buffers()]) as counter:
+        pixels = torch.rand(images, 3, 16, 16, requires_grad=True)
+        torch.autograd.backward(real._embed_pixels(pixels).sum())
+    traced = RewardFootprint("r", 0, clip).backward(images)
+    assert traced == pytest.approx(counter.peak, rel=0.1)
+    assert RewardFootprint("r", 0, clip).backward(0) == 0
+
+
+def test_a_reward_is_counted_while_it_is_there(folder: Path, tmp_path: Path) -> None:
+    def blueprint() -> Any:
+        return StableDiffusion.load(folder, META)
+
+    def needs(aligner: str, reward: RewardFootprint | None, draw: Any = "uniform") -> Footprint:
+        config = AlignConfig(batch_size=4, pretraining_draw=draw, pretraining_weight=1.0)
+        way = Way(config, 0, "fp32", None, cuda=True, processes=1, encoding=False)
+        shapes = {"states": (40, 32)}
+        return training(blueprint, way, load_aligner(aligner)(), SIZE, shapes, reward)
+
+    large = RewardFootprint("runs/fit-mine", 10**9, tiny_clip(tmp_path / "clip"))
+    assert needs("grpo", large).parts["reward runs/fit-mine"] == 10**9
+    through = needs("direct_align", large).parts["reward runs/fit-mine"]
+    # one of the decoder's portions
+    assert through == 10**9 + large.backward(4)
+    # of training that begins when samples are scored, and of scoring pre-training images
+    offline = needs("rwr", large)
+    assert "reward runs/fit-mine" not in offline.parts
+    assert offline.before == 10**9 + RUNTIME["cuda"]
+    encoders = [sum(p.numel() for p in part.parameters()) for part in _encoders(blueprint())]
+    assert needs("sft", large, "reward").before == offline.before + 4 * sum(encoders)
+    assert needs("sft", None).before < 10**9 + RUNTIME["cuda"]
+
+
+def test_what_is_not_known_of_a_reward_is_said(tmp_path: Path) -> None:
+    study, own = random_study(tmp_path), tmp_path / "mine.py"
+    own.write_text(REWARD_FILE)
+
+    def planned(**options: Any) -> dict[str, object]:
+        config = AlignConfig(forecast_for="24GB", **options)
+        return align_plan(Study.open(study.path), config)
+
+    shown = planned(aligner="grpo", reward="clip_score")
+    clip = ClipEncoder.load("tinyworld").model
+    weights = sum(p.numel() for p in clip.parameters()) * 4
+    assert shown["memory, reward clip_score"] == decimal(weights)
+    before = planned(aligner="sft", reward="clip_score", **DRAW)
+    assert before["memory, reward clip_score"] == f"{decimal(weights)}, before training"
+    assert not [k for k in planned(aligner="sft") if "reward" in k]
+    said = planned(aligner="grpo", reward=str(own))
+    assert said[f"memory, reward {own}"] == "what it loads is not counted"
+    missing = planned(aligner="grpo")
+    assert "not counted: " in str(missing["memory, reward runs/fit-clip_head"])
+    info = study.path / "study.json"
+    info.write_text(info.read_text().replace('"clip_model": "tinyworld"', '"clip_model": "a/b"'))
+    elsewhere = planned(aligner="grpo", reward="clip_score")
+    said = "not counted: CLIP a/b is not on this machine"
+    assert elsewhere["memory, reward clip_score"] == said
 
 
 def needed(config: AlignConfig) -> int:

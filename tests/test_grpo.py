@@ -69,10 +69,13 @@ def test_clipped_loss_by_hand(ratio: float, advantage: float, loss: float, slope
     assert counted.tolist() == [slope == 0.0]
 
 
-def test_rows_without_an_advantage_are_not_clipped() -> None:
-    """They have no gradient that the clip could take away."""
+def test_rows_without_an_advantage_or_at_the_clip_are_not_clipped() -> None:
+    """They have no gradient that the clip could take away, or they have it still."""
     ratio, none = torch.tensor([0.5, 1.0, 1.5]), torch.zeros(3)
     assert not was_clipped(ratio, none, 0.2).any()
+    ends = torch.tensor([0.75, 1.25])
+    assert not was_clipped(ends, torch.tensor([-1.0, 1.0]), 0.25).any()
+    assert was_clipped(ends, torch.tensor([-1.0, 1.0]), 0.24).all()
 
 
 def test_each_image_gives_different_steps() -> None:

@@ -96,6 +96,8 @@ def _gradient(policy: ToyPolicy, loss: Tensor) -> Tensor:
         (0.5, 2.0, 0.5, -1.0, -2.0),  # far, but the other way: it can come back
         (0.5, -2.0, 0.5, 0.0, 0.0),
         (1.5, -2.0, 0.5, 3.0, 2.0),
+        (1.0, 2.0, 0.5, -2.0, -2.0),  # no likelier: it may have turned
+        (1.0, -2.0, 0.5, 2.0, 2.0),
     ],
 )
 def test_trust_by_divergence_by_hand(
@@ -157,6 +159,26 @@ def test_images_of_a_group_may_start_from_one_noise() -> None:
     fresh = (drawn.way[1] - drawn.mean[0]).flatten(1)
     along = torch.nn.functional.cosine_similarity(fresh, drawn.way[0].flatten(1))
     assert (along < 0.999).all()
+
+
+def test_scale_and_start_are_those_of_the_batches() -> None:
+    """By the rewards and the first latents of every row of a rollout."""
+    policy = ToyPolicy(kind="velocity")
+    work = work_of(policy, 72)
+    whole = dataclasses.replace(SMALL, window=1.0, steps_per_image=9)
+    sampler = dataclasses.replace(work.sampler, eta=1.0)
+    for scale in ("all", "group"):
+        drawn = draw_groups(work, 0, 8, 4, sampler, "ancestral", range(9))
+        within = group_advantages(drawn.reward, 4, 5.0, within=scale == "group")
+        batch = next(iter(dataclasses.replace(whole, scale=scale).batches(work)))
+        found = dict(zip(batch["reward"].tolist(), batch["advantage"].tolist(), strict=True))
+        wanted = dict(zip(drawn.reward.tolist(), within.tolist(), strict=True))
+        assert found == pytest.approx(wanted), scale
+    for same_start, starts in ((False, 8), (True, 2)):
+        batch = next(iter(dataclasses.replace(whole, same_start=same_start).batches(work)))
+        first = batch["noisy"][batch["t"] == batch["t"].max()].flatten(1).tolist()
+        assert len({tuple(row) for row in first}) == starts
+        assert len(first) == 8
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "velocity"])

@@ -93,6 +93,18 @@ def test_each_step_has_good_and_bad_images(share: float, n: int) -> None:
         assert [2 * float(m) - 1 for m in label] == batch["sign"].tolist()
 
 
+def test_an_image_that_half_of_its_raters_call_good_is_neither() -> None:
+    """And a step's rows are the same in every process and every run."""
+    policy = ToyPolicy()
+    policy.keep_reference()
+    work = toy_work(policy, batch_size=64)
+    work.data.label[:12] = 0.5
+    undecided = {tuple(x.flatten().tolist()) for x in work.data.latents[work.data.own[:12]]}
+    batch, again = (next(iter(KahnemanTversky().batches(work))) for _ in range(2))
+    assert torch.equal(batch["latents"], again["latents"])
+    assert not undecided & {tuple(x.flatten().tolist()) for x in batch["latents"]}
+
+
 @pytest.mark.parametrize(("label", "lacking"), [(1.0, "bad"), (0.0, "good")])
 def test_both_kinds_are_needed(label: float, lacking: str) -> None:
     work = toy_work()

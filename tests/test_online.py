@@ -10,11 +10,12 @@ from loops import killed_at
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sayso.aligners import Aligner
+from sayso.aligners import Aligner, Work
 from sayso.aligners._online import denoising_rollouts
 from sayso.aligners._rollouts import draw_images, group_advantages
 from sayso.aligners.awm import AdvantageWeighted
 from sayso.aligners.direct_align import DirectAlign
+from sayso.aligners.grpo import GroupPolicy
 from sayso.aligners.lair import Listwise
 from sayso.aligners.nft import NegativeAware, optimality_of
 from sayso.base.devices import make_accelerator
@@ -35,13 +36,13 @@ RUNS = [
 ]
 
 
-def apart() -> ToyPolicy:
+def apart(by: float = 0.05) -> ToyPolicy:
     """A policy that is no longer its older self."""
     policy = ToyPolicy()
     policy.remember("old")
     with torch.no_grad():
         for parameter in policy.trainable().values():
-            parameter.add_(0.05)
+            parameter.add_(by)
     return policy
 
 
@@ -81,6 +82,34 @@ def test_rows_are_those_of_a_rollout_in_turns() -> None:
     assert tuple(third["latents"][0].flatten().tolist()) not in place, "the next rollout is another"
 
 
+def test_every_row_has_its_own_time_and_noise_in_every_rollout() -> None:
+    """And pre-training rows are the loop's to add; the last rollout ends with the run."""
+    work = toy_work(apart(), max_steps=5, n_pretraining=2)
+    batches = [*SMALL.batches(work)]
+    assert len(batches) == 5
+    assert all(batch.pretraining is None and len(batch) == 8 for batch in batches)
+    for name in ("t", "noise"):
+        rows = torch.cat([batch[name].reshape(8, -1) for batch in batches]).tolist()
+        assert len({tuple(row) for row in rows}) == 40, name
+    resumed = [*SMALL.batches(dataclasses.replace(work, start_step=4))]
+    assert len(resumed) == 1
+
+
+def test_no_chance_of_a_step_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the order of rows would say something of their noise."""
+    drawn, generator = list[tuple[int, str]](), Work.generator
+
+    def counted(work: Work, step: int, purpose: str = "") -> torch.Generator:
+        drawn.append((step, purpose))
+        return generator(work, step, purpose)
+
+    monkeypatch.setattr(Work, "generator", counted)
+    for aligner in (*RUNS, GroupPolicy(images=8, group_size=4, steps_per_image=2)):
+        drawn.clear()
+        assert len([*aligner.batches(toy_work(apart(), max_steps=4))]) == 4
+        assert len(drawn) == len(set(drawn)) >= 4, aligner
+
+
 def test_prompts_and_their_conditions_stay_together() -> None:
     work = toy_work(apart(), max_steps=1)
     batch = next(denoising_rollouts(work, SMALL, 0.5, 0.0))
@@ -96,7 +125,7 @@ def test_prompts_and_their_conditions_stay_together() -> None:
 @pytest.mark.parametrize(("decay", "kept"), [(0.5, 0.2), (0.15, 0.15), (0.0, 0.0)])
 def test_the_older_self_moves_when_the_next_rollout_begins(decay: float, kept: float) -> None:
     """At step 200 it keeps a fifth of itself, if no less is allowed."""
-    policy, aligner = apart(), dataclasses.replace(SMALL, old_decay=decay)
+    policy, aligner = apart(by=5.0), dataclasses.replace(SMALL, old_decay=decay)
     before, now = values(policy), torch.cat([p.flatten() for p in policy.trainable().values()])
     batches = aligner.batches(toy_work(policy, start_step=200, max_steps=204))
     next(batches)

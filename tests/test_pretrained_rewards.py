@@ -14,9 +14,10 @@ import pytest
 import torch
 from models import edit, spoiled
 from PIL import Image
+from rich.filesize import decimal
 from safetensors.torch import load_file
 from studies import random_study
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
 
@@ -24,6 +25,9 @@ from sayso.base.errors import UserError
 from sayso.cli import commands as cli
 from sayso.data.clip import to_pixels
 from sayso.rewards import Reward, _contract, load_reward
+from sayso.rewards.aesthetic import Aesthetic
+from sayso.stages._reward_footprint import reward_footprint
+from sayso.stages.align import AlignConfig, plan
 from sayso.stages.generate import GenerateConfig, _on_device
 from sayso.study.identity import reward_identity
 from sayso.study.study import Study
@@ -137,6 +141,20 @@ def test_gradients_pass_through_pixels_that_are_not_rounded(made: Study) -> None
     with torch.enable_grad():
         gained = reward.score(images + step, TEXTS).sum() - smooth.sum()
     assert gained.item() == pytest.approx(float((slope * step).sum()), rel=0.1)
+
+
+@pytest.mark.parametrize("name", published.GIVEN)
+def test_a_forecast_counts_the_weights_of_a_reward(made: Study, name: str) -> None:
+    reward, run = loaded(made, name), f"runs/reward-{name}"
+    modules = [getattr(reward, k, None) for k in ("_network", "_model")]
+    modules.append(getattr(getattr(reward, "clip", None), "model", None))
+    held = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
+    held += [reward._weight, reward._bias] if isinstance(reward, Aesthetic) else []
+    weights = sum(tensor.nbytes for tensor in held)
+    assert reward_footprint(made, run).weights == weights
+    assert (weights > 0) == (name not in ("jpeg", "remote"))
+    planned = plan(made, AlignConfig(aligner="grpo", reward=run, forecast_for="24GB"))
+    assert planned.get(f"memory, reward {run}") == (decimal(weights) if weights else None)
 
 
 def test_texts_that_are_too_long_are_cut_as_the_authors_do_it(

@@ -373,6 +373,8 @@ def test_what_the_work_does_not_allow_is_refused() -> None:
     uneven = "3 processes cannot share 8 images of a rollout evenly; give --images 12, or start"
     with pytest.raises(UserError, match=uneven):
         next(iter(SMALL.batches(toy_work(world=3))))
+    with pytest.raises(UserError, match=r"16 images of .*; give --images 12 or 24, or start"):
+        dataclasses.replace(SMALL, images=16).check_shares(3)
     flow = dataclasses.replace(SMALL, noise="flow_grpo")
     with pytest.raises(UserError, match="is not one; choose ancestral or cps"):
         next(iter(flow.batches(toy_work())))

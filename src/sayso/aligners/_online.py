@@ -99,9 +99,7 @@ def denoising_rollouts(
             work.policy.remember(OLD, min(start / 1000, old_decay))
         drawn = draw_images(work, start, online.images, online.group_size, OLD)
         advantage = group_advantages(drawn.reward, online.group_size, online.advantage_clip)
-        here = replace(
-            work, n_pretraining=0, data=rows_of(work, drawn.plan, drawn.latents, drawn.reward)
-        )
+        here = replace(work, n_pretraining=0, data=rows_of(work, drawn.plan, drawn.latents))
         order = _in_turns(online.images // unit, count, work.generator(start, "rows"))
         batches = order.split(work.batch_size // unit)[: work.max_steps - start]
         for step, units in enumerate(batches, start):

@@ -125,12 +125,7 @@ def draw_latents(work: Work, plan: Plan, older: str | None = None) -> Float[Tens
     return torch.cat(parts).float()
 
 
-def rows_of(
-    work: Work,
-    plan: Plan,
-    latents: Float[Tensor, "n c h w"],
-    reward: Float[Tensor, " n"] | None = None,
-) -> TrainingRows:
+def rows_of(work: Work, plan: Plan, latents: Float[Tensor, "n c h w"]) -> TrainingRows:
     """Drawn images as rows to learn from, in the order of the plan."""
     nothing = torch.full((len(latents),), float("nan"))
     with torch.no_grad():
@@ -139,7 +134,7 @@ def rows_of(
         latents=latents,
         text=plan.prompt + 1,
         label=nothing,
-        reward=nothing if reward is None else reward,
+        reward=nothing,
         conditions=HeldConditions(move(cond, torch.device("cpu"))),
         n_own=len(latents),
         texts=["", *plan.texts],

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,25 @@ def stored_format(where: Path, variant: str | None = None) -> torch.dtype:
             found |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
     found = {"BF16" if k.startswith("F8") else k for k in found if k.startswith(("F", "BF"))}
     return FORMATS.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+
+
+def bytes_in_memory(folder: Path, dtype: torch.dtype | None = torch.float32) -> int:
+    """Bytes of the weights of a folder and those below, once loaded as by `load_part`; reads none.
+
+    Args:
+        dtype: number format in memory; None = as in the files.
+    Raises: UserError: if a file is not what it should be.
+    """
+    found = 0
+    for where in {file.parent for file in folder.rglob("*.safetensors")}:
+        variant = _variant(where)
+        itemsize = (dtype or stored_format(where, variant)).itemsize
+        for file in where.glob("*.safetensors"):
+            if _variant_in(file.name) == variant:
+                with readable(file), safe_open(file, "pt") as opened:
+                    shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
+                found += itemsize * sum(map(prod, shapes))
+    return found
 
 
 def load_tokenizer(kind: Any, folder: Path) -> Any:

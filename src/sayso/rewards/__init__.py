@@ -13,6 +13,7 @@ from sayso.rewards._loading import (
     load_reward_class,
     load_trainable_reward,
     reads_clip,
+    reward_at_hand,
     reward_folders,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "load_reward_class",
     "load_trainable_reward",
     "reads_clip",
+    "reward_at_hand",
     "reward_folders",
 ]

@@ -65,6 +65,14 @@ class Reward(ABC):
         Called through `checked_score`.
         """
 
+    @property
+    def number_format_kept(self) -> torch.dtype | None:
+        """Number format in which `prepare` keeps weights; None = that of the files.
+
+        A forecast of the memory that a training takes asks for it.
+        """
+        return torch.float32
+
     def how_read(self, prompts: Sequence[str]) -> list[Read]:
         """How much of each prompt `score` reads; all of it where nothing else is known."""
         return [Read.WHOLE] * len(prompts)

@@ -9,7 +9,7 @@ from sayso.base.errors import UserError, quoted, unknown_name
 from sayso.base.plugins import is_plugin, load_plugin, plugin_names, refuse_bad_options
 from sayso.data.clip import resolve_clip
 from sayso.rewards._contract import ClipReward, PretrainedReward, Reward, TrainableReward
-from sayso.study.identity import canonical_run
+from sayso.study.identity import canonical_run, model_folder
 from sayso.study.inputs import refuse_edited
 from sayso.study.run import Run
 from sayso.study.study import Study
@@ -56,6 +56,24 @@ def reward_folders(study: Study, name: str) -> list[Path]:
 def reads_clip(kind: type[Reward]) -> bool:
     """Whether the rewards of this class use the study's CLIP."""
     return issubclass(kind, ClipReward) and not issubclass(kind, PretrainedReward)
+
+
+def reward_at_hand(study: Study, name: str) -> tuple[Reward, list[Path]]:
+    """The reward called `name`, not loaded, and the folders of its weights; fetches nothing.
+
+    Raises: UserError: if there is no such reward, or its weights are not on this machine.
+    """
+    run = None if is_plugin("reward", name) else _run(study, name)
+    kind = load_reward_class(run.config["reward"] if run else name)
+    if run and not run.finished:
+        raise UserError(f"{run.name} is not finished")
+    folders = [run.weights] if run else []
+    if reads_clip(kind):
+        clip = model_folder(study.info.clip_model, "clip")
+        if clip is None:
+            raise UserError(f"CLIP {study.info.clip_model} is not on this machine")
+        folders.append(clip)
+    return kind(**(run.config["options"] if run else {})), folders
 
 
 def is_differentiable(study: Study, name: str) -> bool:

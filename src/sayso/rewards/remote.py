@@ -23,8 +23,6 @@ from sayso.data.clip import to_picture
 from sayso.rewards import PretrainedReward
 
 WANTED = 'a number, or {"score": a number, "model": "what computes it"}'
-
-
 LONGEST_WAIT_S = 1e6
 """Seconds; systems' sockets take at most 24 days."""
 LARGEST = float(torch.finfo(torch.float32).max)
@@ -53,8 +51,8 @@ def in_ascii(url: str) -> str:
     literal = f"[{parts.hostname}]" if ":" in parts.hostname else ""
     host = literal or parts.hostname.encode("idna").decode()
     port = "" if parts.port is None else f":{parts.port}"
-    rest = parts._replace(scheme="", netloc="", fragment="").geturl()
-    return f"{parts.scheme}://{host}{port}{quote(rest, safe=PLAIN)}"
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{host}{port}{quote(parts.path + query, safe=PLAIN)}"
 
 
 @dataclass

@@ -66,6 +66,11 @@ class VlmYes(PretrainedReward):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}; choose {' or '.join(allowed)}")
 
+    @property
+    def number_format_kept(self) -> torch.dtype | None:
+        """As the option says."""
+        return torch.float32 if self.number_format == "fp32" else None
+
     def convert(self, found: Mapping[str, Path], folder: Path) -> None:
         """Copy the model and its processor, in transformers' layout."""
         copy_files(found["weights"], folder, (*MODEL, *PROCESSOR))
@@ -82,8 +87,7 @@ class VlmYes(PretrainedReward):
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"{weights} has no chat template; give a model that is tuned for chat")
         self._yes, self._no = (self._tokens(weights, meaning) for meaning in WORDS)
-        dtype = torch.float32 if self.number_format == "fp32" else None
-        model = load_part(AutoModelForImageTextToText, weights, "", dtype)
+        model = load_part(AutoModelForImageTextToText, weights, "", self.number_format_kept)
         self._model: Any = model.to(device).eval().requires_grad_(False)
         # the other tokens' logits can take more memory than the model's layers
         parameters = inspect.signature(type(self._model).forward).parameters

@@ -1,6 +1,7 @@
 """Bytes of a training or a drawing on a device, from shapes alone: see `families/_trace.py`."""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from sayso.base.types import Sampler, Size
 from sayso.families import Policy
 from sayso.families._precision import KEPT, stored_bytes
 from sayso.families._trace import Trace, trace_decoding, trace_step
+from sayso.stages._reward_footprint import RewardFootprint
 from sayso.training.optimizers import moment_bytes
 from sayso.training.options import TrainOptions
 
@@ -20,6 +22,8 @@ FP32 = 4
 RUNTIME = {"cpu": 600_000_000, "cuda": 1_000_000_000}
 """What Python, torch and their libraries take of a machine's memory (measured, PyTorch 2.13); a
 CUDA context with its libraries' workspaces of a card's (an estimate)."""
+IN_LOOP = frozenset({"rollouts", "gradient"})
+"""What an aligner needs that scores images while it trains."""
 ENCODING = 2.5 * 1024
 """Bytes of a pixel while Stable Diffusion's autoencoder encodes in fp32; others are as wide."""
 
@@ -80,7 +84,8 @@ def shapes_of(policy: Policy, text: str) -> dict[str, tuple[int, ...]]:
 
 
 def training(
-    blueprint: Blueprint, way: Way, aligner: Aligner, size: Size, cond: dict[str, tuple[int, ...]]
+    blueprint: Blueprint, way: Way, aligner: Aligner, size: Size, cond: dict[str, tuple[int, ...]],
+    reward: RewardFootprint | None = None,
 ) -> Footprint:  # fmt: skip
     """What training takes.
 
@@ -90,6 +95,7 @@ def training(
         aligner: what it is trained by; its needs decide what else is kept.
         size: of the images.
         cond: shapes of the conditions of a text as long as any that is trained on.
+        reward: the one that is asked, before or while it trains; None = none is.
     """
     policy, options, needs = blueprint(), way.options, aligner.required()
     text_bytes, vae_bytes = (_bytes(part, way.precision) for part in _encoders(policy))
@@ -100,12 +106,11 @@ def training(
         policy.add_lora(way.lora_rank, 0)
         _cast(policy, way.precision)
     sizes = [p.numel() for p in policy.trainable().values()]
-    trained = FP32 * sum(sizes)
+    trained, share = FP32 * sum(sizes), way.processes if way.sharded else 1
     trace = _step(policy, way, policy.latent_shape(size), cond)
     kept = not way.lora_rank and (options.uses_reference or "reference" in needs)
-    average, drawing = trained if options.ema_decay else 0, needs & {"rollouts", "gradient"}
     moments = sum(moment_bytes(n, options) for n in sizes)
-    share = way.processes if way.sharded else 1
+    average = trained if options.ema_decay else 0
     parts = {
         "weights": (weights + (trained if way.lora_rank else 0)) // share,
         "gradients": trained // share,
@@ -117,18 +122,49 @@ def training(
         "one layer in full": 2 * widest if way.precision in ("int8", "nf4") else 0,
         "exchange of gradients": trained if way.processes > 1 and not way.sharded else 0,
         "one block in full": 2 * FP32 * _largest_block(network) if way.sharded else 0,
-        "text encoders": text_bytes if way.encoding or drawing else 0,
-        "autoencoder": vae_bytes if drawing else 0,
-        "decoding with a gradient": _decoding(blueprint, way, size) if "gradient" in needs else 0,
+        "text encoders": text_bytes if way.encoding else 0,
+        **(_scoring(blueprint, way, needs, size, reward) if needs & IN_LOOP else {}),
         "libraries": _runtime(cuda=way.cuda),
     }
     return Footprint(
         _there(parts),
         trace.flops / options.micro_batch(way.processes),
-        text_bytes + vae_bytes + round(_portion(policy, size) * ENCODING) + parts["libraries"],
+        _preparing(policy, options, size, text_bytes + vae_bytes, reward) + parts["libraries"],
         average,
         trained + moments + average,
     )
+
+
+def _preparing(
+    policy: Policy, options: TrainOptions, size: Size, encoders: int, reward: RewardFootprint | None
+) -> int:  # fmt: skip
+    """Bytes while images are encoded or scored, whichever takes more."""
+    encoding = encoders + round(_portion(policy, size) * ENCODING)
+    if reward is None:
+        return encoding
+    # they are there too while pre-training images are scored
+    beside = encoders if options.pretraining_draw == "reward" else 0
+    return max(encoding, reward.weights + beside)
+
+
+def _scoring(
+    blueprint: Blueprint, way: Way, needs: AbstractSet[str], size: Size,
+    reward: RewardFootprint | None,
+) -> dict[str, int]:  # fmt: skip
+    """What is there beside the network while images are drawn and scored, by what it is of."""
+    policy = blueprint()
+    text, vae = (_bytes(part, way.precision) for part in _encoders(policy))
+    parts = {"text encoders": text, "autoencoder": vae}
+    images = _decoded_at_once(policy, way, size) if "gradient" in needs else 0
+    if images:
+        parts["decoding with a gradient"] = _decoding(blueprint, way, size)
+    if reward:
+        parts[reward.part] = reward.weights + reward.backward(images)
+    return parts
+
+
+def _decoded_at_once(policy: Policy, way: Way, size: Size) -> int:
+    return min(way.options.micro_batch(way.processes), policy.portion(size))
 
 
 def _decoding(blueprint: Blueprint, way: Way, size: Size) -> int:
@@ -137,8 +173,7 @@ def _decoding(blueprint: Blueprint, way: Way, size: Size) -> int:
     if way.options.gradient_checkpointing:
         policy.checkpoint_decoder()
     policy.vae.requires_grad_(False)
-    rows = min(way.options.micro_batch(way.processes), policy.portion(size))
-    latents = (rows, *policy.latent_shape(size))
+    latents = (_decoded_at_once(policy, way, size), *policy.latent_shape(size))
     return trace_decoding(policy.vae, policy.vae_decode, latents, gradient=True).peak
 
 

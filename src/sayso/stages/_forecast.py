@@ -20,6 +20,7 @@ from sayso.families._precision import KEPT
 from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for, unknown
 from sayso.stages._footprint import Blueprint, Footprint, Way, shapes_of, training
 from sayso.stages._probe import random_rows, rate
+from sayso.stages._reward_footprint import RewardFootprint, reward_footprint
 from sayso.stages._savings import fitting
 from sayso.stages._training_data import Samples
 from sayso.study.identity import model_folder
@@ -41,6 +42,7 @@ class Forecast:
         card: the device.
         cuda: whether it is a GPU.
         captions: of pre-training images.
+        reward: the one that is asked; None = none is.
         known: footprints by options, for each takes seconds.
     """
 
@@ -53,6 +55,7 @@ class Forecast:
     cuda: bool
     captions: int
     kept: Kept
+    reward: RewardFootprint | None
     known: dict[AlignConfig, Footprint] = field(default_factory=dict)
 
     @property
@@ -95,7 +98,9 @@ class Forecast:
     def footprint(self, config: AlignConfig) -> Footprint:
         if config not in self.known:
             way = self.way(config)
-            self.known[config] = training(self.model, way, self.aligner, self.size, self.shapes)
+            self.known[config] = training(
+                self.model, way, self.aligner, self.size, self.shapes, self.reward
+            )
         return self.known[config]
 
 
@@ -122,7 +127,9 @@ def forecast(
         if model is None:
             return found | {"disk and memory": unknown(study)}
         card, cuda = device_for(config.forecast_for)
-        case = Forecast(study, config, aligner, images, model, card, cuda, n, kept)
+        rewarded = "reward" in config.needs(aligner.required())
+        reward = reward_footprint(study, config.reward) if rewarded else None
+        case = Forecast(study, config, aligner, images, model, card, cuda, n, kept, reward)
         if n and config.bucket_step:
             bucket_sizes(case.size, config.bucket_step)
         needs = _fitted(case)
@@ -181,6 +188,8 @@ def _disk(case: Forecast, needs: Footprint) -> dict[str, str]:
 def _memory(case: Forecast, needs: Footprint) -> dict[str, str]:
     by = f"; sharded over {case.card.number} (FSDP2)" if case.way(case.config).sharded else ""
     found = {f"memory, {name}": decimal(size) for name, size in needs.parts.items()}
+    if case.reward:
+        found |= _reward_memory(case.reward, needs.parts.get(case.reward.part, 0))
     if case.config.ema_on_cpu and case.config.ema_decay:
         found["memory, EMA"] = f"{decimal(needs.average)} of the machine's"
     return found | {
@@ -189,6 +198,19 @@ def _memory(case: Forecast, needs: Footprint) -> dict[str, str]:
         f"({case.card.name}){by}",
         "memory, writing a checkpoint": f"{decimal(needs.checkpoint)} of the machine's",
     }
+
+
+def _reward_memory(reward: RewardFootprint, during: int) -> dict[str, str]:
+    """What is said of a reward.
+
+    Args:
+        during: bytes while it trains; 0 = the reward is gone by then.
+    """
+    said = [decimal(during)] if during else []
+    if reward.weights and not during:
+        said = [f"{decimal(reward.weights)}, before training"]
+    said += [reward.missing] if reward.missing else []
+    return {f"memory, {reward.part}": "; ".join(said)} if said else {}
 
 
 def _time(case: Forecast) -> dict[str, str]:
