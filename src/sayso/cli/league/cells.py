@@ -126,8 +126,8 @@ TRAINED: tuple[Cell, ...] = (
     Cell("grpo", "grpo", f"--steps-per-image 3 --micro-batch-size {{third}} {DRAWN}",
          grid(_rates(1e-4, 2e-4, 5e-5, 5e-4)), "online",
          "policy gradient on the steps of drawing", per_image=3),
-    Cell("direct_align", "direct_align", "--warmup-steps 2 --ema-decay 0.95",
-         grid(_rates(1e-4, 3e-4, 5e-5, 1e-3)), "online",
+    Cell("direct_align", "direct_align", "--reward-limit 0.9 --warmup-steps 2 --ema-decay 0.95",
+         grid(_rates(2e-5, 5e-5, 1e-5, 1e-4)), "online",
          "the gradient of the reward itself, through images recovered in one step"),
 )  # fmt: skip
 
