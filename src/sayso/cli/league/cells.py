@@ -165,6 +165,8 @@ def switched(cell: Cell, term: str, weight: float, own: int) -> Cell:
         more = own // 8 if now else 0
         rows = own + more
         options += f" --pretraining-fraction {more / rows:.6f}" if more else ""
+        if not now and "--pretraining-draw" in options:
+            options += " --pretraining-draw uniform"
     word = "off" if weight else f"{now:g}"
     return replace(
         cell, name=f"{cell.name}, {term} {word}", kind="switch", options=options, rows=rows,
