@@ -1,6 +1,6 @@
 """Ratings → alignment: how much alignment one gets from 250, 500, … ratings, and with which method.
 
-    python benchmarks/ratings.py STUDY WORK [--only ours,paper] [--ratings 250,500] [--steps 500]
+    python benchmarks/ratings.py STUDY WORK [--only ours,paper] [--ratings 250,500] [--steps 250]
 
 STUDY has images of its base that simulated raters rated, such as that of recipes/lee2023_tiny.sh;
 it is only read, and made first if it is not there. For each number of ratings and each method WORK
@@ -91,7 +91,7 @@ class Sizes:
     train_images: int = 24
     test: int = 120
     fidelity: int = 512
-    steps: int = 500
+    steps: int = 250
 
 
 @dataclass(frozen=True)

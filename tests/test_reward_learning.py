@@ -15,6 +15,7 @@ from torch import Tensor
 from sayso.base import files
 from sayso.base.devices import best_precision
 from sayso.prompts.grammar import load_grammar
+from sayso.data.reading import Read
 from sayso.rewards import RatedSamples
 from sayso.rewards.clip_head import ClipHead, _Fit, _grammar
 from sayso.rewards.clip_score import ClipScore
@@ -318,7 +319,10 @@ def test_stored_embeddings_are_scored_where_clip_computes(
     monkeypatch.setattr(ClipScore, "score_embeddings", score)
     monkeypatch.setattr("sayso.rewards._contract.embed_samples", lambda *_: torch.zeros(2, 24))
     reward = ClipScore()
-    reward.clip = SimpleNamespace(texts=lambda texts: torch.zeros(len(texts), 24, device="meta"))  # type: ignore[assignment]
+    reward.clip = SimpleNamespace(  # type: ignore[assignment]
+        texts=lambda texts: torch.zeros(len(texts), 24, device="meta"),
+        how_read=lambda texts: [Read.WHOLE] * len(texts),
+    )
     reward.score_samples(study, study.samples()[:2], ["a", "b"])
     assert seen == ["meta", "meta"]
 
