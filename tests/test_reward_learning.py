@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sayso.base import files
 from sayso.base.devices import best_precision
-from sayso.prompts.grammar import load_grammar
 from sayso.data.reading import Read
+from sayso.prompts.grammar import load_grammar
 from sayso.rewards import RatedSamples
 from sayso.rewards.clip_head import ClipHead, _Fit, _grammar
 from sayso.rewards.clip_score import ClipScore
