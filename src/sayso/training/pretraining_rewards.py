@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 READ = "read"
-"""Tensor of the shards: how much of each caption the reward reads."""
+"""Tensor of the shards: how much of each caption the reward reads. It is in a shard's name too, so
+that one without it is not taken for one that has it."""
 
 
 def pretraining_rewards(
@@ -54,7 +55,7 @@ def pretraining_rewards(
     """
     images = open_pretraining(study, size)
     captions = images.train_captions(n)
-    computed = [number_format(device), device.type, *source_of_reward(study, name).values()]
+    computed = [READ, number_format(device), device.type, *source_of_reward(study, name).values()]
     keys = [
         digest([images.images_identity(start, stop), captions[start:stop], *computed])
         for start, stop in shard_ranges(len(captions), IMAGES_A_SHARD)
