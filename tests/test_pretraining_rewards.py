@@ -151,6 +151,16 @@ def recaption(study: Study, captions: dict[int, str]) -> None:
     metadata.write_text("\n".join(map(json.dumps, rows)))
 
 
+def test_a_shard_that_lacks_a_tensor_is_not_taken_for_one_that_has_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shards did from before captions were counted."""
+    scored = partial(pretraining_rewards, study, near(study), 1000, Size(32, 32), CPU)
+    before = scored()
+    monkeypatch.setattr(scoring, "READ", "another")
+    assert torch.equal(scored(), before)
+
+
 def test_a_clip_reward_over_several_shards(
     study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
