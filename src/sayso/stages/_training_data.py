@@ -120,21 +120,22 @@ def open_rows(
     policy.check_prompts(list(dict.fromkeys(images.texts)))
     more, share = None, None
     if pretraining_images:
-        decoders = _decoders(policy.device) if workers is None else workers
-        size = images.size(study)
-        possible_sizes(policy, size, bucket_step)
-        # before encoding, which takes long: the reward may be one that cannot be used
-        asked = (study, rewarded_by, pretraining_images, size, policy.device, decoders)
-        found = rewarded_by and pretraining_rewards(*asked, leave_out_damaged=leave_out_damaged)
+        decoders, size = _decoders(policy.device, workers), images.size(study)
+        if rewarded_by:
+            # before encoding, which takes long: the reward may be one that cannot be used
+            possible_sizes(policy, size, bucket_step)
+            share = pretraining_rewards(
+                study, rewarded_by, pretraining_images, size, policy.device, decoders,
+                leave_out_damaged=leave_out_damaged,
+            )  # fmt: skip
         more = encoded_pretraining(
             study, policy, pretraining_images, precision, size,
             bucket_step=bucket_step, workers=decoders, leave_out_damaged=leave_out_damaged,
         )  # fmt: skip
         _say_cut(policy, more[1])
-        share = None if isinstance(found, str) else found[more[0].rows]
-
-    own = _latents(study, policy, images), images.texts
+        share = None if share is None else share[more[0].rows]
     opened = partial(_open_conditions, study, conditions)
+    own = _latents(study, policy, images), images.texts
     rows = make_rows(policy, own, images.labels, rewards, more, opened)
     return replace(rows, pretraining_share=share)
 
@@ -149,11 +150,13 @@ def _latents(study: Study, policy: Policy, images: Samples) -> Latents:
     return torch.zeros(0, *policy.latent_shape(images.size(study)))
 
 
-def _decoders(device: torch.device) -> int:
-    """How many processes decode pictures where nobody says it.
+def _decoders(device: torch.device, wanted: int | None) -> int:
+    """How many processes decode pictures: as many as wanted, or as pay.
 
     On a CPU the encoder is slower by far and needs all processors.
     """
+    if wanted is not None:
+        return wanted
     if device.type == "cpu":
         return 0
     # those that this process may use; not every system says which
