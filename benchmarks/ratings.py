@@ -31,6 +31,7 @@ from sayso.base.files import JsonObject
 from sayso.base.progress import console
 from sayso.base.types import QUESTIONS, Rating, Sample, digest
 from sayso.cli.demo import FIT, TUNE
+from sayso.cli.league.cells import PAPER
 from sayso.cli.league.ground import run_line
 from sayso.judges import judge_identities, named_judge, world_judge
 from sayso.reporting.report_data import number
@@ -62,7 +63,6 @@ class Method:
     align: str
 
 
-PAPER = "--pretraining-weight 0.15 --pretraining-fraction 0.5"
 METHODS = {
     method.name: method
     for method in (
@@ -217,20 +217,6 @@ def _link(old: Path, new: Path) -> None:
         shutil.copy2(old, new)
 
 
-def commands(where: str, method: Method, steps: int, *, fidelity: bool) -> list[str]:
-    """What is done in the study of a point, without the leading "sayso"."""
-    drawn = f"generate {where} --model {TUNED} --prompts"
-    lines = [
-        f"fit {where} {method.fit}".strip(),
-        f"align {where} {method.align} --max-steps {steps}",
-        f"{drawn} test --per-prompt {SET}",
-        *([f"{drawn} fidelity --per-prompt 1"] if fidelity else []),
-        f"rate {where} --simulated --task compare --prompts test --set-size {SET} --left base "
-        f"--right {TUNED} --raters {RATERS} --overlap {RATERS}",
-    ]
-    return [*lines, f"evaluate {where} --model {TUNED}"]
-
-
 @dataclass(frozen=True)
 class Point:
     """One number of ratings and one method."""
@@ -246,8 +232,18 @@ class Point:
         return self.ground.ratings[: self.n]
 
     def commands(self, where: str) -> list[str]:
-        with_fidelity = bool(self.ground.study.prompts("fidelity"))
-        return commands(where, self.method, self.steps, fidelity=with_fidelity)
+        """What is done in the point's study, without the leading "sayso"."""
+        drawn = f"generate {where} --model {TUNED} --prompts"
+        fidelity = self.ground.study.prompts("fidelity")
+        return [
+            f"fit {where} {self.method.fit}".strip(),
+            f"align {where} {self.method.align} --max-steps {self.steps}",
+            f"{drawn} test --per-prompt {SET}",
+            *([f"{drawn} fidelity --per-prompt 1"] if fidelity else []),
+            f"rate {where} --simulated --task compare --prompts test --set-size {SET} --left base "
+            f"--right {TUNED} --raters {RATERS} --overlap {RATERS}",
+            f"evaluate {where} --model {TUNED}",
+        ]
 
     @property
     def name(self) -> str:

@@ -12,6 +12,8 @@ from sayso.cli.league.config import Size
 Kind = Literal["base", "best-of-n", "offline", "online", "rounds", "switch"]
 KEPT_UP = "--warmup-steps 5 --ema-decay 0.95 --prompt-dropout 0.2"
 """For trainings of some hundred steps: the average must not lag behind."""
+PAPER = "--pretraining-weight 0.15 --pretraining-fraction 0.5"
+"""For rwr as in the paper, whose pre-training weight is not given."""
 DRAWN = "--images {images} --group-size {group} --warmup-steps 2 --ema-decay 0.9"
 """Of each rollout; the numbers are those of the league's size."""
 
@@ -89,7 +91,7 @@ TRAINED: tuple[Cell, ...] = (
         about="the images rated good, all alike",
     ),
     Cell(
-        "rwr, as in the paper", "rwr", "--pretraining-weight 0.15 --pretraining-fraction 0.5",
+        "rwr, as in the paper", "rwr", PAPER,
         grid(_rates(5e-4, 2e-4, 1e-3, 1e-4)),
         about="Lee et al. 2023: every image weighted by the reward, half of a batch pre-training",
     ),
