@@ -109,3 +109,29 @@ def test_a_disk_that_fills_up_beside_the_drawing_loses_nothing(
     assert not list(study.path.rglob("*.tmp"))
     assert generate(study, config).result["drawn"] == 9
     assert len(study.samples()) == 12
+
+
+def test_files_that_a_killed_process_was_writing_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, config = random_study(tmp_path), GenerateConfig(per_prompt=2, batch_size=2)
+    left: dict[str, list[Path]] = {"dead": [], "alive": []}
+
+    def killed(own: Study, samples, *_):
+        for owner, pid in (("dead", 2**31 - 1), ("alive", os.getppid())):
+            for name in (samples[0].path, samples[0].latents):
+                path = own.path / name
+                half = path.with_name(f".{path.name}.{pid}.tmp")
+                half.parent.mkdir(parents=True, exist_ok=True)
+                half.write_bytes(b"half")
+                left[owner].append(half)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "add_samples", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            generate(study, config)
+    assert generate(study, config).finished
+    assert not any(path.exists() for path in left["dead"])
+    assert all(path.exists() for path in left["alive"])
+    assert len(left["dead"]) == 2

@@ -272,3 +272,29 @@ def remove_temporaries(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def remove_abandoned(paths: Iterable[Path]) -> None:
+    """Delete what killed writers of these files or folders left; what running ones write stays."""
+    names = dict[Path, set[str]]()
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, written in names.items():
+        for leftover in folder.glob(".*.tmp"):
+            name, _, pid = leftover.name[1:].removesuffix(".tmp").rpartition(".")
+            if name not in written or not pid.isdigit() or _runs(int(pid)):
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

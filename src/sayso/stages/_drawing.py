@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sayso.base import files
 from sayso.base.devices import enough_memory
 from sayso.base.progress import progress
 from sayso.base.types import Sample
@@ -35,6 +36,8 @@ def draw_all(study: Study, drawer: Drawer, there: Iterable[Sample], run: str) ->
     """
     known = {sample.id: sample for sample in there}
     accelerator = drawer.accelerator
+    own = [sample for batch in drawer.mine for _, sample in batch]
+    files.remove_abandoned(study.path / name for s in own for name in (s.path, s.latents))
     records = None
     if accelerator.num_processes > 1:
         records = writers_file(study.path, run, accelerator.process_index)

@@ -1,7 +1,5 @@
 """Stage `export`: write the votes as tables that other programs read."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -48,7 +46,7 @@ def export(study: Study, config: ExportConfig | None = None) -> Path:
     form = load_format(config.format)()
     out = _out(study, config)
     _refuse_foreign(out)
-    _remove_leftovers(out)
+    files.remove_abandoned([out])
     simulated = _simulated(study, config)
     with files.new_folder(out) as folder:
         rows = _write(study, config, form, simulated, folder)
@@ -91,24 +89,6 @@ def _refuse_foreign(out: Path) -> None:
         raise UserError(f"{out} is a file; give a folder with --out")
     if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise UserError(f"{out} exists and is not an export; choose another --out")
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Delete what killed exports to the same place left; those of running programs stay."""
-    for folder in out.parent.glob(".*.tmp"):
-        name, _, pid = folder.name[1:].removesuffix(".tmp").rpartition(".")
-        if name == out.name and pid.isdigit() and not _runs(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _refuse_different(out: Path, folder: Path) -> None:
