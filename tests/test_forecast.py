@@ -24,6 +24,7 @@ from sayso.families._loading import family
 from sayso.families._precision import stored_bytes
 from sayso.families._trace import _Counter, trace_step
 from sayso.families.stable_diffusion import StableDiffusion
+from sayso.stages import _reward_footprint
 from sayso.stages._footprint import (
     RUNTIME,
     Footprint,
@@ -242,6 +243,31 @@ def test_what_is_not_known_of_a_reward_is_said(tmp_path: Path) -> None:
     elsewhere = planned(aligner="grpo", reward="clip_score")
     said = "not counted: CLIP a/b is not on this machine"
     assert elsewhere["memory, reward clip_score"] == said
+
+
+def test_a_reward_that_selects_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = random_study(tmp_path)
+
+    def planned(device: str, **options: Any) -> dict[str, object]:
+        wanted = GenerateConfig(per_prompt=1, forecast_for=device, **options)
+        return plan(study, wanted)
+
+    best = {"best_of": 4, "reward": "clip_score"}
+    weights = sum(p.numel() for p in ClipEncoder.load("tinyworld").model.parameters()) * 4
+    assert not [k for k in planned("h100") if "reward" in k]
+    card = planned("h100", **best)["memory, reward clip_score"]
+    assert card == f"{decimal(weights)}, after the images are generated"
+    without, here = planned(""), planned("", **best)
+    assert here["memory, reward clip_score"] == decimal(weights)
+    taken = [drawn["memory, in all"].split(" of ")[0] for drawn in (without, here)]
+    assert taken[0] != taken[1]
+    missing = planned("h100", best_of=4, reward="runs/fit-clip_head")
+    assert "not counted: " in str(missing["memory, reward runs/fit-clip_head"])
+    large = RewardFootprint("clip_score", 30 * 10**9)
+    monkeypatch.setattr(_reward_footprint, "reward_footprint", lambda *_: large)
+    says = r"^reward clip_score needs 30\.0 GB of memory, and rtx4090 .* choose another --reward$"
+    with pytest.raises(UserError, match=says):
+        planned("rtx4090", **best)
 
 
 def needed(config: AlignConfig) -> int:

@@ -12,12 +12,14 @@ from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for, unknown
 from sayso.stages._footprint import Footprint, drawing
+from sayso.stages._reward_footprint import RewardFootprint
 from sayso.study.study import Study
 
 
 def drawing_forecast(
-    study: Study, sampler: Sampler, rows: int, images: int, mixed: MixedPrecision, asked: str
-) -> dict[str, str]:
+    study: Study, sampler: Sampler, rows: int, images: int, mixed: MixedPrecision, asked: str,
+    reward: RewardFootprint | None,
+) -> dict[str, str]:  # fmt: skip
     """Memory and time of drawing, for `generate`.
 
     Args:
@@ -26,6 +28,7 @@ def drawing_forecast(
         images: how many are drawn in all.
         mixed: number format of the arithmetic.
         asked: the device; "" = this machine's.
+        reward: selects the best of the images; None = none does.
     Raises: UserError: if it does not fit, with the number at once that would.
     """
     with blueprint(study) as model:
@@ -38,13 +41,19 @@ def drawing_forecast(
 
         @cache
         def needed(n: int, precision: BasePrecision) -> Footprint:
-            return drawing(model, sampler, n, precision, autocast, cuda=cuda, passes=passes)
+            return drawing(
+                model, sampler, n, precision, autocast, cuda=cuda, passes=passes, reward=reward
+            )
 
         rows = min(rows, max(images, 1))
         needs, room = needed(rows, sampler.base_precision), round(LIMIT * card.memory)
         if needs.total > room:
             raise UserError(_too_many(needed, needs, rows, sampler.base_precision, room, card))
+        if reward and reward.weights > room:
+            raise UserError(_too_large(reward, card))
     found = {f"memory, {name}": decimal(size) for name, size in needs.parts.items()}
+    if reward:
+        found |= reward.said(needs.parts.get(reward.part, 0), "after the images are generated")
     found["memory, encoding prompts"] = f"{decimal(needs.before)}, before the network is loaded"
     found["memory, in all"] = f"{decimal(needs.total)} of {decimal(card.memory)} ({card.name})"
     found["operations per image"] = f"{needs.flops / 1e12:.2f} TFLOP"
@@ -73,6 +82,13 @@ def _too_many(
     return (
         f"{what}, and "
         f"{card.name} has {decimal(card.memory)}, of which {LIMIT:.0%} can be used; {instead}"
+    )
+
+
+def _too_large(reward: RewardFootprint, card: Card) -> str:
+    return (
+        f"{reward.part} needs {decimal(reward.weights)} of memory, and {card.name} has "
+        f"{decimal(card.memory)}, of which {LIMIT:.0%} can be used; choose another --reward"
     )
 
 

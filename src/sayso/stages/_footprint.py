@@ -180,6 +180,7 @@ def _decoding(blueprint: Blueprint, way: Way, size: Size) -> int:
 def drawing(
     blueprint: Blueprint, sampler: Sampler, rows: int, precision: BasePrecision,
     autocast: torch.dtype | None, *, cuda: bool, passes: int,
+    reward: RewardFootprint | None = None,
 ) -> Footprint:  # fmt: skip
     """What drawing takes; operations are those of one picture.
 
@@ -188,6 +189,7 @@ def drawing(
     Args:
         rows: pictures drawn at once.
         passes: how often the network is asked for a picture, guidance apart.
+        reward: selects the best of the pictures, and is in the machine's memory from the start.
     """
     policy = blueprint()
     text, vae = (_bytes(part, precision) for part in _encoders(policy))
@@ -211,6 +213,8 @@ def drawing(
         "one layer in full": 2 * widest if precision in ("int8", "nf4") else 0,
         "libraries": _runtime(cuda=cuda),
     }
+    if reward and not cuda:
+        parts[reward.part] = reward.weights
     flops = passes * trace.flops / rows + decoded.flops / portion
     return Footprint(_there(parts), flops, text + parts["libraries"])
 

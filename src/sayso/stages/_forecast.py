@@ -189,7 +189,7 @@ def _memory(case: Forecast, needs: Footprint) -> dict[str, str]:
     by = f"; sharded over {case.card.number} (FSDP2)" if case.way(case.config).sharded else ""
     found = {f"memory, {name}": decimal(size) for name, size in needs.parts.items()}
     if case.reward:
-        found |= _reward_memory(case.reward, needs.parts.get(case.reward.part, 0))
+        found |= case.reward.said(needs.parts.get(case.reward.part, 0), "before training")
     if case.config.ema_on_cpu and case.config.ema_decay:
         found["memory, EMA"] = f"{decimal(needs.average)} of the machine's"
     return found | {
@@ -198,19 +198,6 @@ def _memory(case: Forecast, needs: Footprint) -> dict[str, str]:
         f"({case.card.name}){by}",
         "memory, writing a checkpoint": f"{decimal(needs.checkpoint)} of the machine's",
     }
-
-
-def _reward_memory(reward: RewardFootprint, during: int) -> dict[str, str]:
-    """What is said of a reward.
-
-    Args:
-        during: bytes while it trains; 0 = the reward is gone by then.
-    """
-    said = [decimal(during)] if during else []
-    if reward.weights and not during:
-        said = [f"{decimal(reward.weights)}, before training"]
-    said += [reward.missing] if reward.missing else []
-    return {f"memory, {reward.part}": "; ".join(said)} if said else {}
 
 
 def _time(case: Forecast) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.filesize import decimal
 
 from sayso.base import files
 from sayso.base.errors import UserError
@@ -33,6 +34,19 @@ class RewardFootprint(NamedTuple):
     def part(self) -> str:
         """What a forecast calls it."""
         return f"reward {self.name}"
+
+    def said(self, beside: int, otherwise: str) -> dict[str, str]:
+        """What a forecast says of it.
+
+        Args:
+            beside: bytes beside the model; 0 = it is not there at the same time.
+            otherwise: when it is there then.
+        """
+        said = [decimal(beside)] if beside else []
+        if self.weights and not beside:
+            said = [f"{decimal(self.weights)}, {otherwise}"]
+        said += [self.missing] if self.missing else []
+        return {f"memory, {self.part}": "; ".join(said)} if said else {}
 
     def backward(self, images: int) -> int:
         """Bytes of activations while a gradient goes through the CLIP to so many images."""

@@ -126,6 +126,7 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
     """
     from sayso.families._loading import evaluations
     from sayso.stages._drawing_forecast import drawing_forecast
+    from sayso.stages._reward_footprint import reward_footprint
 
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
@@ -141,7 +142,13 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
         "disk, images at most": decimal(to_draw * 3 * sampler.image_size.pixels),
         "disk, latents": "not known" if latents is None else decimal(to_draw * latents),
         **drawing_forecast(
-            study, sampler, config.batch_size, to_draw, config.mixed_precision, config.forecast_for
+            study,
+            sampler,
+            config.batch_size,
+            to_draw,
+            config.mixed_precision,
+            config.forecast_for,
+            reward_footprint(study, config.reward) if config.best_of else None,
         ),
     }
 
