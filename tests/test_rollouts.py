@@ -25,6 +25,8 @@ from sayso.base.types import Sampler
 from sayso.families import Noise, log_prob
 from sayso.rewards import Reward
 from sayso.testing import ToyPolicy, toy_work
+from sayso.training.needs import check_options
+from sayso.training.options import TrainOptions
 
 SMALL = GroupPolicy(images=8, group_size=4, steps_per_image=2)
 GUIDED = Sampler(num_inference_steps=6, guidance_scale=1.5, negative_prompt="7")
@@ -372,9 +374,9 @@ def test_what_the_work_does_not_allow_is_refused() -> None:
         next(few)
     uneven = "3 processes cannot share 8 images of a rollout evenly; give --images 12, or start"
     with pytest.raises(UserError, match=uneven):
-        next(iter(SMALL.batches(toy_work(world=3))))
+        check_options(TrainOptions(batch_size=9), SMALL, processes=3)
     with pytest.raises(UserError, match=r"16 images of .*; give --images 12 or 24, or start"):
-        dataclasses.replace(SMALL, images=16).check_shares(3)
+        dataclasses.replace(SMALL, images=16).check_shares(8, 8, 3)
     flow = dataclasses.replace(SMALL, noise="flow_grpo")
     with pytest.raises(UserError, match="is not one; choose ancestral or cps"):
         next(iter(flow.batches(toy_work())))

@@ -78,6 +78,15 @@ class Aligner(ABC):
         """
         return 1
 
+    def check_shares(self, own: int, rows: int, processes: int) -> None:  # noqa: B027 (most share any number)
+        """Check that the processes of a launch can share the images that it draws.
+
+        Args:
+            own: rows of an update, pre-training rows not counted.
+            rows: of an update, with them.
+        Raises: UserError: if they cannot, with options that would do.
+        """
+
     @abstractmethod
     def batches(self, work: Work) -> Iterator[Batch]:
         """Yield this process's share of `work.batch_size` rows for each step of `work.steps`.

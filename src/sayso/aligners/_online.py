@@ -65,9 +65,8 @@ class Online(Aligner):
             )
         return rows // batch_size
 
-    def check_shares(self, processes: int) -> None:
-        """Raises: UserError: if the processes cannot share the images of a rollout evenly."""
-        if self.images % processes:
+    def check_shares(self, own: int, rows: int, processes: int) -> None:  # noqa: ARG002 (see Aligner)
+        if "rollouts" in self.required() and self.images % processes:
             whole = math.lcm(self.group_size, processes)
             below = self.images // whole * whole
             near = " or ".join(str(n) for n in (below, below + whole) if n)
@@ -92,7 +91,6 @@ def denoising_rollouts(
         prompt_dropout: see `Work.denoising_batch`.
         unit: how many images of a group share t and noise and stay together.
     """
-    online.check_shares(work.world)
     period, (_, count) = online.period(work.batch_size), online.rows_per_image
     for start in work.steps[::period]:
         if start:

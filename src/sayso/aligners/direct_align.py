@@ -75,22 +75,6 @@ def ascent_loss(
     return -reward - (along - along.detach())
 
 
-def _check_shares(work: Work) -> None:
-    """Raises: UserError: if the processes cannot share the images of an update evenly."""
-    own, n = work.batch_size, work.world
-    if not own % n:
-        return
-    rows, below = own + work.n_pretraining, own // n * n
-    fitting = [str(count) for count in (below, below + n) if 0 < count < rows]
-    advice = (
-        f"give a --pretraining-fraction that leaves {' or '.join(fitting)} of the {rows} rows to "
-        "them, or start another number of processes"
-        if fitting
-        else "give a larger --batch-size, or start fewer processes"
-    )
-    raise UserError(f"{n} processes cannot share {own} images of an update evenly; {advice}")
-
-
 @dataclass(frozen=True)
 class DirectAlign(Aligner):
     """Raise a differentiable reward of images that the model recovers from known noise in one step,
@@ -135,9 +119,22 @@ class DirectAlign(Aligner):
     def required(self) -> frozenset[str]:
         return self.needs if self.source == "rollouts" else self.needs - {"rollouts"}
 
+    def check_shares(self, own: int, rows: int, processes: int) -> None:
+        if self.source == "samples" or not own % processes:
+            return
+        below = own // processes * processes
+        fitting = [str(count) for count in (below, below + processes) if 0 < count < rows]
+        advice = (
+            f"give a --pretraining-fraction that leaves {' or '.join(fitting)} of the {rows} rows "
+            "to them, or start another number of processes"
+            if fitting
+            else "give a larger --batch-size, or start fewer processes"
+        )
+        raise UserError(
+            f"{processes} processes cannot share {own} images of an update evenly; {advice}"
+        )
+
     def batches(self, work: Work) -> Iterator[Batch]:
-        if self.source == "rollouts":
-            _check_shares(work)
         for step in work.steps:
             if self.last_steps:
                 yield self._before_the_last_steps(work, step)

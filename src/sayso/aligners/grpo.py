@@ -124,7 +124,6 @@ class GroupPolicy(Online):
 
     def batches(self, work: Work) -> Iterator[Batch]:
         period, sampler = self.period(work.batch_size), replace(work.sampler, eta=self.eta)
-        self.check_shares(work.world)
         width, steps = self._check(work, sampler)
         for start in work.steps[::period]:
             noisy_steps = window_of(start // period, width, steps, self.window_interval)

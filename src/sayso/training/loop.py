@@ -20,6 +20,7 @@ from sayso.study.run import Run
 from sayso.training import checkpoint
 from sayso.training.evaluations import Evaluations
 from sayso.training.log import Log, logged
+from sayso.training.needs import check_rows
 from sayso.training.objective import Part, Term, objective
 from sayso.training.optimizers import make_optimizer
 from sayso.training.options import COMMON, TrainOptions, trackers_of
@@ -114,7 +115,7 @@ def placed(work: Work, aligner: Aligner, options: TrainOptions, accelerator: Acc
 
     Raises: UserError: if the rows cannot be shared out so.
     """
-    options.check_unit(aligner.unit, accelerator.num_processes, type(aligner).__name__)
+    check_rows(options, aligner, accelerator.num_processes)
     n_pretraining = options.n_pretraining(aligner.unit)
     if n_pretraining and not len(work.data.pretraining):
         raise UserError("there are no pre-training images; give --pretraining-weight 0")

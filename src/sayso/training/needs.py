@@ -10,13 +10,13 @@ from sayso.training.options import TrainOptions
 
 
 def check_options(options: TrainOptions, aligner: Aligner, processes: int) -> None:
-    """Check that batches of this size can be shared out and cut as the aligner's rows allow.
+    """Check that the options go together, with each other and with the aligner's.
 
     Args:
         processes: of the launch.
-    Raises: UserError: if they cannot.
+    Raises: UserError: if they do not.
     """
-    options.check_unit(aligner.unit, processes, type(aligner).__name__)
+    check_rows(options, aligner, processes)
     if options.pretraining_draw == "reward" and not options.uses_pretraining:
         raise UserError(
             "pretraining_draw reward is about pre-training images, and none are trained on; give "
@@ -24,7 +24,19 @@ def check_options(options: TrainOptions, aligner: Aligner, processes: int) -> No
         )
     if options.sharding == "full":
         options.check_shares(aligner.unit, processes)
-    aligner.period(options.batch_size - options.n_pretraining(aligner.unit))
+
+
+def check_rows(options: TrainOptions, aligner: Aligner, processes: int) -> None:
+    """Check that batches of this size can be shared out and cut as the aligner's rows allow.
+
+    Args:
+        processes: of the launch.
+    Raises: UserError: if they cannot.
+    """
+    options.check_unit(aligner.unit, processes, type(aligner).__name__)
+    own = options.batch_size - options.n_pretraining(aligner.unit)
+    aligner.check_shares(own, options.batch_size, processes)
+    aligner.period(own)
 
 
 def check_needs(
