@@ -193,8 +193,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_numbers_of_a_small_league_by_hand(folder: Path) -> None:
     found = {c["name"]: c for c in results_of(folder, LeagueConfig(smoke=True))["cells"]}
-    assert list(found) == ["base", "best of 2", "sft", "dpo"]
-    assert found["base"]["truth"]["all"]["value"] == 0.25
+    assert list(found) == ["base", "best of 1", "best of 2", "sft", "dpo"]
+    # the first image of every prompt, whose seeds the trained cells of this size have
+    assert found["base"]["truth"]["all"]["value"] == 0.5
+    assert found["base"]["reward"]["value"] == 0.5
+    assert found["best of 1"]["truth"]["all"]["value"] == 0.25
+    assert found["best of 1"]["gain"]["all"]["value"] == 0
     # of two images the one with the higher reward, which here is the true one
     assert found["best of 2"]["truth"]["all"]["value"] == 0.5
     assert found["best of 2"]["gain"]["all"]["value"] == 0.25

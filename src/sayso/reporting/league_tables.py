@@ -168,7 +168,8 @@ def _tied(best: Sequence[Row]) -> list[str]:
 
 def _beside_best_of_n(results: JsonObject, first: Row) -> list[str]:
     rows = [c for c in finished(results) if "n" in c]
-    beaten = [c["n"] for c in rows if c["truth"]["all"]["value"] < first["truth"]["all"]["value"]]
+    # against the base's images with the same seeds each, so that luck with seeds does not count
+    beaten = [c["n"] for c in rows if c["gain"]["all"]["value"] < first["gain"]["all"]["value"]]
     if not rows:
         return []
     if not beaten:

@@ -51,19 +51,22 @@ def results_of(folder: Path, config: LeagueConfig) -> JsonObject:
     ]
     return {
         "size": config.size.plain, "seeds": sorted(there),
-        "cells": [_of_base(there), *_best_of(there), *others] if there else others,
+        "cells": [_of_base(there, config.size.set_size), *_best_of(there), *others]
+        if there
+        else others,
         "best": [cell.name for cell in best_cells(records, cells.TRAINED, seeds, cells.FOLLOWED)],
         "commits": records.commits(),
         "over": "seeds and prompts" if len(there) > 1 else "prompts (one seed)",
     }  # fmt: skip
 
 
-def _of_base(there: Mapping[int, Record]) -> JsonObject:
+def _of_base(there: Mapping[int, Record], set_size: int) -> JsonObject:
+    """The base on the seeds that the trained cells have too: its change to them is theirs."""
     facts = [record.facts for record in there.values()]
+    scores = [_first(record.scores, set_size) for record in there.values()]
     return {
         "name": "base", "kind": "base", "state": "finished", "about": "the model as it comes",
-        "truth": _groups(there.values(), _truths),
-        "reward": _plain([_rewards(r.scores) for r in there.values()]),
+        "truth": _groups(scores, _truths), "reward": _plain([_rewards(rows) for rows in scores]),
         "evaluations": 0, "per_image": facts[0]["per_image"] if facts else None, "distance": 0.0,
         **_fidelity(facts, "base"),
     }  # fmt: skip
@@ -72,7 +75,7 @@ def _of_base(there: Mapping[int, Record]) -> JsonObject:
 def _best_of(there: Mapping[int, Record]) -> list[JsonObject]:
     """The base with the best of n by the reward, for every n that its images allow."""
     most = min((_images_of(r.scores) for r in there.values()), default=0)
-    return [_best_of_n(there, n) for n in SIZES_OF_N if 1 < n <= most]
+    return [_best_of_n(there, n) for n in SIZES_OF_N if n <= most]
 
 
 def _images_of(rows: Rows) -> int:
@@ -89,10 +92,13 @@ def _best_of_n(there: Mapping[int, Record], n: int) -> JsonObject:
         return values(rows) - _truths(rows)
 
     per_image = next(iter(there.values())).facts["per_image"]
+    scores = [record.scores for record in there.values()]
     return {
         "name": f"best of {n}", "kind": "best-of-n", "state": "finished", "n": n,
-        "about": f"the base, the best of {n} images by the reward",
-        "truth": _groups(there.values(), values), "gain": _groups(there.values(), gain),
+        "about": f"the base, the best of {n} images by the reward"
+        if n > 1
+        else "the base, all of its images",
+        "truth": _groups(scores, values), "gain": _groups(scores, gain),
         "reward": _plain([values(r.scores, "reward") for r in there.values()]),
         "evaluations": 0, "per_image": per_image * n,
     }  # fmt: skip
@@ -115,7 +121,7 @@ def _of_cell(cell: Cell, known: Sequence[Record], base: Mapping[int, Record]) ->
     }
     return row | {
         "state": "finished", "seeds": [r.seed for r in finished],
-        "truth": _groups(finished, _truths), "gain": gains,
+        "truth": _groups([r.scores for r in finished], _truths), "gain": gains,
         "reward": _plain([_rewards(r.scores) for r in finished]),
         "reward_gain": _plain([_change(a, b, "reward", same_seeds=same) for a, b in pairs]),
         "net": {q: _net(finished, q) for q in QUESTIONS},
@@ -171,6 +177,11 @@ def _by_prompt(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
+def _first(rows: Rows, n: int) -> Rows:
+    """The first n images of every prompt."""
+    return [row for own in _by_prompt(rows).values() for row in own[:n]]
+
+
 def _of_prompts(rows: Rows, number: Callable[[Rows], float]) -> np.ndarray:
     return np.array([number(own) for own in _by_prompt(rows).values()])
 
@@ -211,8 +222,8 @@ def _in(rows: Rows, group: str) -> Rows:
     return [row for row in rows if group in (row["split"], row["category"])]
 
 
-def _groups(records: Iterable[Record], values: Callable[[Rows], np.ndarray]) -> JsonObject:
-    rows = [record.scores for record in records]
+def _groups(scores: Iterable[Rows], values: Callable[[Rows], np.ndarray]) -> JsonObject:
+    rows = list(scores)
     return {group: _plain([values(_in(own, group)) for own in rows]) for group in GROUPS}
 
 
