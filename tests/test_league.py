@@ -72,7 +72,7 @@ def test_numbers_follow_from_the_stored_scores(played: dict[str, Any]) -> None:
     written = json.loads((folder / "results.json").read_text())
     assert written == json.loads(json.dumps(results.results_of(folder, CONFIG)))
     cells = {cell["name"]: cell for cell in written["cells"]}
-    assert list(cells) == ["base", "best of 2", "best set", "sft"]
+    assert list(cells) == ["base", "best of 1", "best of 2", "best set", "sft"]
     rows = read_lines(folder / "cells/sft/seed-0/scores.jsonl")
     by_prompt: dict[str, list[bool]] = {}
     for row in rows:
@@ -80,6 +80,8 @@ def test_numbers_follow_from_the_stored_scores(played: dict[str, Any]) -> None:
     assert len(by_prompt) == 4
     by_hand = np.mean([np.mean(true) for true in by_prompt.values()])
     assert cells["sft"]["truth"]["all"]["value"] == pytest.approx(by_hand)
+    truth, gain = (cells["sft"][name]["all"]["value"] for name in ("truth", "gain"))
+    assert truth - gain == pytest.approx(cells["base"]["truth"]["all"]["value"])
     votes = read_lines(folder / "cells/sft/seed-0/votes.jsonl")
     assert all(v["win"] + v["tie"] + v["lose"] == 9 for v in votes)
     assert len(votes) == 4 * 2
