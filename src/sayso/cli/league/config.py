@@ -1,6 +1,6 @@
 """How large a league is. No torch: the command line reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sayso.base.errors import UserError
@@ -19,6 +19,9 @@ class LeagueConfig:
     seeds: int = 0
     """How many seeds, from 0 on; each has prompts, images, ratings and rewards of its own. Default:
     3, or 1 with --quick or --smoke. More can be added later."""
+    only_seed: int | None = None
+    """Run the cells of this seed alone, while other processes, each with a device of its own, run
+    others. Rounds and switches wait until all seeds have their other cells; then run it again."""
     only: str = ""
     """Cells to run now, with commas between, such as sft,dpo; default: all."""
     retry_failed: bool = False
@@ -33,6 +36,11 @@ class LeagueConfig:
             raise UserError("both --quick and --smoke given; give one")
         if self.seeds < 0:
             raise UserError(f"seeds {self.seeds} is not allowed; give 1 or more")
+        if self.only_seed is not None and self.only_seed not in range(self.n_seeds):
+            raise UserError(
+                f"only_seed {self.only_seed} is none of the league's; give 0 to "
+                f"{self.n_seeds - 1}, or more --seeds"
+            )
 
     @property
     def size(self) -> "Size":
@@ -41,6 +49,11 @@ class LeagueConfig:
     @property
     def n_seeds(self) -> int:
         return self.seeds or self.size.seeds
+
+    @property
+    def run_now(self) -> Sequence[int]:
+        """The seeds whose cells this process runs."""
+        return range(self.n_seeds) if self.only_seed is None else [self.only_seed]
 
     @property
     def wanted(self) -> set[str]:

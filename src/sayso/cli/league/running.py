@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from sayso.base import files
 from sayso.base.errors import UserError, unknown_name
@@ -84,18 +85,22 @@ def _refuse_unknown(config: LeagueConfig) -> None:
 
 @contextmanager
 def _claimed(folder: Path, config: LeagueConfig) -> Iterator[None]:
-    """A block in which the folder is this league's, and no other process works on it.
+    """A block in which the folder is this league's, and no other process runs the same seeds.
 
     Raises: UserError: if it holds something else, or a league of another size.
     """
     from sayso.study.run_lock import lock
 
     path = folder / "league.json"
-    if folder.exists() and not path.exists() and set(folder.iterdir()) - {folder / ".lock"}:
+    locks = folder / "locks"
+    if folder.exists() and not path.exists() and set(folder.iterdir()) - {locks}:
         raise UserError(f"{folder} is not a league and not empty; choose another path")
-    folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder, is_run=False)
+    held = list[FileLock]()
     try:
+        for seed in config.run_now:
+            own = locks / f"seed-{seed}"
+            own.mkdir(parents=True, exist_ok=True)
+            held.append(lock(own, is_run=False))
         about = {"format": 1, "size": config.size.plain}
         if not path.exists():
             files.write_json(path, about)
@@ -106,11 +111,12 @@ def _claimed(folder: Path, config: LeagueConfig) -> Iterator[None]:
             )
         yield
     finally:
-        held.release(force=True)
+        for one in held:
+            one.release(force=True)
 
 
 class _League:
-    """The cells of all seeds, one after the other."""
+    """The cells of the seeds that this process runs, one after the other."""
 
     def __init__(self, folder: Path, config: LeagueConfig) -> None:
         self.folder, self.config, self.size = folder, config, config.size
@@ -118,23 +124,38 @@ class _League:
         self.grounds: dict[int, Ground] = {}
 
     def run(self) -> None:
-        seeds, common = range(self.config.n_seeds), (BEST, *TRAINED)
-        self.records.announce(common)
-        for seed in seeds:
+        common, mine = (BEST, *TRAINED), self.config.run_now
+        # those that follow from the best stay, until it is known anew which these are
+        later = [cell for cell in self.records.line_up() if cell.kind in ("rounds", "switch")]
+        self.records.announce([*common, *later])
+        for seed in mine:
             ground = self.grounds[seed] = prepare(self.folder / f"seed-{seed}", self.size, seed)
             self._once(BASE, ground, partial(_base, ground))
             self._once(BEST, ground, partial(_best, ground))
             for cell in TRAINED:
                 self._once(cell, ground, partial(_trained, ground, cell))
+        seeds = range(self.config.n_seeds)
+        if self.config.only_seed is not None and (waiting := self._waiting(seeds)):
+            console.print(
+                f"rounds and switches wait for the other cells of seed "
+                f"{', '.join(map(str, waiting))}; run this again when they are there",
+                soft_wrap=True,
+            )
+            return
         best = best_cells(self.records, TRAINED, seeds, FOLLOWED)
-        followers = [c for cell in best for c in self._followers(self.grounds[0], cell)]
+        followers = [c for cell in best for c in self._followers(self.grounds[mine[0]], cell)]
         self.records.announce([*common, *followers])
-        for seed in seeds:
+        for seed in mine:
             for cell in best:
                 for follower in self._followers(self.grounds[seed], cell):
                     many = follower.rounds > 1
                     run = partial(_in_rounds if many else _trained, self.grounds[seed], follower)
                     self._once(follower, self.grounds[seed], run, "rounds" if many else "switches")
+
+    def _waiting(self, seeds: Sequence[int]) -> list[int]:
+        """The seeds that lack the outcome of a trained cell."""
+        read = self.records.read
+        return [n for n in seeds if any(read(cell.slug, n) is None for cell in TRAINED)]
 
     def _followers(self, ground: Ground, cell: Cell) -> list[Cell]:
         """The cells that come from one of the best, with the options chosen for it."""
