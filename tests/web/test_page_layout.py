@@ -52,14 +52,16 @@ def sized(page: Page, size: tuple[int, int]) -> list[float]:
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.reload()
     ready(page)
-    # they are laid out a moment after they are shown
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('#stage img')].every(i => i.clientWidth > 0)"
+    # laid out a moment after they are shown, and perhaps shown anew before they are measured
+    widths = page.wait_for_function(
+        """() => {
+            const all = [...document.querySelectorAll("#stage img")]
+            const widths = all.map(i => i.getBoundingClientRect().width)
+            return widths.length && widths.every(w => w > 0) && widths
+        }"""
     )
     assert not scrolls_sideways(page)
-    return page.eval_on_selector_all(
-        "#stage img", "all => all.map(i => i.getBoundingClientRect().width)"
-    )
+    return widths.json_value()
 
 
 @pytest.mark.parametrize(
