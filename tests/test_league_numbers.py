@@ -368,6 +368,16 @@ def test_a_reason_of_several_seeds_is_said_once(tmp_path: Path) -> None:
     assert found == [("sft, seed 0, seed 1", "no memory"), ("sft, --x 1", "no")]
 
 
+def test_numbers_of_fewer_seeds_than_the_league_has_say_so(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for seed in (0, 1):
+        records.write("base", replace(record("base", [1] * 8), seed=seed))
+    records.write("sft", replace(record("sft", [1] * 8, reward=0.1), seed=1))
+    records.announce([TRAINED[0]])
+    cells = results_of(tmp_path, LeagueConfig(smoke=True, seeds=2))["cells"]
+    assert [cell["name"] for cell in cells][-1] == "sft (seed 1)"
+
+
 def test_without_matplotlib_nothing_is_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

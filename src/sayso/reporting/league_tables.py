@@ -99,14 +99,14 @@ def unfinished(results: JsonObject) -> list[tuple[str, str]]:
             seeds.setdefault(reason, []).append(seed)
         for reason, failed in seeds.items():
             whole = cell["state"] != "finished" and len(seeds) == 1
-            found.append((", ".join([cell["name"], *([] if whole else failed)]), reason))
+            found.append((", ".join([cell["cell"], *([] if whole else failed)]), reason))
         found += [
-            (f"{cell['name']}, {trial['trial']}", trial["failed"])
+            (f"{cell['cell']}, {trial['trial']}", trial["failed"])
             for trial in cell.get("trials", ())
             if "failed" in trial
         ]
         found += [
-            (f"{cell['name']}, with {point['share']:.0%} of the budget", point["failed"])
+            (f"{cell['cell']}, with {point['share']:.0%} of the budget", point["failed"])
             for point in cell.get("not_on_curve", ())
         ]
     return list(dict.fromkeys(found))

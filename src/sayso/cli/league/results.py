@@ -107,7 +107,8 @@ def _best_of_n(there: Mapping[int, Record], n: int) -> JsonObject:
 def _of_cell(cell: Cell, known: Sequence[Record], base: Mapping[int, Record]) -> JsonObject:
     finished = [record for record in known if record.finished and record.seed in base]
     row: JsonObject = {
-        "name": cell.name, "kind": cell.kind, "about": cell.about,
+        "cell": cell.name, "name": _named(cell, finished, base), "kind": cell.kind,
+        "about": cell.about,
         "reasons": {f"seed {r.seed}": r.reason for r in known if not r.finished},
     }  # fmt: skip
     if not finished:
@@ -127,6 +128,13 @@ def _of_cell(cell: Cell, known: Sequence[Record], base: Mapping[int, Record]) ->
         "net": {q: _net(finished, q) for q in QUESTIONS},
         **_facts([record.facts for record in finished]),
     }  # fmt: skip
+
+
+def _named(cell: Cell, finished: Sequence[Record], base: Mapping[int, Record]) -> str:
+    """The cell's name, with its seeds if the league has more: its numbers are of these alone."""
+    if len(finished) in (0, len(base)):
+        return cell.name
+    return f"{cell.name} (seed {', '.join(str(record.seed) for record in finished)})"
 
 
 def _facts(facts: Sequence[Mapping[str, Any]]) -> JsonObject:
