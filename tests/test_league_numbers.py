@@ -245,8 +245,8 @@ def test_a_reward_that_rose_while_the_truth_fell_is_named(folder: Path) -> None:
 
 def test_an_empty_league_says_so(tmp_path: Path) -> None:
     results = results_of(tmp_path, LeagueConfig(smoke=True))
-    assert tables.conclusions(results) == ["No trained cell has finished yet."]
-    assert "No trained cell has finished yet." in tables.markdown(results)
+    assert tables.conclusions(results) == ["No trained cell has finished for every seed yet."]
+    assert "No trained cell has finished for every seed yet." in tables.markdown(results)
 
 
 def test_tables_go_between_the_markers(tmp_path: Path) -> None:
@@ -374,8 +374,10 @@ def test_numbers_of_fewer_seeds_than_the_league_has_say_so(tmp_path: Path) -> No
         records.write("base", replace(record("base", [1] * 8), seed=seed))
     records.write("sft", replace(record("sft", [1] * 8, reward=0.1), seed=1))
     records.announce([TRAINED[0]])
-    cells = results_of(tmp_path, LeagueConfig(smoke=True, seeds=2))["cells"]
-    assert [cell["name"] for cell in cells][-1] == "sft (seed 1)"
+    results = results_of(tmp_path, LeagueConfig(smoke=True, seeds=2))
+    assert [cell["name"] for cell in results["cells"]][-1] == "sft (seed 1)"
+    assert tables.ranked(results) == []
+    assert len(tables.ranked(results | {"seeds": [1]})) == 1
 
 
 def test_without_matplotlib_nothing_is_begun(

@@ -113,9 +113,12 @@ def unfinished(results: JsonObject) -> list[tuple[str, str]]:
 
 
 def ranked(results: JsonObject, group: str = "all") -> list[Row]:
-    """The trained cells, the one that is most often true on a group of prompts first."""
+    """The trained cells, the one that is most often true on a group of prompts first.
+
+    Those that lack a seed are left out: a seed can be easier than another.
+    """
     trained = [c for c in finished(results) if c["kind"] not in ("base", "best-of-n")]
-    known = [c for c in trained if c["gain"][group]]
+    known = [c for c in trained if c["gain"][group] and c["seeds"] == results["seeds"]]
     return sorted(known, key=lambda c: -c["gain"][group]["value"])
 
 
@@ -123,7 +126,7 @@ def conclusions(results: JsonObject) -> list[str]:
     """Who wins, where, and against what, in sentences."""
     best = ranked(results)
     if not best:
-        return ["No trained cell has finished yet."]
+        return ["No trained cell has finished for every seed yet."]
     first = best[0]
     truth, gain = percent(first["truth"]["all"]), points(first["gain"]["all"])
     found = [
