@@ -156,7 +156,7 @@ def headline(results: JsonObject) -> str:
     """Who wins, in a few words."""
     best = ranked(results)
     if not best:
-        return "Nothing has been trained yet"
+        return "Not finished yet"
     first = best[0]
     if first["gain"]["all"]["low"] <= 0:
         return "No cell is better than the base beyond chance"
