@@ -280,8 +280,9 @@ def test_images_that_cannot_be_shared_name_options_that_it_has(
     )
     with pytest.raises(UserError, match=advice):
         check_options(options, DirectAlign(source="rollouts", last_steps=last_steps), world)
-    # of samples, some processes may have one more
     check_options(options, DirectAlign(), world)
+    work = toy_work(batch_size=own, n_pretraining=pretraining, world=world)
+    assert next(iter(DirectAlign().batches(work))), "of samples, some processes may have one more"
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,7 @@ class Aligner(ABC):
         Args:
             own: rows of an update, pre-training rows not counted.
             rows: of an update, with them.
+            processes: of the launch.
         Raises: UserError: if they cannot, with options that would do.
         """
 

@@ -268,10 +268,7 @@ def sync_names(paths: Iterable[Path]) -> None:
 def remove_temporaries(folder: Path) -> None:
     """Delete what an interrupted `new_folder` or `write_bytes` left in `folder`."""
     for leftover in folder.glob(".*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _delete(leftover)
 
 
 def remove_abandoned(paths: Iterable[Path]) -> None:
@@ -282,12 +279,15 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
     for folder, written in names.items():
         for leftover in folder.glob(".*.tmp"):
             name, _, pid = leftover.name[1:].removesuffix(".tmp").rpartition(".")
-            if name not in written or not pid.isdigit() or _runs(int(pid)):
-                continue
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+            if name in written and pid.isdigit() and not _runs(int(pid)):
+                _delete(leftover)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _runs(pid: int) -> bool:

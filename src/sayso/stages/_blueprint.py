@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from rich.filesize import decimal
 
 from sayso.base.cards import Card, parse_card
 from sayso.base.devices import MixedPrecision, best_precision, make_accelerator, memory_bytes
@@ -54,6 +55,19 @@ def device_for(asked: str) -> tuple[Card, bool]:
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else "this machine"
     return Card(name, memory_bytes(device), number=number), cuda
+
+
+def no_room(what: str, card: Card, instead: str) -> str:
+    """That something does not fit on a device.
+
+    Args:
+        what: it needs, and how much.
+        instead: what to do.
+    """
+    return (
+        f"{what}, and {card.name} has {decimal(card.memory)}, of which {LIMIT:.0%} can be used; "
+        f"{instead}"
+    )
 
 
 def arithmetic(mixed: MixedPrecision, *, cuda: bool) -> torch.dtype | None:

@@ -10,7 +10,15 @@ from sayso.base.cards import Card
 from sayso.base.devices import BASE_PRECISIONS, BasePrecision, MixedPrecision
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler
-from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for, unknown
+from sayso.stages._blueprint import (
+    LIMIT,
+    SHARE,
+    arithmetic,
+    blueprint,
+    device_for,
+    no_room,
+    unknown,
+)
 from sayso.stages._footprint import Footprint, drawing
 from sayso.stages._reward_footprint import RewardFootprint
 from sayso.study.study import Study
@@ -50,7 +58,8 @@ def drawing_forecast(
         if needs.total > room:
             raise UserError(_too_many(needed, needs, rows, sampler.base_precision, room, card))
         if reward and reward.weights > room:
-            raise UserError(_too_large(reward, card))
+            needed_later = f"{reward.part} needs {decimal(reward.weights)} of memory"
+            raise UserError(no_room(needed_later, card, "choose another --reward"))
     found = {f"memory, {name}": decimal(size) for name, size in needs.parts.items()}
     if reward:
         found |= reward.said(needs.parts.get(reward.part, 0), "after the images are generated")
@@ -79,17 +88,7 @@ def _too_many(
     what = f"drawing {rows} images at once needs {decimal(needs.total)} of memory ({parts})"
     if needs.before > sum(needs.parts.values()):
         what = f"encoding prompts needs {decimal(needs.before)} of memory"
-    return (
-        f"{what}, and "
-        f"{card.name} has {decimal(card.memory)}, of which {LIMIT:.0%} can be used; {instead}"
-    )
-
-
-def _too_large(reward: RewardFootprint, card: Card) -> str:
-    return (
-        f"{reward.part} needs {decimal(reward.weights)} of memory, and {card.name} has "
-        f"{decimal(card.memory)}, of which {LIMIT:.0%} can be used; choose another --reward"
-    )
+    return no_room(what, card, instead)
 
 
 def _fitting(needed: Callable[[int], int], rows: int, room: int) -> int:

@@ -17,7 +17,15 @@ from sayso.data.conditions import LARGEST_TABLE_BYTES, Kept
 from sayso.data.pretraining_images import bucket_sizes, open_pretraining
 from sayso.families._loading import load_policy
 from sayso.families._precision import KEPT
-from sayso.stages._blueprint import LIMIT, SHARE, arithmetic, blueprint, device_for, unknown
+from sayso.stages._blueprint import (
+    LIMIT,
+    SHARE,
+    arithmetic,
+    blueprint,
+    device_for,
+    no_room,
+    unknown,
+)
 from sayso.stages._footprint import Blueprint, Footprint, Way, shapes_of, training
 from sayso.stages._probe import random_rows, rate
 from sayso.stages._reward_footprint import RewardFootprint, reward_footprint
@@ -151,10 +159,8 @@ def _fitted(case: Forecast) -> Footprint:
         if saved
         else "no option makes it fit; train on a device with more memory"
     )
-    raise UserError(
-        f"training needs {decimal(needs.total)} of memory ({parts}), and {case.card.name} has "
-        f"{decimal(case.card.memory)}, of which {LIMIT:.0%} can be used; {instead}"
-    )
+    what = f"training needs {decimal(needs.total)} of memory ({parts})"
+    raise UserError(no_room(what, case.card, instead))
 
 
 def _pretraining(study: Study, asked: int) -> tuple[dict[str, str], int]:

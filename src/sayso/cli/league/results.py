@@ -1,6 +1,6 @@
 """The league's numbers, computed anew from the stored scores and votes of its cells."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,9 @@ def results_of(folder: Path, config: LeagueConfig) -> JsonObject:
         for cell in records.line_up()
         if (known := [r for seed in seeds if (r := records.read(cell.slug, seed))])
     ]
+    untrained = [_of_base(there, config.size.set_size), *_best_of(there)] if there else []
     return {
-        "size": config.size.plain, "seeds": sorted(there),
-        "cells": [_of_base(there, config.size.set_size), *_best_of(there), *others]
-        if there
-        else others,
+        "size": config.size.plain, "seeds": sorted(there), "cells": [*untrained, *others],
         "best": [cell.name for cell in best_cells(records, cells.TRAINED, seeds, cells.FOLLOWED)],
         "commits": records.commits(),
         "over": "seeds and prompts" if len(there) > 1 else "prompts (one seed)",
@@ -99,7 +97,7 @@ def _best_of_n(there: Mapping[int, Record], n: int) -> JsonObject:
         if n > 1
         else "the base, all of its images",
         "truth": _groups(scores, values), "gain": _groups(scores, gain),
-        "reward": _plain([values(r.scores, "reward") for r in there.values()]),
+        "reward": _plain([values(rows, "reward") for rows in scores]),
         "evaluations": 0, "per_image": per_image * n,
     }  # fmt: skip
 
@@ -230,9 +228,8 @@ def _in(rows: Rows, group: str) -> Rows:
     return [row for row in rows if group in (row["split"], row["category"])]
 
 
-def _groups(scores: Iterable[Rows], values: Callable[[Rows], np.ndarray]) -> JsonObject:
-    rows = list(scores)
-    return {group: _plain([values(_in(own, group)) for own in rows]) for group in GROUPS}
+def _groups(scores: Sequence[Rows], values: Callable[[Rows], np.ndarray]) -> JsonObject:
+    return {group: _plain([values(_in(own, group)) for own in scores]) for group in GROUPS}
 
 
 def _net(records: Sequence[Record], question: str) -> JsonObject | None:

@@ -1,14 +1,13 @@
 """The league from first to last: prepare a seed, run its cells, find the best two, run the rest."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from sayso.base import files
 from sayso.base.errors import UserError, unknown_name
@@ -95,12 +94,11 @@ def _claimed(folder: Path, config: LeagueConfig) -> Iterator[None]:
     locks = folder / "locks"
     if folder.exists() and not path.exists() and set(folder.iterdir()) - {locks}:
         raise UserError(f"{folder} is not a league and not empty; choose another path")
-    held = list[FileLock]()
-    try:
+    with ExitStack() as held:
         for seed in config.run_now:
             own = locks / f"seed-{seed}"
             own.mkdir(parents=True, exist_ok=True)
-            held.append(lock(own, is_run=False))
+            held.callback(lock(own, is_run=False).release, force=True)
         about = {"format": 1, "size": config.size.plain}
         if not path.exists():
             files.write_json(path, about)
@@ -110,9 +108,6 @@ def _claimed(folder: Path, config: LeagueConfig) -> Iterator[None]:
                 f"than {config.size.name} has now; use its size, or choose another path"
             )
         yield
-    finally:
-        for one in held:
-            one.release(force=True)
 
 
 class _League:
