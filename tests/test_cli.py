@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -138,6 +139,52 @@ def test_unknown_field_in_config_file(tmp_path: Path) -> None:
     config.write_text('{"per_promt": 3}')
     with pytest.raises(UserError, match="did you mean 'per_prompt'"):
         cli.run(["generate", str(tmp_path), "--config", str(config)])
+
+
+@pytest.mark.parametrize(
+    ("line", "written", "says"),
+    [
+        ("generate", {"per_prompt": "four"}, 'has per_prompt "four"; give a whole number'),
+        ("generate", {"per_prompt": 2.5}, "has per_prompt 2.5; give a whole number"),
+        ("generate", {"per_prompt": True}, "has per_prompt true; give a whole number"),
+        ("generate", {"eta": "x"}, 'has eta "x"; give a number or null'),
+        ("generate", {"model": None}, "has model null; give text in quotes"),
+        ("generate", {"prompts": "foo"}, 'has prompts "foo"; give train, validation, seen,'),
+        ("align", {"compile": 1}, "has compile 1; give true or false"),
+        ("align", {"aligner": 3}, "has aligner 3; give text"),
+        ("align", {"options": [1]}, "options in .* is not a JSON object"),
+        ("align", {"options": {"weight": "labels"}}, "options in .* give reward, label or product"),
+        ("align --aligner dpo", {"options": {"beta": "high"}}, "options in .*; give a number"),
+        ("raters", {"names": "anna"}, 'has names "anna"; give a list'),
+    ],
+)
+def test_values_of_other_types_in_a_config_file(
+    tmp_path: Path, line: str, written: dict[str, object], says: str
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(written))
+    command, *rest = line.split()
+    with pytest.raises(UserError, match=says):
+        cli.run([command, str(tmp_path), *rest, "--config", str(config)])
+
+
+def test_a_dry_run_knows_the_options_of_the_plugin(
+    finished_demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for options in ([], ["--score", "rollouts"]):
+        cli.run(["align", str(finished_demo), "--aligner", "nft", *options, "--dry-run"])
+        rows.append("older weights" in capsys.readouterr().out)
+    assert rows == [False, True]
+    with pytest.raises(UserError, match="do not make whole batches of 100"):
+        cli.run(["align", str(finished_demo), "--aligner", "nft", "--score", "rollouts",
+                 "--batch-size", "100", "--dry-run"])  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["align", "generate"])
+def test_a_device_to_forecast_for_is_for_dry_runs(finished_demo: Path, command: str) -> None:
+    with pytest.raises(UserError, match="forecast_for 24GB is for forecasts; add --dry-run"):
+        cli.run([command, str(finished_demo), "--forecast-for", "24GB"])
 
 
 def test_loading_a_model_prints_no_advice_for_programmers(finished_demo: Path) -> None:

@@ -230,7 +230,7 @@ def test_another_rule_in_study_json_is_refused(tmp_path: Path):
     file = tiny(tmp_path).path / "study.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"held_out": "by chance"}))
     with pytest.raises(
-        UserError, match=r"held_out in .*study\.json is 'by chance'; give first tenth or"
+        UserError, match=r'study\.json has held_out "by chance"; give first tenth or'
     ):
         Study.open(file.parent)
 

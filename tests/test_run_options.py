@@ -133,9 +133,14 @@ def test_study_json_without_later_fields_means_their_defaults(study: Study) -> N
         ({"colour": 1}, "study.json has unknown fields: colour"),
         ({"sampler": {"speed": 3}}, "study.json has unknown fields: speed"),
         ({"sampler": 3}, "is not a sampler"),
+        ({"sampler": {"num_inference_steps": "6"}}, 'has num_inference_steps "6"; give a whole'),
+        ({"sampler": {"guidance_scale": None}}, "has guidance_scale null; give a number"),
+        ({"base_model": None}, "has base_model null; give text in quotes"),
+        ({"held_out": "none"}, 'has held_out "none"; give first tenth or by name'),
+        ({"seed": -1}, "study.json: seed -1 is not allowed; give 0 to"),
     ],
 )
-def test_study_json_with_unknown_fields_is_refused(
+def test_study_json_that_was_edited_is_refused(
     study: Study, change: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (study.path / "study.json").write_text(json.dumps(info(study) | change))
@@ -150,6 +155,9 @@ def test_rows_with_unknown_fields_name_file_and_line(study: Study) -> None:
     lines = [json.dumps(r) + "\n" for r in (row, row | {"hue": 1})]
     (study.path / "prompts.jsonl").write_text("".join(lines))
     with pytest.raises(UserError, match=r"prompts.jsonl line 2 has unknown fields: hue"):
+        study.prompts()
+    (study.path / "prompts.jsonl").write_text(json.dumps(row | {"slots": 7}) + "\n")
+    with pytest.raises(UserError, match=r"prompts.jsonl line 1 has slots 7; give an object"):
         study.prompts()
     (study.path / "samples.jsonl").write_text('{"id": "s"}\n')
     with pytest.raises(UserError, match=r"samples.jsonl line 1"):

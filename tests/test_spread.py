@@ -170,7 +170,7 @@ def test_uneven_shares_are_refused_with_shards() -> None:
         options.check_shares(1, 2)
     dataclasses.replace(options, pretraining_fraction=0.25).check_shares(1, 2)
     object.__setattr__(options, "sharding", "half")
-    with pytest.raises(UserError, match="sharding 'half'; choose auto, none, full"):
+    with pytest.raises(UserError, match="sharding 'half'; choose auto, none or full"):
         options.check()
 
 

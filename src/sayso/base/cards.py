@@ -49,3 +49,9 @@ def parse_card(text: str) -> Card:
         f"forecast_for {text!r} is no device; give memory such as 24GB, a card ("
         f"{', '.join(CARDS)}), or several such as 4x24GB"
     )
+
+
+def refuse_forecast(text: str) -> None:
+    """Raises: UserError: for a device to forecast for where the work itself is to be done."""
+    if text:
+        raise UserError(f"forecast_for {text} is for forecasts; add --dry-run, or omit it")

@@ -1,8 +1,11 @@
-"""Rows of the study's files to dataclasses, whatever version wrote them."""
+"""JSON objects of a file to dataclasses, whatever version or editor wrote them."""
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sayso.base.errors import UserError
 from sayso.base.types import Sampler, Size
@@ -15,7 +18,8 @@ def from_row(kind: type[T], row: Any, where: object) -> T:
 
     Args:
         where: the file, or its line, for what is said.
-    Raises: UserError: if the row is no object, or has unknown fields or lacks one without default.
+    Raises: UserError: if the row is no object, has unknown fields or lacks one without default, or
+        a value is not of its field's type.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a {kind.__name__.lower()}; restore it")
@@ -27,7 +31,84 @@ def from_row(kind: type[T], row: Any, where: object) -> T:
         )
     if missing := sorted(needed - row.keys()):
         raise UserError(f"{where} lacks fields: {', '.join(missing)}; restore it")
+    check_types(kind, row, where)
     return kind(**row)
+
+
+def check_types(kind: type, row: Mapping[str, Any], where: object) -> None:
+    """Compare values, as JSON has them, with the types of the dataclass's fields.
+
+    A whole number may stand for a float. Types that JSON lacks are not compared.
+
+    Raises: UserError: naming the first field whose value is of another type, or not among its
+        choices.
+    """
+    allowed = _allowed(kind)
+    for name, value in row.items():
+        may = allowed[name]
+        if may and type(value) not in may.types and value not in may.choices:
+            raise UserError(f"{where} has {name} {json.dumps(value, default=str)}; give {may.said}")
+
+
+def check_choices(options: Any) -> None:
+    """Raises: UserError: for an option that is not among the choices of its field."""
+    for name, may in _allowed(type(options)).items():
+        value = getattr(options, name)
+        if may and may.choices and type(value) not in may.types and value not in may.choices:
+            raise UserError(f"{name} {value!r}; choose {may.said}")
+
+
+class _Allowed(NamedTuple):
+    """What a field may hold: values of these types, or one of these."""
+
+    types: tuple[type, ...]
+    choices: tuple[object, ...]
+    said: str
+
+
+_JSON: dict[Any, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "text in quotes"),
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+    NoneType: ((NoneType,), "null"),
+    Mapping: ((dict,), "an object"),
+    tuple: ((list, tuple), "a list"),
+}
+
+
+@cache
+def _allowed(kind: type) -> dict[str, _Allowed | None]:
+    hints = get_type_hints(kind)
+    return {field.name: _allowed_by(hints[field.name]) for field in fields(kind)}
+
+
+def _allowed_by(hint: Any) -> _Allowed | None:
+    """What a type hint allows; None for anything."""
+    origin = get_origin(hint) or hint
+    if origin is Literal:
+        return _Allowed((), get_args(hint), _either(map(str, get_args(hint))))
+    if origin in _JSON:
+        types, said = _JSON[origin]
+        return _Allowed(types, (), said)
+    if origin not in (Union, UnionType):
+        return None
+    parts = [_allowed_by(part) for part in get_args(hint)]
+    known = [part for part in parts if part]
+    return (
+        None
+        if len(known) < len(parts)
+        else _Allowed(
+            tuple(t for part in known for t in part.types),
+            tuple(choice for part in known for choice in part.choices),
+            _either(part.said for part in known),
+        )
+    )
+
+
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def sampler_from_row(row: Any, where: object) -> Sampler:

@@ -235,10 +235,10 @@ def _run_command(name: str, rest: list[str]) -> Any:
     module = importlib.import_module(command.module)
     parsed = parse(name, getattr(module, command.config), command.plugin, rest)
     study = parsed.path if name in FOLDER_COMMANDS else _open(parsed.path)
-    if parsed.dry_run:
-        return _dry_run(module, study, parsed.config, parsed.options)
-    function: Callable[..., Any] = getattr(module, command.function)
     extra = (parsed.options,) if command.plugin else ()
+    if parsed.dry_run:
+        return _dry_run(module, study, parsed.config, *extra)
+    function: Callable[..., Any] = getattr(module, command.function)
     return function(study, parsed.config, *extra)
 
 
@@ -248,11 +248,13 @@ def _open(path: Path) -> Any:
     return Study.open(path)
 
 
-def _dry_run(module: Any, study: Any, config: Any, options: Any) -> None:
+def _dry_run(module: Any, study: Any, config: Any, options: Any = None) -> None:
     """Print the resolved options and the sizes that follow; do nothing."""
     resolved = dataclasses.asdict(config)
+    extra = ()
     if options is not None:
         resolved |= {"options": dataclasses.asdict(options)}
-    sizes = module.plan(study, config) if hasattr(module, "plan") else {}
+        extra = (options,)
+    sizes = module.plan(study, config, *extra) if hasattr(module, "plan") else {}
     for key, value in {**resolved, **sizes}.items():
         print(f"{key} = {value}")

@@ -13,6 +13,7 @@ import docstring_parser
 import tyro
 
 from sayso.base.errors import UserError, check_counts, unknown_name
+from sayso.base.records import check_types
 from sayso.base.user_files import read_json
 from sayso.study.identity import in_todays_words
 
@@ -38,13 +39,14 @@ def parse(name: str, config: type, plugin: str, arguments: list[str]) -> Parsed:
     """
     early, arguments = _early_flags(plugin, arguments)
     saved = in_todays_words(read_json(early.config)) if early.config else {}
-    parts = {"config": _default(config, {k: v for k, v in saved.items() if k != "options"})}
+    own = saved.pop("options", {})
+    parts = {"config": _default(config, saved, early.config)}
     titles = {"config": name}
     if plugin:
-        chosen = early.plugin or saved.get(plugin) or getattr(parts["config"], plugin)
+        chosen = early.plugin or getattr(parts["config"], plugin)
         if kind := _plugin_class(plugin, chosen):
             _refuse_same_names(plugin, kind, config)
-            parts["options"] = _default(kind, saved.get("options", {}))
+            parts["options"] = _default(kind, own, f"options in {early.config}")
             titles["options"] = Path(chosen).stem
     arguments_class = _arguments_class(name, parts, titles)
     found, unknown = _tyro(arguments_class, name, arguments)
@@ -86,10 +88,14 @@ def _early_flags(plugin: str, arguments: list[str]) -> tuple[argparse.Namespace,
     return found, rest
 
 
-def _default(kind: type, saved: dict[str, Any]) -> Any:
+def _default(kind: type, saved: Any, where: object) -> Any:
+    """An object of `kind` with the values of a config file."""
+    if not isinstance(saved, dict):
+        raise UserError(f"{where} is not a JSON object; write {{name: value, …}}")
     known = {f.name for f in dataclasses.fields(kind)}
     for field in saved.keys() - known:
         raise unknown_name("option in the config file", field, known)
+    check_types(kind, saved, where)
     return kind(**saved)
 
 

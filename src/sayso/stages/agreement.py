@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from sayso.base.errors import UserError, quoted
 from sayso.base.progress import console
+from sayso.base.records import check_choices
 from sayso.base.types import QUESTIONS, Comparison, Prompt, Rating, Sample
 from sayso.judges import Judge, load_judge, named_judge, world_judge
 from sayso.study.generations import Generations
@@ -97,7 +98,7 @@ def agreement(
     return run
 
 
-def plan(study: Study, config: AgreementConfig) -> dict[str, object]:
+def plan(study: Study, config: AgreementConfig, _judge: Judge | None = None) -> dict[str, object]:
     """Whose votes there are, and how many."""
     votes = _gather(study, config)
     ratings, comparisons = len(votes.ratings), len(votes.comparisons)
@@ -105,8 +106,7 @@ def plan(study: Study, config: AgreementConfig) -> dict[str, object]:
 
 
 def _gather(study: Study, config: AgreementConfig) -> _Votes:
-    if config.raters not in ("auto", "people", "simulated"):
-        raise UserError(f"raters {config.raters!r}; choose auto, people or simulated")
+    check_choices(config)
     if config.judge not in ("auto", "none"):
         load_judge(config.judge)
     if config.resamples < 0:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from sayso.base.cards import refuse_forecast
 from sayso.base.devices import (
-    BASE_PRECISIONS,
     QUANTISED,
     BasePrecision,
     MixedPrecision,
@@ -27,7 +27,7 @@ from sayso.study.inputs import fitted_to, refuse_changed, refuse_edited, source_
 from sayso.study.run import Run
 from sayso.study.study import Study
 from sayso.training.options import TrainOptions
-from sayso.votes.labels import LabelMethod, check_method
+from sayso.votes.labels import LabelMethod
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 
 RATERS = ("people", "simulated")
-CONDITIONS = ("auto", "table", "encode")
 PRETRAINING = "pre-training images"
 
 
@@ -97,15 +96,6 @@ class AlignConfig(TrainOptions):
     def check(self) -> None:
         super().check()
         check_seed(self.seed)
-        if self.labels != "auto":
-            check_method(self.labels)
-        if self.raters not in ("auto", *RATERS):
-            raise UserError(f"raters {self.raters!r}; choose auto, people or simulated")
-        if self.conditions not in CONDITIONS:
-            raise UserError(f"conditions {self.conditions!r}; choose {' or '.join(CONDITIONS)}")
-        if self.base_precision not in BASE_PRECISIONS:
-            known = " or ".join(BASE_PRECISIONS)
-            raise UserError(f"base_precision {self.base_precision!r}; choose {known}")
         if self.base_precision != "fp32" and not self.lora_rank:
             raise UserError(
                 f"base_precision {self.base_precision} keeps the network frozen, so that only "
@@ -125,18 +115,17 @@ class AlignConfig(TrainOptions):
                 raise UserError(f"{name} {value} is too small; give {least} or more")
 
 
-def plan(study: Study, config: AlignConfig) -> dict[str, object]:
+def plan(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -> dict[str, object]:
     """What would be done: rows, images per step, passes over the data; disk, memory and hours.
 
-    Raises: UserError: if the memory does not suffice, with the options that would make it fit.
+    Args:
+        aligner: as for `align`.
+    Raises: UserError: if options do not go together, or the memory does not suffice, with the
+        options that would make it fit.
     """
-    from sayso.aligners import load_aligner
     from sayso.stages._forecast import forecast
 
-    config.check()
-    config = canonical_config(study, config)
-    aligner = load_aligner(config.aligner)()
-    config = config.for_aligner(aligner.defaults)
+    config, aligner = _checked(study, config, aligner)
     images = _planned_images(study, config, aligner)
     own, seen = len(images.samples), config.max_steps * config.batch_size
     kept = _conditions(config, aligner, len(set(images.texts)))
@@ -165,15 +154,10 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
     Raises: UserError: if data, reward or pre-training images that the aligner needs are missing,
         if a reward, loss or gradient is not finite, or an option is out of range.
     """
-    from sayso.aligners import load_aligner
     from sayso.stages._ready import scores_samples
-    from sayso.training.needs import check_options
 
-    config.check()
-    config = canonical_config(study, config)
-    aligner = aligner or load_aligner(config.aligner)()
-    config = config.for_aligner(aligner.defaults)
-    check_options(config, aligner, number_of_processes())
+    refuse_forecast(config.forecast_for)
+    config, aligner = _checked(study, config, aligner)
     say(study, _drawn_by(config))
     name = config.name or config.aligner.removesuffix(".py").rsplit("/", 1)[-1]
     begun = study.begun("align", name)
@@ -199,6 +183,21 @@ def align(study: Study, config: AlignConfig, aligner: "Aligner | None" = None) -
                 ready = prepare(frozen, gathered=False)
             _train(study, config, aligner, run, ready)
     return run
+
+
+def _checked(
+    study: Study, config: AlignConfig, aligner: "Aligner | None"
+) -> "tuple[AlignConfig, Aligner]":
+    """The options in canonical form and with the aligner's defaults, checked; and the aligner."""
+    from sayso.aligners import load_aligner
+    from sayso.training.needs import check_options
+
+    config.check()
+    config = canonical_config(study, config)
+    aligner = aligner or load_aligner(config.aligner)()
+    config = config.for_aligner(aligner.defaults)
+    check_options(config, aligner, number_of_processes())
+    return config, aligner
 
 
 def _with_labels(

@@ -153,9 +153,9 @@ def _note_environment(study: Study, config: EvaluateConfig, gathered: _Gathered,
     run.add_environment({**computed_on(make_accelerator("no")), **facts})
 
 
-def plan(study: Study, config: EvaluateConfig) -> dict[str, object]:
+def plan(study: Study, config: EvaluateConfig, judge: Judge | None = None) -> dict[str, object]:
     """How many images of each model are measured, and who judges them."""
-    gathered = _gather(study, canonical_config(study, config), None)
+    gathered = _gather(study, canonical_config(study, config), judge and judge.canonical(study))
     counts = {f"images of {model}": len(found) for model, found in gathered.samples.items()}
     return {"judge": gathered.judge_name, "prompts": len(gathered.prompts), **counts}
 

@@ -12,6 +12,7 @@ from numpy import ndarray
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
 from sayso.base.progress import console
+from sayso.base.records import check_choices
 from sayso.base.types import Prompt, Sample
 from sayso.study.checks import check_feedback
 from sayso.study.identity import canonical_config, fitted_identity, models_in
@@ -26,7 +27,7 @@ from sayso.study.inputs import (
 from sayso.study.run import Run
 from sayso.study.study import Study
 from sayso.training.options import trackers_of
-from sayso.votes.labels import LabelMethod, RatingCounts, check_method
+from sayso.votes.labels import LabelMethod, RatingCounts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -215,7 +216,9 @@ def _in_todays_words(row: JsonObject) -> JsonObject:
     return {**row, "counts": {k: n for k, n in row["counts"].items() if k != "simulated"}}
 
 
-def plan(study: Study, config: FitConfig) -> dict[str, object]:
+def plan(
+    study: Study, config: FitConfig, _reward: "TrainableReward | None" = None
+) -> dict[str, object]:
     """How many ratings, images and prompts there are, and how many of them are held out."""
     from sayso.rewards import load_trainable_reward
 
@@ -246,9 +249,7 @@ def collect(study: Study, config: FitConfig) -> Data:
         raise UserError(
             f"heldout_fraction {config.heldout_fraction} is not in (0, 1); 0.15 is usual"
         )
-    if config.raters not in ("auto", "people", "simulated"):
-        raise UserError(f"raters {config.raters!r}; choose auto, people or simulated")
-    check_method(config.labels)
+    check_choices(config)
     check_feedback(study)
     auto = study.feedback.kind_in_use() if config.raters == "auto" else False
     models = models_in(config.samples_of)

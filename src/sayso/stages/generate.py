@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.filesize import decimal
 
+from sayso.base.cards import refuse_forecast
 from sayso.base.devices import (
     BasePrecision,
     MixedPrecision,
@@ -15,6 +16,7 @@ from sayso.base.devices import (
 )
 from sayso.base.errors import UserError
 from sayso.base.progress import console
+from sayso.base.records import check_choices
 from sayso.base.samplers import checked, parse_size
 from sayso.base.types import Sampler
 from sayso.stages._best_of import keep_best
@@ -85,6 +87,7 @@ class GenerateConfig:
 
     def check(self) -> None:
         """Raises: UserError: naming the first option that is out of range."""
+        check_choices(self)
         for name, least in {"per_prompt": 1 if self.best_of else 0, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give {least} or more")
@@ -128,6 +131,7 @@ def plan(study: Study, config: GenerateConfig) -> dict[str, object]:
     from sayso.stages._drawing_forecast import drawing_forecast
     from sayso.stages._reward_footprint import reward_footprint
 
+    config.check()
     config = canonical_config(study, config)
     drawings = _drawings(study, config, Generations(study).now(config.model))
     batches = missing(study, drawings, config.model, config.batch_size)
@@ -162,6 +166,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     Raises: UserError: if a prompt does not fit the tokenizer (before anything is drawn), the model
         or reward is unknown, or an option is out of range.
     """
+    refuse_forecast(config.forecast_for)
     config.check()
     config = canonical_config(study, config)
     if before := _chosen_before(study, config):

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from sayso.base.errors import UserError
 from sayso.base.files import new_folder
 from sayso.base.progress import console
+from sayso.base.records import check_choices
 from sayso.study.run import Run
 from sayso.study.study import Study
 
@@ -38,10 +39,7 @@ class WeightsConfig:
 
     def check(self) -> None:
         """Raises: UserError: naming the first option that is not possible."""
-        for name, allowed in {"layout": Layout, "number_format": NumberFormat}.items():
-            value, known = getattr(self, name), get_args(allowed)
-            if value not in known:
-                raise UserError(f"{name} {value!r}; choose {' or '.join(known)}")
+        check_choices(self)
         if not self.to:
             raise UserError("say where to write: --to FOLDER")
         if Path(self.to).exists():

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from sayso.base import files
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, check_seed
 from sayso.base.records import from_row, sampler_from_row
 from sayso.base.types import Sampler
 from sayso.base.worlds import DEFAULT
@@ -58,7 +58,9 @@ def parse_info(path: Path, row: files.JsonObject) -> StudyInfo:
         )
     where = path / "study.json"
     sampler = sampler_from_row(row.get("sampler", {}), f"sampler in {where}")
-    known, held_out = get_args(HeldOut), row.get("held_out", HELD_OUT_BEFORE)
-    if held_out not in known:
-        raise UserError(f"held_out in {where} is {held_out!r}; give {' or '.join(known)}")
-    return from_row(StudyInfo, row | {"sampler": sampler}, where)
+    info = from_row(StudyInfo, row | {"sampler": sampler}, where)
+    try:
+        check_seed(info.seed)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return info

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar, get_args
+from typing import ClassVar, Literal, TypeVar
 
 from sayso.base.errors import UserError, unknown_name
 from sayso.base.extras import need, need_tracker
+from sayso.base.records import check_choices
 from sayso.base.samplers import TimestepSampling
 from sayso.base.user_files import read_text_lines
 
@@ -99,6 +100,7 @@ class TrainOptions:
 
     def check(self) -> None:
         """Raises: UserError: naming the first option that is out of range."""
+        check_choices(self)
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"{name} {getattr(self, name)} is too small; give at least {least}")
@@ -117,19 +119,8 @@ class TrainOptions:
             weight = getattr(self, name)
             if weight is not None and not 0 <= weight < float("inf"):
                 raise UserError(f"{name} {weight} must be at least 0")
-        if self.pretraining_draw not in ("uniform", "reward"):
-            raise UserError(f"pretraining_draw {self.pretraining_draw!r}; choose uniform or reward")
-        known = ("auto", *get_args(TimestepSampling))
-        if self.timestep_sampling not in known:
-            raise UserError(
-                f"timestep_sampling {self.timestep_sampling!r}; choose {', '.join(known)}"
-            )
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"optimizer {self.optimizer!r}; choose {' or '.join(OPTIMIZERS)}")
         if self.optimizer == "adamw8bit":
             need("quantised", "align --optimizer adamw8bit")
-        if self.sharding not in SHARDING:
-            raise UserError(f"sharding {self.sharding!r}; choose {', '.join(SHARDING)}")
         trackers_of(self.tracker)
         self.prompts_of_grids()
         self.micro_batch(processes=1)
@@ -258,8 +249,6 @@ def trackers_of(text: str) -> tuple[str, ...]:
     return named
 
 
-SHARDING = ("auto", "none", "full")
-OPTIMIZERS = ("adamw", "adamw8bit")
 MOST_PROMPTS = 64
 """On a sample grid."""
 TRACKERS = ("tensorboard", "wandb", "trackio")
