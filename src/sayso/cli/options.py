@@ -128,12 +128,13 @@ def _refuse_same_names(plugin: str, kind: type, config: type) -> None:
 
 
 def _arguments_class(name: str, parts: dict[str, Any], titles: dict[str, str]) -> type:
-    """One dataclass of all flags: the study's path, --dry-run, and the parts without prefix.
+    """One dataclass of all flags: the folder, --dry-run, and the parts without prefix.
 
     `titles` name the parts' boxes in the help: "align options", "rwr options".
     """
+    about = f"the {'league' if name == 'league' else 'study'}'s folder"
     flat: list[Any] = [
-        ("study", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the study's folder")]),
+        ("study", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=about)]),
     ]
     flat += [
         (

@@ -39,8 +39,10 @@ class NewConfig:
     """CLIP for rewards and metrics: the built-in world, a folder in transformers' layout, or a hub
     id; default: the world's own, or openai/clip-vit-large-patch14 as in the paper."""
     pretraining: str = ""
-    """Captioned pre-training images: the built-in world, or a folder of images with a
-    metadata.jsonl (file_name, text); default: the world's own, or none."""
+    """Captioned pre-training images: the built-in world; a folder of images with a metadata.jsonl
+    or metadata.csv (file_name, text); .tar shards or .parquet files (a folder or a pattern); a
+    folder written by save_to_disk; or a hub dataset, such as owner/name. Default: the world's own,
+    or none."""
     pretraining_image: str = ""
     """Column of the images, or their file ending in shards; default: the first known one."""
     pretraining_caption: str = ""

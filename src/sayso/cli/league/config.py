@@ -23,7 +23,8 @@ class LeagueConfig:
     """Run the cells of this seed alone, while other processes, each with a device of its own, run
     others. Rounds and switches wait until all seeds have their other cells; then run it again."""
     only: str = ""
-    """Cells to run now, with commas between, such as sft,dpo; default: all."""
+    """Cells to run now, named as their folders and with commas between, such as
+    sft,dpo--no-guard; rounds and switches name whole groups. Default: all."""
     retry_failed: bool = False
     """Also run cells again that failed with the same options before."""
     write: str = ""
