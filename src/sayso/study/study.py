@@ -274,18 +274,21 @@ class Study:
         found = sorted(self.path.glob(f"runs/{stage + '-' if stage else ''}*/config.json"))
         return [Run(config.parent) for config in found]
 
-    def find_run(self, name: str) -> Run:
+    def find_run(self, name: str, stage: str = "") -> Run:
         """The existing run called `name`, e.g. "runs/fit-clip_head" or "fit-clip_head".
 
+        Args:
+            stage: that makes such runs; only runs of it are named in place of a missing one.
         Raises: UserError: if there is none (the nearest is named).
         """
         path = self.path / canonical_run(self, name)
-        if not (path / "config.json").exists():
-            known = [run.path.name for run in self.runs()]
-            if known:
-                raise unknown_name("run", name, known)
-            raise UserError(f"unknown run {name!r}: {self.path} has no runs yet")
-        return Run(path)
+        if (path / "config.json").exists():
+            return Run(path)
+        kind = f"run of {stage}" if stage else "run"
+        if known := [run.name for run in self.runs(stage)]:
+            raise unknown_name(kind, name, known)
+        advice = f"; make one with: sayso {stage} {quoted(self.path)}" if stage else ""
+        raise UserError(f"unknown {kind} {name!r}: {self.path} has none yet{advice}")
 
     @property
     def cache(self) -> Path:
