@@ -72,7 +72,7 @@ class Study:
     def prompts(self, which: PromptChoice = "all") -> list[Prompt]:
         """The prompts in file order: of one split, "test" (seen and unseen) or "all".
 
-        Raises: UserError: if the study has no prompts at all.
+        Raises: UserError: if the study has no prompts at all, or two of one id.
         """
         rows = files.read_lines(self.path / "prompts.jsonl")
         if not rows:
@@ -80,13 +80,16 @@ class Study:
                 f"{self.path} has no prompts; make some with: sayso prompts {quoted(self.path)}"
             )
         where = self.path / "prompts.jsonl"
-        prompts = [from_row(Prompt, row, f"{where} line {n}") for n, row in enumerate(rows, 1)]
+        placed = ((f"{where} line {n}", row) for n, row in enumerate(rows, 1))
+        prompts = [
+            from_row(Prompt, row, line) for line, row in sample_records.each_once("prompt", placed)
+        ]
         splits = {"all": SPLITS, "test": ("seen", "unseen")}.get(which, (which,))
         return [p for p in prompts if p.split in splits]
 
     @property
     def has_prompts(self) -> bool:
-        return (self.path / "prompts.jsonl").exists()
+        return (self.path / "prompts.jsonl").is_file()
 
     def write_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Write prompts.jsonl whole."""
