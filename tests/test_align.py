@@ -303,7 +303,7 @@ def test_missing_things_are_named_before_a_model_loads(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StableDiffusion, "load", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(UserError, match=r"unknown run 'runs/fit-clip_head'"):
+    with pytest.raises(UserError, match=r"no reward runs/fit-clip_head; train it with: sayso fit"):
         align(study, QUICK)
     with pytest.raises(UserError, match="unknown aligner 'rwx': did you mean 'rwr'"):
         align(study, dataclasses.replace(QUICK, aligner="rwx"))

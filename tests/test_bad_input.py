@@ -70,7 +70,12 @@ def test_file_in_place_of_a_folder(tmp_path: Path) -> None:
         (("fit", "STUDY", "--reward", "clip_hed"), "did you mean 'clip_head'"),
         (("align", "STUDY", "--name", "x", "--reward", "runs/fit-clip_hed"), "fit-clip_head"),
         (("align", "STUDY", "--lerning-rate", "1"), "did you mean '--learning-rate'"),
-        (("generate", "STUDY", "--model", "runs/align-rwx"), "align-rwr"),
+        (("align", "STUDY", "--name", "x", "--reward", "clip_scoer"), "did you mean 'clip_score'"),
+        (("generate", "STUDY", "--best-of", "4", "--reward", "clipscore"), "'clip_score'? choose"),
+        (("evaluate", "STUDY", "--name", "x", "--reward", "clipscore"), "mean 'clip_score'"),
+        (("evaluate", "STUDY", "--model", "runs/align-x"), "choose one of runs/align-rwr"),
+        (("weights", "STUDY", "--to", "w", "--model", "align-x"), "choose one of runs/align-rwr"),
+        (("generate", "STUDY", "--model", "runs/align-rwx"), "mean 'runs/align-rwr'? choose one"),
         (("generate", "STUDY", "--prompts", "trian"), "trian"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_sayso
+from studies import random_study
 
 import sayso as sayso_package
 from sayso.base.errors import UserError
@@ -185,6 +186,75 @@ def test_a_dry_run_knows_the_options_of_the_plugin(
 def test_a_device_to_forecast_for_is_for_dry_runs(finished_demo: Path, command: str) -> None:
     with pytest.raises(UserError, match="forecast_for 24GB is for forecasts; add --dry-run"):
         cli.run([command, str(finished_demo), "--forecast-for", "24GB"])
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("report.html", "report"), ("summary.json", "report"), ("samples.jsonl", "report"),
+        ("prompts.jsonl", "prompts --train 8"), ("runs/", "prompts --train 8"),
+        ("images/", "generate"), ("latents/", "generate"),
+    ],
+)  # fmt: skip
+def test_a_folder_for_a_file_or_the_other_way_round_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, command: str
+) -> None:
+    study = random_study(tmp_path).path
+    if command != "generate":
+        (study / "prompts.jsonl").unlink()
+    (study / name).touch() if name.endswith("/") else (study / name).mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command.split(), str(study)])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"sayso: error: {study / name}")
+    assert last.endswith("belongs; move it away and run the command again")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("generate STUDY --config", "--config needs a file"),
+        ("align STUDY --aligner", "--aligner needs a name or a .py file"),
+        ("align STUDY --aligner --lora-rank 4", "--aligner needs a name"),
+        ("raters STUDY list anna", "list takes no names; omit anna"),
+        ("raters STUDY add anna --address foo", "--address foo is no web address"),
+        ("rate STUDY --gold EMPTY/gold.jsonl", "gold.jsonl has no gold items"),
+        ("new STUDY-2 --pretraining EMPTY", "metadata.jsonl is missing; write a line"),
+        ("prompts STUDY --train 0 --test 0", "these options make no prompts; raise --train"),
+        ("prompts STUDY --train 0 --test 0 --fidelity 0 --dry-run", "make no prompts"),
+    ],
+)
+def test_what_says_nothing_is_refused(tmp_path: Path, line: str, says: str) -> None:
+    study, empty = tmp_path / "study", tmp_path / "empty"
+    cli.run(["new", str(study)])
+    empty.mkdir()
+    (empty / "gold.jsonl").write_text("\n")
+    filled = line.replace("STUDY", str(study)).replace("EMPTY", str(empty)).split()
+    with pytest.raises(UserError, match=says):
+        cli.run(filled)
+    assert sorted(p.name for p in study.iterdir()) == ["study.json"]
+    assert not (tmp_path / "study-2").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("\ndef (\n", "line 2: invalid syntax; correct the file"),
+        ("import os\nx = y\n", "line 2 fails: NameError: name 'y' is not defined; correct the"),
+        ("import nowhere\n", "line 1 fails: ModuleNotFoundError: No module named 'nowhere'; cor"),
+        ("import json\n\njson.loads('')\n", "line 3 fails: JSONDecodeError: Expecting value"),
+        ("from sayso.base.errors import UserError\nraise UserError('as it is')\n", "^as it is$"),
+        (b"caf\xe9 = 1\n", "fails: SyntaxError|line 1: .*unicode error"),
+    ],
+)
+def test_a_mistake_in_a_file_of_ones_own_is_one_line(
+    tmp_path: Path, source: str | bytes, says: str
+) -> None:
+    own = tmp_path / "mine.py"
+    own.write_bytes(source if isinstance(source, bytes) else source.encode())
+    with pytest.raises(UserError, match=says) as refused:
+        cli.run(["align", str(tmp_path), "--aligner", str(own)])
+    assert str(refused.value).startswith(f"aligner file {own} ") or "as it is" in says
 
 
 def test_loading_a_model_prints_no_advice_for_programmers(finished_demo: Path) -> None:

@@ -17,6 +17,7 @@ from sayso.base.errors import UserError
 from sayso.base.files import write_json
 from sayso.base.hashes import file_digest, folder_digest
 from sayso.study import identity
+from sayso.study.identity import NotHereError, find_reward, reward_identity
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
 
@@ -127,6 +128,26 @@ def test_identity_of_a_reward(study: Study, tmp_path: Path) -> None:
     first = identity.reward_identity(study, str(own))
     own.write_text("2")
     assert identity.reward_identity(study, str(own)) != first
+
+
+def test_a_reward_that_is_missing_is_named_with_how_to_get_it(study: Study) -> None:
+    with pytest.raises(
+        UserError, match=f"train it with: sayso fit {study.path} --reward clip_head$"
+    ):
+        find_reward(study, "fit-clip_head")
+    with pytest.raises(NotHereError, match=f"add it with: sayso reward {study.path} --reward jpeg"):
+        reward_identity(study, "runs/reward-jpeg")
+    finished_fit(study, "mine", b"1")
+    finished_align(study, "rwr", b"1")
+    assert find_reward(study, "fit-mine").name == "runs/fit-mine"
+    with pytest.raises(UserError, match="clip_head, or choose runs/fit-mine"):
+        find_reward(study, "runs/fit-clip_head")
+    for name, near in (("fit-mien", "runs/fit-mine"), ("clipscore", "clip_score")):
+        with pytest.raises(UserError, match=f"unknown reward '{name}': did you mean '{near}'"):
+            find_reward(study, name)
+    with pytest.raises(UserError, match="unknown reward 'align-rwr'") as refused:
+        find_reward(study, "runs/align-rwr")
+    assert "runs/align-rwr" not in str(refused.value)
 
 
 def test_identity_of_a_selection(study: Study) -> None:

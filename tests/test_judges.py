@@ -266,7 +266,7 @@ def test_the_reward_may_be_called_by_any_of_its_names(study: Study, made: Path) 
     [
         (lambda _: RewardJudge(), "give --judge-reward"),
         (lambda own: RewardJudge(own, threshold=1.5), "scores from 0 to 1"),
-        (lambda _: RewardJudge("clip_scor"), "unknown run 'runs/clip_scor'"),
+        (lambda _: RewardJudge("clip_scor"), "'clip_scor': did you mean 'clip_score'"),
     ],
 )
 def test_a_reward_that_cannot_judge_is_refused_before_a_run_is_made(

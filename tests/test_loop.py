@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import run_sayso
 
-from sayso.cli.demo import DemoConfig, commands
+from sayso.base.errors import UserError
+from sayso.cli import commands as cli
+from sayso.cli.demo import DemoConfig, commands, demo
 from sayso.tinyworld.defaults import SAMPLER
 
 SUMMARY = {
@@ -108,9 +110,36 @@ def test_full_demo_compares_models_on_shared_seeds_within_its_budget() -> None:
     assert images * 2 * SAMPLER.num_inference_steps < 53_000
 
 
-def test_demo_leaves_other_studies_alone(tmp_path: Path) -> None:
-    study = tmp_path / "mine"
-    assert run_sayso("new", study, "--seed", 5).returncode == 0
-    done = run_sayso("demo", study, "--quick")
-    assert done.returncode == 2
-    assert "a different study" in done.stderr
+@pytest.mark.parametrize("content", ["prompts.jsonl", "summary.json", "feedback.db"])
+def test_demo_leaves_other_studies_alone(tmp_path: Path, content: str) -> None:
+    """Those of the tiny world with the demo's seed too, finished or not."""
+    mine, bare = tmp_path / "mine", tmp_path / "bare"
+    cli.run(["new", str(bare), "--seed", "5"])
+    cli.run(["new", str(mine)])
+    (mine / content).write_text("{}")
+    for study in (bare, mine):
+        with pytest.raises(UserError, match="is a different study; give the demo another path"):
+            demo(study, DemoConfig(quick=True))
+        assert not (study / "demo.json").exists()
+
+
+def test_demo_knows_its_own_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By demo.json; killed before that was there, by a study in which nothing is yet."""
+    ran: list[str] = []
+    monkeypatch.setattr("sayso.cli.demo._run", ran.append)
+    monkeypatch.setattr("sayso.cli.demo._show", lambda *_: None)
+    study = tmp_path / "a study"
+    cli.run(["new", str(study)])
+    (study / ".demo.json.1.tmp").touch()
+    demo(study, DemoConfig(quick=True))
+    assert json.loads((study / "demo.json").read_text())["quick"] is True
+    (study / "prompts.jsonl").touch()
+    demo(study, DemoConfig(quick=True))
+    assert ran == commands(f"'{study}'", DemoConfig(quick=True))[1:] * 2, "resumed without new"
+    with pytest.raises(UserError, match=f"was begun with: sayso demo '{study}' --quick; give"):
+        demo(study, DemoConfig(seed=3))
+    (tmp_path / "empty").mkdir()
+    demo(tmp_path / "empty", DemoConfig())
+    assert ran[-len(commands("", DemoConfig())) :] == commands(
+        str(tmp_path / "empty"), DemoConfig()
+    )

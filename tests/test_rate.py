@@ -147,13 +147,27 @@ def test_comparison_named_the_other_way_round_is_the_same(study: Study):
         ({"task": "compare"}, "--right"),
         ({"task": "compare", "right": "base"}, "two models"),
         ({"task": "compare", "right": TUNED, "set_size": 5}, "a set needs 5"),
-        ({"model": "runs/align-nothing"}, "sayso generate"),
+        ({"model": "runs/align-nothing"}, "unknown run of align 'runs/align-nothing'"),
+        ({"prompts": "fidelity"}, r"sayso generate \S+ --model base --prompts fidelity$"),
+        ({"prompts": "train", "model": "base@best-of-4"}, "--best-of 4 --reward REWARD$"),
     ],
 )
 def test_refusals(study: Study, options: dict[str, object], says: str):
     with pytest.raises(UserError, match=says):
         rate(study, simulated(**options))
     assert not (study.path / "feedback.db").exists()
+
+
+def test_the_command_that_draws_what_is_missing_names_the_prompts(tmp_path: Path):
+    made = new(tmp_path / "study", NewConfig())
+    write_prompts(made, PromptsConfig(train=4, test=4, fidelity=0))
+    made.run("align", "rwr", {"model": "base", "aligner": "rwr"}).finish({})
+    for prompts, more in ((None, " --prompts test"), ("train", "")):
+        config = simulated(task="compare", right=TUNED, prompts=prompts)
+        with pytest.raises(UserError, match=f"sayso generate .* --model base{more} --per-prompt 4"):
+            rate(made, config)
+    with pytest.raises(UserError, match="'runs/align-rwx': did you mean 'runs/align-rwr'"):
+        rate(made, simulated(task="compare", right="runs/align-rwx"))
 
 
 def test_through_the_app_is_for_simulated_raters(study: Study):

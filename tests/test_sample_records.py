@@ -7,6 +7,7 @@ import pytest
 from studies import random_study
 
 from sayso.base import files
+from sayso.base.errors import UserError
 from sayso.stages.generate import GenerateConfig, generate
 from sayso.study.sample_records import gather, read_records, record_files, writers_file
 from sayso.study.study import Study
@@ -42,6 +43,20 @@ def test_records_of_all_writers_are_read_once(drawn: Study) -> None:
     )
     assert len(drawn.samples()) == len(ids) == 6
     assert len(record_files(drawn.path)) == 3
+
+
+def test_a_line_that_is_there_twice_counts_once(drawn: Study) -> None:
+    """As after two commands that take in the same images at once."""
+    for name, read in (("samples", drawn.samples), ("prompts", drawn.prompts)):
+        path, whole = drawn.path / f"{name}.jsonl", read()
+        first = files.read_lines(path)[0]
+        files.append_lines(path, [dict(reversed(first.items()))])
+        assert read() == whole
+        files.append_lines(path, [{**first, "prompt_id": "q", "text": "another"}])
+        line = len(whole) + 2
+        says = rf"{path} line {line} repeats {name[:-1]} {first['id']} .*; delete the line"
+        with pytest.raises(UserError, match=says):
+            read()
 
 
 def test_gathered_they_stand_in_the_order_of_the_plan(drawn: Study) -> None:

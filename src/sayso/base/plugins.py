@@ -5,12 +5,14 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from sayso.base.errors import UserError, unknown_name
+from sayso.base.extras import missing_module
 
 T = TypeVar("T")
 Kind = Literal["aligner", "reward", "family", "judge", "export", "import"]
@@ -38,8 +40,8 @@ def is_plugin(kind: Kind, name: str) -> bool:
 def load_plugin(kind: Kind, name: str, base: type[T]) -> type[T]:
     """The class of the plug-in `name`, or of the user's own file if `name` ends in ".py".
 
-    Raises: UserError: for an unknown name, a missing file, or a file that does not define
-        exactly one public subclass of `base`.
+    Raises: UserError: for an unknown name, a missing file, or a file that cannot be imported or
+        does not define exactly one public subclass of `base`.
     """
     module = _own_file(kind, Path(name)) if name.endswith(".py") else _shipped(kind, name)
     found = [c for c in vars(module).values() if _is_plugin(c, base, module)]
@@ -87,5 +89,22 @@ def _own_file(kind: Kind, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # dataclasses look their own module up by name while the class is being made
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{kind} file {path}{_mistake(error, spec.origin)}") from error
     return module
+
+
+def _mistake(error: Exception, file: str | None) -> str:
+    """What is wrong with one's own file, with the line of the file if that is known."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return f" line {error.lineno}: {error.msg}; correct the file"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    where = f" line {lines[-1]}" if lines else ""
+    missing = isinstance(error, ModuleNotFoundError)
+    advice = (missing and missing_module(error)) or "correct the file"
+    return f"{where} fails: {type(error).__name__}: {error}; {advice}"

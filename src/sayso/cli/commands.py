@@ -134,6 +134,9 @@ DISK_ERRORS = {
     errno.EROFS: "the file system is read-only; copy the study to where you can write",
     errno.EACCES: "permission denied; fix the folder's permissions and run the command again",
     errno.EPERM: "operation not permitted; fix the folder's permissions and run the command again",
+    errno.EISDIR: "a folder is where a file belongs; move it away and run the command again",
+    errno.ENOTDIR: "a file is where a folder belongs; move it away and run the command again",
+    errno.EEXIST: "a file is where a folder belongs; move it away and run the command again",
 }
 
 ADVICE = {"TRANSFORMERS_VERBOSITY": "error"}
@@ -178,7 +181,9 @@ def _reraise(error: Exception) -> str:
 def _disk_trouble(error: Exception) -> str | None:
     """The line for a full disk or a missing permission, however a library wrapped it."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        where = f"{error.filename}: " if error.filename else ""
+        # of two names, the second is where the first was to go
+        name = error.filename2 or error.filename
+        where = f"{name}: " if name else ""
         return where + DISK_ERRORS[error.errno]
     # safetensors reports the operating system's error only as text
     for number, advice in DISK_ERRORS.items():

@@ -2,13 +2,14 @@
 
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sayso.base.errors import UserError, quoted
-from sayso.base.files import read_json
+from sayso.base.files import JsonObject, read_json, write_json
 from sayso.base.progress import console
+from sayso.base.worlds import DEFAULT
 from sayso.study.study import Study
 
 
@@ -107,35 +108,60 @@ def commands(study: str, config: DemoConfig) -> list[str]:
     ]
 
 
-def demo(path: Path, config: DemoConfig) -> None:
-    """Run the whole loop in `path`; run again, it resumes, or says that it is finished."""
-    from sayso.cli import commands as cli
+MARKER = "demo.json"
+"""The file with the demo's options, by which it knows a study that it made."""
 
+
+def demo(path: Path, config: DemoConfig) -> None:
+    """Run the whole loop in `path`; run again, it resumes, or says that it is finished.
+
+    Raises: UserError: if `path` is another study, or a demo that was begun with other options.
+    """
     started = time.perf_counter()
-    if _finished(path):
-        console.print(f"The demo in {path} has finished; delete the folder to run it again.")
+    _refuse_other(path, config)
+    if (path / "summary.json").exists():
+        console.print(f"The demo in {path} has finished; to run it again, give another path.")
     else:
-        _refuse_foreign(path, config)
-        for line in commands(quoted(path), config):
-            if line.startswith("new ") and (path / "study.json").exists():
-                continue
-            console.print(f"\n[bold]$ sayso {line}[/bold]", highlight=False)
-            cli.run(shlex.split(line))
+        new, *others = commands(quoted(path), config)
+        if not (path / "study.json").exists():
+            _run(new)
+        write_json(path / MARKER, asdict(config))
+        for line in others:
+            _run(line)
         console.print(f"\nThe whole loop took {time.perf_counter() - started:.0f} s.")
     _show(path, config)
 
 
-def _finished(path: Path) -> bool:
-    return (path / "summary.json").exists()
+def _run(line: str) -> None:
+    from sayso.cli import commands as cli
+
+    console.print(f"\n[bold]$ sayso {line}[/bold]", highlight=False)
+    cli.run(shlex.split(line))
 
 
-def _refuse_foreign(path: Path, config: DemoConfig) -> None:
-    """A study that the demo did not make, or made with other options, is left alone."""
-    if not path.exists():
-        return
-    study = Study.open(path)
-    if study.info.seed != config.seed or study.info.base_model != "tinyworld":
+def _refuse_other(path: Path, config: DemoConfig) -> None:
+    """Refuse a study that the demo did not make, or made with other options."""
+    if (path / MARKER).exists():
+        begun = read_json(path / MARKER)
+        if begun != asdict(config):
+            raise UserError(
+                f"the demo in {path} was begun with: sayso demo {quoted(path)}{_flags(begun)}; "
+                "give the same options, or another path"
+            )
+    elif (path / "study.json").exists() and not _is_bare(path, config):
         raise UserError(f"{path} is a different study; give the demo another path")
+
+
+def _flags(options: JsonObject) -> str:
+    given = {name.replace("_", "-"): value for name, value in options.items() if value}
+    return "".join(f" --{name}" + f" {v}" * (v is not True) for name, v in given.items())
+
+
+def _is_bare(path: Path, config: DemoConfig) -> bool:
+    """Whether a demo with these options may have made the study and was killed right after."""
+    there = {file.name for file in path.iterdir() if file.suffix != ".tmp"}
+    info = Study.open(path).info
+    return there == {"study.json"} and (info.seed, info.base_model) == (config.seed, DEFAULT)
 
 
 def _show(path: Path, config: DemoConfig) -> None:

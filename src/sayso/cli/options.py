@@ -78,13 +78,22 @@ def _tyro(arguments_class: type, name: str, arguments: list[str]) -> tuple[Any, 
 
 
 def _early_flags(plugin: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What must be known before the flags can be: the config file and the plug-in."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """What must be known before the flags can be: the config file and the plug-in.
+
+    Raises: UserError: for one of them without a value.
+    """
+    early, peek = (
+        argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        for _ in range(2)
+    )
     early.add_argument("--config", type=Path)
-    found, rest = early.parse_known_args(arguments)
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument(f"--{plugin or 'plugin'}", dest="plugin")
-    found.plugin = peek.parse_known_args(rest)[0].plugin
+    try:
+        found, rest = early.parse_known_args(arguments)
+        found.plugin = peek.parse_known_args(rest)[0].plugin if plugin else None
+    except argparse.ArgumentError as error:
+        what = "a file" if error.argument_name == "--config" else "a name or a .py file"
+        raise UserError(f"{error.argument_name} needs {what}") from None
     return found, rest
 
 

@@ -172,7 +172,7 @@ def weight_folders(study: Study, model: str) -> list[Path]:
         return []
     if "@" in model:
         raise UserError(f"model {model!r} is a selection of images; it has no weights of its own")
-    run = study.find_run(model)
+    run = study.find_run(model, "align")
     if not run.finished or "model" not in run.config or not run.weights.is_dir():
         raise UserError(
             f"{run.name} is not a finished run of align; finish it or choose another --model"

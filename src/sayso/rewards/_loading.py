@@ -5,17 +5,14 @@ from typing import Any
 
 import torch
 
-from sayso.base.errors import UserError, quoted, unknown_name
+from sayso.base.errors import UserError, quoted
 from sayso.base.plugins import is_plugin, load_plugin, plugin_names, refuse_bad_options
 from sayso.data.clip import resolve_clip
 from sayso.rewards._contract import ClipReward, PretrainedReward, Reward, TrainableReward
-from sayso.study.identity import canonical_run, model_folder
+from sayso.study.identity import find_reward, model_folder
 from sayso.study.inputs import refuse_edited
 from sayso.study.run import Run
 from sayso.study.study import Study
-
-MAKERS = ("fit", "reward")
-"""Stages whose runs are rewards."""
 
 
 def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> Reward:
@@ -25,7 +22,7 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
         was edited since, or the plug-in has to be trained or added first.
     """
     if not is_plugin("reward", name):
-        return _load_made(_run(study, name), study, device)
+        return _load_made(find_reward(study, name), study, device)
     kind: type[Any] = load_plugin("reward", name, Reward)
     refuse_bad_options("reward", kind)
     if stage := _stage_of(kind):
@@ -48,7 +45,7 @@ def _stage_of(kind: type[Reward]) -> str:
 
 def reward_folders(study: Study, name: str) -> list[Path]:
     """The folders of the weights that `load_reward` reads: CLIP's, and those of the run if any."""
-    runs = [] if is_plugin("reward", name) else [_run(study, name).weights]
+    runs = [] if is_plugin("reward", name) else [find_reward(study, name).weights]
     uses_clip = reads_clip(load_plugin("reward", _plugin(study, name), Reward))
     return [resolve_clip(study.info.clip_model), *runs] if uses_clip else runs
 
@@ -63,7 +60,7 @@ def reward_at_hand(study: Study, name: str) -> tuple[Reward, list[Path]]:
 
     Raises: UserError: if there is no such reward, or its weights are not on this machine.
     """
-    run = None if is_plugin("reward", name) else _run(study, name)
+    run = None if is_plugin("reward", name) else find_reward(study, name)
     kind = load_reward_class(run.config["reward"] if run else name)
     if run and not run.finished:
         raise UserError(f"{run.name} is not finished")
@@ -82,7 +79,7 @@ def is_differentiable(study: Study, name: str) -> bool:
 
 
 def _plugin(study: Study, name: str) -> str:
-    return name if is_plugin("reward", name) else _run(study, name).config["reward"]
+    return name if is_plugin("reward", name) else find_reward(study, name).config["reward"]
 
 
 def load_trainable_reward(name: str) -> type[TrainableReward]:
@@ -109,15 +106,6 @@ def load_reward_class(name: str) -> type[Reward]:
 
 def _is_trainable(plugin: str) -> bool:
     return issubclass(load_plugin("reward", plugin, Reward), TrainableReward)
-
-
-def _run(study: Study, name: str) -> Run:
-    runs = [run.name for stage in MAKERS for run in study.runs(stage)]
-    full_name = canonical_run(study, name)
-    if full_name not in runs:
-        fixed = [p for p in plugin_names("reward") if not _is_trainable(p)]
-        raise unknown_name("reward", name, [*runs, *fixed])
-    return study.find_run(full_name)
 
 
 def _load_made(run: Run, study: Study, device: torch.device | str) -> Reward:

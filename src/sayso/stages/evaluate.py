@@ -21,7 +21,13 @@ from sayso.judges import (
     world_judge,
 )
 from sayso.study.generations import IDENTITY, Generations, own_name, say
-from sayso.study.identity import IMPORTED, canonical_config, chosen_from, reward_identity
+from sayso.study.identity import (
+    IMPORTED,
+    canonical_config,
+    chosen_from,
+    find_reward,
+    reward_identity,
+)
 from sayso.study.info import PromptChoice
 from sayso.study.run import Run
 from sayso.study.study import Study
@@ -169,7 +175,7 @@ def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Gathe
         raise UserError(f"{study.path} has no {config.prompts} prompts to evaluate on")
     if config.model == "base" or "@" in config.model:
         raise UserError(f"--model {config.model} is not a tuned model; give a run of align")
-    study.find_run(config.model)
+    study.find_run(config.model, "align")
     judge_name = _judge_name(study, config, prompts.values())
     judge = named_judge(study, judge_name, judge)
     _refuse_unknown_prompts(judge_name, judge, prompts.values())
@@ -268,7 +274,7 @@ def _find_reward(study: Study, name: str) -> None:
     from sayso.base.plugins import is_plugin
 
     if not is_plugin("reward", name):
-        study.find_run(name)
+        find_reward(study, name)
 
 
 def _judge_name(study: Study, config: EvaluateConfig, prompts: Iterable[Prompt]) -> str:

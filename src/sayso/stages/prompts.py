@@ -57,7 +57,7 @@ def write_prompts(study: Study, config: PromptsConfig) -> Run:
         raise UserError(f"both --set {config.set} and --file {config.file} given; give one")
     check_seed(config.seed)
     _refuse_others(study, config)
-    made = [*_own(study, config), *_captions(study, config)]
+    made = _made(study, config)
     _refuse_repeats(made)
     run = study.run("prompts", "", config)
     # an import appends its own prompts
@@ -74,7 +74,14 @@ def write_prompts(study: Study, config: PromptsConfig) -> Run:
 
 def plan(study: Study, config: PromptsConfig) -> dict[str, object]:
     """How many prompts there would be, by split."""
-    return dict(_counts([*_own(study, config), *_captions(study, config)]))
+    return dict(_counts(_made(study, config)))
+
+
+def _made(study: Study, config: PromptsConfig) -> list[Prompt]:
+    own = _own(study, config)
+    if not own and not config.fidelity:
+        raise UserError("these options make no prompts; raise --train or --test")
+    return [*own, *_captions(study, config)]
 
 
 def _counts(made: list[Prompt]) -> Mapping[str, int]:

@@ -36,10 +36,16 @@ class RatersConfig:
 def raters(study: Study, config: RatersConfig) -> None:
     """Do what the config says to all names or, if one is refused, to none; print links or the list.
 
-    Raises: UserError: for a missing, taken or unknown name.
+    Raises: UserError: for a missing, taken or unknown name, or an address that is none.
     """
     if config.action == "list":
+        if config.names:
+            raise UserError(f"sayso raters STUDY list takes no names; omit {config.names[0]}")
         return _list(study)
+    if not config.address.startswith(("http://", "https://")):
+        raise UserError(
+            f"--address {config.address} is no web address; begin it with http:// or https://"
+        )
     if not config.names:
         raise UserError(f"sayso raters STUDY {config.action} NAME needs at least one name")
     with study.feedback.database.write() as db:

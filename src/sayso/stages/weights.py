@@ -76,7 +76,7 @@ def _run(study: Study, config: WeightsConfig) -> Run:
     if config.model == "base":
         raise UserError("the base model is where the study has it from; give a run of align")
     weight_folders(study, config.model)
-    return study.find_run(config.model)
+    return study.find_run(config.model, "align")
 
 
 def _adapters(run: Run, layout: Layout) -> "dict[str, torch.Tensor]":

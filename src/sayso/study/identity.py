@@ -7,12 +7,12 @@ one identity wherever they lie, and others under an old name have another.
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from sayso.base.errors import UserError
+from sayso.base.errors import UserError, quoted, unknown_name
 from sayso.base.files import JsonObject
 from sayso.base.hashes import file_digest, files_digest, folder_digest, weights_digest
 from sayso.base.plugins import Kind, is_plugin, plugin_names
@@ -22,6 +22,8 @@ from sayso.study.readable import ReadableStudy
 from sayso.study.run import Run
 
 C = TypeVar("C", bound=Any)
+REWARD_STAGES = {"fit": "train", "reward": "add"}
+"""Stages whose runs are rewards, and what they do."""
 IMPORTED = "imported/"
 """Prefix of the models of imported images, which nothing but their pictures is known of."""
 
@@ -210,6 +212,25 @@ def reward_name(reward: str) -> str:
     return reward.removeprefix("runs/")
 
 
+def find_reward(study: ReadableStudy, name: str) -> Run:
+    """The run of fit or reward that is called `name`.
+
+    Raises: UserError: if there is none: how to make it, or the nearest reward.
+    """
+    asked, known = canonical_run(study, name), plugin_names("reward")
+    made = {run.name: run for stage in REWARD_STAGES for run in study.runs(stage)}
+    if asked in made:
+        return made[asked]
+    stage, _, plugin = asked.removeprefix("runs/").partition("-")
+    if stage in REWARD_STAGES and plugin in known:
+        others = f", or choose {' or '.join(made)}" if made else ""
+        raise UserError(
+            f"there is no reward {asked}; {REWARD_STAGES[stage]} it with: sayso {stage} "
+            f"{quoted(study.path)} --reward {plugin}{others}"
+        )
+    raise unknown_name("reward", asked.removeprefix("runs/"), [*known, *made])
+
+
 # identities
 
 
@@ -252,7 +273,8 @@ def model_identity(study: ReadableStudy, model: str) -> str:
         return digest([drawn, chosen_by, selection.kept, selection.n])
     if model == "base":
         return base_identity(study)
-    run = _run(study, model)
+    with _as_absence():
+        run = study.find_run(model, "align")
     if not run.finished or "aligner" not in run.config:
         raise UserError(
             f"{run.name} is not a finished run of align; finish it or choose another --model"
@@ -291,7 +313,8 @@ def reward_identity(study: ReadableStudy, reward: str) -> str:
     if is_plugin("reward", reward):
         source = plugin_digest("reward", reward)
         return digest([source or reward, clip_identity(study)])
-    run = _run(study, reward)
+    with _as_absence():
+        run = find_reward(study, reward)
     if not run.finished:
         stage = run.path.name.partition("-")[0]
         raise UserError(f"{run.name} is not finished; run the sayso {stage} that made it again")
@@ -317,9 +340,11 @@ def _reward_of(short: str) -> str:
     return short if short in plugin_names("reward") else f"runs/{short}"
 
 
-def _run(study: ReadableStudy, name: str) -> Run:
+@contextlib.contextmanager
+def _as_absence() -> Iterator[None]:
+    """A block in which a run is looked for that may be missing."""
     try:
-        return study.find_run(name)
+        yield
     except UserError as error:
         raise NotHereError(str(error)) from None
 

@@ -1,9 +1,11 @@
 """Which images of a study are rated or compared, by people in the app or simulated raters."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from sayso.base.errors import UserError, quoted
 from sayso.base.types import Prompt, Sample
+from sayso.study.identity import chosen_from
 from sayso.study.study import Study
 
 
@@ -12,14 +14,15 @@ def images_to_rate(
 ) -> list[tuple[Prompt, list[Sample]]]:
     """Prompts with their first `per_prompt` images of a model, 0 = all; those without are left out.
 
-    Raises: UserError: if there are no images; `which` prompts these are is for the message.
+    Raises: UserError: if there are no images or no such model; `which` prompts these are is for
+        the message.
     """
     images = _by_prompt(study, model)
     found = [(p, images[p.id][: per_prompt or None]) for p in prompts if p.id in images]
     if not found:
         raise UserError(
             f"there are no images of model {model!r} for {which} prompts; generate some with: "
-            f"sayso generate {quoted(study.path)} --model {quoted(model)}"
+            f"{_command(study, model, which)}"
         )
     return found
 
@@ -29,32 +32,42 @@ def sets_to_compare(
 ) -> list[tuple[Prompt, tuple[tuple[Sample, ...], tuple[Sample, ...]]]]:
     """Each prompt with the first `size` images of either model.
 
-    Raises: UserError: if there are no prompts, or a model has too few images for one.
+    Raises: UserError: if there are no prompts, or a model is unknown or has too few images for one.
     """
     if not prompts:
         raise UserError(f"{study.path} has no {which} prompts to compare on")
-    left, right = (_by_prompt(study, model) for model in models)
-    return [
-        (p, (_set(study, models[0], p, left, size), _set(study, models[1], p, right, size)))
-        for p in prompts
-    ]
+    take = partial(_set, study, which, size)
+    left, right = ((model, _by_prompt(study, model)) for model in models)
+    return [(p, (take(p, *left), take(p, *right))) for p in prompts]
 
 
 def _by_prompt(study: Study, model: str) -> dict[str, list[Sample]]:
+    """The model's images by prompt. Raises: UserError: if there are none and no such run."""
     found: dict[str, list[Sample]] = {}
     for sample in study.samples(model):
         found.setdefault(sample.prompt_id, []).append(sample)
+    drawn = model.partition("@")[0]
+    if not found and drawn != "base":
+        study.find_run(drawn, "align")
     return found
 
 
 def _set(
-    study: Study, model: str, prompt: Prompt, images: dict[str, list[Sample]], size: int
+    study: Study, which: str, size: int, prompt: Prompt, model: str, images: dict[str, list[Sample]]
 ) -> tuple[Sample, ...]:
     found = images.get(prompt.id, [])
     if len(found) < size:
         raise UserError(
             f"model {model!r} has {len(found)} images for {prompt.text!r}, but a set needs {size}; "
-            f"generate more with: sayso generate {quoted(study.path)} --model {quoted(model)} "
-            f"--per-prompt {size}"
+            f"generate more with: {_command(study, model, which)} --per-prompt {size}"
         )
     return tuple(found[:size])
+
+
+def _command(study: Study, model: str, which: str) -> str:
+    """What draws images of the model, or selects them, for `which` prompts."""
+    drawn, n = chosen_from(model) or (model, 0)
+    options = f" --best-of {n} --reward REWARD" if n else ""
+    if which != "train":  # for which generate draws by itself
+        options += f" --prompts {which}"
+    return f"sayso generate {quoted(study.path)} --model {quoted(drawn)}{options}"

@@ -23,6 +23,6 @@ class ReadableStudy(Protocol):
         """The runs there are, of one stage if named."""
         ...
 
-    def find_run(self, name: str) -> Run:
-        """The existing run of that name. Raises: UserError: if there is none."""
+    def find_run(self, name: str, stage: str = "") -> Run:
+        """The existing run of that name, meant as one of the stage. Raises: UserError: if none."""
         ...

@@ -6,10 +6,11 @@ Until then, and after a process was lost, readers take both together.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sayso.base import files
+from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
 
 FILE, FOLDER = "samples.jsonl", "samples"
@@ -35,17 +36,38 @@ def _of_writers(study: Path) -> list[Path]:
 
 
 def read_records(study: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Every record once, and where it stands, for error messages; those of samples.jsonl first."""
+    """Every record once, and where it stands, for error messages; those of samples.jsonl first.
+
+    Raises: UserError: naming the line, if a record has the id of another one.
+    """
     # writers' files first: what is moved meanwhile is found in samples.jsonl
     paths = _of_writers(study)
     found = {path: files.read_lines(path) for path in (*paths, study / FILE)}
-    seen = set[object]()
-    for path in (study / FILE, *paths):
-        for number, row in enumerate(found[path], 1):
-            known = row.get("id")
-            if path == study / FILE or known not in seen:
-                yield f"{path} line {number}", row
-            seen.add(known)
+    yield from each_once(
+        "sample",
+        (
+            (f"{path} line {number}", row)
+            for path in (study / FILE, *paths)
+            for number, row in enumerate(found[path], 1)
+        ),
+    )
+
+
+def each_once(
+    kind: str, rows: Iterable[tuple[str, JsonObject]]
+) -> Iterator[tuple[str, JsonObject]]:
+    """Rows with an id and where each stands; one that is written twice, as by two processes, once.
+
+    Raises: UserError: naming the second of two that differ and have one id.
+    """
+    seen: dict[str, JsonObject] = {}
+    for where, row in rows:
+        name = str(row.get("id"))
+        if name not in seen:
+            seen[name] = row
+            yield where, row
+        elif row != seen[name]:
+            raise UserError(f"{where} repeats {kind} {name} with other values; delete the line")
 
 
 def gather(study: Path, run: str, places: Mapping[str, int]) -> None:

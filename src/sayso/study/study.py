@@ -72,7 +72,7 @@ class Study:
     def prompts(self, which: PromptChoice = "all") -> list[Prompt]:
         """The prompts in file order: of one split, "test" (seen and unseen) or "all".
 
-        Raises: UserError: if the study has no prompts at all.
+        Raises: UserError: if the study has no prompts at all, or two of one id.
         """
         rows = files.read_lines(self.path / "prompts.jsonl")
         if not rows:
@@ -80,13 +80,16 @@ class Study:
                 f"{self.path} has no prompts; make some with: sayso prompts {quoted(self.path)}"
             )
         where = self.path / "prompts.jsonl"
-        prompts = [from_row(Prompt, row, f"{where} line {n}") for n, row in enumerate(rows, 1)]
+        placed = ((f"{where} line {n}", row) for n, row in enumerate(rows, 1))
+        prompts = [
+            from_row(Prompt, row, line) for line, row in sample_records.each_once("prompt", placed)
+        ]
         splits = {"all": SPLITS, "test": ("seen", "unseen")}.get(which, (which,))
         return [p for p in prompts if p.split in splits]
 
     @property
     def has_prompts(self) -> bool:
-        return (self.path / "prompts.jsonl").exists()
+        return (self.path / "prompts.jsonl").is_file()
 
     def write_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Write prompts.jsonl whole."""
@@ -274,18 +277,21 @@ class Study:
         found = sorted(self.path.glob(f"runs/{stage + '-' if stage else ''}*/config.json"))
         return [Run(config.parent) for config in found]
 
-    def find_run(self, name: str) -> Run:
+    def find_run(self, name: str, stage: str = "") -> Run:
         """The existing run called `name`, e.g. "runs/fit-clip_head" or "fit-clip_head".
 
+        Args:
+            stage: that makes such runs; only runs of it are named in place of a missing one.
         Raises: UserError: if there is none (the nearest is named).
         """
         path = self.path / canonical_run(self, name)
-        if not (path / "config.json").exists():
-            known = [run.path.name for run in self.runs()]
-            if known:
-                raise unknown_name("run", name, known)
-            raise UserError(f"unknown run {name!r}: {self.path} has no runs yet")
-        return Run(path)
+        if (path / "config.json").exists():
+            return Run(path)
+        kind = f"run of {stage}" if stage else "run"
+        if known := [run.name for run in self.runs(stage)]:
+            raise unknown_name(kind, name, known)
+        advice = f"; make one with: sayso {stage} {quoted(self.path)}" if stage else ""
+        raise UserError(f"unknown {kind} {name!r}: {self.path} has none yet{advice}")
 
     @property
     def cache(self) -> Path:

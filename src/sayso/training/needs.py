@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sayso.aligners import Aligner
 from sayso.base.errors import UserError, quoted
 from sayso.rewards import is_differentiable
+from sayso.study.identity import find_reward
 from sayso.study.study import Study
 from sayso.training.options import TrainOptions
 
@@ -67,7 +68,7 @@ def check_needs(
             f"two images that were compared; rate more images: sayso rate {quoted(study.path)}"
         )
     if "reward" in needs and reward.startswith("runs/"):
-        _ = study.find_run(reward).result
+        _ = find_reward(study, reward).result
     if "gradient" in needs and not is_differentiable(study, reward):
         raise UserError(
             f"aligner {name} needs the gradient of the reward, but {reward} has none; choose "

@@ -32,12 +32,14 @@ ACCEPTED = (
 def source_name(given: str) -> str:
     """Pre-training images as study.json has them: a world, a whole path or pattern, or a hub id.
 
-    Raises: UserError: if it is none of these, or no file has such a name.
+    Raises: UserError: if it is none of these, no file has such a name, or a folder has no images.
     """
     path = Path(given).expanduser()
     if not given or find_world(given):
         return given
     if path.is_dir():
+        if not any(next(path.glob(f"{sub}{m}"), None) for m in METADATA for sub in ("", "*/")):
+            _refuse_without_packs(path)
         return str(path.resolve())
     if given.endswith(ENDINGS):
         _matching(str(path.absolute()))
@@ -101,11 +103,8 @@ def _opened(study: Study, source: str, sizes: Sequence[Size]) -> Sequence[Captio
 
 def _packs(study: Study, source: str, split: str, columns: Columns) -> Sequence[Pack]:
     path = Path(source)
-    if path.is_dir() and not _holds_packs(path):
-        raise UserError(
-            f"{path / METADATA[0]} is missing; write a line {{file_name, text}} for each image, or "
-            f"give {ACCEPTED}"
-        )
+    if path.is_dir():
+        _refuse_without_packs(path)
     if (path / "state.json").is_file():
         _refuse_split(source, split)
         return [Saved(path, columns)]
@@ -129,9 +128,13 @@ def _packs(study: Study, source: str, split: str, columns: Columns) -> Sequence[
     ]
 
 
-def _holds_packs(folder: Path) -> bool:
+def _refuse_without_packs(folder: Path) -> None:
     saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    return saved or any(next(folder.rglob(f"*{ending}"), None) for ending in ENDINGS)
+    if not saved and not any(next(folder.rglob(f"*{ending}"), None) for ending in ENDINGS):
+        raise UserError(
+            f"{folder / METADATA[0]} is missing; write a line {{file_name, text}} for each image, "
+            f"or give {ACCEPTED}"
+        )
 
 
 def _matching(pattern: str) -> list[str]:

@@ -152,7 +152,7 @@ def _refuse_unknown_gold(gold: Mapping[str, Value], pages: Sequence[Page]) -> No
 def read_gold(path: Path) -> dict[str, Value]:
     """Gold items from JSON lines with `sample_id` and `value` (good or bad).
 
-    Raises: UserError: naming the first line that is wrong.
+    Raises: UserError: naming the first line that is wrong, or if there are none.
     """
     gold: dict[str, Value] = {}
     for where, row in read_json_lines(path):
@@ -160,6 +160,10 @@ def read_gold(path: Path) -> dict[str, Value]:
         if not isinstance(sample, str) or value not in ("good", "bad"):
             raise UserError(f"{where} is not a gold item; give sample_id, and value good or bad")
         gold[sample] = "good" if value == "good" else "bad"
+    if not gold:
+        raise UserError(
+            f"{path} has no gold items; give lines of sample_id and value, or no --gold"
+        )
     return gold
 
 
