@@ -227,14 +227,16 @@ def test_training_takes_the_labels_asked_for(tmp_path: Path) -> None:
     assert all(0 < y < 1 for y in estimate if y == y)
     wrong = AlignConfig()
     object.__setattr__(wrong, "labels", "dawid")
-    with pytest.raises(UserError, match="did you mean 'dawid-skene'"):
+    with pytest.raises(
+        UserError, match="labels 'dawid'; choose share, majority, dawid-skene or auto"
+    ):
         wrong.check()
 
 
 def test_labels_of_an_unknown_kind_are_refused(tmp_path: Path) -> None:
     config = FitConfig()
     object.__setattr__(config, "labels", "shares")
-    with pytest.raises(UserError, match="did you mean 'share'"):
+    with pytest.raises(UserError, match="labels 'shares'; choose share, majority or dawid-skene"):
         collect(voted.make_study(tmp_path / "s"), config)
 
 

@@ -1,9 +1,10 @@
 """JSON objects of a file to dataclasses, whatever version or editor wrote them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
+from itertools import chain
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -59,11 +60,16 @@ def check_choices(options: Any) -> None:
 
 
 class _Allowed(NamedTuple):
-    """What a field may hold: values of these types, or one of these."""
+    """What a field may hold: values of these types, in words, or one of the choices."""
 
     types: tuple[type, ...]
-    choices: tuple[object, ...]
-    said: str
+    words: tuple[str, ...]
+    choices: tuple[object, ...] = ()
+
+    @property
+    def said(self) -> str:
+        *first, last = [*map(str, self.choices), *self.words]
+        return f"{', '.join(first)} or {last}" if first else last
 
 
 _JSON: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -87,28 +93,16 @@ def _allowed_by(hint: Any) -> _Allowed | None:
     """What a type hint allows; None for anything."""
     origin = get_origin(hint) or hint
     if origin is Literal:
-        return _Allowed((), get_args(hint), _either(map(str, get_args(hint))))
+        return _Allowed((), (), get_args(hint))
     if origin in _JSON:
         types, said = _JSON[origin]
-        return _Allowed(types, (), said)
+        return _Allowed(types, (said,))
     if origin not in (Union, UnionType):
         return None
-    parts = [_allowed_by(part) for part in get_args(hint)]
-    known = [part for part in parts if part]
-    return (
-        None
-        if len(known) < len(parts)
-        else _Allowed(
-            tuple(t for part in known for t in part.types),
-            tuple(choice for part in known for choice in part.choices),
-            _either(part.said for part in known),
-        )
-    )
-
-
-def _either(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
+    parts = [part for each in get_args(hint) if (part := _allowed_by(each))]
+    if len(parts) < len(get_args(hint)):
+        return None
+    return _Allowed(*(tuple(chain.from_iterable(column)) for column in zip(*parts, strict=True)))
 
 
 def sampler_from_row(row: Any, where: object) -> Sampler:

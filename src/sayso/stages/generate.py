@@ -189,8 +189,7 @@ def generate(study: Study, config: GenerateConfig) -> Run:
     if is_main_process():
         say(study, [config.model])
         _note_environment(study, config, run, identity, drew=bool(drawer))
-    started = time.perf_counter()
-    drawn = sum(map(len, batches))
+    started, drawn = time.perf_counter(), sum(map(len, batches))
     if drawer:
         draw_all(study, drawer, study.samples(config.model), run.path.name)
     if not is_main_process():
