@@ -152,7 +152,7 @@ def test_study_json_that_was_edited_is_refused(
 
 def test_rows_with_unknown_fields_name_file_and_line(study: Study) -> None:
     row = {"id": "p", "text": "a dog", "category": "count", "slots": {}, "split": "train"}
-    lines = [json.dumps(r) + "\n" for r in (row, row | {"hue": 1})]
+    lines = [json.dumps(r) + "\n" for r in (row, row | {"id": "q", "hue": 1})]
     (study.path / "prompts.jsonl").write_text("".join(lines))
     with pytest.raises(UserError, match=r"prompts.jsonl line 2 has unknown fields: hue"):
         study.prompts()
