@@ -79,7 +79,7 @@ class Aligner(ABC):
         return 1
 
     def check_shares(self, own: int, rows: int, processes: int) -> None:  # noqa: B027 (most share any number)
-        """Check that the processes of a launch can share the images that it draws.
+        """Check that an update has rows enough, and that processes can share what is drawn.
 
         Args:
             own: rows of an update, pre-training rows not counted.

@@ -75,6 +75,13 @@ class KahnemanTversky(Aligner):
             raise UserError(f"good_share {self.good_share} is not between 0 and 1; try 0.8")
         refuse_not_below_one(self, prompt_dropout=0.1)
 
+    def check_shares(self, own: int, rows: int, processes: int) -> None:  # noqa: ARG002 (see Aligner)
+        if own < 2:
+            raise UserError(
+                f"kto needs a good and a bad image in each step, and batch_size {rows} has {own} "
+                "row for them; give a larger --batch-size, or a smaller --pretraining-fraction"
+            )
+
     def batches(self, work: Work) -> Iterator[Batch]:
         label = work.data.label[: work.data.n_own]
         good, bad = work.data.own[label > 0.5], work.data.own[label < 0.5]
@@ -111,9 +118,9 @@ class KahnemanTversky(Aligner):
 
         Of a micro-batch's few rows it would be noise, and cutting a batch would change the loss.
         """
-        parts = [
-            batch.rows(slice(at, at + work.micro_batch)).to(work.policy.device)
-            for at in range(0, len(batch), work.micro_batch)
-        ]
-        gains = [work.error(part, "reference") - work.error(part) for part in parts]
-        return work.gather(torch.cat(gains)).mean().clamp(min=0).cpu()
+        gained = torch.zeros(1, device=work.policy.device)
+        for at in range(0, len(batch), work.micro_batch):
+            part = batch.rows(slice(at, at + work.micro_batch)).to(work.policy.device)
+            gained += (work.error(part, "reference") - work.error(part)).sum()
+        # sums, for processes may have different numbers of rows
+        return (work.gather(gained).sum() / work.batch_size).clamp(min=0).cpu()
