@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Literal, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sayso.aligners.rwr import (
 )
 from sayso.aligners.sft import GoodImages
 from sayso.base.errors import UserError
+from sayso.base.plugins import plugin_names
 from sayso.data.rows import TrainingRows, make_rows
 from sayso.testing import ToyPolicy, check_aligner, toy_rows
 
@@ -245,6 +247,24 @@ def test_rwr_refuses_rewards(rewards: list[float], message: str) -> None:
 def test_bad_options_name_themselves(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         RewardWeighted(**options)
+
+
+WORDS = [
+    (name, option)
+    for name in plugin_names("aligner")
+    for option, kind in get_type_hints(load_aligner(name)).items()
+    if get_origin(kind) is Literal
+]
+
+
+@pytest.mark.parametrize(("name", "option"), WORDS)
+def test_a_word_that_an_option_does_not_know_is_refused(name: str, option: str) -> None:
+    aligner = load_aligner(name)()
+    # past the check of types, which is there in tests only
+    object.__setattr__(aligner, option, "white")
+    with pytest.raises(UserError, match=f"^{option} 'white'; choose [a-z_]+, "):
+        aligner.__post_init__()
+    assert {"kto", "rwr"} <= {name for name, _ in WORDS}
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, NAN])

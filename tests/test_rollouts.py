@@ -330,14 +330,6 @@ def test_bad_options_name_themselves(options: dict[str, Any], message: str) -> N
         GroupPolicy(**options)
 
 
-def test_an_unknown_noise_is_refused() -> None:
-    aligner = GroupPolicy()
-    # past the check of types, which is there in tests only
-    object.__setattr__(aligner, "noise", "white")
-    with pytest.raises(UserError, match="noise 'white'; choose ancestral, cps, flow_grpo, dance"):
-        aligner.__post_init__()
-
-
 @pytest.mark.parametrize(
     ("batch_size", "message"),
     [

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, means_of, stratified
-from sayso.aligners._limits import refuse_not_below_one
+from sayso.aligners._limits import refuse_not_below_one, refuse_unknown_words
 from sayso.base.errors import UserError
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
@@ -69,6 +69,7 @@ class KahnemanTversky(Aligner):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
+        refuse_unknown_words(self)
         if not 0 < self.beta < float("inf"):
             raise UserError(f"beta {self.beta} must be above 0; try 1000")
         if not 0 < self.good_share < 1:
