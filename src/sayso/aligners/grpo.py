@@ -87,7 +87,7 @@ class GroupPolicy(Online):
     """Let the images of a group start from the same noise, as in DanceGRPO."""
     eta: float = 1.0
     """Strength of the fresh noise in a sampling step, above 0: without noise, nothing new is
-    tried."""
+    tried. At most 1 with ancestral and cps."""
     noise: Noise = "ancestral"
     """How eta becomes noise: ancestral, as in DDPM and DDIM; cps; or flow_grpo or dance as in these
     papers, for flow models only."""
@@ -100,6 +100,11 @@ class GroupPolicy(Online):
         if self.window_interval < 0:
             raise UserError(f"window_interval {self.window_interval} must be at least 0; try 25")
         refuse_not_positive(self, "clip_range", "divergence_limit", "eta")
+        if self.eta > 1 and self.noise in VARIANCE_PRESERVING:
+            raise UserError(
+                f"eta {self.eta} is more noise than a step of noise {self.noise} can have; give 1 "
+                "or less"
+            )
         if not 0 <= self.step_kl < float("inf"):
             raise UserError(f"step_kl {self.step_kl} must be at least 0; try 0.01")
         idle = "divergence_limit" if self.trust == "clip" else "clip_range"
