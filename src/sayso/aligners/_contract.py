@@ -32,6 +32,7 @@ from sayso.base.plugins import load_plugin, refuse_bad_options
 NEEDS = frozenset(
     {
         "data",
+        "bad",
         "pairs",
         "reward",
         "gradient",
@@ -48,10 +49,11 @@ class Aligner(ABC):
     """An algorithm; a dataclass whose fields are its options.
 
     `needs` says what it cannot do without, checked before any model loads: "data" (images rated
-    good and bad), "pairs" (preferences), "reward" (a learned or fixed reward), "gradient" (of the
-    reward, to the images), "rollouts" (images drawn and rewarded between the updates), "reference"
-    (the frozen start), "old" (an older self of the policy), "weights" (batches that depend on the
-    policy as it is when they are made), "pretraining" (pre-training images).
+    good), "bad" (and some rated bad), "pairs" (preferences), "reward" (a learned or fixed reward),
+    "gradient" (of the reward, to the images), "rollouts" (images drawn and rewarded between the
+    updates), "reference" (the frozen start), "old" (an older self of the policy), "weights"
+    (batches that depend on the policy as it is when they are made), "pretraining" (pre-training
+    images).
 
     `defaults` are options of the loop that it is used with unless told otherwise, for those that
     are None there: learning_rate and pretraining_weight.

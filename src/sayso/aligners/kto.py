@@ -55,7 +55,7 @@ class KahnemanTversky(Aligner):
     Source: Li et al. 2024, arXiv 2404.04465 (Diffusion-KTO).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data", "reference", "weights"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "bad", "reference", "weights"})
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-5}
 
     beta: float = 1000.0

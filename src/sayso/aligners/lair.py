@@ -57,7 +57,7 @@ class Listwise(Aligner):
     Source: LAIR 2026, arXiv 2605.26491.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward", "reference"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "bad", "reward", "reference"})
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-5}
 
     beta: float = 500.0

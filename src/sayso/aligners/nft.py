@@ -93,7 +93,9 @@ class NegativeAware(Online):
         labels or rewards stand in place of these, and the frozen start in that of the older self.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward", "reference", "rollouts", "old"})
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"data", "bad", "reward", "reference", "rollouts", "old"}
+    )
 
     beta: float = 1.0
     """How near the policy stays to the model that drew the images; smaller values move further. It

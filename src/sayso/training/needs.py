@@ -59,8 +59,16 @@ def check_needs(
     Raises: UserError: naming what is missing and how to come by it.
     """
     needs, name = options.needs(aligner.required()), type(aligner).__name__
-    if "data" in needs:
-        _check_labels(study, model, name, labels)
+    rated = {
+        "good": "data" not in needs or any(label > 0.5 for label in labels),
+        "bad": "bad" not in needs or any(label < 0.5 for label in labels),
+    }
+    for word, enough in rated.items():
+        if not enough:
+            raise UserError(
+                f"aligner {name} needs images rated {word}, and of those of {model!r} none is; "
+                f"rate more images: sayso rate {quoted(study.path)}"
+            )
     if "pairs" in needs and not pairs:
         raise UserError(
             f"aligner {name} needs preferences, but no prompt has both a good and a bad image, or "
@@ -80,15 +88,3 @@ def check_needs(
             f"aligner {name} needs pre-training images, but the study has none; give "
             "--pretraining-weight 0, or make the study with --pretraining FOLDER"
         )
-
-
-def _check_labels(study: Study, model: str, name: str, labels: Sequence[float]) -> None:
-    for word, count in {
-        "good": sum(label > 0.5 for label in labels),
-        "bad": sum(label < 0.5 for label in labels),
-    }.items():
-        if not count:
-            raise UserError(
-                f"aligner {name} needs ratings of both kinds, but no image of {model!r} is rated "
-                f"{word}; rate more images: sayso rate {quoted(study.path)}"
-            )
