@@ -67,6 +67,11 @@ class Aligner(ABC):
         """How many rows stay together wherever a batch is cut: 2 for a pair, g for a group."""
         return 1
 
+    @property
+    def draws_times(self) -> bool:
+        """Whether its rows are at times that --timestep-sampling chooses (`Policy.draw_t`)."""
+        return True
+
     def required(self) -> frozenset[str]:
         """What is needed with these options; overridden where an option lifts a need."""
         return self.needs

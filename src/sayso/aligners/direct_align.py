@@ -115,6 +115,10 @@ class DirectAlign(Aligner):
         if self.last_steps:
             refuse_idle(self, f"with --last-steps {self.last_steps}", "stride", "most_noise")
 
+    @property
+    def draws_times(self) -> bool:
+        return not self.last_steps
+
     def required(self) -> frozenset[str]:
         return self.needs if self.source == "rollouts" else self.needs - {"rollouts"}
 

@@ -110,6 +110,10 @@ class GroupPolicy(Online):
         idle = "divergence_limit" if self.trust == "clip" else "clip_range"
         refuse_idle(self, f"with --trust {self.trust}", idle)
 
+    @property
+    def draws_times(self) -> bool:
+        return False
+
     def required(self) -> frozenset[str]:
         return self.needs if self.step_kl else self.needs - {"reference"}
 

@@ -17,13 +17,29 @@ def check_options(options: TrainOptions, aligner: Aligner, processes: int) -> No
     Raises: UserError: if they do not.
     """
     check_rows(options, aligner, processes)
-    if options.pretraining_draw == "reward" and not options.uses_pretraining:
-        raise UserError(
-            "pretraining_draw reward is about pre-training images, and none are trained on; give "
-            "--pretraining-weight too, such as 1"
-        )
+    _refuse_idle(options, aligner)
     if options.sharding == "full":
         options.check_shares(aligner.unit, processes)
+
+
+def _refuse_idle(options: TrainOptions, aligner: Aligner) -> None:
+    """Raises: UserError: naming the first option that was given and would change nothing."""
+    if options.uses_pretraining:
+        return
+    for name, idle in {
+        "pretraining_draw": ("uniform",),
+        "pretraining_fraction": (TrainOptions.pretraining_fraction, 0),
+    }.items():
+        if (value := getattr(options, name)) not in idle:
+            raise UserError(
+                f"{name} {value} is about pre-training images, and none are trained on; give "
+                "--pretraining-weight too, such as 1, or omit it"
+            )
+    if options.timestep_sampling != "auto" and not aligner.draws_times:
+        raise UserError(
+            f"timestep_sampling {options.timestep_sampling} would have no effect, for aligner "
+            f"{type(aligner).__name__} learns from steps of drawing, at their own times; omit it"
+        )
 
 
 def check_rows(options: TrainOptions, aligner: Aligner, processes: int) -> None:
