@@ -13,7 +13,8 @@ from rich.filesize import decimal
 from safetensors.torch import load_file
 from studies import random_study, rated_study
 
-from sayso.aligners import load_aligner
+from sayso.aligners import Aligner, load_aligner
+from sayso.aligners.kto import KahnemanTversky
 from sayso.aligners.rwr import RewardWeighted
 from sayso.base.errors import UserError
 from sayso.cli import commands as cli
@@ -291,12 +292,21 @@ def test_nan_reward_stops_before_training(study: Study, monkeypatch: pytest.Monk
     assert not (study.path / "runs/align-rwr/log.jsonl").exists()
 
 
-@pytest.mark.parametrize(("good_every", "word"), [(0, "good"), (1, "bad")])
-def test_one_kind_of_rating_is_refused(tmp_path: Path, good_every: int, word: str) -> None:
+@pytest.mark.parametrize(
+    ("good_every", "aligner", "word"), [(0, LABELS, "good"), (1, KahnemanTversky(), "bad")]
+)
+def test_one_kind_of_rating_is_refused(
+    tmp_path: Path, good_every: int, aligner: Aligner, word: str
+) -> None:
     study = rated_study(tmp_path, good_every)
-    with pytest.raises(UserError, match=f"no image of 'base' is rated {word}"):
-        align(study, QUICK, LABELS)
+    with pytest.raises(UserError, match=f"needs images rated {word}, and of those of 'base' none"):
+        align(study, QUICK, aligner)
     assert not (study.path / "runs/align-rwr").exists()
+
+
+def test_good_images_suffice_to_train_on_these(tmp_path: Path) -> None:
+    config = dataclasses.replace(QUICK, aligner="sft", max_steps=1)
+    assert align(rated_study(tmp_path, good_every=1), config).finished
 
 
 def test_missing_things_are_named_before_a_model_loads(
@@ -363,7 +373,7 @@ def test_scored_images_alone_are_enough_where_only_the_reward_weighs(
     generate(study, GenerateConfig(per_prompt=4))
     config = dataclasses.replace(QUICK, reward="clip_score")
     assert align(study, config).result["rated_images"] == 0
-    with pytest.raises(UserError, match="needs ratings of both kinds"):
+    with pytest.raises(UserError, match="needs images rated good, and of those of 'base' none is"):
         align(study, dataclasses.replace(config, name="marks"), RewardWeighted(weight="product"))
 
 

@@ -3,14 +3,18 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Literal, get_origin, get_type_hints
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sayso.aligners import Batch, Work, load_aligner, stratified
+from sayso.aligners import Aligner, Batch, Work, load_aligner, stratified
 from sayso.aligners.dpo import DirectPreference
+from sayso.aligners.kto import KahnemanTversky
+from sayso.aligners.lair import Listwise
+from sayso.aligners.nft import NegativeAware
 from sayso.aligners.rwr import (
     RewardWeighted,
     even_over_prompts,
@@ -18,8 +22,13 @@ from sayso.aligners.rwr import (
 )
 from sayso.aligners.sft import GoodImages
 from sayso.base.errors import UserError
+from sayso.base.plugins import plugin_names
 from sayso.data.rows import TrainingRows, make_rows
+from sayso.study.info import StudyInfo
+from sayso.study.study import Study
 from sayso.testing import ToyPolicy, check_aligner, toy_rows
+from sayso.training.needs import check_needs
+from sayso.training.options import TrainOptions
 
 NAN = float("nan")
 
@@ -89,6 +98,24 @@ def test_weights_of_samples(options: dict[str, object], expected: dict[int, floa
 )
 def test_what_is_needed_with_which_options(options: dict, required: set[str]) -> None:
     assert RewardWeighted(**options).required() == required
+
+
+@pytest.mark.parametrize(
+    ("aligner", "lacking"),
+    [(GoodImages(), "good"), (RewardWeighted(weight="label"), "good"), (KahnemanTversky(), "bad"),
+     (NegativeAware(), "bad"), (Listwise(), "bad")],
+)  # fmt: skip
+def test_only_those_that_learn_from_bad_images_need_some(
+    aligner: Aligner, lacking: str, tmp_path: Path
+) -> None:
+    def check(*labels: float) -> None:
+        study = Study(tmp_path, StudyInfo("x"))
+        check_needs(study, TrainOptions(), aligner, "base", "runs/fit", labels, 0)
+
+    check(*[1.0, NAN] if lacking == "good" else [1.0, 0.0])
+    says = f"needs images rated {lacking}, and of those of 'base' none is; rate more images: sayso "
+    with pytest.raises(UserError, match=says):
+        check(*[0.0, NAN] if lacking == "good" else [1.0, NAN])
 
 
 def test_rewards_that_are_all_0_are_drawn_alike_and_weigh_nothing() -> None:
@@ -245,6 +272,24 @@ def test_rwr_refuses_rewards(rewards: list[float], message: str) -> None:
 def test_bad_options_name_themselves(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         RewardWeighted(**options)
+
+
+WORDS = [
+    (name, option)
+    for name in plugin_names("aligner")
+    for option, kind in get_type_hints(load_aligner(name)).items()
+    if get_origin(kind) is Literal
+]
+
+
+@pytest.mark.parametrize(("name", "option"), WORDS)
+def test_a_word_that_an_option_does_not_know_is_refused(name: str, option: str) -> None:
+    aligner = load_aligner(name)()
+    # past the check of types, which is there in tests only
+    object.__setattr__(aligner, option, "white")
+    with pytest.raises(UserError, match=f"^{option} 'white'; choose [a-z_]+, "):
+        aligner.__post_init__()
+    assert {"kto", "rwr"} <= {name for name, _ in WORDS}
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, NAN])

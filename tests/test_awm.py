@@ -132,11 +132,3 @@ def test_only_groups_need_the_frozen_start_and_stay_together() -> None:
 def test_bad_options_name_themselves(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         AdvantageWeighted(**options)
-
-
-def test_an_unknown_weighting_is_refused() -> None:
-    aligner = AdvantageWeighted()
-    # past the check of types, which is there in tests only
-    object.__setattr__(aligner, "weighting", "huber")
-    with pytest.raises(UserError, match="weighting 'huber'; choose error, t, equal"):
-        aligner.__post_init__()

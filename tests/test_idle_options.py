@@ -10,6 +10,7 @@ from sayso.base.errors import UserError
 from sayso.cli import commands as cli
 from sayso.cli.options import parse
 from sayso.stages.align import AlignConfig
+from sayso.training.needs import check_options
 
 ONLINE = [
     "--images 64", "--group-size 4", "--advantage-clip 2", "--times-per-image 2",
@@ -44,6 +45,38 @@ def test_an_option_without_effect_is_refused(
         given(aligner, f"{mode} {idle}")
     assert given(aligner, mode), "without the option"
     assert given(aligner, f"{other} {idle}") != given(aligner, other)
+
+
+TIMES = "timestep_sampling grid would have no effect, for aligner {} learns from steps of drawing"
+LAST = "direct_align --source rollouts --last-steps 1"
+OF_THE_LOOP = [
+    ("sft --pretraining-fraction 0.5", "pretraining_fraction 0.5 is about pre-training images"),
+    ("sft --pretraining-draw reward", "pretraining_draw reward is about pre-training images"),
+    ("grpo --timestep-sampling grid --images 64", TIMES.format("GroupPolicy")),
+    (f"{LAST} --timestep-sampling grid", TIMES.format("DirectAlign")),
+]
+
+
+def checked(line: str) -> None:
+    parsed = parse("align", AlignConfig, "aligner", ["study", "--aligner", *line.split()])
+    check_options(parsed.config.for_aligner(parsed.options.defaults), parsed.options, 1)
+
+
+@pytest.mark.parametrize(("line", "says"), OF_THE_LOOP)
+def test_options_of_the_loop_without_effect_are_refused(line: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"^{says}.*omit it$"):
+        checked(line)
+    fraction = "" if "fraction" in line else " --pretraining-fraction 0.25"
+    checked(f"{line} --pretraining-weight 1{fraction}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["grpo", LAST, "direct_align --timestep-sampling grid", "sft --pretraining-fraction 0",
+     "rwr --pretraining-fraction 0.5"],
+)  # fmt: skip
+def test_those_with_an_effect_or_at_their_defaults_are_accepted(line: str) -> None:
+    checked(line)
 
 
 def test_at_its_default_it_is_accepted(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import torch
 from sayso.aligners.kto import KahnemanTversky, kto_loss
 from sayso.base.errors import UserError
 from sayso.testing import ToyPolicy, toy_work
+from sayso.testing.checks import _assert_same, _of_two_processes
+from sayso.training.needs import check_options
+from sayso.training.options import TrainOptions
 
 
 def sigmoid(x: float) -> float:
@@ -67,6 +70,13 @@ def test_the_point_is_the_mean_gain_of_the_whole_step(micro_batch: int) -> None:
     torch.testing.assert_close(batch["point"], gain.mean().expand(8))
 
 
+def test_processes_with_unequal_shares_have_one_point() -> None:
+    work = toy_work(moved(), batch_size=7, micro_batch=2)
+    alone = list(KahnemanTversky().batches(work))
+    assert alone[0]["point"].min() > 0
+    _assert_same(alone, _of_two_processes(KahnemanTversky(), work), "two make what one does")
+
+
 def test_a_loss_is_no_point_to_start_from() -> None:
     policy = ToyPolicy()
     policy.keep_reference()
@@ -91,6 +101,16 @@ def test_each_step_has_good_and_bad_images(share: float, n: int) -> None:
         }
         label = [work.data.label[points[tuple(x.flatten().tolist())]] for x in batch["latents"]]
         assert [2 * float(m) - 1 for m in label] == batch["sign"].tolist()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_a_step_without_room_for_both_is_refused(fraction: float) -> None:
+    n = 1 if fraction == 0 else 2
+    options = TrainOptions(batch_size=n, pretraining_weight=1.0, pretraining_fraction=fraction)
+    says = f"batch_size {n} has 1 row for them; give a larger --batch-size, or a smaller"
+    with pytest.raises(UserError, match=says):
+        check_options(options, KahnemanTversky(), 1)
+    check_options(dataclasses.replace(options, batch_size=4), KahnemanTversky(), 1)
 
 
 def test_an_image_that_half_of_its_raters_call_good_is_neither() -> None:

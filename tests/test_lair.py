@@ -76,7 +76,7 @@ def test_a_reward_scores_images_that_nobody_rated() -> None:
     batch = next(iter(aligner.batches(work)))
     assert len(set(batch["advantage"].tolist())) == 8
     assert aligner.required() == {"reward", "reference"}
-    assert Listwise().required() == {"data", "reference"}
+    assert Listwise().required() == {"data", "bad", "reference"}
 
 
 def test_the_log_has_the_gain_of_the_best_and_of_the_worst() -> None:

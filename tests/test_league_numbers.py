@@ -131,7 +131,9 @@ def test_pretraining_rows_come_and_go_beside_the_others() -> None:
     on = switched(TRAINED[0], "pretraining_weight", 0.0, 64)
     share = float(on.options.split("--pretraining-fraction ")[1])
     assert on.rows - round(share * on.rows) == 64
-    assert switched(TRAINED[1], "pretraining_weight", 0.15, 32).rows == 32
+    off = switched(TRAINED[2], "pretraining_weight", 1.0, 32)
+    assert off.rows == 32
+    assert off.options.split("--pretraining")[1:] == ["-weight 0"]
     assert switched(TRAINED[1], "kl_weight", 0.15, 32).rows == TRAINED[1].rows
 
 

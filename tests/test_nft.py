@@ -79,7 +79,7 @@ def test_rated_images_take_part_and_with_a_reward_all() -> None:
 
 
 def test_what_is_needed_follows_the_score() -> None:
-    assert NegativeAware().required() == {"data", "reference"}
+    assert NegativeAware().required() == {"data", "bad", "reference"}
     assert NegativeAware(score="reward").required() == {"reward", "reference"}
 
 

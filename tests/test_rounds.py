@@ -8,6 +8,7 @@ from studies import rated_study
 
 from sayso.aligners import Aligner
 from sayso.aligners.grpo import GroupPolicy
+from sayso.aligners.kto import KahnemanTversky
 from sayso.aligners.rwr import RewardWeighted
 from sayso.aligners.sft import GoodImages
 from sayso.base.errors import UserError
@@ -65,8 +66,8 @@ def test_it_starts_from_the_model_that_is_named(study: Study) -> None:
 def test_the_images_of_the_start_are_the_default(study: Study) -> None:
     only = dataclasses.replace(SECOND, name="only", samples_of="")
     assert plan(study, dataclasses.replace(only, aligner="sft"))["samples"] == 6
-    with pytest.raises(UserError, match=r"no image of 'runs/align-rwr' is rated bad"):
-        align(study, only, LABELS)
+    with pytest.raises(UserError, match=r"bad, and of those of 'runs/align-rwr' none is"):
+        align(study, only, KahnemanTversky())
 
 
 def test_the_same_name_with_other_images_is_refused(study: Study) -> None:

@@ -32,6 +32,7 @@ from sayso.base.plugins import load_plugin, refuse_bad_options
 NEEDS = frozenset(
     {
         "data",
+        "bad",
         "pairs",
         "reward",
         "gradient",
@@ -48,10 +49,11 @@ class Aligner(ABC):
     """An algorithm; a dataclass whose fields are its options.
 
     `needs` says what it cannot do without, checked before any model loads: "data" (images rated
-    good and bad), "pairs" (preferences), "reward" (a learned or fixed reward), "gradient" (of the
-    reward, to the images), "rollouts" (images drawn and rewarded between the updates), "reference"
-    (the frozen start), "old" (an older self of the policy), "weights" (batches that depend on the
-    policy as it is when they are made), "pretraining" (pre-training images).
+    good), "bad" (and some rated bad), "pairs" (preferences), "reward" (a learned or fixed reward),
+    "gradient" (of the reward, to the images), "rollouts" (images drawn and rewarded between the
+    updates), "reference" (the frozen start), "old" (an older self of the policy), "weights"
+    (batches that depend on the policy as it is when they are made), "pretraining" (pre-training
+    images).
 
     `defaults` are options of the loop that it is used with unless told otherwise, for those that
     are None there: learning_rate and pretraining_weight.
@@ -64,6 +66,11 @@ class Aligner(ABC):
     def unit(self) -> int:
         """How many rows stay together wherever a batch is cut: 2 for a pair, g for a group."""
         return 1
+
+    @property
+    def draws_times(self) -> bool:
+        """Whether its rows are at times that --timestep-sampling chooses (`Policy.draw_t`)."""
+        return True
 
     def required(self) -> frozenset[str]:
         """What is needed with these options; overridden where an option lifts a need."""
@@ -79,7 +86,7 @@ class Aligner(ABC):
         return 1
 
     def check_shares(self, own: int, rows: int, processes: int) -> None:  # noqa: B027 (most share any number)
-        """Check that the processes of a launch can share the images that it draws.
+        """Check that an update has rows enough, and that processes can share what is drawn.
 
         Args:
             own: rows of an update, pre-training rows not counted.

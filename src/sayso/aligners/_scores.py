@@ -12,7 +12,7 @@ Score = Literal["label", "reward"]
 
 def needs_of(score: Score) -> frozenset[str]:
     """What an aligner that learns from these scores cannot do without."""
-    return frozenset({"data"} if score == "label" else {"reward"})
+    return frozenset({"data", "bad"} if score == "label" else {"reward"})
 
 
 def scores(data: TrainingRows, score: Score) -> Float[Tensor, " n"]:

@@ -44,7 +44,8 @@ class Work:
         sampler: how images are drawn: those that are learned from, else those of the study.
         micro_batch: rows that are computed at once.
         rank, world: this process and how many there are.
-        gather: joins a tensor of every process along the first dimension, in the order of ranks.
+        gather: joins a tensor of every process along the first dimension, in the order of ranks;
+            all must have the same shape.
     """
 
     policy: Policy

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Batch, Work, means_of
-from sayso.aligners._limits import refuse_idle, refuse_not_below_one, refuse_not_positive
+from sayso.aligners._limits import (
+    refuse_idle,
+    refuse_not_below_one,
+    refuse_not_positive,
+    refuse_unknown_words,
+)
 from sayso.aligners._online import OLD, Online, denoising_rollouts
 from sayso.aligners._policy_loss import clipped_policy_loss, was_clipped
 from sayso.base.errors import UserError
@@ -101,12 +106,9 @@ class AdvantageWeighted(Online):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
+        refuse_unknown_words(self)
         super().__post_init__()
         refuse_not_positive(self, "clip_range", "beta")
-        if self.weighting not in get_args(Weighting):
-            raise UserError(
-                f"weighting {self.weighting!r}; choose {', '.join(get_args(Weighting))}"
-            )
         if not self.groups:
             refuse_idle(self, "without --groups", "beta")
         if not 0 <= self.old_weight < float("inf"):

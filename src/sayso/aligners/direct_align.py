@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, stratified
-from sayso.aligners._limits import refuse_idle
+from sayso.aligners._limits import refuse_idle, refuse_unknown_words
 from sayso.aligners._rollouts import (
     draw_latents,
     planned,
@@ -102,8 +102,7 @@ class DirectAlign(Aligner):
     """An image whose reward is above this is left alone; default: none is."""
 
     def __post_init__(self) -> None:
-        if self.source not in get_args(Source):
-            raise UserError(f"source {self.source!r}; choose samples or rollouts")
+        refuse_unknown_words(self)
         for name, advice in {"stride": 0.2, "most_noise": 0.8}.items():
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} is not in (0, 1]; try {advice}")
@@ -115,6 +114,10 @@ class DirectAlign(Aligner):
             )
         if self.last_steps:
             refuse_idle(self, f"with --last-steps {self.last_steps}", "stride", "most_noise")
+
+    @property
+    def draws_times(self) -> bool:
+        return not self.last_steps
 
     def required(self) -> frozenset[str]:
         return self.needs if self.source == "rollouts" else self.needs - {"rollouts"}

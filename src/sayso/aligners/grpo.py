@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sayso.aligners import Batch, Work
-from sayso.aligners._limits import refuse_idle, refuse_not_positive
+from sayso.aligners._limits import refuse_idle, refuse_not_positive, refuse_unknown_words
 from sayso.aligners._online import Online
 from sayso.aligners._policy_loss import (
     clipped_policy_loss,
@@ -29,7 +29,6 @@ from sayso.base.errors import UserError
 from sayso.base.types import Sampler
 from sayso.families import (
     LEAST_STD,
-    NOISES,
     VARIANCE_PRESERVING,
     Noise,
     log_prob,
@@ -40,13 +39,6 @@ Weighting = Literal["noise", "equal"]
 Trust = Literal["clip", "dppo"]
 Likelihood = Literal["gaussian", "squared"]
 Scale = Literal["all", "group"]
-CHOICES = {
-    "weighting": get_args(Weighting),
-    "noise": NOISES,
-    "trust": get_args(Trust),
-    "likelihood": get_args(Likelihood),
-    "scale": get_args(Scale),
-}
 
 
 @dataclass(frozen=True)
@@ -95,25 +87,32 @@ class GroupPolicy(Online):
     """Let the images of a group start from the same noise, as in DanceGRPO."""
     eta: float = 1.0
     """Strength of the fresh noise in a sampling step, above 0: without noise, nothing new is
-    tried."""
+    tried. At most 1 with ancestral and cps."""
     noise: Noise = "ancestral"
     """How eta becomes noise: ancestral, as in DDPM and DDIM; cps; or flow_grpo or dance as in these
     papers, for flow models only."""
 
     def __post_init__(self) -> None:
+        refuse_unknown_words(self)
         super().__post_init__()
         if not 0 < self.window <= 1:
             raise UserError(f"window {self.window} is not in (0, 1]; try 0.5")
         if self.window_interval < 0:
             raise UserError(f"window_interval {self.window_interval} must be at least 0; try 25")
         refuse_not_positive(self, "clip_range", "divergence_limit", "eta")
+        if self.eta > 1 and self.noise in VARIANCE_PRESERVING:
+            raise UserError(
+                f"eta {self.eta} is more noise than a step of noise {self.noise} can have; give 1 "
+                "or less"
+            )
         if not 0 <= self.step_kl < float("inf"):
             raise UserError(f"step_kl {self.step_kl} must be at least 0; try 0.01")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r}; choose {', '.join(known)}")
         idle = "divergence_limit" if self.trust == "clip" else "clip_range"
         refuse_idle(self, f"with --trust {self.trust}", idle)
+
+    @property
+    def draws_times(self) -> bool:
+        return False
 
     def required(self) -> frozenset[str]:
         return self.needs if self.step_kl else self.needs - {"reference"}

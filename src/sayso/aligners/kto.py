@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, means_of, stratified
-from sayso.aligners._limits import refuse_not_below_one
+from sayso.aligners._limits import refuse_not_below_one, refuse_unknown_words
 from sayso.base.errors import UserError
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
@@ -55,7 +55,7 @@ class KahnemanTversky(Aligner):
     Source: Li et al. 2024, arXiv 2404.04465 (Diffusion-KTO).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data", "reference", "weights"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "bad", "reference", "weights"})
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-5}
 
     beta: float = 1000.0
@@ -69,11 +69,19 @@ class KahnemanTversky(Aligner):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
+        refuse_unknown_words(self)
         if not 0 < self.beta < float("inf"):
             raise UserError(f"beta {self.beta} must be above 0; try 1000")
         if not 0 < self.good_share < 1:
             raise UserError(f"good_share {self.good_share} is not between 0 and 1; try 0.8")
         refuse_not_below_one(self, prompt_dropout=0.1)
+
+    def check_shares(self, own: int, rows: int, processes: int) -> None:  # noqa: ARG002 (see Aligner)
+        if own < 2:
+            raise UserError(
+                f"kto needs a good and a bad image in each step, and batch_size {rows} has {own} "
+                "row for them; give a larger --batch-size, or a smaller --pretraining-fraction"
+            )
 
     def batches(self, work: Work) -> Iterator[Batch]:
         label = work.data.label[: work.data.n_own]
@@ -111,9 +119,9 @@ class KahnemanTversky(Aligner):
 
         Of a micro-batch's few rows it would be noise, and cutting a batch would change the loss.
         """
-        parts = [
-            batch.rows(slice(at, at + work.micro_batch)).to(work.policy.device)
-            for at in range(0, len(batch), work.micro_batch)
-        ]
-        gains = [work.error(part, "reference") - work.error(part) for part in parts]
-        return work.gather(torch.cat(gains)).mean().clamp(min=0).cpu()
+        gained = torch.zeros(1, device=work.policy.device)
+        for at in range(0, len(batch), work.micro_batch):
+            part = batch.rows(slice(at, at + work.micro_batch)).to(work.policy.device)
+            gained += (work.error(part, "reference") - work.error(part)).sum()
+        # sums, for processes may have different numbers of rows
+        return (work.gather(gained).sum() / work.batch_size).clamp(min=0).cpu()

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, stratified
-from sayso.aligners._limits import refuse_not_below_one
+from sayso.aligners._limits import refuse_not_below_one, refuse_unknown_words
 from sayso.aligners._scores import Score, needs_of, scores
 from sayso.base.errors import UserError
 
@@ -57,7 +57,7 @@ class Listwise(Aligner):
     Source: LAIR 2026, arXiv 2605.26491.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward", "reference"})
+    needs: ClassVar[frozenset[str]] = frozenset({"data", "bad", "reward", "reference"})
     defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 2e-5}
 
     beta: float = 500.0
@@ -76,11 +76,10 @@ class Listwise(Aligner):
     """Share of lists trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
+        refuse_unknown_words(self)
         for name, advice in {"beta": 500, "temperature": 0.5}.items():
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} {getattr(self, name)} must be above 0; try {advice}")
-        if self.score not in get_args(Score):
-            raise UserError(f"score {self.score!r}; choose label or reward")
         if self.list_size < 2:
             raise UserError(f"list_size {self.list_size} is too small; give 2 or more")
         refuse_not_below_one(self, prompt_dropout=0.1)

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Batch, Work, means_of, prompt_means, stratified
-from sayso.aligners._limits import refuse_idle, refuse_not_below_one, refuse_not_positive
+from sayso.aligners._limits import (
+    refuse_idle,
+    refuse_not_below_one,
+    refuse_not_positive,
+    refuse_unknown_words,
+)
 from sayso.aligners._online import OLD, Online, denoising_rollouts
 from sayso.aligners._scores import needs_of, scores
 from sayso.base.errors import UserError
@@ -88,7 +93,9 @@ class NegativeAware(Online):
         labels or rewards stand in place of these, and the frozen start in that of the older self.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"data", "reward", "reference", "rollouts", "old"})
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"data", "bad", "reward", "reference", "rollouts", "old"}
+    )
 
     beta: float = 1.0
     """How near the policy stays to the model that drew the images; smaller values move further. It
@@ -109,8 +116,7 @@ class NegativeAware(Online):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        if self.score not in get_args(Source):
-            raise UserError(f"score {self.score!r}; choose {', '.join(get_args(Source))}")
+        refuse_unknown_words(self)
         if self.score == "rollouts":
             refuse_idle(self, "with --score rollouts, which always compares", "centred")
         else:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, prompt_means, stratified
-from sayso.aligners._limits import refuse_idle, refuse_not_below_one
+from sayso.aligners._limits import refuse_idle, refuse_not_below_one, refuse_unknown_words
 from sayso.base.errors import UserError
 from sayso.data.rows import TrainingRows
 
@@ -81,6 +81,7 @@ class RewardWeighted(Aligner):
     paper."""
 
     def __post_init__(self) -> None:
+        refuse_unknown_words(self)
         if self.weight == "label":
             refuse_idle(self, "with --weight label, which unrated images lack", "unrated")
         refuse_not_below_one(self, prompt_dropout=0.1)

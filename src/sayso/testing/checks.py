@@ -64,6 +64,7 @@ def _of_two_processes(aligner: Aligner, work: Work) -> list[Batch]:
         def gather(tensor: Tensor) -> Tensor:
             shared[rank] = tensor
             meeting.wait()
+            assert shared[0].shape == shared[1].shape, "gather needs the same shape of all"
             whole = torch.cat([shared[0], shared[1]])
             meeting.wait()
             return whole

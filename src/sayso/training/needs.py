@@ -18,13 +18,29 @@ def check_options(options: TrainOptions, aligner: Aligner, processes: int) -> No
     Raises: UserError: if they do not.
     """
     check_rows(options, aligner, processes)
-    if options.pretraining_draw == "reward" and not options.uses_pretraining:
-        raise UserError(
-            "pretraining_draw reward is about pre-training images, and none are trained on; give "
-            "--pretraining-weight too, such as 1"
-        )
+    _refuse_idle(options, aligner)
     if options.sharding == "full":
         options.check_shares(aligner.unit, processes)
+
+
+def _refuse_idle(options: TrainOptions, aligner: Aligner) -> None:
+    """Raises: UserError: naming the first option that was given and would change nothing."""
+    if options.uses_pretraining:
+        return
+    for name, idle in {
+        "pretraining_draw": ("uniform",),
+        "pretraining_fraction": (TrainOptions.pretraining_fraction, 0),
+    }.items():
+        if (value := getattr(options, name)) not in idle:
+            raise UserError(
+                f"{name} {value} is about pre-training images, and none are trained on; give "
+                "--pretraining-weight too, such as 1, or omit it"
+            )
+    if options.timestep_sampling != "auto" and not aligner.draws_times:
+        raise UserError(
+            f"timestep_sampling {options.timestep_sampling} would have no effect, for aligner "
+            f"{type(aligner).__name__} learns from steps of drawing, at their own times; omit it"
+        )
 
 
 def check_rows(options: TrainOptions, aligner: Aligner, processes: int) -> None:
@@ -60,8 +76,16 @@ def check_needs(
     Raises: UserError: naming what is missing and how to come by it.
     """
     needs, name = options.needs(aligner.required()), type(aligner).__name__
-    if "data" in needs:
-        _check_labels(study, model, name, labels)
+    rated = {
+        "good": "data" not in needs or any(label > 0.5 for label in labels),
+        "bad": "bad" not in needs or any(label < 0.5 for label in labels),
+    }
+    for word, enough in rated.items():
+        if not enough:
+            raise UserError(
+                f"aligner {name} needs images rated {word}, and of those of {model!r} none is; "
+                f"rate more images: sayso rate {quoted(study.path)}"
+            )
     if "pairs" in needs and not pairs:
         raise UserError(
             f"aligner {name} needs preferences, but no prompt has both a good and a bad image, or "
@@ -81,15 +105,3 @@ def check_needs(
             f"aligner {name} needs pre-training images, but the study has none; give "
             "--pretraining-weight 0, or make the study with --pretraining FOLDER"
         )
-
-
-def _check_labels(study: Study, model: str, name: str, labels: Sequence[float]) -> None:
-    for word, count in {
-        "good": sum(label > 0.5 for label in labels),
-        "bad": sum(label < 0.5 for label in labels),
-    }.items():
-        if not count:
-            raise UserError(
-                f"aligner {name} needs ratings of both kinds, but no image of {model!r} is rated "
-                f"{word}; rate more images: sayso rate {quoted(study.path)}"
-            )

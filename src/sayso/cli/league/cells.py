@@ -1,5 +1,6 @@
 """The cells of the league: which aligner, with which options, and which sets of them are tried."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -160,15 +161,15 @@ def switched(cell: Cell, term: str, weight: float, own: int) -> Cell:
         own: rows of a step that are no pre-training rows.
     """
     now = 0.0 if weight else SWITCHES[term]
-    options = f"{cell.options} --{term.replace('_', '-')} {now:g}"
-    rows = cell.rows
+    options, rows, fraction = cell.options, cell.rows, ""
     if term == "pretraining_weight":
         # beside the rows of before, an eighth more
         more = own // 8 if now else 0
         rows = own + more
-        options += f" --pretraining-fraction {more / rows:.6f}" if more else ""
-        if not now and "--pretraining-draw" in options:
-            options += " --pretraining-draw uniform"
+        fraction = f" --pretraining-fraction {more / rows:.6f}" if more else ""
+        # those of before would be idle, or given twice
+        options = re.sub(r"--pretraining-\S+ \S+ ?", "", options).strip()
+    options += f" --{term.replace('_', '-')} {now:g}{fraction}"
     word = "off" if weight else f"{now:g}"
     return replace(
         cell, name=f"{cell.name}, {term} {word}", kind="switch", options=options, rows=rows,
