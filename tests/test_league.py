@@ -88,7 +88,7 @@ def test_numbers_follow_from_the_stored_scores(played: dict[str, Any]) -> None:
 
 
 def test_trials_spend_what_was_forecast_within_the_budget(played: dict[str, Any]) -> None:
-    record = Records(played["folder"]).read("sft", 0)
+    record = Records(played["folder"], CONFIG.size).read("sft", 0)
     assert record is not None
     trials = record.facts["trials"]
     assert len(trials) == CONFIG.size.trials
@@ -130,7 +130,7 @@ def test_a_cell_that_fails_is_written_down_and_the_others_go_on(
     monkeypatch.setattr(running, "TRAINED", (bad, odd, mine))
     config = LeagueConfig(smoke=True)
     league(folder, config)
-    records = Records(folder)
+    records = Records(folder, CONFIG.size)
     states = {n: r.state for n in ("bad", "odd", "mine") if (r := records.read(n, 0))}
     assert states == {"bad": "failed", "odd": "left out", "mine": "left out"}
     failed, left_out = records.read("bad", 0), records.read("mine", 0)
@@ -151,13 +151,13 @@ def test_other_options_make_a_cell_another(
     played: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder: Path = played["folder"]
-    known = Records(folder).read("sft", 0)
+    known = Records(folder, CONFIG.size).read("sft", 0)
     assert known is not None
     changed = replace(TRAINED[0], trials=("--learning-rate 0.5",))
     monkeypatch.setattr(running, "TRAINED", (changed,))
     monkeypatch.setattr(results, "publish", lambda *_: None)
     league(folder, replace(CONFIG, only="best-set"))
-    outdated = Records(folder).read("sft", 0)
+    outdated = Records(folder, CONFIG.size).read("sft", 0)
     assert outdated is not None
     assert outdated.state == "left out"
     assert "are others now; run it again" in outdated.reason

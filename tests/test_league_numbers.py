@@ -14,7 +14,7 @@ from sayso.base.errors import UserError
 from sayso.base.plugins import plugin_names
 from sayso.cli import commands as cli
 from sayso.cli.league import league, rounds
-from sayso.cli.league.cells import SWITCHES, TRAINED, Cell, grid, rounds_of, switched
+from sayso.cli.league.cells import BASE, SWITCHES, TRAINED, Cell, grid, rounds_of, switched
 from sayso.cli.league.config import SIZES, LeagueConfig
 from sayso.cli.league.ground import Ground
 from sayso.cli.league.records import Record, Records, best_cells, why_failed
@@ -24,6 +24,9 @@ from sayso.metrics.seeds import best_of_n, mean_over_seeds, win_or_lose
 from sayso.reporting import league_tables as tables
 from sayso.study.info import StudyInfo
 from sayso.study.study import Study
+
+SMOKE = SIZES["smoke"]
+SETTINGS = {cell.name: cell.settings(SMOKE) for cell in (BASE, *TRAINED)}
 
 # statistics
 
@@ -138,14 +141,15 @@ def test_pretraining_rows_come_and_go_beside_the_others() -> None:
 
 
 def test_the_best_cells_need_every_seed(tmp_path: Path) -> None:
-    records = Records(tmp_path)
+    records = Records(tmp_path, SMOKE)
     cells = [Cell(name, "sft", "") for name in ("a", "b", "c", "d")]
     rewards = {"a": (0.1, 0.2), "b": (0.5, 0.1), "c": (0.9, None), "d": (0.4, 0.4)}
     for cell in cells:
         for seed, reward in enumerate(rewards[cell.name]):
             state: Any = "failed" if reward is None else "finished"
             facts = {} if reward is None else {"reward": reward}
-            records.write(cell.slug, Record(cell.name, seed, "i", state, facts=facts))
+            made = Record(cell.name, seed, "i", state, facts=facts, settings=cell.settings(SMOKE))
+            records.write(cell.slug, made)
     assert [cell.name for cell in best_cells(records, cells, range(2), 2)] == ["d", "b"]
     assert [cell.name for cell in best_cells(records, cells, range(1), 2)] == ["c", "b"]
     assert rounds_of(cells[0], 3).name == "a, 3 rounds"
@@ -172,13 +176,14 @@ def record(cell: str, true: list[int], **facts: Any) -> Record:
          "category": "count", "true": bool(t), "reward": 0.25 + t / 2}
         for i, t in enumerate(true)
     ]  # fmt: skip
-    return Record(cell, 0, "i", "finished", facts={"per_image": 12, **facts}, scores=scores)
+    facts = {"per_image": 12, **facts}
+    return Record(cell, 0, "i", "finished", facts=facts, scores=scores, settings=SETTINGS[cell])
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A base that is true 2 times of 8, a cell that is 5 times, and one that failed."""
-    records = Records(tmp_path)
+    records = Records(tmp_path, SMOKE)
     records.write("base", record("base", [1, 0, 0, 0, 1, 0, 0, 0]))
     votes = [
         {"question": q, "prompt_id": f"p{i}", "win": win, "tie": 0, "lose": 9 - win}
@@ -188,7 +193,8 @@ def folder(tmp_path: Path) -> Path:
     sft = record("sft", [1, 1, 0, 0, 1, 1, 1, 0], evaluations=30, forecast=24,
                  trial="--learning-rate 1", reward=0.5, distance=0.1, seconds=2.0)  # fmt: skip
     records.write("sft", replace(sft, votes=votes))
-    records.write("dpo", Record("dpo", 0, "i", "failed", "the loss is not finite"))
+    failed = replace(record("dpo", []), state="failed", reason="the loss is not finite")
+    records.write("dpo", failed)
     records.announce([*(c for c in TRAINED if c.name in ("sft", "dpo", "kto"))])
     return tmp_path
 
@@ -235,7 +241,7 @@ def test_the_tables_say_who_wins_and_what_failed(folder: Path) -> None:
 def test_a_reward_that_rose_while_the_truth_fell_is_named(folder: Path) -> None:
     bad = record("kto", [0] * 8, evaluations=30, reward=0.4)
     scores = [row | {"reward": 0.9} for row in bad.scores]
-    Records(folder).write("kto", replace(bad, scores=scores))
+    Records(folder, SMOKE).write("kto", replace(bad, scores=scores))
     results = results_of(folder, LeagueConfig(smoke=True))
     # the base's four prompts lose a half each in two, so the interval ends at 0
     assert not any("exploited" in line for line in tables.conclusions(results))
@@ -358,7 +364,7 @@ def test_rounds_share_the_budget_and_learn_from_all_that_was_rated(
 
 
 def test_a_reason_of_several_seeds_is_said_once(tmp_path: Path) -> None:
-    records = Records(tmp_path)
+    records = Records(tmp_path, SMOKE)
     for seed, state in enumerate(("failed", "failed", "finished")):
         records.write("base", replace(record("base", [1] * 8), seed=seed))
         made = record("sft", [1] * 8, reward=0.1, trials=[{"trial": "--x 1", "failed": "no"}])
@@ -371,7 +377,7 @@ def test_a_reason_of_several_seeds_is_said_once(tmp_path: Path) -> None:
 
 
 def test_numbers_of_fewer_seeds_than_the_league_has_say_so(tmp_path: Path) -> None:
-    records = Records(tmp_path)
+    records = Records(tmp_path, SMOKE)
     for seed in (0, 1):
         records.write("base", replace(record("base", [1] * 8), seed=seed))
     records.write("sft", replace(record("sft", [1] * 8, reward=0.1), seed=1))

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Literal
 
 from sayso.base.files import JsonObject
+from sayso.base.types import digest
 from sayso.cli.demo import TUNE
 from sayso.cli.league.config import Size
 
@@ -35,6 +36,7 @@ class Cell:
         per_image: rows of each image of a rollout, which make a step; 0 = the league's batch size.
         rows: rows of a step, if they are neither.
         rounds: in how many rounds the budget is spent.
+        known_settings: see `settings`; empty = they follow from the above.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Cell:
     per_image: int = 0
     rows: int = 0
     rounds: int = 1
+    known_settings: str = ""
 
     def given(self, size: Size, trial: str) -> str:
         """The options of a trial in a league of that size."""
@@ -61,7 +64,15 @@ class Cell:
     def identity(self, size: Size) -> JsonObject:
         """All that decides what is done: another name or description is not among it."""
         known = asdict(self) | {"trials": [*self.trials[: size.trials]]}
-        return {key: value for key, value in known.items() if key not in ("name", "about")}
+        ignored = ("name", "about", "known_settings")
+        return {key: value for key, value in known.items() if key not in ignored}
+
+    def settings(self, size: Size) -> str:
+        """A digest of all that decides what is done, the same for every seed.
+
+        A cell that follows from one of the best has there all option sets, not the one chosen.
+        """
+        return self.known_settings or digest([self.identity(size), size.plain])
 
     @property
     def slug(self) -> str:

@@ -3,7 +3,7 @@
 import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ from sayso.base import files
 from sayso.base.errors import UserError
 from sayso.base.files import JsonObject
 from sayso.cli.league.cells import Cell
+from sayso.cli.league.config import Size
 
 State = Literal["finished", "failed", "left out"]
+OUTDATED = "its options, or what it learned from, are others now; run it again"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Record:
         facts: what is known: trials, steps, network evaluations, seconds, distances …
         scores: a row for each test image.
         votes: a row for each prompt and question of the blind comparison with the base.
+        settings: those of the cell; empty = of a version that did not keep them.
     """
 
     cell: str
@@ -38,6 +41,7 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)
     scores: Sequence[JsonObject] = ()
     votes: Sequence[JsonObject] = ()
+    settings: str = ""
 
     @property
     def finished(self) -> bool:
@@ -47,17 +51,29 @@ class Record:
 class Records:
     """The files of a league's cells: `cells/<slug>/seed-<n>/`; the outcome is written last."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, size: Size) -> None:
+        self._folder, self._size = folder, size
 
-    def read(self, slug: str, seed: int) -> Record | None:
-        """The outcome of a cell; None if there is none yet."""
+    def read(self, slug: str, seed: int, *, rows: bool = True) -> Record | None:
+        """The outcome of a cell; None if there is none yet.
+
+        Args:
+            rows: whether to read its scores and votes too.
+        """
         path = self._path(slug, seed)
         if not (path / "outcome.json").exists():
             return None
         outcome = files.read_json(path / "outcome.json")
-        scores, votes = (files.read_lines(path / f"{name}.jsonl") for name in ("scores", "votes"))
-        return Record(**outcome, scores=scores, votes=votes)
+        for name in ("scores", "votes") if rows else ():
+            outcome[name] = files.read_lines(path / f"{name}.jsonl")
+        return Record(**outcome)
+
+    def current(self, cell: Cell, seed: int, *, rows: bool = False) -> Record | None:
+        """As `read`; an outcome of other settings than the cell has now is left out."""
+        known = self.read(cell.slug, seed, rows=rows)
+        if known is None or known.settings == cell.settings(self._size):
+            return known
+        return replace(known, state="left out", reason=OUTDATED)
 
     def write(self, slug: str, record: Record) -> Record:
         path = self._path(slug, record.seed)
@@ -72,14 +88,20 @@ class Records:
 
     def announce(self, cells: Sequence[Cell]) -> None:
         """Write down which cells there are now, in order, without the base."""
-        rows = [{"name": c.name, "kind": c.kind, "about": c.about} for c in cells]
+        rows = [
+            {
+                "name": c.name, "kind": c.kind, "about": c.about,
+                "known_settings": c.settings(self._size),
+            }
+            for c in cells
+        ]  # fmt: skip
         files.write_json(self._folder / "line-up.json", {"cells": rows})
 
     def line_up(self) -> list[Cell]:
         """The cells that were announced last; none before that."""
         path = self._folder / "line-up.json"
         rows = files.read_json(path)["cells"] if path.exists() else []
-        return [Cell(row["name"], "", "", kind=row["kind"], about=row["about"]) for row in rows]
+        return [Cell(aligner="", options="", **row) for row in rows]
 
     def commits(self) -> list[str]:
         """Of the versions that the outcomes are of."""
@@ -95,11 +117,11 @@ def best_cells(
 ) -> list[Cell]:
     """The `most` best cells by the mean held-out reward on validation prompts, over all seeds.
 
-    A cell that is not finished for every seed is not among them.
+    A cell that is not finished for every seed, with the options it has now, is not among them.
     """
     found = []
     for cell in cells:
-        of_seeds = [records.read(cell.slug, seed) for seed in seeds]
+        of_seeds = [records.current(cell, seed) for seed in seeds]
         rewards = [r.facts["reward"] for r in of_seeds if r and r.finished]
         if len(rewards) == len(seeds):
             found.append((sum(rewards) / len(rewards), cell))

@@ -41,13 +41,13 @@ def publish(folder: Path, config: LeagueConfig) -> None:
 
 def results_of(folder: Path, config: LeagueConfig) -> JsonObject:
     """All numbers of the tables, curves and page, from the line-up and the records alone."""
-    records, seeds = Records(folder), range(config.n_seeds)
-    base = [records.read(cells.BASE.slug, seed) for seed in seeds]
+    records, seeds = Records(folder, config.size), range(config.n_seeds)
+    base = [records.current(cells.BASE, seed, rows=True) for seed in seeds]
     there = {r.seed: r for r in base if r and r.finished}
     others = [
         _of_cell(cell, known, there)
         for cell in records.line_up()
-        if (known := [r for seed in seeds if (r := records.read(cell.slug, seed))])
+        if (known := [r for seed in seeds if (r := records.current(cell, seed, rows=True))])
     ]
     untrained = [_of_base(there, config.size.set_size), *_best_of(there)] if there else []
     return {

@@ -28,11 +28,12 @@ from sayso.cli.league.cells import (
 )
 from sayso.cli.league.config import LeagueConfig
 from sayso.cli.league.ground import REWARD, Ground, prepare
-from sayso.cli.league.records import Record, Records, best_cells, why_failed
+from sayso.cli.league.records import OUTDATED, Record, Records, best_cells, why_failed
 from sayso.cli.league.rounds import train_in_rounds
 from sayso.cli.league.training import Trained, plan_of, train
 
-OUTDATED = "its options, or what it learned from, are others now; run it again"
+FOLLOWING = {"rounds", "switches"}
+"""What the cells that follow from the best are called together."""
 
 
 def league(folder: Path, config: LeagueConfig) -> None:
@@ -76,7 +77,7 @@ def plan(_folder: Path, config: LeagueConfig) -> dict[str, object]:
 
 
 def _refuse_unknown(config: LeagueConfig) -> None:
-    known = [*(cell.slug for cell in (BASE, BEST, *TRAINED)), "rounds", "switches"]
+    known = [*(cell.slug for cell in (BASE, BEST, *TRAINED)), *sorted(FOLLOWING)]
     for name in config.wanted:
         if name not in known:
             raise unknown_name("cell", name, known)
@@ -115,7 +116,7 @@ class _League:
 
     def __init__(self, folder: Path, config: LeagueConfig) -> None:
         self.folder, self.config, self.size = folder, config, config.size
-        self.records = Records(folder)
+        self.records = Records(folder, config.size)
         self.grounds: dict[int, Ground] = {}
 
     def run(self) -> None:
@@ -138,6 +139,12 @@ class _League:
             )
             return
         best = best_cells(self.records, TRAINED, seeds, FOLLOWED)
+        if not best and (not self.config.wanted or self.config.wanted & FOLLOWING):
+            console.print(
+                "rounds and switches are of the best cells, and none is finished for every seed; "
+                "run these first",
+                soft_wrap=True,
+            )
         followers = [c for cell in best for c in self._followers(self.grounds[mine[0]], cell)]
         self.records.announce([*common, *followers])
         for seed in mine:
@@ -148,18 +155,26 @@ class _League:
                     self._once(follower, self.grounds[seed], run, "rounds" if many else "switches")
 
     def _waiting(self, seeds: Sequence[int]) -> list[int]:
-        """The seeds that lack the outcome of a trained cell."""
-        read = self.records.read
-        return [n for n in seeds if any(read(cell.slug, n) is None for cell in TRAINED)]
+        """The seeds that lack the outcome of a trained cell with the options it has now."""
+
+        def lacks(cell: Cell, seed: int) -> bool:
+            known = self.records.current(cell, seed)
+            return known is None or known.reason == OUTDATED
+
+        return [n for n in seeds if any(lacks(cell, n) for cell in TRAINED)]
 
     def _followers(self, ground: Ground, cell: Cell) -> list[Cell]:
         """The cells that come from one of the best, with the options chosen for it."""
-        record = self.records.read(cell.slug, ground.seed)
+        record = self.records.current(cell, ground.seed)
         assert record is not None
         chosen = replace(cell, trials=(record.facts["trial"],))
         plan = plan_of(ground, chosen, record.facts["trial"])
         terms = [switched(chosen, term, plan.terms[term], plan.own) for term in SWITCHES]
-        return [*(rounds_of(chosen, n) for n in ROUNDS), *terms]
+        # which option set was chosen may differ from seed to seed, and from which it was does not
+        return [
+            replace(found, known_settings=replace(found, trials=cell.trials).settings(self.size))
+            for found in (*(rounds_of(chosen, n) for n in ROUNDS), *terms)
+        ]
 
     def _once(
         self, cell: Cell, ground: Ground, run: Callable[[], dict[str, Any]],
@@ -167,8 +182,11 @@ class _League:
     ) -> None:  # fmt: skip
         """Run a cell unless its outcome is there, and write that down whatever it is."""
         identity = digest([cell.identity(self.size), self.size.plain, ground.identity])
+        settings = cell.settings(self.size)
         known = self.records.read(cell.slug, ground.seed)
         old = known is not None and known.identity != identity
+        if known and not old and known.settings != settings:
+            known = self.records.write(cell.slug, replace(known, settings=settings))
         # without the base there is nothing to compare with
         wanted = self.config.wanted and {*self.config.wanted, BASE.slug}
         if wanted and not {called, cell.slug} & wanted:
@@ -181,7 +199,7 @@ class _League:
             console.print(f"{cell.name}, seed {ground.seed}: {told}", soft_wrap=True)
             return
         console.rule(f"{cell.name}, seed {ground.seed}")
-        outcome = Record(cell.name, ground.seed, identity, "finished")
+        outcome = Record(cell.name, ground.seed, identity, "finished", settings=settings)
         self.records.write(cell.slug, _outcome(outcome, cell, ground, run))
 
 
