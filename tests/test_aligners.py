@@ -287,7 +287,7 @@ def test_a_word_that_an_option_does_not_know_is_refused(name: str, option: str) 
     aligner = load_aligner(name)()
     # past the check of types, which is there in tests only
     object.__setattr__(aligner, option, "white")
-    with pytest.raises(UserError, match=f"^{option} 'white'; choose [a-z_]+, "):
+    with pytest.raises(UserError, match=f"^{option} 'white'; choose [a-z_]+(,| or) "):
         aligner.__post_init__()
     assert {"kto", "rwr"} <= {name for name, _ in WORDS}
 

@@ -1,17 +1,7 @@
 """Refusals of options out of range, or without effect, that several aligners have."""
 
-from typing import Literal, get_args, get_origin, get_type_hints
-
 from sayso.aligners import Aligner
 from sayso.base.errors import UserError
-
-
-def refuse_unknown_words(aligner: Aligner) -> None:
-    """Raises: UserError: naming the first option whose word is none of its `Literal`'s."""
-    for name, kind in get_type_hints(type(aligner)).items():
-        if get_origin(kind) is Literal and getattr(aligner, name) not in get_args(kind):
-            known = ", ".join(get_args(kind))
-            raise UserError(f"{name} {getattr(aligner, name)!r}; choose {known}")
 
 
 def refuse_not_positive(aligner: Aligner, *names: str) -> None:

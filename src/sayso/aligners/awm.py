@@ -13,11 +13,11 @@ from sayso.aligners._limits import (
     refuse_idle,
     refuse_not_below_one,
     refuse_not_positive,
-    refuse_unknown_words,
 )
 from sayso.aligners._online import OLD, Online, denoising_rollouts
 from sayso.aligners._policy_loss import clipped_policy_loss, was_clipped
 from sayso.base.errors import UserError
+from sayso.base.records import check_choices
 from sayso.families import mean_squared_error
 
 Weighting = Literal["error", "t", "equal"]
@@ -106,7 +106,7 @@ class AdvantageWeighted(Online):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        refuse_unknown_words(self)
+        check_choices(self)
         super().__post_init__()
         refuse_not_positive(self, "clip_range", "beta")
         if not self.groups:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, stratified
-from sayso.aligners._limits import refuse_idle, refuse_unknown_words
+from sayso.aligners._limits import refuse_idle
 from sayso.aligners._rollouts import (
     draw_latents,
     planned,
@@ -19,6 +19,7 @@ from sayso.aligners._rollouts import (
     score,
 )
 from sayso.base.errors import UserError
+from sayso.base.records import check_choices
 from sayso.families import take
 from sayso.rewards import Reward
 
@@ -102,7 +103,7 @@ class DirectAlign(Aligner):
     """An image whose reward is above this is left alone; default: none is."""
 
     def __post_init__(self) -> None:
-        refuse_unknown_words(self)
+        check_choices(self)
         for name, advice in {"stride": 0.2, "most_noise": 0.8}.items():
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} is not in (0, 1]; try {advice}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sayso.aligners import Batch, Work
-from sayso.aligners._limits import refuse_idle, refuse_not_positive, refuse_unknown_words
+from sayso.aligners._limits import refuse_idle, refuse_not_positive
 from sayso.aligners._online import Online
 from sayso.aligners._policy_loss import (
     clipped_policy_loss,
@@ -26,6 +26,7 @@ from sayso.aligners._rollouts import (
     window_of,
 )
 from sayso.base.errors import UserError
+from sayso.base.records import check_choices
 from sayso.base.types import Sampler
 from sayso.families import (
     LEAST_STD,
@@ -93,7 +94,7 @@ class GroupPolicy(Online):
     papers, for flow models only."""
 
     def __post_init__(self) -> None:
-        refuse_unknown_words(self)
+        check_choices(self)
         super().__post_init__()
         if not 0 < self.window <= 1:
             raise UserError(f"window {self.window} is not in (0, 1]; try 0.5")

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, means_of, stratified
-from sayso.aligners._limits import refuse_not_below_one, refuse_unknown_words
+from sayso.aligners._limits import refuse_not_below_one
 from sayso.base.errors import UserError
+from sayso.base.records import check_choices
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
 """Kahneman and Tversky's curve; one that is flat for gains; one that is flat for losses."""
@@ -69,7 +70,7 @@ class KahnemanTversky(Aligner):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        refuse_unknown_words(self)
+        check_choices(self)
         if not 0 < self.beta < float("inf"):
             raise UserError(f"beta {self.beta} must be above 0; try 1000")
         if not 0 < self.good_share < 1:

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, stratified
-from sayso.aligners._limits import refuse_not_below_one, refuse_unknown_words
+from sayso.aligners._limits import refuse_not_below_one
 from sayso.aligners._scores import Score, needs_of, scores
 from sayso.base.errors import UserError
+from sayso.base.records import check_choices
 
 
 def list_advantages(scores: Float[Tensor, "n k"], temperature: float) -> Float[Tensor, "n k"]:
@@ -76,7 +77,7 @@ class Listwise(Aligner):
     """Share of lists trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        refuse_unknown_words(self)
+        check_choices(self)
         for name, advice in {"beta": 500, "temperature": 0.5}.items():
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} {getattr(self, name)} must be above 0; try {advice}")

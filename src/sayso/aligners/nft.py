@@ -13,11 +13,11 @@ from sayso.aligners._limits import (
     refuse_idle,
     refuse_not_below_one,
     refuse_not_positive,
-    refuse_unknown_words,
 )
 from sayso.aligners._online import OLD, Online, denoising_rollouts
 from sayso.aligners._scores import needs_of, scores
 from sayso.base.errors import UserError
+from sayso.base.records import check_choices
 
 Source = Literal["label", "reward", "rollouts"]
 FLOOR = 1e-5
@@ -116,7 +116,7 @@ class NegativeAware(Online):
     """Share of rows trained with the empty prompt, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
-        refuse_unknown_words(self)
+        check_choices(self)
         if self.score == "rollouts":
             refuse_idle(self, "with --score rollouts, which always compares", "centred")
         else:

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sayso.aligners import Aligner, Batch, Work, prompt_means, stratified
-from sayso.aligners._limits import refuse_idle, refuse_not_below_one, refuse_unknown_words
+from sayso.aligners._limits import refuse_idle, refuse_not_below_one
 from sayso.base.errors import UserError
+from sayso.base.records import check_choices
 from sayso.data.rows import TrainingRows
 
 
@@ -81,7 +82,7 @@ class RewardWeighted(Aligner):
     paper."""
 
     def __post_init__(self) -> None:
-        refuse_unknown_words(self)
+        check_choices(self)
         if self.weight == "label":
             refuse_idle(self, "with --weight label, which unrated images lack", "unrated")
         refuse_not_below_one(self, prompt_dropout=0.1)
