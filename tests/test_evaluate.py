@@ -378,8 +378,8 @@ def test_feature_space_stacks_pictures_in_order() -> None:
     ("change", "words"),
     [
         ({"model": "base"}, "not a tuned model"),
-        ({"model": "runs/align-rwrr"}, "did you mean 'align-rwr'"),
-        ({"reward": "runs/fit-clip_heat"}, "did you mean 'fit-clip_head'"),
+        ({"model": "runs/align-rwrr"}, "did you mean 'runs/align-rwr'"),
+        ({"reward": "runs/fit-clip_heat"}, "did you mean 'runs/fit-clip_head'"),
         ({"best_of": "base@best-of-64"}, "no images of base@best-of-64"),
         ({"prompts": "fidelity"}, "no fidelity prompts"),
     ],

@@ -331,7 +331,7 @@ def test_nobody_said_what_is_true(tmp_path: Path) -> None:
 
 
 def test_the_evaluation_asked_for_must_be_one(study: Study) -> None:
-    with pytest.raises(UserError, match="did you mean 'evaluate-align-rwr'"):
+    with pytest.raises(UserError, match="did you mean 'runs/evaluate-align-rwr'"):
         report(study, ReportConfig(evaluation="evaluate-align-rwrr"))
     with pytest.raises(UserError, match="not a run of evaluate"):
         report(study, ReportConfig(evaluation="runs/align-rwr"))
