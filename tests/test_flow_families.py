@@ -5,7 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import pytest
@@ -23,7 +23,7 @@ from sayso.base.types import Sample, Sampler, Size, sample_id
 from sayso.base.weights import quiet_libraries
 from sayso.data.conditions import open_conditions
 from sayso.data.rows import make_rows
-from sayso.families import NOISES, Policy, join, log_prob, mean_squared_error
+from sayso.families import Noise, Policy, join, log_prob, mean_squared_error
 from sayso.families._loading import family
 from sayso.families._tiny_flow import tiny_flux, tiny_z_image
 from sayso.stages._training_data import work_of
@@ -255,7 +255,7 @@ def test_rollouts_without_noise_are_the_samplers_images(both: Flow) -> None:
     found = both.policy.rollout(cond, uncond, [1, 2], drawn)
     images = both.policy.sample(cond, uncond, [1, 2], drawn)
     torch.testing.assert_close(found.latents, images, rtol=0, atol=1e-5)
-    for form in NOISES:
+    for form in get_args(Noise):
         noisy = both.policy.rollout(cond, uncond, [1, 2], replace(drawn, eta=0.5), form=form)
         assert noisy.latents.isfinite().all(), form
         assert noisy.log_prob[:-1].isfinite().all(), form

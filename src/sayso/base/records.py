@@ -47,7 +47,7 @@ def check_types(kind: type, row: Mapping[str, Any], where: object) -> None:
     allowed = _allowed(kind)
     for name, value in row.items():
         may = allowed[name]
-        if may and type(value) not in may.types and value not in may.choices:
+        if may and not may.holds(value):
             raise UserError(f"{where} has {name} {json.dumps(value, default=str)}; give {may.said}")
 
 
@@ -55,7 +55,7 @@ def check_choices(options: Any) -> None:
     """Raises: UserError: for an option that is not among the choices of its field."""
     for name, may in _allowed(type(options)).items():
         value = getattr(options, name)
-        if may and may.choices and type(value) not in may.types and value not in may.choices:
+        if may and may.choices and not may.holds(value):
             raise UserError(f"{name} {value!r}; choose {may.said}")
 
 
@@ -65,6 +65,9 @@ class _Allowed(NamedTuple):
     types: tuple[type, ...]
     words: tuple[str, ...]
     choices: tuple[object, ...] = ()
+
+    def holds(self, value: object) -> bool:
+        return type(value) in self.types or value in self.choices
 
     @property
     def said(self) -> str:

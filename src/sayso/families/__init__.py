@@ -4,7 +4,6 @@ from sayso.families._conditions import Cond, for_rows, join, move, take
 from sayso.families._contract import PARTS, Policy, Rollout
 from sayso.families._schedule import (
     LEAST_STD,
-    NOISES,
     VARIANCE_PRESERVING,
     Kind,
     Noise,
@@ -16,7 +15,6 @@ from sayso.families._schedule import (
 
 __all__ = [
     "LEAST_STD",
-    "NOISES",
     "PARTS",
     "VARIANCE_PRESERVING",
     "Cond",

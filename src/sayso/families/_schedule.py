@@ -7,7 +7,7 @@ sigma have a number per row; all else is [b c h w].
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,6 @@ from sayso.base.samplers import TimestepSampling
 
 Kind = Literal["eps", "v", "velocity"]
 Noise = Literal["ancestral", "cps", "flow_grpo", "dance"]
-NOISES: tuple[Noise, ...] = get_args(Noise)
 VARIANCE_PRESERVING: tuple[Noise, ...] = ("ancestral", "cps")
 LATEST = 1 - 1e-6
 """The latest t that is drawn for training if t is not one of a grid: t = 1 is pure noise."""
