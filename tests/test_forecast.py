@@ -245,6 +245,24 @@ def test_what_is_not_known_of_a_reward_is_said(tmp_path: Path) -> None:
     assert elsewhere["memory, reward clip_score"] == said
 
 
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        ("clip_scoer", "unknown reward 'clip_scoer': did you mean 'clip_score'"),
+        ("runs/fit-clip_haed", "unknown reward 'fit-clip_haed': did you mean 'clip_head'"),
+        ("clip_head", "reward 'clip_head' must be trained first"),
+        ("pickscore", "reward 'pickscore' must be added to the study first"),
+        ("./none.py", "none.py does not exist"),
+    ],
+)
+def test_a_forecast_refuses_what_can_be_no_reward(tmp_path: Path, reward: str, says: str) -> None:
+    study = random_study(tmp_path)
+    with pytest.raises(UserError, match=says):
+        align_plan(Study.open(study.path), AlignConfig(aligner="grpo", reward=reward))
+    with pytest.raises(UserError, match=says):
+        plan(study, GenerateConfig(per_prompt=1, best_of=4, reward=reward))
+
+
 def test_a_reward_that_selects_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = random_study(tmp_path)
 

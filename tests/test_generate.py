@@ -172,7 +172,7 @@ class ByRedness(Reward):
 def test_best_of_keeps_the_top_by_reward(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sayso.rewards.load_reward", lambda *_: ByRedness())
     monkeypatch.setattr("sayso.rewards.reward_folders", lambda *_: [])
-    finished_fit(study, "x", b"weights")
+    finished_fit(study, "x", save({"weight": torch.zeros(1)}))
     config = GenerateConfig(per_prompt=2, best_of=6, reward="fit-x", batch_size=7)
     assert plan(study, config)["images"] == 18
     run = generate(study, config)

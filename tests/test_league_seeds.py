@@ -34,6 +34,11 @@ with running._claimed(Path(sys.argv[1]), LeagueConfig(smoke=True, seeds=2, only_
 """
 
 
+def commit_of(cell: Cell) -> str:
+    """As if every cell had been run by a version of its own."""
+    return f"{cell.name} {cell.options}"
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The cells that are run, with their seeds; nothing is trained."""
@@ -41,7 +46,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     def once(league: Any, cell: Cell, ground: Any, *_: object) -> None:
         found.append((cell.name, ground.seed))
-        facts = {"reward": 0.5, "trial": "", "per_image": 12}
+        facts = {"reward": 0.5, "trial": "", "per_image": 12, "commit": commit_of(cell)}
         settings = cell.settings(league.size)
         done = Record(cell.name, ground.seed, "i", "finished", "", facts, SCORES, (), settings)
         league.records.write(cell.slug, done)
@@ -102,7 +107,10 @@ def test_a_seed_of_other_options_counts_as_lacking_the_cell(
     league.run()
     assert "rounds and switches wait for the other cells of seed 0" in capsys.readouterr().err
     assert best_cells(league.records, cells.TRAINED, range(2), 2) == [TRAINED[1]]
-    found = {cell.get("cell"): cell for cell in results_of(tmp_path, CONFIG)["cells"]}
+    results = results_of(tmp_path, CONFIG)
+    assert commit_of(changed) in results["commits"]
+    assert commit_of(TRAINED[0]) not in results["commits"]
+    found = {cell.get("cell"): cell for cell in results["cells"]}
     assert found[changed.name]["reasons"] == {"seed 0": OUTDATED}
     assert found[changed.name]["seeds"] == [1]
 

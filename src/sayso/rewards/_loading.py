@@ -9,7 +9,7 @@ from sayso.base.errors import UserError, quoted
 from sayso.base.plugins import is_plugin, load_plugin, plugin_names, refuse_bad_options
 from sayso.data.clip import resolve_clip
 from sayso.rewards._contract import ClipReward, PretrainedReward, Reward, TrainableReward
-from sayso.study.identity import find_reward, model_folder
+from sayso.study.identity import NotHereError, NotMadeError, find_reward, model_folder
 from sayso.study.inputs import refuse_edited
 from sayso.study.run import Run
 from sayso.study.study import Study
@@ -23,17 +23,24 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     """
     if not is_plugin("reward", name):
         return _load_made(find_reward(study, name), study, device)
-    kind: type[Any] = load_plugin("reward", name, Reward)
-    refuse_bad_options("reward", kind)
+    reward = _class_as_it_is(study, name)()
+    reward.prepare(study, device)
+    return reward
+
+
+def _class_as_it_is(study: Study, name: str) -> type[Any]:
+    """The class of the plug-in `name`, which can score without a run.
+
+    Raises: UserError: if there is none, or it has to be trained or added first.
+    """
+    kind = load_reward_class(name)
     if stage := _stage_of(kind):
         done = {"fit": "trained", "reward": "added to the study"}[stage]
         raise UserError(
             f"reward {name!r} must be {done} first: run sayso {stage} {quoted(study.path)} "
             f"--reward {quoted(name)}, then give runs/{stage}-{Path(name).stem}"
         )
-    reward = kind()
-    reward.prepare(study, device)
-    return reward
+    return kind
 
 
 def _stage_of(kind: type[Reward]) -> str:
@@ -58,17 +65,18 @@ def reads_clip(kind: type[Reward]) -> bool:
 def reward_at_hand(study: Study, name: str) -> tuple[Reward, list[Path]]:
     """The reward called `name`, not loaded, and the folders of its weights; fetches nothing.
 
-    Raises: UserError: if there is no such reward, or its weights are not on this machine.
+    Raises: UserError: if there is no such reward; `NotMadeError` if its run is not finished;
+        `NotHereError` if the study's CLIP is not on this machine.
     """
     run = None if is_plugin("reward", name) else find_reward(study, name)
-    kind = load_reward_class(run.config["reward"] if run else name)
     if run and not run.finished:
-        raise UserError(f"{run.name} is not finished")
+        raise NotMadeError(f"{run.name} is not finished")
+    kind = load_reward_class(run.config["reward"]) if run else _class_as_it_is(study, name)
     folders = [run.weights] if run else []
     if reads_clip(kind):
         clip = model_folder(study.info.clip_model, "clip")
         if clip is None:
-            raise UserError(f"CLIP {study.info.clip_model} is not on this machine")
+            raise NotHereError(f"CLIP {study.info.clip_model} is not on this machine")
         folders.append(clip)
     return kind(**(run.config["options"] if run else {})), folders
 

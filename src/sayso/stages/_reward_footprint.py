@@ -8,10 +8,10 @@ import torch
 from rich.filesize import decimal
 
 from sayso.base import files
-from sayso.base.errors import UserError
 from sayso.base.weights import bytes_in_memory
 from sayso.families._trace import trace_decoding
 from sayso.rewards import reward_at_hand
+from sayso.study.identity import NotHereError, NotMadeError
 from sayso.study.study import Study
 
 
@@ -54,11 +54,14 @@ class RewardFootprint(NamedTuple):
 
 
 def reward_footprint(study: Study, name: str) -> RewardFootprint:
-    """What the reward called `name` takes; a reward that is not here yet is said to be missing."""
+    """What the reward called `name` takes; a reward that is not here yet is said to be missing.
+
+    Raises: UserError: if there cannot be such a reward.
+    """
     try:
         reward, folders = reward_at_hand(study, name)
         weights = sum(bytes_in_memory(folder, reward.number_format_kept) for folder in folders)
-    except UserError as error:
+    except (NotMadeError, NotHereError) as error:
         return RewardFootprint(name, missing=f"not counted: {error}")
     missing = ""
     if name.endswith(".py"):

@@ -32,6 +32,10 @@ class NotHereError(UserError):
     """What a name stands for is not on this machine, so that its identity cannot be computed."""
 
 
+class NotMadeError(UserError):
+    """The run that a name stands for is still to be made, or to be finished."""
+
+
 # names
 
 
@@ -215,7 +219,7 @@ def reward_name(reward: str) -> str:
 def find_reward(study: ReadableStudy, name: str) -> Run:
     """The run of fit or reward that is called `name`.
 
-    Raises: UserError: if there is none: how to make it, or the nearest reward.
+    Raises: UserError: if there is none: how to make it (`NotMadeError`), or the nearest reward.
     """
     asked, known = canonical_run(study, name), plugin_names("reward")
     made = {run.name: run for stage in REWARD_STAGES for run in study.runs(stage)}
@@ -224,7 +228,7 @@ def find_reward(study: ReadableStudy, name: str) -> Run:
     stage, _, plugin = asked.removeprefix("runs/").partition("-")
     if stage in REWARD_STAGES and plugin in known:
         others = f", or choose {' or '.join(made)}" if made else ""
-        raise UserError(
+        raise NotMadeError(
             f"there is no reward {asked}; {REWARD_STAGES[stage]} it with: sayso {stage} "
             f"{quoted(study.path)} --reward {plugin}{others}"
         )

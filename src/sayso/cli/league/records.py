@@ -103,11 +103,6 @@ class Records:
         rows = files.read_json(path)["cells"] if path.exists() else []
         return [Cell(aligner="", options="", **row) for row in rows]
 
-    def commits(self) -> list[str]:
-        """Of the versions that the outcomes are of."""
-        outcomes = [files.read_json(p) for p in self._folder.glob("cells/*/seed-*/outcome.json")]
-        return sorted({commit for row in outcomes if (commit := row["facts"].get("commit"))})
-
     def _path(self, slug: str, seed: int) -> Path:
         return self._folder / "cells" / slug / f"seed-{seed}"
 

@@ -1,6 +1,6 @@
 """The league's numbers, computed anew from the stored scores and votes of its cells."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,25 @@ def results_of(folder: Path, config: LeagueConfig) -> JsonObject:
     records, seeds = Records(folder, config.size), range(config.n_seeds)
     base = [records.current(cells.BASE, seed, rows=True) for seed in seeds]
     there = {r.seed: r for r in base if r and r.finished}
-    others = [
-        _of_cell(cell, known, there)
+    known = [
+        (cell, own)
         for cell in records.line_up()
-        if (known := [r for seed in seeds if (r := records.current(cell, seed, rows=True))])
+        if (own := [r for seed in seeds if (r := records.current(cell, seed, rows=True))])
     ]
+    others = [_of_cell(cell, own, there) for cell, own in known]
     untrained = [_of_base(there, config.size.set_size), *_best_of(there)] if there else []
     return {
         "size": config.size.plain, "seeds": sorted(there), "cells": [*untrained, *others],
         "best": [cell.name for cell in best_cells(records, cells.TRAINED, seeds, cells.FOLLOWED)],
-        "commits": records.commits(),
+        "commits": _commits([*there.values(), *(record for _, own in known for record in own)]),
         "over": "seeds and prompts" if len(there) > 1 else "prompts (one seed)",
     }  # fmt: skip
+
+
+def _commits(shown: Iterable[Record]) -> list[str]:
+    """Of the versions that ran what is shown; an outcome that is left out counts for nothing."""
+    ran = [record.facts for record in shown if record.state != "left out"]
+    return sorted({commit for facts in ran if (commit := facts.get("commit"))})
 
 
 def _of_base(there: Mapping[int, Record], set_size: int) -> JsonObject:
