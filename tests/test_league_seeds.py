@@ -39,6 +39,10 @@ def commit_of(cell: Cell) -> str:
     return f"{cell.name} {cell.options}"
 
 
+def rounds(cell: Cell, n: int) -> Cell:
+    return replace(rounds_of(cell, n), follows=cell.settings(CONFIG.size))
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The cells that are run, with their seeds; nothing is trained."""
@@ -56,9 +60,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(running, "prepare", ground)
     monkeypatch.setattr(running._League, "_once", once)
-    monkeypatch.setattr(
-        running._League, "_followers", lambda _, _ground, cell: [rounds_of(cell, 2)]
-    )
+    monkeypatch.setattr(running._League, "_followers", lambda _, _ground, cell: [rounds(cell, 2)])
     return found
 
 
@@ -86,7 +88,7 @@ def test_rounds_wait_until_every_seed_has_its_cells(
 def test_a_seed_alone_keeps_the_rounds_of_before_in_the_line_up(
     ran: list[tuple[str, int]], tmp_path: Path
 ) -> None:
-    later = rounds_of(TRAINED[0], 3)
+    later = rounds(TRAINED[0], 3)
     Records(tmp_path, CONFIG.size).announce([*TRAINED, later])
     running._League(tmp_path, replace(CONFIG, only_seed=1)).run()
     assert Records(tmp_path, CONFIG.size).line_up()[-1].name == later.name
@@ -107,6 +109,9 @@ def test_a_seed_of_other_options_counts_as_lacking_the_cell(
     league.run()
     assert "rounds and switches wait for the other cells of seed 0" in capsys.readouterr().err
     assert best_cells(league.records, cells.TRAINED, range(2), 2) == [TRAINED[1]]
+    shown = [cell.name for cell in league.records.line_up()]
+    assert f"{changed.name}, 2 rounds" not in shown
+    assert f"{TRAINED[1].name}, 2 rounds" in shown
     results = results_of(tmp_path, CONFIG)
     assert commit_of(changed) in results["commits"]
     assert commit_of(TRAINED[0]) not in results["commits"]

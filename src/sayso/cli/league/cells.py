@@ -37,6 +37,7 @@ class Cell:
         rows: rows of a step, if they are neither.
         rounds: in how many rounds the budget is spent.
         known_settings: see `settings`; empty = they follow from the above.
+        follows: the settings of the cell that rounds and switches are of.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Cell:
     rows: int = 0
     rounds: int = 1
     known_settings: str = ""
+    follows: str = ""
 
     def given(self, size: Size, trial: str) -> str:
         """The options of a trial in a league of that size."""
@@ -64,7 +66,7 @@ class Cell:
     def identity(self, size: Size) -> JsonObject:
         """All that decides what is done: another name or description is not among it."""
         known = asdict(self) | {"trials": [*self.trials[: size.trials]]}
-        ignored = ("name", "about", "known_settings")
+        ignored = ("name", "about", "known_settings", "follows")
         return {key: value for key, value in known.items() if key not in ignored}
 
     def settings(self, size: Size) -> str:

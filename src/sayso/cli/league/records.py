@@ -91,7 +91,7 @@ class Records:
         rows = [
             {
                 "name": c.name, "kind": c.kind, "about": c.about,
-                "known_settings": c.settings(self._size),
+                "known_settings": c.settings(self._size), "follows": c.follows,
             }
             for c in cells
         ]  # fmt: skip

@@ -121,8 +121,10 @@ class _League:
 
     def run(self) -> None:
         common, mine = (BEST, *TRAINED), self.config.run_now
-        # those that follow from the best stay, until it is known anew which these are
-        later = [cell for cell in self.records.line_up() if cell.kind in ("rounds", "switch")]
+        # those that follow from the best stay, until it is known anew which these are; but not
+        # those of a cell that has other options by now
+        there = {cell.settings(self.size) for cell in TRAINED}
+        later = [cell for cell in self.records.line_up() if cell.follows in there]
         self.records.announce([*common, *later])
         for seed in mine:
             ground = self.grounds[seed] = prepare(self.folder / f"seed-{seed}", self.size, seed)
@@ -172,7 +174,11 @@ class _League:
         terms = [switched(chosen, term, plan.terms[term], plan.own) for term in SWITCHES]
         # which option set was chosen may differ from seed to seed, and from which it was does not
         return [
-            replace(found, known_settings=replace(found, trials=cell.trials).settings(self.size))
+            replace(
+                found,
+                known_settings=replace(found, trials=cell.trials).settings(self.size),
+                follows=cell.settings(self.size),
+            )
             for found in (*(rounds_of(chosen, n) for n in ROUNDS), *terms)
         ]
 
