@@ -1,7 +1,6 @@
 """A reward by its name: a plug-in as it is, or a run of `fit` or `reward` that made one."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +27,7 @@ def load_reward(study: Study, name: str, device: torch.device | str = "cpu") -> 
     return reward
 
 
-def _class_as_it_is(study: Study, name: str) -> type[Any]:
+def _class_as_it_is(study: Study, name: str) -> type[Reward]:
     """The class of the plug-in `name`, which can score without a run.
 
     Raises: UserError: if there is none, or it has to be trained or added first.

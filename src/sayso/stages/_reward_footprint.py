@@ -56,7 +56,7 @@ class RewardFootprint(NamedTuple):
 def reward_footprint(study: Study, name: str) -> RewardFootprint:
     """What the reward called `name` takes; a reward that is not here yet is said to be missing.
 
-    Raises: UserError: if there cannot be such a reward.
+    Raises: UserError: if there can be no such reward, or its weights cannot be read.
     """
     try:
         reward, folders = reward_at_hand(study, name)

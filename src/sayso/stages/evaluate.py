@@ -25,7 +25,6 @@ from sayso.study.identity import (
     IMPORTED,
     canonical_config,
     chosen_from,
-    find_reward,
     reward_identity,
 )
 from sayso.study.info import PromptChoice
@@ -202,7 +201,6 @@ def _gather(study: Study, config: EvaluateConfig, judge: Judge | None) -> _Gathe
     _refuse_unpaired(by_model["base"], by_model[config.model], config.model)
     identities = {role: generations.now(model) for role, model in models.items()}
     if config.reward:
-        _find_reward(study, config.reward)
         identities["reward"] = reward_identity(study, config.reward)
     identities |= judge_identities(study, judge_name, judge)
     samples = {model: by_model[model] for model in models.values()}
@@ -267,14 +265,6 @@ def _refuse_unpaired(base: Sequence[Sample], aligned: Sequence[Sample], model: s
         raise UserError(
             f"base and {model} share no prompt and seed; generate the same prompts with both"
         )
-
-
-def _find_reward(study: Study, name: str) -> None:
-    """Refuse an unknown reward before anything is loaded."""
-    from sayso.base.plugins import is_plugin
-
-    if not is_plugin("reward", name):
-        find_reward(study, name)
 
 
 def _judge_name(study: Study, config: EvaluateConfig, prompts: Iterable[Prompt]) -> str:
